@@ -1,0 +1,224 @@
+"""Where a peer is: every spelling that users write, turned into one value.
+
+Taken are ``(host, port)``, Twisted's client endpoint descriptions and uWSGI's own ``host:port`` and
+``/path/to/socket``. Connecting is left to the clients: the Deferred one hands :attr:`Address.description` to
+Twisted, the blocking one uses the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from uwsgitwisted.errors import InvalidAddress
+
+Kind = Literal["tcp", "unix", "tls"]
+
+ACCEPTED_FORMS = (
+    "('host', port), 'host:port', '[IPv6]:port', '/path/to/socket', 'tcp:host:port', 'unix:/path/to/socket' "
+    "or 'tls:host:port'"
+)
+
+#: The keywords of Twisted's client endpoints that we take besides host, port and path
+#: (`clientFromString` and, for tls, `_parseClientTLS` in twisted.internet.endpoints).
+OPTIONS: dict[Kind, frozenset[str]] = {
+    "tcp": frozenset({"timeout", "bindAddress"}),
+    "unix": frozenset({"timeout", "lockfile"}),
+    "tls": frozenset({"timeout", "bindAddress", "trustRoots", "certificate", "privateKey", "endpoint"}),
+}
+
+_SPECIAL = str.maketrans({"\\": "\\\\", ":": "\\:", "=": "\\="})
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer listens.
+
+    :param kind: how it is reached.
+    :param host: a name or an IP address without brackets; empty for a unix socket.
+    :param port: 1 to 65535; 0 for a unix socket.
+    :param path: the unix socket's path; empty otherwise.
+    :param options: the keywords of the endpoint description, such as ``("trustRoots", "/etc/ssl/certs")``,
+        sorted.
+    """
+
+    kind: Kind
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    def option(self, name: str) -> str | None:
+        """Return the value of the keyword *name* of the endpoint description, or None if it isn't there."""
+        return dict(self.options).get(name)
+
+    @property
+    def description(self) -> str:
+        """The canonical description, for :func:`twisted.internet.endpoints.clientFromString`."""
+        place = (self.path,) if self.kind == "unix" else (self.host, str(self.port))
+        parts = [part.translate(_SPECIAL) for part in (self.kind, *place)]
+        parts += [f"{name}={value.translate(_SPECIAL)}" for name, value in self.options]
+        return ":".join(parts)
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return self.path
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls:' if self.kind == 'tls' else ''}{host}:{self.port}"
+
+
+#: What the clients take as an address. A list does as well as a tuple, since JSON makes lists of tuples.
+AddressLike = Address | str | tuple[str, int | str] | list[str | int]
+
+
+def parse_address(address: AddressLike) -> Address:
+    """Return what *address* says.
+
+    :param address: ``(host, port)``, an endpoint description, or what uWSGI's options take.
+    :raises InvalidAddress: if it is none of them; the text shows the accepted forms.
+    """
+    try:
+        if isinstance(address, Address):
+            return address
+        if isinstance(address, str):
+            return _parse_text(address)
+        if isinstance(address, (tuple, list)) and len(address) == 2:
+            host, port = address
+            return _internet("tcp", host, port, {})
+    except _Unacceptable as error:
+        raise InvalidAddress(f"not an address, {error}; write {ACCEPTED_FORMS}", address=address) from None
+    raise InvalidAddress(f"not an address; write {ACCEPTED_FORMS}", address=address)
+
+
+class _Unacceptable(Exception):
+    """What is wrong with an address; the caller adds the address itself."""
+
+
+def _parse_text(text: str) -> Address:
+    kind, colon, _ = text.partition(":")
+    parser = _DESCRIPTIONS.get(kind.lower()) if colon else None
+    if parser is not None:
+        positional, options = _split_description(text)
+        return parser(positional[1:], options)
+    if text.startswith(("/", "./", "../")):
+        return _unix(text, {})
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise _Unacceptable("it has no port and doesn't begin with a slash as a path would")
+    if host.startswith("[") and host.endswith("]"):
+        return _internet("tcp", host[1:-1], port, {})
+    if ":" in host:
+        raise _Unacceptable(f"an IPv6 address stands in brackets, and no endpoint is called {kind!r} here")
+    return _internet("tcp", host, port, {})
+
+
+def _split_description(text: str) -> tuple[list[str], dict[str, str]]:
+    """Return the positional and the keyword arguments in an endpoint description.
+
+    The rules are those of Twisted: a colon ends an argument, the first ``=`` in one makes it a keyword, a
+    backslash takes the next character as it is.
+    """
+    positional: list[str] = []
+    options: dict[str, str] = {}
+    name: str | None = None
+    current = ""
+    characters = iter(text)
+    for character in characters:
+        if character == ":":
+            _add_argument(positional, options, name, current)
+            name, current = None, ""
+        elif character == "=" and name is None:
+            name, current = current, ""
+        elif character == "\\":
+            current += _escaped(next(characters, None))
+        else:
+            current += character
+    _add_argument(positional, options, name, current)
+    return positional, options
+
+
+def _escaped(character: str | None) -> str:
+    if character is None:
+        raise _Unacceptable("it ends with a backslash that escapes nothing")
+    return character
+
+
+def _add_argument(positional: list[str], options: dict[str, str], name: str | None, value: str) -> None:
+    if name is None:
+        positional.append(value)
+    else:
+        options[name] = value
+
+
+def _parse_tcp(positional: list[str], options: dict[str, str]) -> Address:
+    return _internet("tcp", *_host_and_port(positional, options), options)
+
+
+def _parse_tls(positional: list[str], options: dict[str, str]) -> Address:
+    return _internet("tls", *_host_and_port(positional, options), options)
+
+
+def _parse_unix(positional: list[str], options: dict[str, str]) -> Address:
+    (path,) = _place(("path",), positional, options)
+    return _unix(path, options)
+
+
+_DESCRIPTIONS: dict[str, Callable[[list[str], dict[str, str]], Address]] = {
+    "tcp": _parse_tcp,
+    "tls": _parse_tls,
+    "unix": _parse_unix,
+}
+
+
+def _host_and_port(positional: list[str], options: dict[str, str]) -> tuple[str, str]:
+    host, port = _place(("host", "port"), positional, options)
+    return host, port
+
+
+def _place(names: tuple[str, ...], positional: list[str], options: dict[str, str]) -> list[str]:
+    """Take the arguments *names* out of both, as Python does when it calls a function."""
+    waiting = list(positional)
+    values: list[str] = []
+    for name in names:
+        if name in options:
+            values.append(options.pop(name))
+        elif waiting:
+            values.append(waiting.pop(0))
+        else:
+            raise _Unacceptable(f"it has no {name}")
+    if waiting:
+        raise _Unacceptable(f"{waiting[0]!r} is too much")
+    return values
+
+
+def _internet(kind: Kind, host: object, port: object, options: dict[str, str]) -> Address:
+    if not isinstance(host, str) or not host:
+        raise _Unacceptable("the host is not a name")
+    if any(character <= " " or character in "/[]" for character in host):
+        raise _Unacceptable(f"{host!r} can't be a host")
+    return Address(kind, host=host, port=_port(port), options=_options(kind, options))
+
+
+def _port(port: object) -> int:
+    if isinstance(port, str) and port.isascii() and port.isdecimal() and len(port) <= 5:
+        port = int(port)
+    if type(port) is not int or not 1 <= port <= 0xFFFF:
+        raise _Unacceptable(f"{port!r} is not a port from 1 to 65535")
+    return port
+
+
+def _unix(path: str, options: dict[str, str]) -> Address:
+    if not path or "\0" in path:
+        raise _Unacceptable(f"{path!r} can't be a path")
+    return Address("unix", path=path, options=_options("unix", options))
+
+
+def _options(kind: Kind, options: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    for name in options:
+        if name not in OPTIONS[kind]:
+            raise _Unacceptable(f"{kind} takes no {name!r}, only {', '.join(sorted(OPTIONS[kind]))}")
+    timeout = options.get("timeout", "1")
+    if not timeout.isascii() or not timeout.isdecimal():
+        raise _Unacceptable(f"the timeout {timeout!r} is not a whole number of seconds")
+    return tuple(sorted(options.items()))

@@ -1,0 +1,192 @@
+"""uWSGI's original calls for plain scripts: they block, keep their timeout, and raise our errors.
+
+They need no Twisted and leave nothing running, so they work in any process: a script, a thread, a forked
+worker, gunicorn, Celery or a real uWSGI. In the thread of a running reactor they refuse; there,
+:class:`uwsgitwisted.client.Client` does the same with Deferreds.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from uwsgitwisted.address import AddressLike, parse_address
+from uwsgitwisted.errors import FanOutError, MisuseError, ProtocolError, SpoolRefused, UwsgiError
+from uwsgitwisted.sockets import Deadline, Steps, converse, run
+from uwsgitwisted.wire.exchange import PlainExchange
+from uwsgitwisted.wire.message import encode_request
+from uwsgitwisted.wire.packet import PING, SPOOL, Packet
+from uwsgitwisted.wire.vars import VarsValue
+
+
+def send_uwsgi_message(
+    host: str, port: int | str, modifier1: int, modifier2: int, message: object, timeout: float = 30
+) -> object:
+    """Send *message* to a node and return its answer.
+
+    :param host: a name, whose addresses are tried in turn, or an address.
+    :param port: a number, or its digits.
+    :param modifier1: what is asked for: 33 sends an object, 17 a task, 173 a call, 100 a ping.
+    :param modifier2: for the handler to read, 0 to 255.
+    :param message: what is sent; :func:`uwsgitwisted.wire.message.encode_request` says how.
+    :param timeout: seconds for all of it: the look-up, connecting, sending, the whole answer.
+    :return: the object for modifier1 33, True or False for a yes or no (modifier1 17), else bytes.
+    :raises MisuseError: if the message can't be sent; nothing was sent then.
+    :raises ConnectionFailed: if there is no connection, or it breaks.
+    :raises NoAnswer: if the peer closes without an answer, which is how plain uwsgi reports every failure.
+    :raises RequestTimeout: if the time is over.
+    :raises ProtocolError: if the answer's bytes are broken.
+    """
+    return send_message((host, port), modifier1, modifier2, message, timeout)
+
+
+def send_message(
+    address: AddressLike, modifier1: int, modifier2: int, message: object, timeout: float = 30
+) -> object:
+    """Send *message* to an address and return its answer, as :func:`send_uwsgi_message` does.
+
+    :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint
+        description such as ``"tls:host:port"``.
+    """
+    return _ask(address, modifier1, modifier2, message, timeout, PlainExchange.result)
+
+
+def send_multi_uwsgi_message(
+    cluster: Iterable[tuple[str, int | str, object]], modifier1: int, modifier2: int, timeout: float = 30
+) -> tuple[object, ...]:
+    """Send each node its message, to all of them at once, and return their answers in the same order.
+
+    :param cluster: ``(host, port, message)`` for each node.
+    :param modifier1: as for :func:`send_uwsgi_message`, the same for all.
+    :param modifier2: as there.
+    :param timeout: seconds for all nodes together.
+    :raises MisuseError: if one of the messages can't be sent; nothing was sent to any node then.
+    :raises FanOutError: if a node failed. Its ``results`` has every node's own answer or error.
+    """
+    _refuse_in_reactor()
+    nodes = [_node(place, node) for place, node in enumerate(cluster)]
+    deadline = _deadline(timeout)
+    results = run(
+        [
+            _prepare((host, port), modifier1, modifier2, message, deadline, PlainExchange.result)
+            for host, port, message in nodes
+        ]
+    )
+    failures = [result for result in results if isinstance(result, UwsgiError)]
+    if failures:
+        raise FanOutError(
+            f"{len(failures)} of {len(results)} nodes failed: {'; '.join(map(str, failures))}",
+            results=tuple(results),
+        )
+    return tuple(results)
+
+
+def spool(
+    address: AddressLike, task: Mapping[str, VarsValue] | Mapping[bytes, VarsValue], timeout: float = 30
+) -> bool:
+    """Hand *task* to a spooler.
+
+    :param address: as for :func:`send_message`.
+    :param task: the variables that the spooler function gets. Of them ``at``, ``priority`` and ``spooler``
+        also tell the spooler when and where to run it.
+    :param timeout: seconds for all of it.
+    :return: True: the task is safely stored.
+    :raises SpoolRefused: if the spooler did not take it.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does. After a timeout or a broken connection the task may
+        have been taken nevertheless.
+    """
+    answer = send_message(address, SPOOL, 0, task, timeout)
+    if answer is False:
+        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
+    if answer is not True:
+        raise ProtocolError("what answers there is no spooler", address=address)
+    return True
+
+
+def ping(address: AddressLike, timeout: float = 5) -> float:
+    """Ask whether a node is alive.
+
+    :param address: as for :func:`send_message`.
+    :param timeout: seconds to wait.
+    :return: how long it took to connect and to get the answer, in seconds.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does, if it is not.
+    """
+    start = time.monotonic()
+    _ask(address, PING, 0, None, timeout, _pong)
+    return time.monotonic() - start
+
+
+def _pong(exchange: PlainExchange) -> object:
+    if not isinstance(exchange.answer, Packet) or exchange.answer.modifier1 != PING:
+        raise ProtocolError("what answers there is no uwsgi server")
+    return True
+
+
+def _ask(
+    address: AddressLike,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    timeout: float,
+    finish: Callable[[PlainExchange], object],
+) -> object:
+    _refuse_in_reactor()
+    (result,) = run([_prepare(address, modifier1, modifier2, message, _deadline(timeout), finish)])
+    if isinstance(result, UwsgiError):
+        raise result
+    return result
+
+
+def _prepare(
+    address: AddressLike,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    deadline: Deadline,
+    finish: Callable[[PlainExchange], object],
+) -> Steps[object]:
+    """Check everything that can be checked before a byte is sent, and return the conversation."""
+    place = parse_address(address)
+    try:
+        exchange = PlainExchange(encode_request(modifier1, modifier2, message))
+    except UwsgiError as error:
+        error.address = address
+        raise
+
+    def steps() -> Steps[object]:
+        try:
+            yield from converse(place, exchange, deadline)
+            return finish(exchange)
+        except UwsgiError as error:
+            error.address = address
+            raise
+
+    return steps()
+
+
+def _node(place: int, node: object) -> tuple[str, int | str, object]:
+    if not isinstance(node, (tuple, list)) or len(node) != 3:
+        raise MisuseError(f"item {place} of the cluster is {node!r}; each is (host, port, message)")
+    host, port, message = node
+    return host, port, message
+
+
+def _deadline(timeout: float) -> Deadline:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
+    return Deadline.after(timeout)
+
+
+def _refuse_in_reactor() -> None:
+    """Raise if this thread is the one in which Twisted's reactor runs, without importing Twisted."""
+    reactor = sys.modules.get("twisted.internet.reactor")
+    threadable = sys.modules.get("twisted.python.threadable")
+    if reactor is None or threadable is None:
+        return
+    if getattr(reactor, "running", False) and threadable.isInIOThread():
+        raise MisuseError(
+            "a blocking call in the reactor's thread would stop everything else there; call "
+            "uwsgitwisted.client.Client's method, which returns a Deferred, or use deferToThread"
+        )

@@ -1,0 +1,172 @@
+"""The client with Deferreds.
+
+    client = Client(reactor)
+    answer = await client.send_message(("10.0.0.5", 3033), 33, 17, {"key": "value"})
+
+It keeps one session with each of our own nodes and opens a connection a request to any other uwsgi server;
+which is which it finds out by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, fail
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.errors import MisuseError, ProtocolError, SpoolRefused, UwsgiError
+from uwsgitwisted.transport.peer import Peer
+from uwsgitwisted.wire.message import encode_request
+from uwsgitwisted.wire.packet import PING, SPOOL
+from uwsgitwisted.wire.session import MAX_MESSAGE, Terms
+from uwsgitwisted.wire.vars import VarsValue
+
+
+class Client:
+    """Sends messages to uwsgi servers.
+
+    An address is ``(host, port)``, ``"host:port"``, a Twisted client endpoint description such as
+    ``"unix:/run/node.sock"`` or ``"tls:host:port"``, or a UNIX socket's path.
+
+    :param reactor: connects and keeps the time.
+    :param max_message: the largest answer that is taken, in bytes.
+    :param plain: addresses that are never offered a session.
+    """
+
+    def __init__(
+        self, reactor: Any, *, max_message: int = MAX_MESSAGE, plain: Iterable[AddressLike] = ()
+    ) -> None:
+        self._reactor = reactor
+        self._terms = Terms(max_message=max_message)
+        self._plain = {parse_address(address) for address in plain}
+        self._peers: dict[Address, Peer] = {}
+
+    def send_message(
+        self, address: AddressLike, modifier1: int, modifier2: int, message: object, timeout: float = 30
+    ) -> Deferred[object]:
+        """Send *message* and get its answer.
+
+        :param modifier1: what is asked for: 33 sends an object, 17 a task, 100 a ping, 101 an echo.
+        :param modifier2: for the handler to read, 0 to 255.
+        :param message: what is sent; :func:`uwsgitwisted.wire.message.encode_request` says how.
+        :param timeout: seconds for all of it: connecting, sending, the whole answer.
+        :return: fires once: with the object for modifier1 33, True or False for modifier1 17, else bytes. Fails
+            with a :class:`~uwsgitwisted.errors.UwsgiError` that has the address: ``MisuseError`` if the message
+            can't be sent, ``ConnectionFailed``, ``NoAnswer``, ``RequestTimeout``, ``ProtocolError`` if the
+            answer's bytes are broken; and from one of our own nodes ``RemoteError`` if its handler raised,
+            ``Busy``, ``WorkerDied``. Cancelling it withdraws the request and fails it with
+            ``RequestCancelled``.
+        """
+        try:
+            peer = self._peer(parse_address(address))
+            _check_timeout(timeout)
+            answer = peer.ask(encode_request(modifier1, modifier2, message), timeout)
+        except UwsgiError as error:
+            answer = fail(error)
+        return answer.addErrback(_add_address, address)
+
+    def send_multi_message(
+        self,
+        nodes: Iterable[tuple[str, int, object]],
+        modifier1: int,
+        modifier2: int,
+        timeout: float = 30,
+    ) -> Deferred[list[tuple[bool, object]]]:
+        """Send each node its message, to all at once.
+
+        :param nodes: ``(host, port, message)`` or ``(address, message)`` for each.
+        :param modifier1: as for :meth:`send_message`, the same for all.
+        :param modifier2: as there.
+        :param timeout: seconds that each node has, all at the same time.
+        :return: a ``DeferredList`` that fires when all have answered or failed, with ``(True, answer)`` or
+            ``(False, Failure)`` for each node, in order. Cancelling it withdraws every request. It fails, before
+            anything is sent, with ``MisuseError`` if *nodes* has something else.
+        """
+        try:
+            pairs = [_split(node) for node in nodes]
+        except MisuseError as error:
+            return fail(error)
+        return DeferredList(
+            [self.send_message(address, modifier1, modifier2, message, timeout) for address, message in pairs],
+            consumeErrors=True,
+        )
+
+    def spool(
+        self,
+        address: AddressLike,
+        task: Mapping[str, VarsValue] | Mapping[bytes, VarsValue],
+        timeout: float = 30,
+    ) -> Deferred[bool]:
+        """Hand *task* to a spooler.
+
+        :param task: the variables that the spooler function gets. Of them ``at`` and ``priority`` also tell the
+            spooler when to run it.
+        :param timeout: seconds for all of it.
+        :return: fires with True when the task is safely stored. Fails with ``SpoolRefused`` if the spooler did
+            not take it, or as :meth:`send_message` does; after a timeout or a lost connection the task may have
+            been taken nevertheless.
+        """
+        return self.send_message(address, SPOOL, 0, task, timeout).addCallback(_taken, address)
+
+    def ping(self, address: AddressLike, timeout: float = 5) -> Deferred[float]:
+        """Ask whether a server lives.
+
+        :param timeout: seconds to wait.
+        :return: fires with how long the answer took, in seconds; fails as :meth:`send_message` does.
+        """
+        start = self._reactor.seconds()
+        return self.send_message(address, PING, 0, None, timeout).addCallback(
+            lambda _: self._reactor.seconds() - start
+        )
+
+    def close(self) -> Deferred[None]:
+        """Close every connection; what is in flight fails. The client may be used again.
+
+        :return: fires when they are closed.
+        """
+        peers, self._peers = self._peers, {}
+        return DeferredList([peer.close() for peer in peers.values()]).addCallback(lambda _: None)
+
+    def _peer(self, address: Address) -> Peer:
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(
+                self._reactor, self._endpoint(address), self._terms, plain=address in self._plain
+            )
+        return peer
+
+    def _endpoint(self, address: Address) -> IStreamClientEndpoint:
+        if address.kind == "tcp" and not address.options:
+            return HostnameEndpoint(self._reactor, address.host, address.port)
+        endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
+        return endpoint
+
+
+def _split(node: Any) -> tuple[AddressLike, object]:
+    if isinstance(node, (tuple, list)) and len(node) in (2, 3):
+        *address, message = node
+        return (tuple(address) if len(address) == 2 else address[0]), message
+    raise MisuseError(f"a node is {node!r}; each is (host, port, message) or (address, message)")
+
+
+def _check_timeout(timeout: float) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
+
+
+def _add_address(failure: Failure, address: AddressLike) -> Failure:
+    if isinstance(failure.value, UwsgiError) and failure.value.address is None:
+        failure.value.address = address
+    return failure
+
+
+def _taken(answer: object, address: AddressLike) -> bool:
+    if answer is False:
+        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
+    if answer is not True:
+        raise ProtocolError("what answers there is no spooler", address=address)
+    return True

@@ -1,0 +1,1 @@
+"""The modules that code written for uWSGI imports."""

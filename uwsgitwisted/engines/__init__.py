@@ -1,0 +1,1 @@
+"""Where handlers run: worker processes or the reactor."""

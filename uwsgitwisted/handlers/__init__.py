@@ -1,0 +1,1 @@
+"""What a worker does with a packet: plain blocking functions that know no Twisted."""

@@ -1,0 +1,70 @@
+"""The seams: what a responder, an engine and a store of tasks promise to the rest."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFDSet, IReactorProcess, IReactorTime
+from zope.interface import Attribute, Interface
+
+from uwsgitwisted.wire.packet import Packet
+
+#: What answers a request: a packet, or bytes that a plain peer gets as they are, without a header.
+Answer = Packet | bytes
+#: What a responder returns: an answer, or a Deferred that fires with one.
+Reply = Answer | Deferred[Any]
+
+
+class IProcessReactor(IReactorTime, IReactorProcess, IReactorFDSet):
+    """What starting worker processes and talking to them needs of a reactor."""
+
+
+class Request(NamedTuple):
+    """A packet that asks for something, and what its receiver knows about it besides.
+
+    :param packet: what was asked.
+    :param peer: who asked, for the log.
+    :param seconds: how long the asker goes on waiting from now; None if it didn't say.
+    """
+
+    packet: Packet
+    peer: str = ""
+    seconds: float | None = None
+
+
+class IResponder(Interface):
+    """Answers the requests of one modifier1. It runs in the reactor's thread and must not block it."""
+
+    def respond(request: Request) -> Reply:
+        """Return the answer, or a Deferred that fires with it.
+
+        Cancelling the Deferred says that nobody waits for the answer any more. A failure, or an exception, is
+        answered with a closed connection where the peer speaks plain uwsgi, since that has no errors.
+        """
+
+
+class IEngine(Interface):
+    """Runs handlers. Which ones, it was told when it was made."""
+
+    description: str = Attribute("The string that describes it, such as ``processes:4``.")
+
+    def start() -> Deferred[None]:
+        """Begin.
+
+        :return: fires when requests can be run; fails with ``StartupError`` if the handlers can't be loaded.
+        """
+
+    def stop(seconds: float) -> Deferred[None]:
+        """Take nothing more, let what runs finish for up to *seconds*, then end it.
+
+        :return: fires when nothing runs any more.
+        """
+
+    def submit(request: Request) -> Deferred[Packet]:
+        """Have a request handled.
+
+        :return: fires with the handler's answer. Fails with ``RemoteError`` if the handler raised,
+            ``WorkerDied``, ``RequestTimeout``, or ``Busy`` if too many wait already. Cancelling it takes a
+            waiting request out and drops the answer of a running one.
+        """

@@ -1,0 +1,1 @@
+"""What answers a packet, a module a kind."""

@@ -1,0 +1,24 @@
+"""Requests whose handlers run in an engine: marshalled objects (33), of a node or a renderer."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from uwsgitwisted.interfaces import IEngine, IResponder, Request
+from uwsgitwisted.wire.packet import Packet
+
+
+@implementer(IResponder)
+class ForwardResponder:
+    """Passes requests to an engine, unparsed.
+
+    :param engine: runs them.
+    """
+
+    def __init__(self, engine: IEngine) -> None:
+        self._engine = engine
+
+    def respond(self, request: Request) -> Deferred[Packet]:
+        """Return a Deferred that fires with the handler's answer."""
+        return self._engine.submit(request)

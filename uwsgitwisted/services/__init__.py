@@ -1,0 +1,1 @@
+"""Which responders a node, a renderer and a spooler have."""

@@ -1,0 +1,122 @@
+"""What a node, a renderer and a spooler have in common: ports, connections and an engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.errors import StartupError
+from uwsgitwisted.interfaces import IEngine, IResponder
+from uwsgitwisted.responders.dispatch import Dispatcher
+from uwsgitwisted.responders.echo import EchoResponder
+from uwsgitwisted.responders.ping import PingResponder
+from uwsgitwisted.services.listening import Listener, listen, stop_listening
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.transport.server import ServerFactory
+from uwsgitwisted.wire.packet import ECHO, PING
+from uwsgitwisted.wire.session import Terms
+
+
+class ClusterService(Service):
+    """A server of the cluster.
+
+    :param reactor: opens the ports, starts the workers, keeps the time.
+    :param settings: what the command line says of ports, limits and time.
+    :param engine: runs the handlers.
+    :param responders: what answers, by modifier1, besides ping and echo.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: object,
+        settings: ServerSettings,
+        engine: IEngine,
+        responders: Mapping[int, IResponder],
+    ) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._engine = engine
+        self._listeners: list[Listener] = []
+        dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
+        self._factory = ServerFactory(
+            reactor,  # type: ignore[arg-type]
+            dispatcher.respond,
+            terms=Terms(max_message=settings.max_message, node=settings.node),
+            limits=settings.limits,
+            networks=settings.networks,
+            tracebacks=settings.tracebacks,
+        )
+
+    def privilegedStartService(self) -> None:
+        """Open the ports, while this process may still have the rights that low ones need."""
+        for description in self._settings.listen:
+            self._listeners.append(listen(self._reactor, description, self._factory))
+
+    def startService(self) -> None:
+        """Start the engine; requests that come before it is ready wait."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if not self._listeners:
+            self.privilegedStartService()
+        self._begin().addErrback(self._broken)
+
+    def _begin(self) -> Deferred[None]:
+        return self._engine.start().addCallback(self._announce)
+
+    def _announce(self, _: None) -> None:
+        where = ", ".join(listener.description for listener in self._listeners)
+        self._log.info(
+            "{node} takes requests on {where}, engine {engine}",
+            node=self._settings.node,
+            where=where,
+            engine=self._engine.description,
+        )
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.failure("the service can't start", failure)
+        self._reactor.stop()  # type: ignore[attr-defined]
+
+    def stopService(self) -> Deferred[None]:
+        """Take no new request, finish what was taken, and end.
+
+        :return: fires when everything has ended.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await stop_listening(self._listeners)
+        self._listeners = []
+        closed = self._factory.finish()
+        await self._end()
+        overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
+        await closed
+        if overdue.active():
+            overdue.cancel()
+
+    async def _end(self) -> None:
+        """End what this service started, with its work done."""
+        await self._engine.stop(self._settings.drain_timeout)
+
+
+#: Seconds that connections get to take their last answers.
+_LAST_ANSWERS = 10.0
+
+
+def check_handlers(spec: WorkerSpec) -> None:
+    """Find out whether a worker can load its handlers, by loading them in a process of their own.
+
+    :raises StartupError: if it can't; its text says why.
+    """
+    command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.engines.worker", "--check", spec.encode()]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if ended.returncode:
+        raise StartupError(ended.stderr.strip() or f"the handlers can't be loaded: status {ended.returncode}")

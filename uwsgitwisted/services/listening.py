@@ -1,0 +1,72 @@
+"""Where a service listens: on loopback, unless it is told otherwise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import StartupError
+
+_log = Logger()
+
+
+def on_loopback(description: str) -> str:
+    """Return an endpoint description that listens on loopback if *description* names no interface.
+
+    Twisted's own ``tcp:3033`` listens on every interface, and a handler is called by whoever connects.
+    """
+    kind, *arguments = description.replace("\\:", "\0").split(":")
+    positional = [argument for argument in arguments if "=" not in argument]
+    named = any(argument.startswith("interface=") for argument in arguments)
+    if kind not in ("tcp", "ssl", "tls") or named or (kind == "tcp" and len(positional) > 1):
+        return description
+    return f"{description}:interface=127.0.0.1"
+
+
+class Listener(NamedTuple):
+    """An endpoint description and the port that it has opened."""
+
+    description: str
+    port: Deferred[IListeningPort]
+
+
+def listen(reactor: object, description: str, factory: IProtocolFactory) -> Listener:
+    """Open what *description* names.
+
+    :raises StartupError: if it can't be opened; its text says what to do.
+    """
+    try:
+        port = serverFromString(reactor, description).listen(factory)
+    except (ValueError, TypeError, OSError) as error:
+        raise StartupError(f"--listen {description}: {error}") from error
+    failures: list[Failure] = []
+    port.addErrback(failures.append)
+    if failures:
+        raise StartupError(_explain(description, failures[0]))
+    return Listener(description, port)
+
+
+def _explain(description: str, failure: Failure) -> str:
+    error = failure.value
+    reason: object = error
+    if isinstance(error, CannotListenError):
+        reason = getattr(error.socketError, "strerror", None) or error.socketError
+    return (
+        f"can't listen on {description}: {reason}. Is another service running there? "
+        "Stop it, or name another port with --listen"
+    )
+
+
+async def stop_listening(listeners: list[Listener]) -> None:
+    """Close what was opened."""
+    await DeferredList([listener.port.addCallback(_close) for listener in listeners])
+
+
+def _close(port: IListeningPort | None) -> object:
+    return port.stopListening() if port is not None else None  # None: it could never be opened

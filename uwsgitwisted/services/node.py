@@ -1,0 +1,22 @@
+"""A node: runs the function that its module put in ``uwsgi.message_manager_marshal``."""
+
+from __future__ import annotations
+
+from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.services.cluster import ClusterService, check_handlers
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.wire.packet import MARSHAL
+
+
+def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -> ClusterService:
+    """Return the service of a node.
+
+    :param module: the handler module's name.
+    :raises StartupError: if the module can't be loaded.
+    """
+    spec = WorkerSpec("uwsgitwisted.handlers.marshal:load", {"module": module}, settings.max_message)
+    check_handlers(spec)
+    engine = settings.make_engine(reactor, spec)
+    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})

@@ -1,0 +1,38 @@
+"""A renderer: renders the Mako templates of its directories for whoever sends a name and variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.services.cluster import ClusterService, check_handlers
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.wire.packet import MARSHAL
+
+
+def make_renderer(
+    reactor: IProcessReactor,
+    settings: ServerSettings,
+    directories: Sequence[str],
+    *,
+    filters: Sequence[str] = (),
+    strict: bool = False,
+) -> ClusterService:
+    """Return the service of a renderer.
+
+    :param directories: where its templates are.
+    :param filters: Mako's filters for every expression, such as ``h`` for HTML.
+    :param strict: whether a name that nobody sent is an error.
+    :raises StartupError: if a directory isn't there.
+    """
+    arguments = {
+        "directories": list(directories),
+        "default_filters": list(filters),
+        "strict_undefined": strict,
+    }
+    spec = WorkerSpec("uwsgitwisted.handlers.render:load", arguments, settings.max_message)
+    check_handlers(spec)
+    engine = settings.make_engine(reactor, spec)
+    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})

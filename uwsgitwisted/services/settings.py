@@ -1,0 +1,53 @@
+"""What every service is told by its command line."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+
+from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, make_engine
+from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.interfaces import IEngine, IProcessReactor
+from uwsgitwisted.transport.peers import Network
+from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.wire.session import MAX_MESSAGE
+
+DEFAULT_PORT = 3033
+DEFAULT_SPOOLER_PORT = 3034
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What every service is told.
+
+    :param listen: endpoint descriptions.
+    :param engine: where handlers run; see :mod:`uwsgitwisted.engines.descriptions`.
+    :param timeout: seconds that a request may run.
+    :param drain_timeout: seconds that running requests get when the service is stopped.
+    :param max_queue: how many requests may wait for a worker.
+    :param max_message: the largest message in a session, in bytes.
+    :param networks: whose connections are accepted; None for everybody's.
+    :param tracebacks: whether callers are told the tracebacks of handlers' exceptions.
+    :param node: this node's name, for logs and error texts.
+    :param limits: of the connections.
+    """
+
+    listen: tuple[str, ...]
+    engine: str = DEFAULT
+    timeout: float = 60.0
+    drain_timeout: float = 30.0
+    max_queue: int = 1_000
+    max_message: int = MAX_MESSAGE
+    networks: tuple[Network, ...] | None = None
+    tracebacks: bool = True
+    node: str = field(default_factory=socket.gethostname)
+    limits: Limits = field(default_factory=Limits)
+
+    def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
+        """Return the engine that runs the handlers of *spec*."""
+        return make_engine(
+            self.engine,
+            EngineSettings(
+                reactor=reactor, spec=spec, timeout=self.timeout, max_queue=self.max_queue, node=self.node
+            ),
+        )

@@ -1,0 +1,362 @@
+"""Plain sockets under one deadline that covers everything: the look-up, connecting, TLS, sending, receiving.
+
+A conversation with a peer is a generator that yields what it waits for; :func:`run` drives any number of them
+with one selector. Nothing is kept between two calls, so that threads and forks need no care.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from uwsgitwisted.address import Address, parse_address
+from uwsgitwisted.errors import ConnectionFailed, InvalidAddress, NoAnswer, RequestTimeout, UwsgiError
+from uwsgitwisted.wire.exchange import PlainExchange
+
+if TYPE_CHECKING:
+    import ssl
+
+T = TypeVar("T")
+
+_READ = selectors.EVENT_READ
+_WRITE = selectors.EVENT_WRITE
+_CHUNK = 65536
+#: A unix socket whose listener's queue is full says so at once and can't be waited for, so it is tried again.
+_FULL_QUEUE_PAUSE = 0.01
+#: No single wait is longer, since the system's own limits are lower than what a float can say.
+_LONGEST_WAIT = 3600.0
+#: uWSGI's --buffer-size unless told otherwise.
+_UWSGI_BUFFER_SIZE = 4096
+
+
+class Deadline(NamedTuple):
+    """A moment of the monotonic clock, and the number of seconds that led to it."""
+
+    at: float
+    seconds: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """Return the moment that is *seconds* from now."""
+        return cls(time.monotonic() + seconds, seconds)
+
+    def error(self, what: str) -> RequestTimeout:
+        """Return the error that says that *what* did not happen in time."""
+        return RequestTimeout(f"{what} within {self.seconds:g} seconds", seconds=self.seconds)
+
+
+class Wait(NamedTuple):
+    """What a conversation waits for: events of a socket, or only the time if there is no socket."""
+
+    sock: socket.socket | None
+    events: int
+    until: float
+
+
+#: A conversation: it yields a wait, is sent whether that came true in time, and returns a value.
+Steps = Generator[Wait, bool, T]
+
+
+def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
+    """Drive *conversations* side by side until each has ended.
+
+    :return: one a conversation, in order: what it returned, or our error that it raised. Any other exception,
+        such as one from a signal handler, ends them all, and each closes what it has open.
+    :raises ConnectionFailed: if the process has no file descriptor left to wait with.
+    """
+    try:
+        selector = selectors.DefaultSelector()
+    except OSError as error:
+        raise ConnectionFailed(describe(error)) from error
+    with selector:
+        return _Loop(selector, conversations).run()
+
+
+class _Loop(Generic[T]):
+    """One selector and the conversations that it drives."""
+
+    def __init__(self, selector: selectors.BaseSelector, conversations: Sequence[Steps[T]]) -> None:
+        self._selector = selector
+        self._conversations = conversations
+        self._waits: dict[int, Wait] = {}
+        self._outcomes: dict[int, T | UwsgiError] = {}
+
+    def run(self) -> list[T | UwsgiError]:
+        """Drive all of them to their ends, and close them whatever happens."""
+        try:
+            for index, steps in enumerate(self._conversations):
+                self._advance(index, partial(next, steps))
+            while self._waits:
+                for index, ready in self._next().items():
+                    sock = self._waits.pop(index).sock
+                    if sock is not None:
+                        self._selector.unregister(sock)
+                    self._advance(index, partial(self._conversations[index].send, ready))
+        finally:
+            for steps in self._conversations:
+                steps.close()
+        return [self._outcomes[index] for index in range(len(self._conversations))]
+
+    def _advance(self, index: int, step: Callable[[], Wait]) -> None:
+        """Let a conversation go on until it waits or ends."""
+        try:
+            wait = step()
+        except StopIteration as end:
+            self._outcomes[index] = end.value
+        except UwsgiError as error:
+            self._outcomes[index] = error
+        else:
+            if wait.sock is not None:
+                self._selector.register(wait.sock, wait.events, index)
+            self._waits[index] = wait
+
+    def _next(self) -> dict[int, bool]:
+        """Wait, then return whose wait is over, and whether it came true."""
+        left = min(wait.until for wait in self._waits.values()) - time.monotonic()
+        ready = {key.data: True for key, _ in self._selector.select(min(max(left, 0.0), _LONGEST_WAIT))}
+        now = time.monotonic()
+        late = {index: False for index, wait in self._waits.items() if wait.until <= now}
+        return late | ready
+
+
+def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
+    """Connect, send the request of *exchange* and feed it what comes, until it has its answer."""
+    try:
+        context = _tls_context(address) if address.kind == "tls" else None
+        sock = yield from _connect(_place_of(address), deadline)
+        if context is not None:
+            sock = yield from _secure(sock, context, address.host, deadline)
+        with closing(sock):
+            yield from _send(sock, exchange.outgoing, deadline)
+            yield from _receive(sock, exchange, deadline)
+    except UwsgiError:
+        raise
+    except OSError as error:
+        raise ConnectionFailed(describe(error)) from error
+
+
+def describe(error: OSError) -> str:
+    """Return the system's words for *error*."""
+    return error.strerror or str(error)
+
+
+def _place_of(address: Address) -> Address:
+    """Return where to connect: for tls, `endpoint` can name another place than the certificate does."""
+    wrapped = address.option("endpoint")
+    if wrapped is None:
+        return address
+    place = parse_address(wrapped)
+    if place.kind == "tls":
+        raise InvalidAddress("the endpoint within a tls address is not tls itself", address=address)
+    return place
+
+
+class _Candidate(NamedTuple):
+    """One of the socket addresses that a peer has."""
+
+    family: int
+    #: As :mod:`socket` has it, whose types differ by family.
+    sockaddr: Any
+
+    def __str__(self) -> str:
+        return (
+            self.sockaddr if isinstance(self.sockaddr, str) else f"{self.sockaddr[0]} port {self.sockaddr[1]}"
+        )
+
+
+def _connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
+    """Try each address of the peer in turn, each with its share of the time that is left."""
+    option = address.option("timeout")
+    patience = float(option) if option is not None else deadline.seconds
+    candidates = yield from _candidates(address, deadline)
+    failures: dict[_Candidate, str] = {}
+    for tried, candidate in enumerate(candidates):
+        now = time.monotonic()
+        share = (deadline.at - now) / (len(candidates) - tried)
+        try:
+            return (
+                yield from _connect_to(candidate, now + min(share, patience), address.option("bindAddress"))
+            )
+        except OSError as error:
+            failures[candidate] = describe(error)
+    if time.monotonic() >= deadline.at:
+        raise deadline.error("no connection")
+    raise ConnectionFailed("; ".join(f"{failure} ({place})" for place, failure in failures.items()))
+
+
+def _connect_to(candidate: _Candidate, until: float, source: str | None) -> Steps[socket.socket]:
+    sock = socket.socket(candidate.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if candidate.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source is not None:
+            sock.bind((source, 0))
+        code = sock.connect_ex(candidate.sockaddr)
+        while code == errno.EAGAIN and time.monotonic() < until:
+            yield Wait(None, 0, min(time.monotonic() + _FULL_QUEUE_PAUSE, until))
+            code = sock.connect_ex(candidate.sockaddr)
+        if code in (errno.EINPROGRESS, errno.EINTR):
+            ready = yield Wait(sock, _WRITE, until)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else errno.ETIMEDOUT
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _candidates(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
+    if address.kind == "unix":
+        return [_Candidate(socket.AF_UNIX, address.path)]
+    try:
+        return _resolve(address, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return (yield from _look_up(address, deadline))
+
+
+def _resolve(address: Address, flags: int = 0) -> list[_Candidate]:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError as error:
+        raise InvalidAddress(f"{address.host!r} can't be a host's name: {error}", address=address) from error
+    return list(dict.fromkeys(_Candidate(family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _look_up(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
+    """Ask the system for the addresses of a name, without waiting longer than until *deadline*.
+
+    ``getaddrinfo`` has no time limit, so it runs in a thread. One that takes too long is left behind: it ends
+    with ``getaddrinfo``, keeps no process alive, and nobody looks at what it found.
+    """
+    found: list[list[_Candidate] | Exception] = []
+    ours, theirs = socket.socketpair()
+
+    def look_up() -> None:
+        with theirs:  # closing it tells the other end
+            try:
+                found.append(_resolve(address))
+            except (OSError, InvalidAddress) as error:
+                found.append(error)
+
+    with ours:
+        try:
+            threading.Thread(target=look_up, name=f"look up {address.host}", daemon=True).start()
+        except RuntimeError as error:
+            theirs.close()
+            raise ConnectionFailed(f"no thread to look up {address.host!r} in: {error}") from error
+        if not (yield Wait(ours, _READ, deadline.at)):
+            raise deadline.error(f"no addresses found for {address.host!r}")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _tls_context(address: Address) -> ssl.SSLContext:
+    """Return the TLS settings that the address's keywords ask for, as Twisted's ``tls:`` endpoint has them."""
+    import ssl  # only those who use TLS pay for loading it
+
+    try:
+        address.host.encode("idna")  # as wrap_socket does, which leaves its socket open where that fails
+    except UnicodeError as error:
+        raise InvalidAddress(f"{address.host!r} can't be the name in a certificate: {error}") from error
+    roots, certificate = address.option("trustRoots"), address.option("certificate")
+    try:
+        if roots is None:
+            context = ssl.create_default_context()
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            for path in sorted(Path(roots).iterdir()):
+                if path.suffix.lower() == ".pem":
+                    context.load_verify_locations(path)
+        if certificate is not None:
+            # An empty password, since OpenSSL asks the terminal for one if it is given none.
+            context.load_cert_chain(certificate, address.option("privateKey"), password="")
+    except OSError as error:
+        raise InvalidAddress(
+            f"can't load certificates from {error.filename or certificate or roots}: {describe(error)}",
+            address=address,
+        ) from error
+    return context
+
+
+def _secure(
+    sock: socket.socket, context: ssl.SSLContext, host: str, deadline: Deadline
+) -> Steps[socket.socket]:
+    try:
+        secured = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    finally:
+        sock.close()  # the wrapped one has taken its descriptor, unless that failed
+    try:
+        yield from _when_ready(secured, secured.do_handshake, _READ, deadline, "no TLS connection")
+    except BaseException:
+        secured.close()
+        raise
+    return secured
+
+
+def _send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
+    rest = memoryview(data)
+    try:
+        while rest:
+            count = yield from _when_ready(
+                sock, partial(sock.send, rest), _WRITE, deadline, "the request could not be sent"
+            )
+            rest = rest[count:]
+    except (BrokenPipeError, ConnectionResetError):
+        # A peer that refuses may close before it has read all. What it said is still there to be read.
+        return
+
+
+def _receive(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
+    while not exchange.done:
+        try:
+            data = yield from _when_ready(sock, partial(sock.recv, _CHUNK), _READ, deadline, "no whole answer")
+        except ConnectionResetError as error:
+            if exchange.begun:
+                raise ConnectionFailed("the server reset the connection in the middle of the answer") from error
+            raise NoAnswer(_reset_text(len(exchange.outgoing))) from error
+        if data:
+            exchange.receive(data)
+        else:
+            exchange.receive_eof()
+
+
+def _reset_text(size: int) -> str:
+    text = "the server reset the connection instead of answering"
+    if size > _UWSGI_BUFFER_SIZE:
+        text += (
+            f"; a uWSGI does so to more bytes than its --buffer-size ({_UWSGI_BUFFER_SIZE}; these were {size})"
+        )
+    return text
+
+
+#: What TLS wants to wait for; by the exception's name, so that nobody loads ssl for this alone.
+_TLS_WANTS = {"SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
+
+
+def _when_ready(
+    sock: socket.socket, call: Callable[[], T], events: int, deadline: Deadline, failure: str
+) -> Steps[T]:
+    """Make *call* as often as it takes until it doesn't say that it would block."""
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            wanted = events
+        except OSError as error:
+            wanted = _TLS_WANTS.get(type(error).__name__, 0)
+            if not wanted:
+                raise
+        if not (yield Wait(sock, wanted, deadline.at)):
+            raise deadline.error(failure)

@@ -1,0 +1,53 @@
+"""Reads from what an engine answered, or failed with, how a task's run ended."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import RemoteError, RequestCancelled, RequestTimeout, Unavailable, WorkerDied
+from uwsgitwisted.spool.retry import Ending, Outcome
+from uwsgitwisted.spool.task import DONE, IGNORE, RETRY
+from uwsgitwisted.wire.packet import ANSWER, Packet
+
+_ANSWERS = {
+    (ANSWER, DONE): Outcome(Ending.DONE),
+    (ANSWER, RETRY): Outcome(Ending.RETRY, "the handler asked for another run"),
+    (ANSWER, IGNORE): Outcome(
+        Ending.IGNORED, "the handler left the task for others (SPOOL_IGNORE); there are none"
+    ),
+}
+
+_FAILURES: tuple[tuple[type[Exception], Ending], ...] = (
+    (WorkerDied, Ending.CRASHED),
+    (RequestTimeout, Ending.CRASHED),
+    (Unavailable, Ending.RETURNED),
+    (RequestCancelled, Ending.RETURNED),
+    (CancelledError, Ending.RETURNED),
+)
+
+
+def outcome_of_answer(answer: Packet) -> Outcome:
+    """Return how the run ended that the engine answered with *answer*."""
+    known = _ANSWERS.get((answer.modifier1, answer.modifier2))
+    if known is not None:
+        return known
+    return Outcome(
+        Ending.FAILED,
+        f"the handler's answer has the modifiers {answer.modifier1} and {answer.modifier2}, which say nothing "
+        "about a task",
+    )
+
+
+def outcome_of_failure(failure: Failure) -> Outcome:
+    """Return how the run ended that the engine failed with *failure*.
+
+    Whatever is not known to be the engine's trouble counts against the task, or it could come back for ever.
+    """
+    error = failure.value
+    if isinstance(error, RemoteError):
+        return Outcome(Ending.FAILED, error.traceback or str(error))
+    for kind, ending in _FAILURES:
+        if isinstance(error, kind):
+            return Outcome(ending, f"{kind.__name__}: {error}")
+    return Outcome(Ending.FAILED, failure.getTraceback())

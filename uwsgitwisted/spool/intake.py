@@ -1,0 +1,118 @@
+"""Takes new tasks into the store, with one commit for all that arrive while the one before is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import Busy
+from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.thread import Runner
+
+_log = Logger()
+
+
+class Intake:
+    """Group commit.
+
+    :param max_pending: how many tasks may wait for their commit; more are refused.
+    :param committed: is called with the tasks of each commit, after their Deferreds have fired.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        store: ISpoolStore,
+        runner: Runner,
+        *,
+        max_pending: int,
+        committed: Callable[[Collection[Task]], None],
+    ) -> None:
+        self._reactor = reactor
+        self._store = store
+        self._runner = runner
+        self._max_pending = max_pending
+        self._committed = committed
+        self._waiting: dict[Deferred[int], Task] = {}
+        self._committing: dict[Deferred[int], Task] = {}
+        self._scheduled = False
+        self._drained: list[Deferred[None]] = []
+
+    def add(self, task: Task) -> Deferred[int]:
+        """Store *task*.
+
+        :return: fires with its id when it is on the disk. Fails with ``Busy`` if too many wait, or with what
+            the store raised. Cancelling it takes the task out if its commit has not begun; otherwise the task
+            stays.
+        """
+        if len(self._waiting) + len(self._committing) >= self._max_pending:
+            return fail(
+                Busy(f"{self._max_pending} tasks wait to be written to the disk already; try again later")
+            )
+        stored: Deferred[int] = Deferred(self._withdraw)
+        self._waiting[stored] = task
+        self._schedule()
+        return stored
+
+    def _withdraw(self, stored: Deferred[int]) -> None:
+        self._waiting.pop(stored, None)
+
+    def _schedule(self) -> None:
+        """Commit when this turn of the reactor is over, together with what else it brings."""
+        if self._waiting and not self._committing and not self._scheduled:
+            self._scheduled = True
+            self._reactor.callLater(0, self._commit)
+
+    def _commit(self) -> None:
+        self._scheduled = False
+        batch, self._waiting = self._waiting, {}
+        if not batch:
+            self._settle_drained()
+            return
+        self._committing = batch
+        adding = self._runner.run(self._store.add, list(batch.values()))
+        adding.addCallbacks(self._succeeded, self._failed, callbackArgs=(batch,), errbackArgs=(batch,))
+        adding.addErrback(_unexpected)
+
+    def _succeeded(self, ids: list[int], batch: dict[Deferred[int], Task]) -> None:
+        self._finish()
+        for stored, identifier in zip(batch, ids, strict=True):
+            if not stored.called:  # else it was cancelled while the commit was under way
+                stored.callback(identifier)
+        self._committed(batch.values())
+        self._settle_drained()
+
+    def _failed(self, failure: Failure, batch: dict[Deferred[int], Task]) -> None:
+        self._finish()
+        for stored in batch:
+            if not stored.called:
+                stored.errback(failure.value)
+        self._settle_drained()
+
+    def _finish(self) -> None:
+        """Let the next commit begin before anybody is told of this one."""
+        self._committing = {}
+        self._schedule()
+
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when no task waits for its commit."""
+        if not self._waiting and not self._committing:
+            return succeed(None)
+        drained: Deferred[None] = Deferred()
+        self._drained.append(drained)
+        return drained
+
+    def _settle_drained(self) -> None:
+        if not self._waiting and not self._committing:
+            waiting, self._drained = self._drained, []
+            for drained in waiting:
+                drained.callback(None)
+
+
+def _unexpected(failure: Failure) -> None:
+    _log.failure("taking in tasks", failure)

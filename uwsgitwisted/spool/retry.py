@@ -1,0 +1,142 @@
+"""What becomes of a task after a run. Values in, values out: no clock, no store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from uwsgitwisted.spool.task import Task
+
+#: How much of an error is kept, in characters: a traceback, but not the megabytes that may be in its message.
+ERROR_LIMIT = 65_536
+#: Doubling more often than this says nothing more: every maximum is reached.
+_MOST_DOUBLINGS = 62
+
+
+class Ending(Enum):
+    """How a run of a task ended."""
+
+    DONE = "done"
+    #: The handler asked to run it again.
+    RETRY = "retry"
+    #: The handler left it for others.
+    IGNORED = "ignored"
+    #: The handler raised.
+    FAILED = "failed"
+    #: The worker died, or was killed when its time was over.
+    CRASHED = "crashed"
+    #: The spooler itself ended while the task ran.
+    INTERRUPTED = "interrupted"
+    #: It did not run: the engine had no room, or is stopping.
+    RETURNED = "returned"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and the error's text or traceback where there was one."""
+
+    ending: Ending
+    error: str = ""
+
+
+class Action(Enum):
+    """What a store is to do with a task that ran."""
+
+    REMOVE = "remove"
+    RETRY = "retry"
+    BURY = "bury"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to become of a task.
+
+    :param delay: how long it waits before the next run, in seconds; None if it keeps its place.
+    :param attempts: its attempts now.
+    :param crashes: its crashes now.
+    :param error: what to keep as its last error; empty to keep the one before.
+    """
+
+    action: Action
+    attempts: int
+    crashes: int
+    delay: float | None = None
+    error: str = ""
+
+
+#: What an ending adds to the attempts and the crashes.
+#:
+#: INTERRUPTED counts as an attempt, not as a crash: whoever kills a spooler rarely means the task, but a task
+#: that takes the whole machine down must come to an end too. IGNORED counts because there is no other spooler
+#: to leave the task for; without a limit it would stay for ever.
+_COUNTS = {
+    Ending.RETRY: (1, 0),
+    Ending.IGNORED: (1, 0),
+    Ending.FAILED: (1, 0),
+    Ending.INTERRUPTED: (1, 0),
+    Ending.CRASHED: (1, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often, and how soon, a task is run again.
+
+    The n-th retry comes ``first_delay * 2**(n - 1)`` seconds after the run, at most *max_delay*, less a random
+    part of up to *jitter* of it, so that tasks that failed together don't come back together.
+
+    :param max_attempts: after so many runs without success the task is buried. The default of 10 spreads them
+        over about a quarter of an hour.
+    :param max_crashes: after so many dead workers the task is buried.
+    :param first_delay: seconds.
+    :param max_delay: seconds.
+    :param jitter: between 0 and 1.
+    :raises ValueError: if a number makes no sense.
+    """
+
+    max_attempts: int = 10
+    max_crashes: int = 3
+    first_delay: float = 2.0
+    max_delay: float = 3600.0
+    jitter: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or self.max_crashes < 1:
+            raise ValueError(
+                "max_attempts and max_crashes are at least 1: a task runs once before it is given up"
+            )
+        if not 0 < self.first_delay <= self.max_delay:
+            raise ValueError("0 < first_delay <= max_delay, or a task that fails would run without a pause")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError("jitter is a part of the delay, between 0 and 1")
+
+    def verdict(self, task: Task, outcome: Outcome, random: Callable[[], float]) -> Verdict:
+        """Return what becomes of *task* after *outcome*.
+
+        :param task: as it was before the run.
+        :param random: gives numbers from 0 up to 1, as ``random.random`` does.
+        """
+        if outcome.ending is Ending.DONE:
+            return Verdict(Action.REMOVE, task.attempts + 1, task.crashes)
+        if outcome.ending is Ending.RETURNED:
+            return Verdict(Action.RETRY, task.attempts, task.crashes)
+        more_attempts, more_crashes = _COUNTS[outcome.ending]
+        attempts, crashes = task.attempts + more_attempts, task.crashes + more_crashes
+        error = _storable(outcome.error)
+        if attempts >= self.max_attempts or crashes >= self.max_crashes:
+            return Verdict(Action.BURY, attempts, crashes, error=error)
+        return Verdict(Action.RETRY, attempts, crashes, self._delay(attempts, random), error)
+
+    def _delay(self, attempts: int, random: Callable[[], float]) -> float:
+        full = self.first_delay * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS)
+        return min(full, self.max_delay) * (1 - self.jitter * random())
+
+
+def _storable(error: str) -> str:
+    """Return the end of *error*, where the exception is, in a form that every database takes.
+
+    Lone surrogates, as file names in a message bring them, and NUL are not text to a database.
+    """
+    text = error[-ERROR_LIMIT:].replace("\0", "\\x00")
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,247 @@
+"""The SQLite file of a spool: how one is recognised, created and opened. What is in it: :mod:`.sqlite`."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from urllib.parse import quote
+
+from uwsgitwisted.errors import SpoolCorrupt, SpoolError
+from uwsgitwisted.spool.stores import StoreUnavailable
+
+#: "uwSp" in the field of SQLite's header that says whose database it is.
+APPLICATION_ID = 0x75775370
+#: To be raised with every change of the schema, together with a way up from the one before.
+SCHEMA_VERSION = 1
+
+#: Larger files are not read through when they are opened: it would take seconds a gibibyte, before the first
+#: task is accepted. Damage in one shows itself when the damaged page is read.
+QUICK_CHECK_LIMIT = 256 * 1024 * 1024
+#: What the write-ahead log is cut down to when a burst is over, in bytes.
+_LOG_LIMIT = 64 * 1024 * 1024
+#: How long to wait for another program's lock on the file, such as the ``sqlite3`` shell's, in seconds.
+_LOCK_WAIT = 5.0
+
+# https://www.sqlite.org/fileformat.html, "The Database Header": big-endian, user_version at 60, application_id
+# at 68.
+_MAGIC = b"SQLite format 3\0"
+_HEADER = struct.Struct(">16s44xI4xI28x")
+
+# A task is SCHEDULED until its time has come, then READY. One index in the order of running can't serve both:
+# with a million tasks of tomorrow ahead of it, every claim would step over them. The partial indexes cover the
+# tasks of one state each, so that a claim reads as many entries as it takes tasks, whatever else waits.
+# An id is never given twice (AUTOINCREMENT), since people keep them. The large columns come last: SQLite reads
+# a row from its start.
+SCHEMA = f"""
+BEGIN;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    at REAL NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    attempts INTEGER NOT NULL,
+    crashes INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    variables BLOB NOT NULL,
+    error TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
+CREATE INDEX tasks_ready ON tasks (priority, at, id) WHERE state = 1;
+CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY,
+    priority INTEGER NOT NULL,
+    at REAL NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    buried REAL NOT NULL,
+    attempts INTEGER NOT NULL,
+    crashes INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    variables BLOB NOT NULL,
+    error TEXT NOT NULL
+);
+COMMIT;
+"""
+
+#: What SQLite's words mean for whoever runs the spooler. By text, because Python 3.10 gives no codes.
+_MEANINGS: tuple[tuple[str, type[SpoolError], str], ...] = (
+    ("disk is full", StoreUnavailable, "nothing was written; it goes on when there is space again"),
+    (
+        "disk I/O error",
+        StoreUnavailable,
+        "nothing was written; look at the disk and at the limit on file sizes",
+    ),
+    ("readonly", StoreUnavailable, "nothing was written; make the file, its directory and the disk writable"),
+    (
+        "unable to open",
+        StoreUnavailable,
+        "nothing was changed; look at the rights of the file and its directory",
+    ),
+    ("locked", StoreUnavailable, "nothing was changed; another program works on the file"),
+    ("malformed", SpoolCorrupt, "the file is damaged; nothing was changed. Restore it, or move it away"),
+    ("not a database", SpoolCorrupt, "the file is damaged; nothing was changed. Restore it, or move it away"),
+)
+
+
+@contextmanager
+def errors_of_ours(path: str) -> Iterator[None]:
+    """Turn SQLite's exceptions about the file *path* into ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        for words, kind, meaning in _MEANINGS:
+            if words in str(error):
+                raise kind(f"the spool {path}: {error}; {meaning}") from error
+        raise SpoolError(f"the spool {path}: {error}") from error
+
+
+def open_database(path: str) -> sqlite3.Connection:
+    """Open the spool at *path*, creating it if there is nothing.
+
+    Every commit on the connection is on the disk when it returns. Call it only while holding the lock: it
+    reads the file beside SQLite, which would drop the locks of a connection in the same process.
+
+    :raises SpoolCorrupt: if the file is no spool, a damaged one, or one of a newer version; it was left as it
+        is.
+    :raises SpoolError: if it can't be opened or created.
+    """
+    with errors_of_ours(path):
+        if _is_spool(path):
+            _verify(path)
+        else:
+            _create(path)
+        # From one thread at a time, but not always from the same one.
+        connection = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
+        try:
+            _make_durable(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _is_spool(path: str) -> bool:
+    """Return whether a spool of ours is at *path*, or nothing is; anything else raises.
+
+    By the bytes of the header, because SQLite would begin by tidying up whatever database it is given.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        _refuse_orphans(path)
+        return False
+    except OSError as error:
+        raise SpoolError(f"can't look at the spool {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SpoolError(f"the spool {path} is not a file; name a file, which is created where there is none")
+    if not status.st_size:
+        _refuse_orphans(path)
+        return False
+    _check_header(path)
+    return True
+
+
+def _refuse_orphans(path: str) -> None:
+    """Refuse to begin afresh beside a log that holds tasks: SQLite would delete it."""
+    for orphan in (f"{path}-wal", f"{path}-journal"):
+        if _has_bytes(orphan):
+            raise SpoolCorrupt(
+                f"the spool {path} is missing or empty, but {orphan} is not; nothing was changed. Restore the "
+                "file that belongs to it, or move it away"
+            )
+
+
+def _has_bytes(path: str) -> bool:
+    return os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def _check_header(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            header = file.read(_HEADER.size)
+    except OSError as error:
+        raise SpoolError(f"can't read the spool {path}: {error.strerror}") from error
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise SpoolCorrupt(f"{path} is not an SQLite database; nothing was changed. Name another file")
+    _, version, application = _HEADER.unpack(header)
+    if application != APPLICATION_ID:
+        raise SpoolCorrupt(
+            f"{path} is an SQLite database of something else; nothing was changed. Name another file"
+        )
+    _check_version(path, version)
+
+
+def _check_version(path: str, version: int) -> None:
+    if version != SCHEMA_VERSION:
+        raise SpoolCorrupt(
+            f"the spool {path} has version {version}, this program knows {SCHEMA_VERSION}; nothing was "
+            "changed. Use the release that wrote it"
+        )
+
+
+def _verify(path: str) -> None:
+    """Check the spool at *path* over a read-only connection, which leaves even a damaged one as it is."""
+    # Without a log there is nothing to share with other readers; "immutable" then keeps SQLite from making one.
+    way = "mode=ro" if _has_bytes(f"{path}-wal") else "mode=ro&immutable=1"
+    uri = f"file:{quote(path)}?{way}"
+    connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_WAIT, isolation_level=None)
+    with closing(connection):
+        _check_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
+        if os.path.getsize(path) > QUICK_CHECK_LIMIT:
+            return
+        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if result != "ok":
+            raise SpoolCorrupt(
+                f"the spool {path} is damaged ({result}); nothing was changed. Restore it, or move it away"
+            )
+
+
+def _create(path: str) -> None:
+    """Create an empty spool under another name and move it to *path*: whole there, or not at all."""
+    directory = os.path.dirname(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(".new", f"{os.path.basename(path)}.", directory)
+        os.close(descriptor)
+        try:
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.executescript(SCHEMA)
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_directory(directory)
+    except OSError as error:
+        raise SpoolError(f"can't create the spool {path}: {error.strerror}") from error
+
+
+def _sync_directory(directory: str) -> None:
+    """Have the names in *directory* on the disk: a file without its name is lost too."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable(connection: sqlite3.Connection, path: str) -> None:
+    """Set what the promise rests on and read it back, since SQLite says nothing where it can't do it."""
+    (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.execute("PRAGMA synchronous = FULL")
+    (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+    if (journal, synchronous) != ("wal", 2):
+        raise SpoolError(
+            f"the spool {path} can't be made durable: journal_mode is {journal}, not wal, or synchronous is "
+            f"{synchronous}, not 2; put it on a local file system"
+        )
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT}")

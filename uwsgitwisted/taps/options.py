@@ -1,0 +1,136 @@
+"""The options that every service's ``twistd`` command has."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.python import usage
+
+from uwsgitwisted.engines.descriptions import check_description
+from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.services.listening import on_loopback
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.transport.peers import parse_network
+from uwsgitwisted.transport.server import Limits
+
+_DEFAULTS = ServerSettings(listen=())
+
+
+def seconds(text: str) -> float:
+    """Return a positive number of seconds."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"{text} is not a whole number from 1")
+    return value
+
+
+def installed_reactor() -> IProcessReactor:
+    """Return the reactor that twistd has chosen."""
+    from twisted.internet import reactor  # importing it installs one, so not before twistd has
+
+    return cast(IProcessReactor, reactor)
+
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def size(text: str) -> int:
+    """Return a number of bytes, given as such or with K, M or G behind it."""
+    unit = _UNITS.get(text[-1:].upper(), 0)
+    return count(text[:-1]) * unit if unit else count(text)
+
+
+class ServerOptions(usage.Options):
+    """What a node, a renderer and a spooler have in common.
+
+    A subclass says :attr:`default_listen`, adds its own options, and makes its service of :meth:`settings`.
+    """
+
+    #: Where the service listens if it isn't told.
+    default_listen = ""
+
+    optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+        ["engine", "e", _DEFAULTS.engine, "Where handlers run: 'processes:N' (default: one per core) or 'reactor'", check_description],
+        ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", seconds],
+        ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", seconds],
+        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused", count],
+        ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
+        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once", count],
+        ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", seconds],
+        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet", seconds],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", seconds],
+        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may stay without a request", seconds],
+        ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
+    ]  # fmt: skip
+
+    optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+        ["no-tracebacks", None, "Don't tell callers the tracebacks of handlers' exceptions"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["listen"] = []
+        self["allow"] = []
+
+    def opt_listen(self, description: str) -> None:
+        """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
+
+        Without interface= it is on loopback only, unless --allow says who may connect.
+        """
+        self["listen"].append(description)
+
+    opt_l = opt_listen
+
+    def opt_allow(self, network: str) -> None:
+        """Accept connections from this network only, such as 10.0.0.0/8; may be given again.
+
+        --listen tcp:PORT is then on every interface.
+        """
+        try:
+            self["allow"].append(parse_network(network))
+        except ValueError as error:
+            raise usage.UsageError(f"--allow {network}: {error}") from error
+
+    def postOptions(self) -> None:
+        """Settle where to listen."""
+        self["listen"] = self["listen"] or [self.default_listen]
+
+    def settings(self) -> ServerSettings:
+        """Return what was given."""
+        networks = tuple(self["allow"]) or None
+        return ServerSettings(
+            listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
+            engine=self["engine"],
+            timeout=self["timeout"],
+            drain_timeout=self["drain-timeout"],
+            max_queue=self["max-queue"],
+            max_message=self["max-message"],
+            networks=networks,
+            tracebacks=not self["no-tracebacks"],
+            node=self["node"],
+            limits=Limits(
+                header_timeout=self["header-timeout"],
+                body_timeout=self["body-timeout"],
+                write_timeout=self["write-timeout"],
+                idle_timeout=self["idle-timeout"],
+                max_connections=self["max-connections"],
+            ),
+        )
+
+    def require(self, option: str, example: str) -> str:
+        """Return the value of an option that has no default.
+
+        :raises UsageError: if it wasn't given.
+        """
+        value: str | None = self[option]
+        if not value:
+            raise usage.UsageError(f"--{option} is missing; for example: --{option} {example}")
+        return value

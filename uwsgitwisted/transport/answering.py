@@ -1,0 +1,224 @@
+"""The answering side of a session on a Twisted connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime, ITransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import MessageTooLarge, ProtocolError, Unavailable
+from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.writer import Writer
+from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.session import (
+    CancelReceived,
+    GoodbyeReceived,
+    RequestReceived,
+    Role,
+    Session,
+    Terms,
+)
+
+#: Seconds between a goodbye and the end of a connection that the peer leaves open.
+_GOODBYE = 5.0
+
+
+class AnsweringSession:
+    """Reads requests from one connection and writes their answers, in whatever order they come.
+
+    It stops reading while as many requests run as the terms grant, or answers of more bytes wait than the peer
+    takes as one message.
+
+    :param transport: the connection.
+    :param clock: for the time limits.
+    :param ours: what this side grants.
+    :param theirs: what the peer takes.
+    :param respond: answers a request; the Deferred's failures are sent to the peer.
+    :param peer: the peer's name.
+    :param write_timeout: seconds that the peer may go without taking any of what waits for it.
+    :param idle_timeout: seconds without a request after which the session is closed.
+    :param tracebacks: whether the peer is told the traceback of a handler's exception.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        transport: ITransport,
+        clock: IReactorTime,
+        ours: Terms,
+        theirs: Terms,
+        respond: Callable[[Request], Reply],
+        *,
+        peer: str,
+        write_timeout: float,
+        idle_timeout: float,
+        tracebacks: bool = True,
+    ) -> None:
+        self._session = Session(Role.SERVER, ours, theirs)
+        self._transport = transport
+        self._writer = Writer(transport, self._drained)
+        self._clock = clock
+        self._respond = respond
+        self._peer = peer
+        self._write_timeout = write_timeout
+        self._idle_timeout = idle_timeout
+        self._tracebacks = tracebacks
+        self._running: dict[int, Deferred[Answer]] = {}
+        self._heard = clock.seconds()
+        self._write_alarm = Alarm(clock, self._stalled)
+        self._idle_alarm = Alarm(clock, self._check_idle)
+        self._idle_alarm.set(idle_timeout)
+        self._receiving = False
+        self._paused = False
+        self._leaving = False
+        self._peer_leaving = False
+        self._lost = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the connection brings; a peer that breaks the protocol has it aborted."""
+        self._heard = self._clock.seconds()
+        self._receiving = True
+        try:
+            for event in self._session.receive(data):
+                if isinstance(event, RequestReceived):
+                    self._start(event)
+                elif isinstance(event, CancelReceived):
+                    self._cancel(event.id)
+                elif isinstance(event, GoodbyeReceived):
+                    self._peer_leaving = True
+        except ProtocolError as error:
+            self._log.warn("{peer} broke the protocol of its session: {error}", peer=self._peer, error=error)
+            self._abort()
+            return
+        finally:
+            self._receiving = False
+        self._flush()
+
+    def finish(self) -> None:
+        """Take no further request; the peer, told so, closes the connection when it has its answers."""
+        if not self._leaving:
+            self._leaving = True
+            self._session.send_goodbye()
+            self._idle_alarm.set(_GOODBYE)
+        self._flush()
+
+    def connection_lost(self) -> None:
+        """Withdraw what runs: nobody waits for it any more."""
+        self._lost = True
+        self._write_alarm.clear()
+        self._idle_alarm.clear()
+        for request in list(self._running):
+            self._cancel(request)
+
+    # Requests
+
+    def _start(self, event: RequestReceived) -> None:
+        request, packet, seconds = event
+        if request in self._running:
+            raise ProtocolError(f"request {request} is asked twice")
+        if self._leaving:  # the peer will find the goodbye; what crossed it is refused, not lost
+            self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
+            return
+        try:
+            answer = self._respond(Request(packet, self._peer, seconds))
+        except Exception as error:
+            self._refuse(request, error)
+            return
+        if not isinstance(answer, Deferred):
+            self._answer(answer, request, packet)
+            return
+        self._running[request] = answer
+        answer.addCallbacks(
+            self._answer, self._fail, callbackArgs=(request, packet), errbackArgs=(request,)
+        ).addErrback(self._bug)
+
+    def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
+        self._running.pop(request, None)
+        if self._lost:
+            return
+        packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
+        try:
+            self._session.send_answer(request, packet)
+        except MessageTooLarge as error:
+            self._session.send_error(request, encode_failure(error))
+        if not self._receiving:
+            self._flush()
+
+    def _fail(self, failure: Failure, request: int) -> None:
+        if self._running.pop(request, None) is None or self._lost:  # withdrawn
+            return
+        assert failure.value is not None
+        self._refuse(request, failure.value)
+        if not self._receiving:
+            self._flush()
+
+    def _refuse(self, request: int, error: BaseException) -> None:
+        self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
+
+    def _cancel(self, request: int) -> None:
+        running = self._running.pop(request, None)
+        if running is not None:
+            running.cancel()
+
+    def _bug(self, failure: Failure) -> None:
+        self._log.failure("while answering {peer}", failure, peer=self._peer)
+        self._abort()
+
+    # The connection
+
+    def _flush(self) -> None:
+        if self._lost:
+            return
+        while self._session.sending and not self._writer.waiting:
+            self._writer.write(self._session.data_to_send())
+        if self._writer.waiting:
+            if not self._write_alarm.running:
+                self._write_alarm.set(self._write_timeout)
+        elif self._peer_leaving and not self._running:
+            self._writer.close()
+            return
+        self._throttle()
+
+    def _throttle(self) -> None:
+        full = (
+            len(self._running) >= self._session.ours.max_requests
+            or self._session.backlog > self._session.theirs.max_message
+        )
+        if full != self._paused:
+            self._paused = full
+            if full:
+                self._transport.pauseProducing()  # type: ignore[attr-defined]
+            else:
+                self._transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def _drained(self) -> None:
+        self._write_alarm.clear()
+        self._flush()
+
+    def _stalled(self) -> None:
+        self._log.warn(
+            "{peer} took nothing of its answers for {seconds:g} s; its connection is closed",
+            peer=self._peer,
+            seconds=self._write_timeout,
+        )
+        self._abort()
+
+    def _check_idle(self) -> None:
+        left = self._heard + self._idle_timeout - self._clock.seconds()
+        if self._running or self._session.sending:
+            self._idle_alarm.set(_GOODBYE)
+        elif self._leaving:  # the peer does not close it
+            self._writer.close()
+        elif left > 0:
+            self._idle_alarm.set(left)
+        else:
+            self.finish()
+
+    def _abort(self) -> None:
+        self._transport.abortConnection()  # type: ignore[attr-defined]

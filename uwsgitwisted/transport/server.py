@@ -1,0 +1,280 @@
+"""The serving side of a connection: bytes to requests, answers to bytes, with a limit on everything.
+
+A connection begins plain, as uWSGI has it: one request, one answer, then it is closed. A first packet that
+offers a session (see :mod:`uwsgitwisted.wire.session`) is answered with our terms, and the connection goes on
+as an :class:`~uwsgitwisted.transport.answering.AnsweringSession`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from uwsgitwisted.errors import MessageTooLarge, ProtocolError
+from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.answering import AnsweringSession
+from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
+from uwsgitwisted.transport.writer import Writer, set_nodelay
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection, and all of them together, may take.
+
+    :param header_timeout: seconds until a connection's first packet has its header; uWSGI gives 4.
+    :param body_timeout: seconds until the rest of that packet is there, whatever its pace.
+    :param write_timeout: seconds that a peer may go without taking any of what waits for it.
+    :param idle_timeout: seconds that a session may stay without a request.
+    :param max_connections: how many connections are open at once; any more is closed as it comes.
+    :param max_packet: the largest plain payload, in bytes.
+    :param max_ignored: how many bytes may follow a plain request, where nothing is expected.
+    """
+
+    header_timeout: float = 4.0
+    body_timeout: float = 30.0
+    write_timeout: float = 30.0
+    idle_timeout: float = 3_600.0
+    max_connections: int = 10_000
+    max_packet: int = MAX_PAYLOAD
+    max_ignored: int = 65_536
+
+
+class _State(enum.Enum):
+    """Where a connection is; the value is what its peer is late with when its time is over."""
+
+    HEADER = "sent no whole header"
+    BODY = "did not send the rest of its packet"
+    ANSWERING = "waits for its answer"
+    CLOSING = "took nothing of its answer"
+    SESSION = "has a session"
+
+
+class ServerFactory(Factory):
+    """Makes the connections of one service and knows them.
+
+    :param clock: for the time limits.
+    :param respond: answers a request; see :meth:`uwsgitwisted.interfaces.IResponder.respond`.
+    :param terms: what a session is granted; None to serve plain uwsgi only.
+    :param limits: see there.
+    :param networks: whose connections are accepted; None for everybody's.
+    :param tracebacks: whether peers are told the tracebacks of handlers' exceptions.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        respond: Callable[[Request], Reply],
+        *,
+        terms: Terms | None = None,
+        limits: Limits | None = None,
+        networks: Sequence[Network] | None = None,
+        tracebacks: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.respond = respond
+        self.terms = terms
+        self.limits = limits or Limits()
+        self.tracebacks = tracebacks
+        self._networks = networks
+        self._refused = Once()
+        self._connections: set[ServerProtocol] = set()
+        self._emptied: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> ServerProtocol | None:
+        """Return a connection's protocol, or None, which closes it."""
+        assert addr is not None
+        reason = ""
+        if self._networks is not None and not is_allowed(addr, self._networks):
+            reason = "it is in none of the networks that may connect"
+        elif len(self._connections) >= self.limits.max_connections:
+            reason = f"{self.limits.max_connections} connections are open already"
+        if not reason:
+            return ServerProtocol(self)
+        if self._refused.is_first((peer_host(addr), reason)):
+            self._log.warn("a connection of {peer} was refused: {reason}", peer=peer_name(addr), reason=reason)
+        return None
+
+    def opened(self, connection: ServerProtocol) -> None:
+        """Note a connection."""
+        self._connections.add(connection)
+
+    def closed(self, connection: ServerProtocol) -> None:
+        """Note that a connection is gone."""
+        self._connections.discard(connection)
+        if self._emptied is not None and not self._connections:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def finish(self) -> Deferred[None]:
+        """Let every connection finish what it has under way.
+
+        :return: fires when all are closed.
+        """
+        for connection in list(self._connections):
+            connection.finish()
+        if not self._connections:
+            return succeed(None)
+        self._emptied = Deferred()
+        return self._emptied
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        for connection in list(self._connections):
+            connection.abort()
+
+
+@implementer(IHalfCloseableProtocol)
+class ServerProtocol(Protocol):
+    """One connection of a :class:`ServerFactory`."""
+
+    _log = Logger()
+
+    def __init__(self, factory: ServerFactory) -> None:
+        self._factory = factory
+        self._limits = factory.limits
+        self._state = _State.HEADER
+        self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
+        self._alarm = Alarm(factory.clock, self._time_out)
+        self._answer: Deferred[Answer] | None = None
+        self._session: AnsweringSession | None = None
+        self._ignored = 0
+        self._peer = ""
+
+    def connectionMade(self) -> None:
+        """Start to wait for a header."""
+        assert self.transport is not None
+        set_nodelay(self.transport)
+        self._peer = peer_name(self.transport.getPeer())
+        self._factory.opened(self)
+        self._alarm.set(self._limits.header_timeout)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes: of the session, of the first packet, or that nothing is expected of."""
+        if self._session is not None:
+            self._session.data_received(data)
+        elif self._state in (_State.HEADER, _State.BODY):
+            self._receive_first(data)
+        else:
+            self._ignored += len(data)
+            if self._ignored > self._limits.max_ignored:
+                self.abort()
+
+    def _receive_first(self, data: bytes) -> None:
+        try:
+            packets = self._decoder.receive(data)
+        except ProtocolError as error:
+            self._log.warn("{peer}: {error}", peer=self._peer, error=error)
+            self.abort()
+            return
+        if packets:
+            self._begin(packets[0])
+        elif self._state is _State.HEADER and self._decoder.header_seen:
+            self._state = _State.BODY
+            self._alarm.set(self._limits.body_timeout)
+
+    def _begin(self, packet: Packet) -> None:
+        self._alarm.clear()
+        theirs = Terms.decode(packet.payload) if packet.modifier1 == PING else None
+        if theirs is not None and self._factory.terms is not None:
+            self._begin_session(self._factory.terms, theirs)
+            return
+        self._state = _State.ANSWERING
+        try:
+            answer = self._factory.respond(Request(packet, self._peer))
+        except Exception:
+            # The responders have logged it; plain uwsgi has no errors but a closed connection.
+            self._finish(b"")
+            return
+        if isinstance(answer, Deferred):
+            self._answer = answer
+            answer.addCallbacks(self._send_answer, lambda _: self._finish(b""))
+        else:
+            self._send_answer(answer)
+
+    def _begin_session(self, ours: Terms, theirs: Terms) -> None:
+        assert self.transport is not None
+        self._state = _State.SESSION
+        self.transport.write(encode_packet(Packet(PING, 1, ours.encode())))
+        self._session = AnsweringSession(
+            self.transport,
+            self._factory.clock,
+            ours,
+            theirs,
+            self._factory.respond,
+            peer=self._peer,
+            write_timeout=self._limits.write_timeout,
+            idle_timeout=self._limits.idle_timeout,
+            tracebacks=self._factory.tracebacks,
+        )
+        if rest := self._decoder.rest():
+            self._session.data_received(rest)
+
+    def _send_answer(self, answer: Answer) -> None:
+        if isinstance(answer, Packet):
+            try:
+                answer = encode_packet(answer)
+            except MessageTooLarge as error:
+                self._log.error("the answer for {peer} is too large: {error}", peer=self._peer, error=error)
+                answer = b""
+        self._finish(answer)
+
+    def _finish(self, data: bytes) -> None:
+        """Write *data* and close the connection when it is out."""
+        self._answer = None
+        if self._state is not _State.ANSWERING:  # closed meanwhile
+            return
+        assert self.transport is not None
+        self._state = _State.CLOSING
+        self._alarm.set(self._limits.write_timeout)
+        writer = Writer(self.transport)
+        if data:
+            writer.write(data)
+        writer.close()
+
+    def _time_out(self) -> None:
+        self._log.info("{peer} {late}; its connection is closed", peer=self._peer, late=self._state.value)
+        self.abort()
+
+    def finish(self) -> None:
+        """Answer what was asked, then close; take nothing more."""
+        if self._session is not None:
+            self._session.finish()
+        elif self._state in (_State.HEADER, _State.BODY):
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        assert self.transport is not None
+        self.transport.abortConnection()  # type: ignore[attr-defined]
+
+    def readConnectionLost(self) -> None:
+        """Go on answering a peer that has only closed its sending side, if its request is whole."""
+        if self._state in (_State.HEADER, _State.BODY, _State.SESSION):
+            self.abort()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the loss of the connection follows."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Withdraw what runs: nobody waits for it any more."""
+        self._alarm.clear()
+        self._state = _State.CLOSING
+        if self._session is not None:
+            self._session.connection_lost()
+        if self._answer is not None:
+            self._answer.cancel()
+        self._factory.closed(self)

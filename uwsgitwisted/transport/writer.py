@@ -1,0 +1,84 @@
+"""Writes to a Twisted transport at once where it can, and says when it can't.
+
+Twisted's ``transport.write`` waits for the reactor's next turn. Where nothing waits in the transport, trying
+the socket right away saves that turn. What the socket doesn't take goes the usual way, and the transport's
+buffer never holds more than that one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IPushProducer, ITCPTransport, ITransport, IUNIXTransport
+from zope.interface import implementer
+
+
+def set_nodelay(transport: object) -> None:
+    """Set TCP_NODELAY where *transport* is TCP.
+
+    Without it small packets wait for the peer's delayed acknowledgements.
+    """
+    # A UNIX socket's transport inherits from TCP's.
+    if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
+        transport.setTcpNoDelay(True)
+
+
+@implementer(IPushProducer)
+class Writer:
+    """Owns the writing side of one connection.
+
+    :param transport: what to write to. A socket's own transport is written eagerly; another, such as TLS, in
+        its own time.
+    :param drained: called when the transport has passed on what waited.
+    """
+
+    __slots__ = ("_drained", "_eager", "_transport", "waiting")
+
+    def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
+        self._transport = transport
+        self._drained = drained
+        # Under TLS, what is written must pass through the encryption first.
+        self._eager: FileDescriptor | None = None
+        if isinstance(transport, FileDescriptor) and not getattr(transport, "TLS", False):
+            self._eager = transport
+        #: Whether bytes wait in the transport: write nothing large until ``drained`` is called.
+        self.waiting = False
+        if self._eager is None:
+            transport.registerProducer(self, True)  # type: ignore[attr-defined]
+
+    def write(self, data: bytes) -> None:
+        """Write *data*, at once if nothing waits before it."""
+        if self._eager is None or self.waiting:
+            self._transport.write(data)
+            return
+        written = self._eager.writeSomeData(data)
+        if isinstance(written, int) and written == len(data):
+            return
+        # Only a part went out; or the connection is broken, which the transport will find out and report.
+        self._eager.write(data[written:] if isinstance(written, int) else data)
+        # A pull producer is asked for more whenever the buffer is empty, and once at its registration.
+        self._eager.registerProducer(self, False)
+        self.waiting = True
+
+    def pauseProducing(self) -> None:
+        """Note that the transport's buffer is full; a socket's transport never calls this."""
+        self.waiting = True
+
+    def resumeProducing(self) -> None:
+        """Note that the transport's buffer is empty, and say so."""
+        if not self.waiting:
+            return
+        self.waiting = False
+        if self._eager is not None:
+            self._eager.unregisterProducer()
+        self._drained()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the protocol learns of the loss of its connection by itself."""
+
+    def close(self) -> None:
+        """Close the connection when all that was written is out."""
+        if self._eager is None:
+            self._transport.unregisterProducer()  # type: ignore[attr-defined]
+        self._transport.loseConnection()

@@ -1,0 +1,98 @@
+"""An exception as bytes, and back: what a session's error frame carries.
+
+The form is a vars block with the keys ``class``, ``text``, ``type``, ``message``, ``traceback`` and ``node``.
+An exception of ours is made again from a fixed list of classes; every other one is described by a
+:class:`~uwsgitwisted.errors.RemoteError`, so that no name that a peer sent is ever imported.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from uwsgitwisted import errors
+from uwsgitwisted.wire.vars import decode_vars, encode_vars
+
+#: Long enough for any traceback that a person reads, and five of them fit well under a packet's 65535 bytes.
+MAX_TEXT = 8_000
+
+#: What a server may say of a request besides that its handler raised. Each is made from its text alone.
+_CLASSES: dict[bytes, type[errors.UwsgiError]] = {
+    cls.__name__.encode(): cls
+    for cls in (
+        errors.Busy,
+        errors.MalformedPacket,
+        errors.MessageTooLarge,
+        errors.RequestCancelled,
+        errors.RequestTimeout,
+        errors.SpoolError,
+        errors.SpoolRefused,
+        errors.Unavailable,
+        errors.UnencodableMessage,
+        errors.UnknownModifier,
+        errors.UnsafeObject,
+        errors.WorkerDied,
+    )
+}
+
+
+def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = True) -> bytes:
+    """Return the vars block that describes *error*.
+
+    :param node: which node and worker it happened on.
+    :param tracebacks: whether a handler's traceback is told. It names files and lines of the server's code.
+    """
+    name = type(error).__name__.encode()
+    if _CLASSES.get(name) is type(error):
+        assert isinstance(error, errors.UwsgiError)
+        return encode_vars([(b"class", name), (b"text", _clip(error.text)), (b"node", node)])
+    remote = error if isinstance(error, errors.RemoteError) else describe(error, node=node)
+    pairs = [
+        (b"class", b"RemoteError"),
+        (b"type", _clip(remote.type)),
+        (b"message", _clip(remote.message)),
+        (b"node", _clip(remote.node)),
+    ]
+    if tracebacks and remote.traceback:
+        pairs.append((b"traceback", _clip(remote.traceback)))
+    return encode_vars(pairs)
+
+
+def describe(error: BaseException, *, node: str = "") -> errors.RemoteError:
+    """Return the description of an exception that a handler raised."""
+    return errors.RemoteError(
+        type=type(error).__name__,
+        message=_text_of(error),
+        traceback="".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        node=node,
+    )
+
+
+def decode_failure(block: bytes) -> errors.UwsgiError:
+    """Return the exception that *block* describes, to be raised at the caller.
+
+    :raises MalformedPacket: if *block* is not a vars block.
+    """
+    told = decode_vars(block)
+
+    def text(key: bytes) -> str:
+        return told.get(key, b"").decode("utf-8", "replace")
+
+    cls = _CLASSES.get(told.get(b"class", b""))
+    if cls is not None:
+        return cls(text(b"text"))
+    return errors.RemoteError(
+        type=text(b"type"), message=text(b"message"), traceback=text(b"traceback"), node=text(b"node")
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # an exception of the user's whose __str__ raises
+        return f"(its text can't be had: {type(broken).__name__})"
+
+
+def _clip(text: str) -> bytes:
+    """Return the end of *text*: a traceback's last lines are the ones that tell."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data if len(data) <= MAX_TEXT else b"... " + data[4 - MAX_TEXT :]

@@ -1,0 +1,362 @@
+"""The walk over marshalled bytes that comes before C's ``marshal.loads``.
+
+C trusts its input: it builds code objects, allocates what a count announces before it reads on, and follows
+references into containers that are not finished. So the type codes are walked here first, once, with a stack of
+our own. The codes are those of CPython's ``Python/marshal.c``, in the versions 0 to 4 and as Python 2 had them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from uwsgitwisted.errors import UnsafeObject
+
+#: How deep containers may be nested, references followed. C's own limit is 2000 (1000 in some builds), past
+#: which it raises or crashes; code that recurses over a value, such as ``repr`` or ``copy``, ends before that.
+MAX_DEPTH: Final = 100
+#: How many bytes references may add to the value if it were written out without them. They cost no memory here,
+#: but a handler that walks, compares or writes the value meets its full size, and 40 references that each hold
+#: the one before twice would make it 2**40. Sixteen MiB is a thousand times the same 16 KiB string.
+MAX_SHARED: Final = 16 * 1024 * 1024
+
+#: From how many items on a sequence is compared as a whole before it is walked.
+_MIN_RUN: Final = 4
+#: Version 3 on: this bit in a type code says that later bytes may refer to the value.
+_FLAG: Final = 0x80
+
+# What the walk does at a type code. Anything below _BYTES is the full width of a value.
+_BYTES: Final = 32  # four bytes of length, then the content
+_SHORT: Final = 33  # one byte of length, then the content
+_SEQUENCE: Final = 34  # four bytes of count, then the items
+_SMALL_TUPLE: Final = 35  # one byte of count, then the items
+_DICT: Final = 36  # keys and values in turn, then _END
+_END: Final = 37
+_RARE: Final = 38  # see _Rare
+_DONE: Final = 0
+
+_unpack_length = struct.Struct("<I").unpack_from  # unsigned: a negative one is larger than any message
+_unpack_count = struct.Struct("<i").unpack_from
+
+
+def _kinds() -> tuple[int, ...]:
+    """Return what to do, for each of the 256 type codes."""
+    kinds = [_RARE] * 256
+    for codes, kind in (
+        (b"NTF", 1),
+        (b"i", 5),
+        (b"I", 9),  # written by Python 2 where a C long has 64 bits
+        (b"g", 9),
+        (b"y", 17),
+        (b"su", _BYTES),
+        (b"zZ", _SHORT),
+        (b"([<>", _SEQUENCE),
+        (b")", _SMALL_TUPLE),
+        (b"{", _DICT),
+        (b"0", _END),
+    ):
+        for code in codes:
+            kinds[code] = kind
+    return tuple(kinds)
+
+
+_KINDS: Final = _kinds()
+_CODES: Final = tuple(bytes((code,)) for code in range(256))
+_INTERNED: Final = ord("t")
+_INTERNED_REFERENCE: Final = ord("R")
+_REFERENCE: Final = ord("r")
+_FLAGGED_BYTES: Final = ord("s") | _FLAG
+_REFUSED: Final = {
+    ord("c"): "a code object",
+    ord("S"): "StopIteration",
+    ord("."): "Ellipsis",
+    ord(":"): "a slice",
+    ord("0"): "the end of a dict where a value belongs",
+}
+
+
+def _unsafe(position: int, reason: str) -> UnsafeObject:
+    return UnsafeObject(f"marshalled bytes refused at offset {position}: {reason}")
+
+
+def _long_end(data: bytes, position: int) -> int:
+    """Return where the int at *position* ends: digits of 15 bits, the lowest first; the count has its sign."""
+    count: int = _unpack_count(data, position + 1)[0]
+    start = position + 5
+    end = start + 2 * abs(count)
+    if end > len(data):
+        raise _unsafe(position, f"an int announces {abs(count)} digits")
+    if not data[start + 1 : end : 2].isascii():
+        raise _unsafe(position, "a digit of an int has over 15 bits")
+    if count and not (data[end - 1] or data[end - 2]):
+        raise _unsafe(position, "the highest digit of an int is 0")
+    return end
+
+
+def _fixed_end(data: bytes, position: int) -> int:
+    return position + _KINDS[data[position] & ~_FLAG]
+
+
+def _bytes_end(data: bytes, position: int) -> int:
+    return position + 5 + int(_unpack_length(data, position + 1)[0])
+
+
+def _short_end(data: bytes, position: int) -> int:
+    return position + 2 + data[position + 1]
+
+
+def _complex_end(data: bytes, position: int) -> int:
+    # Two numbers as text, of which only the first has the type code.
+    return _short_end(data, _short_end(data, position) - 1)
+
+
+#: Where a value without items ends. None, True and False are missing: a flag means nothing to them.
+_ENDS: Final[dict[int, Callable[[bytes, int], int]]] = {
+    **dict.fromkeys(b"iIgy", _fixed_end),
+    **dict.fromkeys(b"sutaA", _bytes_end),
+    **dict.fromkeys(b"zZf", _short_end),
+    ord("x"): _complex_end,
+    ord("l"): _long_end,
+}
+
+
+class _Open(NamedTuple):
+    """A container that later bytes may refer to, and that has not ended."""
+
+    depth: int
+    number: int
+    start: int
+    deepest: int
+
+
+class _Rare:
+    """The type codes that most streams are without: odd numbers, references, and what Python 2 interned.
+
+    References of versions 3 and 4 count the flagged values in the order in which they begin; those of Python 2
+    count its interned strings. No stream has both.
+    """
+
+    __slots__ = (
+        "_data",
+        "_deepest",
+        "_depth_limit",
+        "_heights",
+        "_interned",
+        "_interned_references",
+        "_modern",
+        "_open",
+        "_shared",
+        "_shared_limit",
+        "_sizes",
+    )
+
+    def __init__(self, data: bytes, depth_limit: int, shared_limit: int) -> None:
+        self._data = data
+        self._depth_limit = depth_limit
+        self._shared_limit = shared_limit
+        self._shared = 0  # the bytes that references added
+        self._sizes: list[int] = []  # of the flagged values; 0 while one is unfinished
+        self._heights: dict[int, int] = {}  # of the containers among them: how many deep they are
+        self._open: list[_Open] = []
+        self._deepest = 0  # the depth reached since the innermost of those began
+        self._modern = False  # whether a code of version 3 or 4 was met
+        self._interned: list[int] = []
+        self._interned_references: list[int] = []
+
+    def take(self, code: int, position: int, depth: int) -> tuple[int, int]:
+        """Step over the value at *position*, which lies in *depth* containers.
+
+        :return: where it ends and ``_DONE``; or, for a container, where it begins and its kind.
+        """
+        find_end = _ENDS.get(code & ~_FLAG)
+        if code & _FLAG:
+            self._modern = True
+            kind = _KINDS[code ^ _FLAG]
+            if _SEQUENCE <= kind <= _DICT:
+                self._open.append(_Open(depth + 1, len(self._sizes), position + self._shared, self._deepest))
+                self._sizes.append(0)
+                self._deepest = depth + 1
+                return position, kind
+            if find_end is not None:
+                end = find_end(self._data, position)
+                self._sizes.append(end - position)
+                return end, _DONE
+        elif code == _REFERENCE:
+            return self._take_reference(position, depth), _DONE
+        elif code == _INTERNED_REFERENCE:
+            return self._take_interned_reference(position), _DONE
+        elif code == _INTERNED:
+            self._interned.append(position)
+        elif code in b"aA":
+            self._modern = True
+        if find_end is None:
+            reason = _REFUSED.get(code & ~_FLAG, "not a value that is accepted")
+            raise _unsafe(position, f"{reason} (type code 0x{code:02x})")
+        return find_end(self._data, position), _DONE
+
+    def enter(self, depth: int) -> None:
+        """Note that the walk is in *depth* containers now."""
+        if depth > self._deepest:
+            self._deepest = depth
+
+    def leave(self, depth: int, position: int) -> None:
+        """Note that the container at *depth* ended at *position*."""
+        if self._open and self._open[-1].depth == depth:
+            _, number, start, deepest = self._open.pop()
+            self._sizes[number] = position + self._shared - start
+            self._heights[number] = self._deepest - depth + 1
+            self.enter(deepest)
+
+    def _take_reference(self, position: int, depth: int) -> int:
+        self._modern = True
+        (index,) = _unpack_length(self._data, position + 1)
+        if index >= len(self._sizes):
+            raise _unsafe(position, f"a reference to value {index} of {len(self._sizes)}")
+        size = self._sizes[index]
+        if not size:
+            raise _unsafe(position, "a reference to a container from within")
+        depth += self._heights.get(index, 0)
+        if depth > self._depth_limit:
+            raise _unsafe(position, f"nested deeper than {self._depth_limit} levels, through a reference")
+        self.enter(depth)
+        self._share(position, size)
+        return position + 5
+
+    def _take_interned_reference(self, position: int) -> int:
+        (index,) = _unpack_length(self._data, position + 1)
+        if index >= len(self._interned):
+            raise _unsafe(position, f"a reference to interned string {index} of {len(self._interned)}")
+        self._interned_references.append(position)
+        start = self._interned[index]
+        self._share(position, _bytes_end(self._data, start) - start)
+        return position + 5
+
+    def _share(self, position: int, size: int) -> None:
+        self._shared += size
+        if self._shared > self._shared_limit:
+            raise _unsafe(position, f"references add more than {self._shared_limit} bytes")
+
+    def rewrite(self, modern: bool) -> bytes:
+        """Return the bytes with what Python 2 interned in a form that Python 3 reads, as bytes.
+
+        Python 3 takes a ``t`` for text and knows no ``R``. A flagged ``s`` and an ``r`` say the same, in as
+        many bytes. Up to 3.11, Python 3 could write an unflagged ``t`` for text too, but hardly ever without
+        any code that Python 2 has not.
+
+        :param modern: whether the walk met such codes on its own.
+        """
+        if not self._interned:
+            return self._data
+        if not (self._modern or modern):
+            rewritten = bytearray(self._data)
+            for position in self._interned:
+                rewritten[position] = _FLAGGED_BYTES
+            for position in self._interned_references:
+                rewritten[position] = _REFERENCE
+            return bytes(rewritten)
+        if self._interned_references:
+            raise _unsafe(self._interned_references[0], "a reference of Python 2 among codes of Python 3")
+        return self._data
+
+
+def _is_run(data: bytes, position: int, count: int) -> bool:
+    """Return whether *count* values of one code and width, such as ints, begin at *position*.
+
+    One comparison in C. It costs no more than the bytes that *count* stands for, since those must be there.
+    """
+    code = data[position]
+    width = _KINDS[code]
+    return width < _BYTES and data[position : position + count * width : width] == _CODES[code] * count
+
+
+def _walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C901 - calls would double its time
+    """Return *data* as C is to get it, after a walk over all of it.
+
+    A position past the end is not looked for at each step: reading there raises IndexError or struct.error.
+    """
+    size = len(data)
+    position = owed = 0  # owed: how many values the containers around the innermost still wait for
+    left = 1  # how many the innermost waits for; in a dict it counts down from -1
+    outer: list[int] = []  # the same for the containers around it
+    modern = False
+    rare: _Rare | None = None
+    while True:
+        while left:
+            left -= 1
+            code = data[position]
+            kind = _KINDS[code]
+            if kind < _BYTES:
+                position += kind
+                continue
+            if kind == _BYTES:
+                position += 5 + _unpack_length(data, position + 1)[0]
+                continue
+            if kind == _SHORT:
+                position += 2 + data[position + 1]
+                modern = True
+                continue
+            if kind == _END and left < 0 and not left & 1:
+                position += 1
+                break
+            if kind >= _END:
+                rare = rare or _Rare(data, depth_limit, shared_limit)
+                position, kind = rare.take(code, position, len(outer))
+                if kind == _DONE:
+                    continue
+            outer.append(left)
+            if len(outer) > depth_limit:
+                raise _unsafe(position, f"nested deeper than {depth_limit} levels")
+            if rare:
+                rare.enter(len(outer))
+            if left > 0:
+                owed += left
+            if kind == _DICT:
+                left = -1
+                position += 1
+                continue
+            if kind == _SEQUENCE:
+                left = _unpack_length(data, position + 1)[0]
+                position += 5
+            else:
+                left = data[position + 1]
+                position += 2
+                modern = True
+            if left + owed > size - position:
+                raise _unsafe(
+                    position, f"{left} items announced where {max(size - position - owed, 0)} can follow"
+                )
+            if left >= _MIN_RUN and _is_run(data, position, left):
+                position += left * _KINDS[data[position]]
+                break
+        if not outer:
+            break
+        if rare:
+            rare.leave(len(outer), position)
+        left = outer.pop()
+        if left > 0:
+            owed -= left
+    if position > size:
+        raise _unsafe(size, "the bytes end within a value")
+    if position < size:
+        raise _unsafe(position, f"{size - position} bytes follow the value")
+    return rare.rewrite(modern) if rare else data
+
+
+def check(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_SHARED) -> bytes:
+    """Return *data* in a form that C's ``marshal.loads`` can be trusted with.
+
+    That call can still raise, for text that is no UTF-8 or no number and for keys that can't be hashed; but it
+    does nothing else than build values of the allowed types, in memory proportional to the bytes.
+
+    :param data: one marshalled value, of any version up to 4.
+    :param depth_limit: how deep containers may be nested.
+    :param shared_limit: how many bytes references may add to the value if it were written without them.
+    :return: the same bytes, except that strings interned by Python 2 are marked as bytes.
+    :raises UnsafeObject: if anything in it is not what the module's documentation lists, or broken; the text
+        says what, and at which offset.
+    """
+    try:
+        return _walk(data, depth_limit, shared_limit)
+    except (IndexError, struct.error):
+        raise _unsafe(len(data), "the bytes end within a value") from None

@@ -1,0 +1,119 @@
+"""What the original calls do with a value: how it travels, and what its answer is.
+
+One table says how the message of each modifier1 is encoded, for every client and for the ``uwsgi`` module
+that old code imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from uwsgitwisted.errors import MalformedPacket, MisuseError, UnencodableMessage
+from uwsgitwisted.wire.array import encode_array
+from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, SPOOL, WSGI, Packet
+from uwsgitwisted.wire.vars import decode_vars, encode_vars, to_bytes
+
+#: WSGI as 0, but the server takes SCRIPT_NAME off PATH_INFO.
+WSGI_STRIPPED = 30
+RPC = 173
+#: The modifier2 of an RPC whose answer is raw bytes; nginx needs this one.
+RPC_RAW = 1
+#: The modifier2 of an RPC that is asked and answered as HTTP.
+RPC_HTTP = 2
+
+
+def _by_type(message: object) -> bytes:
+    """Encode as ``uwsgi.send_message`` of uWSGI 0.9.7 to 1.4 did."""
+    if isinstance(message, (bytes, str)):
+        return to_bytes(message)
+    if isinstance(message, Mapping):
+        return encode_vars(message)
+    return dumps(message)
+
+
+def _task(message: object) -> bytes:
+    if isinstance(message, Mapping):
+        return encode_vars(message)
+    if not isinstance(message, bytes):
+        raise UnencodableMessage(f"a task is a dict, not {type(message).__name__}")
+    try:
+        decode_vars(message)
+    except MalformedPacket as error:
+        raise UnencodableMessage(f"a task given as bytes has to be a vars block: {error}") from error
+    return message
+
+
+def _opaque(message: object) -> bytes:
+    if message is None:
+        return b""
+    if not isinstance(message, bytes):
+        raise UnencodableMessage(f"this modifier1 takes bytes or None, not {type(message).__name__}")
+    return message
+
+
+def _call(message: object) -> bytes:
+    if isinstance(message, (list, tuple)):
+        return encode_array(message)
+    if isinstance(message, Mapping):
+        return encode_vars(message)
+    if isinstance(message, bytes):
+        return message
+    raise UnencodableMessage(
+        f"a call is a list of the function's name and its arguments, not {type(message).__name__}"
+    )
+
+
+_ENCODERS: dict[int, Callable[[object], bytes]] = {
+    SPOOL: _task,
+    MARSHAL: dumps,
+    PING: _opaque,
+    ECHO: _opaque,
+    RPC: _call,
+}
+
+
+def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
+    """Return the request that carries *message*.
+
+    :param modifier1: what is asked for. 33 marshals the message; 17 takes a dict, or bytes that are a vars
+        block; 100 and 101 take bytes or None; 173 takes a list of the function's name and its arguments. Any
+        other sends a dict as a vars block, bytes as they are, text as UTF-8, and marshals the rest.
+    :param modifier2: for the handler to read, 0 to 255.
+    :raises MisuseError: if a modifier is out of range.
+    :raises UnencodableMessage: if the message can't travel that way.
+    :raises MessageTooLarge: if a key or value is over 65535 bytes. The message as a whole is measured by
+        what sends it.
+    """
+    for name, value in (("modifier1", modifier1), ("modifier2", modifier2)):
+        if type(value) is not int or not 0 <= value <= 0xFF:
+            raise MisuseError(f"{name} is {value!r}; it is one byte, 0 to 255")
+    return Packet(modifier1, modifier2, _ENCODERS.get(modifier1, _by_type)(message))
+
+
+def _yes_or_no(packet: Packet) -> object:
+    return bool(packet.modifier2)
+
+
+def _object(packet: Packet) -> object:
+    return loads(packet.payload)
+
+
+_DECODERS: dict[int, Callable[[Packet], object]] = {ANSWER: _yes_or_no, MARSHAL: _object}
+
+
+def decode_answer(packet: Packet) -> object:
+    """Return what the answer *packet* means to the caller.
+
+    :return: True or False for a 255, the object for a 33, the payload's bytes for anything else.
+    :raises UnsafeObject: if a 33 carries bytes that are not a plain marshalled object.
+    """
+    decoder = _DECODERS.get(packet.modifier1)
+    return packet.payload if decoder is None else decoder(packet)
+
+
+def answers_raw(modifier1: int, modifier2: int) -> bool:
+    """Whether a plain peer answers such a request with bytes up to the end of the connection, not a packet."""
+    if modifier1 == RPC:
+        return modifier2 in (RPC_RAW, RPC_HTTP)
+    return modifier1 in (WSGI, WSGI_STRIPPED, ECHO)

@@ -1,0 +1,175 @@
+"""Python objects as marshal bytes, with the bytes of a stranger checked before C's ``marshal`` sees them.
+
+The format is read in the versions 0 to 4, as every Python since 2.5 writes it, and written in version 2, which
+all of those read. What may pass: None, bool, int, float, complex, str, bytes, tuple, list, dict, set and
+frozenset. What Python 2 wrote as ``str`` comes back as bytes, whether it was interned there or not.
+
+Left to others: how many bytes may come at all is for the caller to limit. So is time: dict keys and set members
+can be chosen to collide (ints that are equal modulo 2**61 - 1, say), which costs time quadratic in their
+number.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from uwsgitwisted.errors import UnencodableMessage, UnsafeObject
+from uwsgitwisted.wire.marshal_check import MAX_DEPTH, MAX_SHARED, check
+
+__all__ = ["MAX_DEPTH", "MAX_SET_DEPTH", "MAX_SHARED", "VERSION", "check", "dumps", "loads"]
+
+#: What we write: the newest version without references, which Python 2.5 reads as well as every later one.
+VERSION: Final = 2
+#: How many sets within each other are written. From 3.11 on, C's ``dumps`` writes each member of a set twice,
+#: to sort them, so that every set around doubles the time; and without a limit to its depth, until it crashes.
+MAX_SET_DEPTH: Final = 5
+
+
+def loads(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_SHARED) -> object:
+    """Return the value that *data* holds.
+
+    :param data: one marshalled value, of any version up to 4; what follows it is refused.
+    :param depth_limit: how deep containers may be nested.
+    :param shared_limit: how many bytes references may add to the value if it were written without them.
+    :raises UnsafeObject: if the bytes are broken or hold anything but the allowed types.
+    """
+    checked = check(data, depth_limit=depth_limit, shared_limit=shared_limit)
+    try:
+        value: object = marshal.loads(checked)  # noqa: S302 - checked
+    except (TypeError, ValueError, MemoryError) as error:
+        raise UnsafeObject(f"marshalled bytes refused by Python: {str(error) or 'out of memory'}") from error
+    return value
+
+
+_ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_SETS: Final = frozenset({set, frozenset})
+_CONTAINERS: Final = _SETS | {list, tuple, dict}
+_ALLOWED: Final = _ATOMS | _CONTAINERS
+#: From how many containers of one depth on it pays to look whether some are the same. A list that holds itself
+#: twice doubles at each depth until then.
+_MANY: Final = 16
+
+
+def dumps(value: Any) -> bytes:
+    """Return *value* as marshal bytes of version 2.
+
+    Types are taken exactly. An instance of a subclass, such as a named tuple, an ``IntEnum`` or an
+    ``OrderedDict``, is refused, since the other end would get something else; so is what C would write as bytes
+    because it has a buffer: a ``bytearray``, and the float of NumPy. What passes here, :func:`loads` accepts.
+
+    :raises UnencodableMessage: if something in it is not of an allowed type, is nested deeper than
+        ``MAX_DEPTH`` or within itself, or is a set within ``MAX_SET_DEPTH`` sets; the text says what, and
+        where in the value.
+    """
+    if not _is_plain(value):
+        obstacle = _find_obstacle(value)
+        if obstacle:
+            raise UnencodableMessage(obstacle)
+    try:
+        return marshal.dumps(value, VERSION)
+    except ValueError as error:
+        raise UnencodableMessage(f"marshal can't write the value: {error}") from error
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether *value* can surely be written; if not, :func:`_find_obstacle` looks closer.
+
+    It stands before C's ``dumps``, which deeply nested sets can crash. All containers of one depth are taken
+    together, each once, and the types of all their members are collected at C speed.
+    """
+    if type(value) in _ATOMS:
+        return True
+    members: list[Any] = [value]
+    kinds: set[type] = {type(value)}
+    depths_with_sets = 0
+    for _ in range(MAX_DEPTH):
+        if not kinds <= _CONTAINERS:
+            return False
+        if kinds & _SETS:
+            depths_with_sets += 1
+        containers = [member for member in members if type(member) in _CONTAINERS]
+        if len(containers) > _MANY:
+            containers = list({id(container): container for container in containers}.values())
+        members = []
+        for container in containers:
+            members += container
+            if type(container) is dict:
+                members += container.values()
+        kinds = set(map(type, members)) - _ATOMS
+        if not kinds:
+            return depths_with_sets <= MAX_SET_DEPTH
+    return False
+
+
+class _Place(NamedTuple):
+    """Where in a value something is."""
+
+    value: object
+    parent: _Place | None = None
+    step: str = ""  # how to go there from the parent; {} stands for the key
+    key: object = None
+    depth: int = 1
+    sets: int = 0  # how many are around it
+
+    def obstacle(self) -> str:
+        """Return what keeps the value from being written, apart from its members; '' if nothing does."""
+        kind = type(self.value)
+        if kind not in _ALLOWED:
+            return f"its type, {kind.__module__}.{kind.__qualname__}, is not one that can be sent"
+        if kind in _CONTAINERS and self.depth > MAX_DEPTH:
+            return f"it is nested deeper than {MAX_DEPTH} levels, or within itself"
+        if kind in _SETS and self.sets == MAX_SET_DEPTH:
+            return f"it is a set within {MAX_SET_DEPTH} sets"
+        return ""
+
+    def members(self) -> Iterator[_Place]:
+        """Give the places within this one."""
+        value = self.value
+        depth = self.depth + 1
+        sets = self.sets + (type(value) in _SETS)
+        if isinstance(value, dict):
+            for key, member in value.items():
+                yield _Place(key, self, " (a key)", None, depth, sets)
+                yield _Place(member, self, "[{}]", key, depth, sets)
+        elif isinstance(value, (list, tuple)):
+            for index, member in enumerate(value):
+                yield _Place(member, self, "[{}]", index, depth, sets)
+        elif isinstance(value, (set, frozenset)):
+            for member in value:
+                yield _Place(member, self, " (a member)", None, depth, sets)
+
+    def path(self) -> str:
+        """Return the way to the value from the outermost, such as ``[1]['key']``; cut where it is long."""
+        steps: list[str] = []
+        place: _Place | None = self
+        while place:
+            steps.append(place.step.format(_short_repr(place.key)))
+            place = place.parent
+        path = "".join(reversed(steps)).lstrip()
+        return path if len(path) <= 100 else path[:100] + "..."
+
+
+def _short_repr(key: object) -> str:
+    """Return a few letters that tell *key* from its neighbours; Python refuses to print a very large int."""
+    if isinstance(key, (str, bytes)):
+        return repr(key[:30])
+    if isinstance(key, float) or (isinstance(key, int) and key.bit_length() < 64):
+        return repr(key)
+    return f"<{type(key).__name__}>"
+
+
+def _find_obstacle(value: object) -> str:
+    """Return why *value* can't be written, and where in it that is; '' if nothing is found."""
+    pending: list[Iterator[_Place]] = [iter([_Place(value)])]
+    while pending:
+        place = next(pending[-1], None)
+        if place is None:
+            pending.pop()
+            continue
+        obstacle = place.obstacle()
+        if obstacle:
+            return f"the value at {place.path()}: {obstacle}" if place.parent else f"the value: {obstacle}"
+        pending.append(place.members())
+    return ""

@@ -1,0 +1,440 @@
+"""The session: many requests on one connection, of any size, answered in any order.
+
+A sans-IO state machine: bytes in, events out; values in, bytes out. Client connections, server connections and
+the pipe to a worker process all run this one. ``docs/protocol.md`` describes the bytes.
+
+A session begins after the client's first packet, a ping whose payload offers it, was answered with a ping whose
+payload has the server's :class:`Terms`. Every other server ignores a ping's payload, so that the offer costs
+nothing where it isn't understood.
+
+Within it everything is a uwsgi packet of modifier1 34; modifier2 tells the kind of frame. A message that
+doesn't fit one frame is sent in pieces, and the pieces of several messages take turns.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError
+from uwsgitwisted.wire.failure import decode_failure
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.vars import decode_vars, encode_vars
+
+#: The largest message that is taken, in bytes, unless the owner sets another limit.
+MAX_MESSAGE = 64 * 1024 * 1024
+#: How many requests a server works on for one session before it stops reading from it.
+MAX_REQUESTS = 1_000
+
+REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE = range(1, 7)
+
+_VERSION = b"1"
+_VERSION_KEY = b"uwsgi-session"
+
+# A frame that begins a message: the packet's header (modifier1 34, size, kind), then the request's id, the
+# message's modifiers, its whole size, and for a request the milliseconds that its sender goes on waiting
+# (0 = no limit).
+_FRAME = struct.Struct("<BHBIBBII")
+_BEGIN = struct.Struct("<IBBII")
+_pack_frame = _FRAME.pack
+_unpack_begin = _BEGIN.unpack_from
+# A frame about a message that has begun: the packet's header, then the request's id.
+_SHORT_FRAME = struct.Struct("<BHBI")
+_ID = struct.Struct("<I")
+
+_BEGIN_SIZE = _BEGIN.size
+_ID_SIZE = _ID.size
+#: The most of a message that its first frame, and each later one, takes.
+FIRST_PIECE = MAX_PAYLOAD - _BEGIN_SIZE
+NEXT_PIECE = MAX_PAYLOAD - _ID_SIZE
+
+MAX_ID = 0xFFFFFFFF
+_MAX_MILLISECONDS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one side of a session takes from the other.
+
+    :param max_message: the largest message, in bytes; also the most that unfinished messages may announce
+        together.
+    :param max_requests: how many requests it works on at once.
+    :param node: its name, for error texts and logs.
+    """
+
+    max_message: int = MAX_MESSAGE
+    max_requests: int = MAX_REQUESTS
+    node: str = ""
+
+    def encode(self) -> bytes:
+        """Return the payload of the ping that offers or grants a session on these terms."""
+        return encode_vars(
+            [
+                (_VERSION_KEY, _VERSION),
+                (b"max-message", self.max_message),
+                (b"max-requests", self.max_requests),
+                (b"node", self.node),
+            ]
+        )
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Terms | None:
+        """Return the terms in a ping's payload, or None if it has none, as a real uWSGI's warning message."""
+        try:
+            told = decode_vars(payload)
+            if told.get(_VERSION_KEY) != _VERSION:
+                return None
+            return cls(
+                max_message=int(told[b"max-message"]),
+                max_requests=int(told[b"max-requests"]),
+                node=told.get(b"node", b"").decode("utf-8", "replace"),
+            )
+        except (ProtocolError, KeyError, ValueError):
+            return None
+
+
+class Role(enum.Enum):
+    """Which side of a session this is."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class RequestReceived(NamedTuple):
+    """A whole request arrived. ``seconds`` is how long its sender goes on waiting, None for no limit."""
+
+    id: int
+    packet: Packet
+    seconds: float | None
+
+
+class AnswerReceived(NamedTuple):
+    """A whole answer arrived."""
+
+    id: int
+    packet: Packet
+
+
+class ErrorReceived(NamedTuple):
+    """The answer is that the request failed."""
+
+    id: int
+    error: Exception
+
+
+class CancelReceived(NamedTuple):
+    """The sender of the request doesn't wait for its answer any more."""
+
+    id: int
+
+
+class GoodbyeReceived(NamedTuple):
+    """The peer takes no further request, or sends none; what is in flight will still be answered."""
+
+
+class PingReceived(NamedTuple):
+    """The peer wants to know whether this side lives; the session has queued the answer."""
+
+
+class PongReceived(NamedTuple):
+    """The peer lives."""
+
+
+Event = (
+    RequestReceived
+    | AnswerReceived
+    | ErrorReceived
+    | CancelReceived
+    | GoodbyeReceived
+    | PingReceived
+    | PongReceived
+)
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A message of which some pieces have arrived."""
+
+    kind: int
+    head: tuple[int, int, int, int, int]
+    pieces: list[bytes]
+    have: int
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A message that is sent in pieces."""
+
+    kind: int
+    id: int
+    packet: Packet
+    milliseconds: int
+    position: int = field(default=0)
+
+    def next_frame(self) -> bytes:
+        """Return the frame of the next piece."""
+        modifier1, modifier2, payload = self.packet
+        start = self.position
+        if not start:
+            self.position = FIRST_PIECE
+            head = _pack_frame(
+                SESSION, MAX_PAYLOAD, self.kind, self.id, modifier1, modifier2, len(payload), self.milliseconds
+            )
+            return head + payload[:FIRST_PIECE]
+        piece = payload[start : start + NEXT_PIECE]
+        self.position = start + len(piece)
+        return _SHORT_FRAME.pack(SESSION, len(piece) + _ID_SIZE, MORE, self.id) + piece
+
+    @property
+    def remaining(self) -> int:
+        return len(self.packet.payload) - self.position
+
+
+class Session:
+    """One side of a session.
+
+    Give :meth:`receive` what the connection brings and act on its events; say what to send with the ``send_``
+    methods, and write what :meth:`data_to_send` returns until it returns nothing.
+
+    :param role: which side this is.
+    :param ours: what this side takes.
+    :param theirs: what the peer takes, from its ping.
+    """
+
+    def __init__(self, role: Role, ours: Terms, theirs: Terms) -> None:
+        self.theirs = theirs
+        self.ours = ours
+        self._decoder = PacketDecoder()
+        self._incoming: dict[int, _Incoming] = {}
+        self._announced = 0
+        self._frames: list[bytes] = []
+        self._waiting: deque[_Outgoing] = deque()
+        self._sending: deque[_Outgoing] = deque()
+        self._sending_size = 0
+        self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
+            MORE: self._read_more,
+            GOODBYE: self._read_goodbye,
+        }
+        if role is Role.SERVER:
+            self._readers |= {REQUEST: self._read_begin, CANCEL: self._read_cancel}
+        else:
+            self._readers |= {ANSWER: self._read_begin, ERROR: self._read_begin}
+
+    # Receiving
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take *data* from the connection and return what it completes.
+
+        :raises ProtocolError: if the peer breaks the protocol; the connection must be closed then.
+        """
+        events: list[Event] = []
+        readers = self._readers
+        for modifier1, kind, payload in self._decoder.receive(data):
+            if modifier1 == SESSION and kind in readers:
+                event = readers[kind](payload, kind)
+                if event is not None:
+                    events.append(event)
+            elif modifier1 == PING:
+                events.append(self._read_ping(kind))
+            else:
+                raise MalformedPacket(f"a packet with the modifiers {modifier1} and {kind} within a session")
+        return events
+
+    def _read_begin(self, payload: bytes, kind: int) -> Event | None:
+        have = len(payload) - _BEGIN_SIZE
+        if have < 0:
+            raise MalformedPacket("a session's frame ends within its head")
+        head = _unpack_begin(payload)
+        size = head[3]
+        if have == size:
+            return self._whole(kind, head, payload[_BEGIN_SIZE:])
+        if have > size:
+            raise MalformedPacket(f"a message of {size} bytes has a piece of {have}")
+        self._announced += size
+        if self._announced > self.ours.max_message:
+            raise PacketTooLarge(
+                f"unfinished messages announce {self._announced} bytes, {self.ours.max_message} are accepted",
+                size=self._announced,
+                limit=self.ours.max_message,
+            )
+        if head[0] in self._incoming:
+            raise MalformedPacket(f"message {head[0]} begins twice")
+        self._incoming[head[0]] = _Incoming(kind, head, [payload[_BEGIN_SIZE:]], have)
+        return None
+
+    def _read_more(self, payload: bytes, kind: int) -> Event | None:
+        incoming = self._incoming.get(_id_of(payload))
+        if incoming is None:  # the rest of a message whose request was cancelled
+            return None
+        piece = payload[_ID_SIZE:]
+        size = incoming.head[3]
+        incoming.pieces.append(piece)
+        incoming.have += len(piece)
+        if not piece or incoming.have > size:
+            raise MalformedPacket(f"the pieces of a message don't add up to its {size} bytes")
+        if incoming.have < size:
+            return None
+        self._forget_incoming(incoming.head[0])
+        return self._whole(incoming.kind, incoming.head, b"".join(incoming.pieces))
+
+    def _whole(self, kind: int, head: tuple[int, int, int, int, int], payload: bytes) -> Event:
+        request, modifier1, modifier2, size, milliseconds = head
+        if size > self.ours.max_message:
+            raise PacketTooLarge(
+                f"a message of {size} bytes, {self.ours.max_message} are accepted",
+                size=size,
+                limit=self.ours.max_message,
+            )
+        if kind == ERROR:
+            return ErrorReceived(request, decode_failure(payload))
+        packet = Packet(modifier1, modifier2, payload)
+        if kind == ANSWER:
+            return AnswerReceived(request, packet)
+        return RequestReceived(request, packet, milliseconds / 1000 if milliseconds else None)
+
+    def _read_cancel(self, payload: bytes, kind: int) -> Event:
+        request = _id_of(payload)
+        self._forget_incoming(request)
+        self._forget_outgoing(request)
+        return CancelReceived(request)
+
+    def _read_goodbye(self, payload: bytes, kind: int) -> Event:
+        return GoodbyeReceived()
+
+    def _read_ping(self, modifier2: int) -> Event:
+        if modifier2:
+            return PongReceived()
+        self._frames.append(encode_packet(Packet(PING, 1)))
+        return PingReceived()
+
+    def _forget_incoming(self, request: int) -> None:
+        incoming = self._incoming.pop(request, None)
+        if incoming is not None:
+            self._announced -= incoming.head[3]
+
+    # Sending
+
+    def send_request(self, request: int, packet: Packet, seconds: float | None = None) -> None:
+        """Ask.
+
+        :param request: an id that no request in flight has, at most :data:`MAX_ID`.
+        :param seconds: how long the answer is waited for; None for ever.
+        :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
+        """
+        milliseconds = 0 if seconds is None else min(max(1, int(seconds * 1000)), _MAX_MILLISECONDS)
+        self._send(REQUEST, request, packet, milliseconds)
+
+    def send_answer(self, request: int, packet: Packet) -> None:
+        """Answer a request.
+
+        :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
+        """
+        self._send(ANSWER, request, packet, 0)
+
+    def send_error(self, request: int, failure: bytes) -> None:
+        """Answer a request with a failure, in the form of :mod:`~uwsgitwisted.wire.failure`."""
+        self._send(ERROR, request, Packet(0, 0, failure), 0)
+
+    def send_cancel(self, request: int) -> None:
+        """Tell the peer that nobody waits for an answer any more. None may come all the same."""
+        self._forget_incoming(request)
+        self._forget_outgoing(request)
+        self._frames.append(_SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
+
+    def send_goodbye(self) -> None:
+        """Tell the peer that no further request is sent, or taken."""
+        self._frames.append(encode_packet(Packet(SESSION, GOODBYE)))
+
+    def send_ping(self) -> None:
+        """Ask the peer for a sign of life."""
+        self._frames.append(encode_packet(Packet(PING, 0)))
+
+    def _send(self, kind: int, request: int, packet: Packet, milliseconds: int) -> None:
+        modifier1, modifier2, payload = packet
+        size = len(payload)
+        if size <= FIRST_PIECE and size <= self.theirs.max_message:
+            self._frames.append(
+                _pack_frame(
+                    SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, milliseconds
+                )
+                + payload
+            )
+            return
+        if size > self.theirs.max_message:
+            raise MessageTooLarge(
+                f"a message of {size} bytes; the peer takes {self.theirs.max_message}",
+                size=size,
+                limit=self.theirs.max_message,
+            )
+        self._waiting.append(_Outgoing(kind, request, packet, milliseconds))
+
+    def _forget_outgoing(self, request: int) -> None:
+        for queue in (self._waiting, self._sending):
+            for outgoing in queue:
+                if outgoing.id == request:
+                    queue.remove(outgoing)
+                    if queue is self._sending:
+                        self._sending_size -= len(outgoing.packet.payload)
+                    return
+
+    @property
+    def sending(self) -> bool:
+        """Whether :meth:`data_to_send` has something."""
+        return bool(self._frames or self._sending or self._waiting)
+
+    @property
+    def backlog(self) -> int:
+        """About how many bytes wait to be sent."""
+        large = sum(
+            outgoing.remaining for queue in (self._sending, self._waiting) for outgoing in queue
+        )
+        return large + sum(map(len, self._frames))
+
+    def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
+        """Return bytes to write, or none.
+
+        :param size: about how many; all small messages, and at least one piece of a large one, come at once.
+        """
+        if not self._sending and not self._waiting:
+            if not self._frames:
+                return b""
+            frames = self._frames
+            self._frames = []
+            return frames[0] if len(frames) == 1 else b"".join(frames)
+        self._start_waiting()
+        total = sum(map(len, self._frames))
+        while self._sending:
+            outgoing = self._sending.popleft()
+            frame = outgoing.next_frame()
+            self._frames.append(frame)
+            total += len(frame)
+            if not outgoing.remaining:
+                self._sending_size -= len(outgoing.packet.payload)
+                self._start_waiting()
+            else:
+                self._sending.append(outgoing)
+            if total >= size:
+                break
+        data = b"".join(self._frames)
+        self._frames = []
+        return data
+
+    def _start_waiting(self) -> None:
+        """Let waiting messages begin while all that have begun are together within what the peer takes."""
+        while self._waiting:
+            size = len(self._waiting[0].packet.payload)
+            if self._sending and self._sending_size + size > self.theirs.max_message:
+                break
+            self._sending.append(self._waiting.popleft())
+            self._sending_size += size
+
+
+def _id_of(payload: bytes) -> int:
+    if len(payload) < _ID_SIZE:
+        raise MalformedPacket("a session's frame ends within its head")
+    request: int = _ID.unpack_from(payload)[0]
+    return request
