@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from uwsgitwisted.address import Address, AddressLike, parse_address
-from uwsgitwisted.errors import MisuseError, ProtocolError, SpoolRefused, UwsgiError
+from uwsgitwisted.errors import InvalidAddress, MisuseError, ProtocolError, SpoolRefused, UwsgiError
 from uwsgitwisted.transport.peer import Peer
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL
@@ -83,8 +83,8 @@ class Client:
         :param modifier2: as there.
         :param timeout: seconds that each node has, all at the same time.
         :return: a ``DeferredList`` that fires when all have answered or failed, with ``(True, answer)`` or
-            ``(False, Failure)`` for each node, in order. Cancelling it withdraws every request. It fails, before
-            anything is sent, with ``MisuseError`` if *nodes* has something else.
+            ``(False, Failure)`` for each node, in order. Cancelling it withdraws every request. It fails,
+            before anything is sent, with ``MisuseError`` if *nodes* has something else.
         """
         try:
             pairs = [_split(node) for node in nodes]
@@ -142,7 +142,10 @@ class Client:
     def _endpoint(self, address: Address) -> IStreamClientEndpoint:
         if address.kind == "tcp" and not address.options:
             return HostnameEndpoint(self._reactor, address.host, address.port)
-        endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
+        try:
+            endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            raise InvalidAddress(f"not an address that can be connected to: {error}") from error
         return endpoint
 
 

@@ -26,11 +26,13 @@ class Request(NamedTuple):
     :param packet: what was asked.
     :param peer: who asked, for the log.
     :param seconds: how long the asker goes on waiting from now; None if it didn't say.
+    :param idempotent: whether it may be run again if the worker that runs it dies.
     """
 
     packet: Packet
     peer: str = ""
     seconds: float | None = None
+    idempotent: bool = False
 
 
 class IResponder(Interface):
@@ -58,6 +60,8 @@ class IEngine(Interface):
     def stop(seconds: float) -> Deferred[None]:
         """Take nothing more, let what runs finish for up to *seconds*, then end it.
 
+        It may be called again with less time.
+
         :return: fires when nothing runs any more.
         """
 
@@ -67,4 +71,14 @@ class IEngine(Interface):
         :return: fires with the handler's answer. Fails with ``RemoteError`` if the handler raised,
             ``WorkerDied``, ``RequestTimeout``, or ``Busy`` if too many wait already. Cancelling it takes a
             waiting request out and drops the answer of a running one.
+        """
+
+
+class IReloadable(Interface):
+    """An engine that can run its handlers with fresh code."""
+
+    def reload() -> Deferred[bool]:
+        """Load the code anew, without failing a request.
+
+        :return: fires with whether it worked; if not, the present code goes on.
         """

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
@@ -14,80 +15,121 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.engines.worker import SOCKET_FD, WorkerSpec
+from uwsgitwisted.engines.job import Job
+from uwsgitwisted.engines.pipe import Pipe, Tokens
+from uwsgitwisted.engines.worker import SOCKET_FD, TOKENS_FD, WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
-from uwsgitwisted.transport.asking import AskingProtocol, AskingSession
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.wire.session import Terms
 
 #: A longer line of a worker's output is logged in pieces of this size.
 _MAX_LINE = 8_000
 
 
+class Owner(Protocol):
+    """Who uses a worker process."""
+
+    def progressed(self) -> None:
+        """Note that requests were answered, or that the worker may be given some again."""
+
+    def retiring(self, child: Child) -> None:
+        """Note that *child* asks to be replaced."""
+
+
 class Child(ProcessProtocol):
-    """A worker process; make one with :meth:`spawn`."""
+    """A worker process.
+
+    :param reactor: starts it and keeps the time.
+    :param worker_id: which of the engine's workers this is, from 1.
+    :param owner: learns what becomes of its requests.
+    """
 
     _log = Logger()
 
-    def __init__(self, worker_id: int) -> None:
-        #: Which of the engine's workers this is, from 1.
+    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: Owner) -> None:
         self.worker_id = worker_id
         #: Fires with this child when it takes requests. Doesn't fire if it ends before that.
         self.ready: Deferred[Child] = Deferred()
         #: Fires with how the process ended, in words.
         self.ended: Deferred[str] = Deferred()
-        self._session: AskingSession | None = None
+        #: Whether it gets no further request.
+        self.retired = False
+        self._reactor = reactor
+        self._owner = owner
+        self._tokens = Tokens()
+        self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
 
-    @classmethod
-    def spawn(cls, reactor: IProcessReactor, spec: WorkerSpec, node: str, worker_id: int, count: int) -> Child:
-        """Start a worker process.
+    def spawn(self, spec: WorkerSpec, node: str, count: int) -> None:
+        """Start the process.
 
         :param spec: what it runs.
         :param node: the node's name, for error texts.
-        :param worker_id: which worker this is, from 1.
-        :param count: how many there are.
+        :param count: how many workers there are.
+        :raises OSError: if there is no process or file descriptor to be had.
         """
-        child = cls(worker_id)
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "uwsgitwisted.engines.worker"]
         with theirs, open(os.devnull, "rb") as nothing:
-            reactor.spawnProcess(
-                child,
+            self._reactor.spawnProcess(
+                self,
                 command[0],
-                [*command, spec.encode(), node, str(worker_id), str(count)],
+                [*command, spec.encode(), node, str(self.worker_id), str(count)],
                 env=None,
-                childFDs={0: nothing.fileno(), 1: "r", 2: "r", SOCKET_FD: theirs.fileno()},
+                childFDs={
+                    0: nothing.fileno(),
+                    1: "r",
+                    2: "r",
+                    SOCKET_FD: theirs.fileno(),
+                    TOKENS_FD: self._tokens.reader,
+                },
             )
-        pipe = AskingProtocol(reactor, Terms(max_message=spec.max_message, node=node))
-        pipe.negotiated.addCallback(child._negotiated)
-        pipe.lost.addCallback(lambda _: child.kill())
+        terms = Terms(max_message=spec.max_message, node=node)
+        protocol = OfferingProtocol(
+            terms,
+            lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),
+        )
+        protocol.negotiated.addCallback(self._negotiated)
+        protocol.lost.addCallback(lambda _: self.kill())
         # Twisted's own transport for UNIX sockets would look for file descriptors in each read.
-        transport = Connection(ours, pipe, reactor)
-        transport.connected = 1
-        transport.startReading()
-        pipe.makeConnection(transport)  # type: ignore[no-untyped-call]
-        return child
+        self._connection = Connection(ours, protocol, self._reactor)
+        self._connection.connected = 1
+        self._connection.startReading()
+        protocol.makeConnection(self._connection)  # type: ignore[no-untyped-call]
 
-    def _negotiated(self, session: AskingSession | None) -> None:
-        if session is not None:
-            self._session = session
+    def _negotiated(self, pipe: Pipe | None) -> None:
+        if pipe is not None:
+            self._pipe = pipe
             self.ready.callback(self)
 
-    def request(self, packet: Packet) -> Deferred[Packet]:
-        """Have it handle a packet.
+    @property
+    def pipe(self) -> Pipe:
+        """Where its requests go, once it is ready."""
+        assert self._pipe is not None, "not ready"
+        return self._pipe
 
-        :return: as :meth:`AskingSession.request`: fails with ``NoAnswer`` if the process ends first.
-        """
-        assert self._session is not None, "not ready"
-        return self._session.request(packet)
+    @property
+    def room(self) -> int:
+        """How many requests it may be given."""
+        return 0 if self.retired or self._pipe is None else self._pipe.room
 
-    def finish(self) -> None:
-        """Let it end by itself: there will be no further request."""
-        if self._session is not None:
-            self._session.close()
-        else:
+    def retire(self) -> None:
+        """Let it finish what it has and end."""
+        self.retired = True
+        if self._pipe is None:
             self.kill()
+        elif not self._pipe.given:
+            self._pipe.close()
+
+    def progressed(self) -> None:
+        """Pass on that requests were answered."""
+        if self.retired and not self.pipe.given:
+            self.pipe.close()
+        self._owner.progressed()
+
+    def retiring(self) -> None:
+        """Pass on that the worker asks to be replaced."""
+        self._owner.retiring(self)
 
     @property
     def pid(self) -> int:
@@ -104,6 +146,24 @@ class Child(ProcessProtocol):
             except ProcessLookupError:
                 continue
             return
+
+    def abandon(self) -> tuple[list[Job], list[Job]]:
+        """Take the last answers of a process that has ended.
+
+        :return: the requests that it had begun and not answered, and those that it had not begun.
+        """
+        while self._has_data() and self._connection.doRead() is None:
+            pass
+        self._connection.abortConnection()
+        begun, unbegun = self._pipe.abandon() if self._pipe is not None else ([], [])
+        self._tokens.close()
+        return begun, unbegun
+
+    def _has_data(self) -> bool:
+        try:
+            return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing there; or the connection is broken, and nothing will be
+            return False
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Log what a handler printed, line by line."""

@@ -1,18 +1,28 @@
-"""Engines by their descriptions: ``processes:4``, ``reactor``."""
+"""Engines by their descriptions, as Twisted describes endpoints: ``processes:4``, ``threads:8``, ``reactor``.
+
+Another package adds one with an entry point in the group ``uwsgitwisted.engines``: its name is what stands
+before the colon, and it is an :data:`EngineParser`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import entry_points
 
 from uwsgitwisted.engines.inline import InlineEngine
+from uwsgitwisted.engines.pool import ExecutorEngine
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 
 #: What a service uses that isn't told.
 DEFAULT = "processes"
+_GROUP = "uwsgitwisted.engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,47 +43,96 @@ class EngineSettings:
     node: str
 
 
-def _processes(argument: str, settings: EngineSettings) -> IEngine:
-    return ProcessEngine(
+#: Makes an engine.
+EngineMaker = Callable[[EngineSettings], IEngine]
+#: Reads what stands behind the colon; raises ValueError if that makes no sense.
+EngineParser = Callable[[str], EngineMaker]
+
+
+def _number(argument: str) -> int:
+    if not argument:
+        return available_cores()
+    if not argument.isascii() or not argument.isdecimal() or not 1 <= int(argument) <= 10_000:
+        raise ValueError(f"{argument!r} is not a number from 1 to 10000")
+    return int(argument)
+
+
+def _processes(argument: str) -> EngineMaker:
+    number = _number(argument)
+    return lambda settings: ProcessEngine(
         settings.reactor,
         settings.spec,
-        processes=int(argument) if argument else available_cores(),
+        processes=number,
         timeout=settings.timeout,
         max_queue=settings.max_queue,
         node=settings.node,
     )
 
 
-def _reactor(argument: str, settings: EngineSettings) -> IEngine:
-    return InlineEngine(settings.spec, node=settings.node)
+def _reactor(argument: str) -> EngineMaker:
+    if argument:
+        raise ValueError("'reactor' takes nothing behind it")
+    return lambda settings: InlineEngine(
+        settings.reactor,
+        settings.spec,
+        timeout=settings.timeout,
+        max_queue=settings.max_queue,
+        node=settings.node,
+    )
 
 
-_ENGINES: dict[str, Callable[[str, EngineSettings], IEngine]] = {"processes": _processes, "reactor": _reactor}
+def _threads(argument: str) -> EngineMaker:
+    number = _number(argument)
+    make = partial(ThreadPoolExecutor, number, thread_name_prefix="handler")
+    return _in_executor(make, f"threads:{number}")
 
 
-def check_description(description: str) -> str:
-    """Return *description* if it is an engine's.
+def _executor(argument: str) -> EngineMaker:
+    module, _, name = argument.partition(":")
+    if not module or not name:
+        raise ValueError("write 'executor:module:callable'; the callable returns a concurrent.futures.Executor")
 
-    :raises ValueError: if it is not; its text says what is.
+    def make() -> Executor:
+        executor: Executor = getattr(importlib.import_module(module), name)()
+        return executor
+
+    return _in_executor(make, f"executor:{argument}")
+
+
+def _in_executor(make: Callable[[], Executor], description: str) -> EngineMaker:
+    return lambda settings: ExecutorEngine(
+        settings.reactor,
+        settings.spec,
+        make,
+        description=description,
+        timeout=settings.timeout,
+        max_queue=settings.max_queue,
+        node=settings.node,
+    )
+
+
+_ENGINES: dict[str, EngineParser] = {
+    "processes": _processes,
+    "threads": _threads,
+    "reactor": _reactor,
+    "executor": _executor,
+}
+
+
+def parse_engine(description: str) -> EngineMaker:
+    """Return what makes the engine of a description.
+
+    :raises ValueError: if it is none; the text says what is.
     """
     name, _, argument = description.partition(":")
-    valid = name in _ENGINES and (
-        not argument or (name == "processes" and argument.isdigit() and int(argument))
-    )
-    if not valid:
+    parser = _ENGINES.get(name)
+    for entry_point in entry_points(group=_GROUP, name=name) if parser is None else ():
+        parser = entry_point.load()
+    if parser is None:
         raise ValueError(
-            f"{description!r} is no engine; there are 'processes:N' (N worker processes) and 'reactor'"
+            f"no engine is called {name!r}; there are processes:N, threads:N, reactor, executor:module:callable"
         )
-    return description
-
-
-def make_engine(description: str, settings: EngineSettings) -> IEngine:
-    """Return the engine of a description.
-
-    :raises ValueError: as :func:`check_description`.
-    """
-    name, _, argument = check_description(description).partition(":")
-    return _ENGINES[name](argument, settings)
+    return parser(argument)
 
 
 def available_cores() -> int:

@@ -1,16 +1,20 @@
-"""The engine ``reactor``: handlers run in the reactor's own thread, one after another.
+"""The engine ``reactor``: handlers run in the reactor's own thread.
 
-It is for handlers that take microseconds. One that computes holds up every connection meanwhile, and no time
-limit ends it: for that there are worker processes.
+It is for handlers that wait, which return a coroutine or a Deferred, or that take microseconds. One that
+computes holds up every connection meanwhile, and no time limit ends it: for that there are worker processes.
 """
 
 from __future__ import annotations
 
+import inspect
+
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from uwsgitwisted.engines.waiting import Waiting
 from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
-from uwsgitwisted.errors import Unavailable, UnknownModifier
+from uwsgitwisted.errors import UnknownModifier
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
@@ -18,18 +22,24 @@ from uwsgitwisted.wire.packet import Packet
 
 @implementer(IEngine)
 class InlineEngine:
-    """Runs handlers in this process.
+    """Runs handlers in this thread.
 
+    :param clock: keeps the time.
     :param spec: which handlers.
+    :param timeout: seconds that a coroutine or a Deferred may take; it is cancelled then.
+    :param max_queue: how many of them may be under way at once.
     :param node: the node's name, for error texts.
     """
 
     description = "reactor"
 
-    def __init__(self, spec: WorkerSpec, *, node: str = "") -> None:
+    def __init__(
+        self, clock: IReactorTime, spec: WorkerSpec, *, timeout: float, max_queue: int, node: str = ""
+    ) -> None:
         self._spec = spec
         self._node = node
-        self._handlers: HandlerTable | None = None
+        self._handlers: HandlerTable = {}
+        self._waiting = Waiting(clock, timeout=timeout, limit=max_queue, node=node)
 
     def start(self) -> Deferred[None]:
         """Load the handlers."""
@@ -37,19 +47,24 @@ class InlineEngine:
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:
-        """Take nothing more; nothing runs between two calls."""
-        self._handlers = None
-        return succeed(None)
+        """Let what is under way finish for up to *seconds*, then cancel it."""
+        return self._waiting.stop(seconds)
 
     def submit(self, request: Request) -> Deferred[Packet]:
         """Run the handler."""
         packet = request.packet
-        if self._handlers is None:
-            return fail(Unavailable("the node is stopping"))
+        refusal = self._waiting.refusal()
+        if refusal is not None:
+            return fail(refusal)
         handler = self._handlers.get(packet.modifier1)
         if handler is None:
             return fail(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))
         try:
-            return succeed(handler(packet))
+            result = handler.run(packet)
+            if inspect.iscoroutine(result):
+                result = Deferred.fromCoroutine(result)
+            if not isinstance(result, Deferred):
+                return succeed(handler.answer(packet, result))
         except (Exception, SystemExit) as error:
             return fail(describe(error, node=self._node))
+        return self._waiting.add(request, result, lambda value: handler.answer(packet, value))

@@ -1,59 +1,47 @@
 """The engine ``processes:N``: handlers run in N worker processes, the front only moves their bytes.
 
-Each worker runs one request at a time. A request over the time limit has its worker killed; a worker that ends,
-for whatever reason, is replaced. No request is ever answered with another's answer: an id ties each answer to
-its request, and a killed worker's pipe is gone with it.
+A worker runs one request at a time. One that is fast is given some ahead (see
+:mod:`uwsgitwisted.engines.pipe`), and has them taken back as soon as it turns out slow, so that no request
+waits behind a long one while another worker is idle. A request over the time limit has its worker killed; a
+worker that ends, for whatever reason, is replaced, and what it had not begun goes to another. No request is
+ever answered with another's answer: an id ties each answer to its request, and a dead worker's pipe is gone
+with it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from functools import partial
 
-from twisted.internet.defer import Deferred, DeferredList, fail
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.engines.child import Child
+from uwsgitwisted.engines.crew import Crew
+from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.worker import WorkerSpec
-from uwsgitwisted.errors import Busy, NoAnswer, RequestCancelled, RequestTimeout, Unavailable, WorkerDied
-from uwsgitwisted.interfaces import IEngine, IProcessReactor, Request
+from uwsgitwisted.errors import Busy, RequestTimeout, Unavailable, UwsgiError, WorkerDied
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request
 from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.wire.packet import Packet
 
-#: Seconds until a worker that did not come up is started again; doubled each time, up to the limit.
-_FIRST_DELAY, _MAX_DELAY = 0.5, 30.0
-#: Seconds that a worker gets to end by itself once it has nothing more to do.
-_GOODBYE = 2.0
+#: While a worker has requests ahead, this often, in seconds, it is looked at whether it has turned out slow.
+_WATCH = 0.005
+#: A worker is slow that runs one request for longer, in seconds.
+_SLOW = 0.003
+
+#: A request that has ended so many workers is not run again.
+_MAX_CRASHES = 2
 
 
-class _Job:
-    """A request and who waits for its answer."""
-
-    __slots__ = ("answer", "deadline", "error", "request")
-
-    def __init__(self, request: Request, deadline: float) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.answer: Deferred[Packet] | None = None
-        #: Why its worker is being killed, if it is.
-        self.error: Exception | None = None
-
-    def settle(self, result: Packet | Exception | Failure) -> None:
-        """Answer, unless nobody waits any more."""
-        answer, self.answer = self.answer, None
-        if answer is None:
-            return
-        if isinstance(result, Packet):
-            answer.callback(result)
-        else:
-            answer.errback(result)
+def _died(job: Job, child: Child, how: str) -> WorkerDied:
+    times = f" (the request has ended {job.crashes} workers)" if job.crashes > 1 else ""
+    return WorkerDied(f"worker {child.worker_id} ended while it ran the request: {how}{times}")
 
 
-@implementer(IEngine)
+@implementer(IEngine, IReloadable)
 class ProcessEngine:
     """Runs handlers in worker processes.
 
@@ -84,123 +72,101 @@ class ProcessEngine:
         self._timeout = timeout
         self._max_queue = max_queue
         self._node = node
-        self._queue: deque[_Job] = deque()
-        self._idle: deque[Child] = deque()
-        self._running: dict[Child, _Job] = {}
-        self._alarms: dict[Child, Alarm] = {}
-        self._slots: list[Deferred[None]] = []
-        self._pauses: set[Deferred[None]] = set()
+        self._queue: deque[Job] = deque()
+        self._children: list[Child] = []
+        self._crew = Crew(reactor, processes, self._start_child, self._take_up, self._lay_down)
+        self._watch_alarm = Alarm(reactor, self._watch)
+        self._next_watch = math.inf
+        self._stop_alarm = Alarm(reactor, self._give_up)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
-
-    @property
-    def workers(self) -> list[Child]:
-        """The worker processes that take requests now."""
-        return list(self._alarms)
+        self._stopped: Deferred[None] | None = None
 
     # Life
 
     def start(self) -> Deferred[None]:
         """Start the workers; fires when the first takes requests. One that doesn't come up is tried again."""
-        self._slots = [
-            Deferred.fromCoroutine(self._keep_worker(number)) for number in range(1, self._processes + 1)
-        ]
+        self._crew.start()
         return self._ready
 
-    async def _keep_worker(self, worker_id: int) -> None:
-        """Have a worker of this number, until the engine stops."""
-        delay = _FIRST_DELAY
-        while True:
-            came_up, how = await self._run_child(worker_id)
-            if self._stopping:
-                return
-            if came_up:
-                delay = _FIRST_DELAY
-                self._log.error("[worker {id}] {how}; it is replaced", id=worker_id, how=how)
-                continue
-            self._log.error(
-                "[worker {id}] did not come up: {how}; trying again in {delay:g} s",
-                id=worker_id,
-                how=how,
-                delay=delay,
-            )
-            await self._pause(delay)
-            delay = min(delay * 2, _MAX_DELAY)
+    def reload(self) -> Deferred[bool]:
+        """Replace the workers one by one by new processes, which load the code anew.
 
-    async def _run_child(self, worker_id: int) -> tuple[bool, str]:
-        """Run one process to its end; return whether it ever took requests, and how it ended."""
-        try:
-            child = Child.spawn(self._reactor, self._spec, self._node, worker_id, self._processes)
-        except OSError as error:  # no process or file descriptor to be had
-            return False, str(error)
-        child.ready.addCallback(self._take_up)
-        how = await child.ended
-        self._lay_down(child, how)
-        return child.ready.called, how
-
-    async def _pause(self, seconds: float) -> None:
-        pause: Deferred[None] = deferLater(self._reactor, seconds)
-        self._pauses.add(pause)
-        pause.addErrback(lambda _: None)  # cancelled by stop
-        await pause
-        self._pauses.discard(pause)
-
-    def _take_up(self, child: Child) -> None:
-        if self._stopping and not self._queue:
-            child.finish()
-            return
-        self._alarms[child] = Alarm(self._reactor, partial(self._kill, child))
-        self._idle.append(child)
-        if not self._ready.called:
-            self._ready.callback(None)
-        self._dispatch()
-
-    def _lay_down(self, child: Child, how: str) -> None:
-        alarm = self._alarms.pop(child, None)
-        if alarm is not None:
-            alarm.clear()
-        if child in self._idle:
-            self._idle.remove(child)
-        job = self._running.pop(child, None)
-        if job is not None:
-            job.settle(
-                job.error or WorkerDied(f"worker {child.worker_id} ended while it ran the request: {how}")
-            )
-        self._check_drained()
+        :return: fires with whether all came up; if one doesn't, it and those after it stay as they are.
+        """
+        return Deferred.fromCoroutine(self._crew.replace_all())
 
     def stop(self, seconds: float) -> Deferred[None]:
         """Finish what was accepted, for up to *seconds*, then end every worker."""
-        return Deferred.fromCoroutine(self._stop(seconds))
-
-    async def _stop(self, seconds: float) -> None:
         self._stopping = True
-        limit = Alarm(self._reactor, self._give_up)
-        limit.set(seconds)
+        self._stop_alarm.set(seconds)
+        if self._stopped is None:
+            self._stopped = Deferred.fromCoroutine(self._stop())
+        return self._stopped
+
+    async def _stop(self) -> None:
         self._check_drained()
         await self._drained
-        limit.clear()
-        for pause in list(self._pauses):
-            pause.cancel()
-        children = [child for child in self._alarms if not child.ended.called]
-        for child in children:
-            child.finish()
-            self._alarms[child].set(_GOODBYE)
-        await DeferredList(self._slots)
+        await self._crew.stop()
+        self._stop_alarm.clear()
+        self._watch_alarm.clear()
 
     def _give_up(self) -> None:
         while self._queue:
             self._queue.popleft().settle(Unavailable("the node was stopped before the request's turn came"))
-        for child, job in self._running.items():
-            job.error = Unavailable("the node was stopped while the request ran")
-            child.kill()
+        for child in self._children:
+            running = child.pipe.running
+            if running is not None:
+                running.error = Unavailable("the node was stopped while the request ran")
+                child.kill()
         self._check_drained()
 
     def _check_drained(self) -> None:
-        if self._stopping and not self._running and not self._queue and not self._drained.called:
+        if self._queue or any(child.pipe.given for child in self._children):
+            return
+        if self._stopping and not self._drained.called:
             self._drained.callback(None)
 
-    # Work
+    # Workers
+
+    @property
+    def workers(self) -> list[Child]:
+        """The worker processes that take requests now."""
+        return [child for child in self._children if not child.retired]
+
+    def _start_child(self, worker_id: int) -> Child:
+        child = Child(self._reactor, worker_id, self)
+        child.spawn(self._spec, self._node, self._processes)
+        return child
+
+    def _take_up(self, child: Child) -> None:
+        self._children.append(child)
+        if not self._ready.called:
+            self._ready.callback(None)
+        self.progressed()
+
+    def _lay_down(self, child: Child, how: str) -> None:
+        begun, unbegun = child.abandon()
+        if child in self._children:
+            self._children.remove(child)
+        again = [job for job in begun if self._may_run_again(job)]
+        for job in begun:
+            if job not in again:
+                job.settle(job.error or _died(job, child, how))
+        self._queue.extendleft(reversed(again + unbegun))
+        self.progressed()
+
+    def _may_run_again(self, job: Job) -> bool:
+        """Count a worker's end against the request that it ran."""
+        job.crashes += 1
+        return job.idempotent and job.error is None and job.crashes < _MAX_CRASHES and not job.abandoned
+
+    def retiring(self, child: Child) -> None:
+        """Start the successor of a worker that asks for one."""
+        self._crew.replace(child.worker_id)
+
+    # Requests
 
     def submit(self, request: Request) -> Deferred[Packet]:
         """Have *request* run by a worker."""
@@ -208,50 +174,82 @@ class ProcessEngine:
             return fail(Unavailable("the node is stopping"))
         if len(self._queue) >= self._max_queue:
             return fail(Busy(f"{self._max_queue} requests wait already; try another node, or later"))
-        deadline = math.inf if request.seconds is None else self._reactor.seconds() + request.seconds
-        job = _Job(request, deadline)
-        answer = job.answer = Deferred(partial(self._withdraw, job))
+        job = Job(request, self._reactor.seconds(), self._withdraw)
+        answer = job.answer
         self._queue.append(job)
         self._dispatch()
         return answer
 
-    def _withdraw(self, job: _Job, answer: Deferred[Packet]) -> None:
+    def _withdraw(self, job: Job) -> None:
         if job in self._queue:
             self._queue.remove(job)
-        job.settle(RequestCancelled("the request was cancelled"))
 
     def _dispatch(self) -> None:
-        while self._queue and self._idle:
+        now = self._reactor.seconds()
+        while self._queue:
+            child = self._emptiest()
+            if child is None:
+                break
             job = self._queue.popleft()
-            if job.deadline <= self._reactor.seconds():
+            if job.deadline <= now:
                 job.settle(RequestTimeout("its caller's time was over before a worker was free"))
             else:
-                self._run(self._idle.popleft(), job)
+                self._give(child, job, now)
 
-    def _run(self, child: Child, job: _Job) -> None:
-        self._running[child] = job
-        self._alarms[child].set(self._timeout)
-        answer = child.request(job.request.packet)
-        answer.addCallbacks(self._finish, self._fail, callbackArgs=(child,), errbackArgs=(child,))
+    def _emptiest(self) -> Child | None:
+        """Return the worker with the fewest requests that may be given one."""
+        emptiest = None
+        fewest = 0
+        for child in self._children:
+            given = child.pipe.given
+            if (emptiest is None or given < fewest) and child.room > 0:
+                emptiest, fewest = child, given
+                if not given:
+                    break
+        return emptiest
 
-    def _finish(self, result: Packet | Failure, child: Child) -> None:
-        self._alarms[child].clear()
-        job = self._running.pop(child)
-        self._idle.append(child)
-        job.settle(result)
-        self._dispatch()
-        self._check_drained()
+    def _give(self, child: Child, job: Job, now: float) -> None:
+        try:
+            child.pipe.give(job, now)
+        except UwsgiError as error:  # too large
+            job.settle(error)
+            return
+        self._watch_at(now + (_WATCH if child.pipe.given > 1 else self._timeout))
 
-    def _fail(self, failure: Failure, child: Child) -> None:
-        # Without its pipe the worker has ended or is about to be killed; how it ended is known then.
-        if not isinstance(failure.value, NoAnswer):
-            self._finish(failure, child)
+    def progressed(self) -> None:
+        """Give out what waits, once what is going on now has been worked through."""
+        if self._queue:
+            TURN.at_end(self._dispatch)
+        elif self._stopping:
+            self._check_drained()
 
-    def _kill(self, child: Child) -> None:
-        job = self._running.get(child)
-        if job is not None:
-            job.error = RequestTimeout(
-                f"the request ran over the node's limit of {self._timeout:g} s; its worker was killed",
-                seconds=self._timeout,
-            )
-        child.kill()
+    # Time limits
+
+    def _watch_at(self, time: float) -> None:
+        """See to it that :meth:`_watch` is called at *time*, or earlier."""
+        if time < self._next_watch:
+            self._next_watch = time
+            self._watch_alarm.set(max(0.0, time - self._reactor.seconds()))
+
+    def _watch(self) -> None:
+        """Kill the workers that are over the time limit, and take back what waits behind a slow request."""
+        now = self._reactor.seconds()
+        self._next_watch = math.inf
+        for child in self._children:
+            pipe = child.pipe
+            running = pipe.running
+            if running is None:
+                continue
+            ran = now - pipe.running_since
+            if ran >= self._timeout:
+                running.error = RequestTimeout(
+                    f"the request ran over the node's limit of {self._timeout:g} s; its worker was killed",
+                    seconds=self._timeout,
+                )
+                child.kill()
+                continue
+            if ran > _SLOW and pipe.given > 1:
+                self._queue.extendleft(reversed(pipe.take_back()))
+            self._watch_at(now + (_WATCH if pipe.given > 1 else self._timeout - ran))
+        if self._queue:
+            self._dispatch()

@@ -10,28 +10,33 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import math
 import os
+import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from time import monotonic
 from typing import Any
 
 from uwsgitwisted.compat.install import configure
-from uwsgitwisted.errors import MessageTooLarge, StartupError, UnknownModifier
+from uwsgitwisted.errors import MessageTooLarge, RequestCancelled, RequestTimeout, StartupError, UnknownModifier
+from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.wire.failure import describe, encode_failure
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import MAX_MESSAGE, RequestReceived, Role, Session, Terms
+from uwsgitwisted.wire.session import MAX_MESSAGE, CancelReceived, RequestReceived, Role, Session, Terms
 
-#: Where the front puts the session's socket.
-SOCKET_FD = 3
+#: Where the front puts the session's socket, and the pipe of tokens.
+SOCKET_FD, TOKENS_FD = 3, 4
+#: Answers of fast requests are held back for this time, in seconds, to be written together.
+_HOLD = 0.0002
 #: From <linux/prctl.h>: the signal to get when the parent dies.
 _PR_SET_PDEATHSIG = 1
 _READ_SIZE = 256 * 1024
 
-#: A handler: a packet in, the answer out; it may raise whatever it likes.
-Handler = Callable[[Packet], Packet]
 #: Handlers by modifier1.
 HandlerTable = Mapping[int, Handler]
 
@@ -43,11 +48,16 @@ class WorkerSpec:
     :param loader: ``module:function``; calling it with *arguments* gives the table of handlers.
     :param arguments: its keyword arguments, of types that JSON has.
     :param max_message: the largest answer that is passed on, in bytes.
+    :param max_requests: after so many requests a worker is replaced; None for never.
+    :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
+        more fails with ``MemoryError``, and its worker is replaced.
     """
 
     loader: str
     arguments: dict[str, Any] = field(default_factory=dict)
     max_message: int = MAX_MESSAGE
+    max_requests: int | None = None
+    max_memory: int | None = None
 
     def encode(self) -> str:
         """Return the JSON text."""
@@ -68,56 +78,108 @@ class WorkerSpec:
         return table
 
 
-def serve(connection: socket.socket, handlers: HandlerTable, node: str, max_message: int) -> None:
-    """Answer requests until the other side closes.
+class Worker:
+    """Answers the front's requests, one after another.
 
-    :param connection: blocking; it is closed at the end.
+    :param connection: the session's socket; blocking.
+    :param tokens: the descriptor to take a token from before a request is begun: see
+        :mod:`uwsgitwisted.engines.pipe`. Non-blocking.
+    :param spec: its limits.
     :param handlers: what answers, by modifier1.
     :param node: this worker's name in the errors that it reports.
-    :param max_message: the largest message, in bytes.
     """
-    with connection:
-        session, data = _accept(connection, node, max_message)
-        while data or (data := connection.recv(_READ_SIZE)):
-            for event in session.receive(data):
-                if isinstance(event, RequestReceived):
-                    _run(session, event, handlers, node)
-                    while chunk := session.data_to_send():
-                        connection.sendall(chunk)
+
+    def __init__(
+        self, connection: socket.socket, tokens: int, spec: WorkerSpec, handlers: HandlerTable, node: str
+    ) -> None:
+        self._connection = connection
+        self._tokens = tokens
+        self._handlers = handlers
+        self._node = node
+        self._terms = Terms(max_message=spec.max_message, node=node)
+        self._left = -1 if spec.max_requests is None else spec.max_requests
+        self._waiting: deque[tuple[RequestReceived, float]] = deque()
+        self._flushed = 0.0
+
+    def serve(self) -> None:
+        """Answer until the front closes the socket."""
+        data = self._accept()
+        while data or (data := self._connection.recv(_READ_SIZE)):
+            self._receive(data)
             data = b""
+            while self._waiting and self._may_begin():
+                self._run(*self._waiting.popleft())
+                self._left -= 1
+                if not self._left:
+                    self._session.send_goodbye()  # the front starts a successor; until then this one goes on
+                if monotonic() - self._flushed > _HOLD:
+                    self._flush()
+            self._flush()
 
+    def _accept(self) -> bytes:
+        """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
+        decoder = PacketDecoder(count=1)
+        packets: list[Packet] = []
+        while not packets:
+            data = self._connection.recv(_READ_SIZE)
+            if not data:
+                raise SystemExit(0)  # the front went away before it began
+            packets = decoder.receive(data)
+        theirs = Terms.decode(packets[0].payload) or Terms()
+        self._connection.sendall(encode_packet(Packet(PING, 1, self._terms.encode())))
+        self._session = Session(Role.SERVER, self._terms, theirs)
+        return decoder.rest()
 
-def _accept(connection: socket.socket, node: str, max_message: int) -> tuple[Session, bytes]:
-    """Wait for the front's offer, grant the session, and return it with the bytes that came after the offer."""
-    decoder = PacketDecoder(count=1)
-    packets: list[Packet] = []
-    while not packets:
-        data = connection.recv(_READ_SIZE)
-        if not data:
-            raise SystemExit(0)  # the front went away before it began
-        packets = decoder.receive(data)
-    theirs = Terms.decode(packets[0].payload) or Terms()
-    ours = Terms(max_message=max_message, node=node)
-    connection.sendall(encode_packet(Packet(PING, 1, ours.encode())))
-    return Session(Role.SERVER, ours, theirs), decoder.rest()
+    def _receive(self, data: bytes) -> None:
+        now = monotonic()
+        for event in self._session.receive(data):
+            if isinstance(event, RequestReceived):
+                self._waiting.append((event, math.inf if event.seconds is None else now + event.seconds))
+            elif isinstance(event, CancelReceived):
+                self._confirm(event.id)
 
+    def _confirm(self, request: int) -> None:
+        """Tell the front that a request that it took back is forgotten here."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0].id != request)
+        self._session.send_error(request, encode_failure(RequestCancelled("taken back")))
 
-def _run(session: Session, request: RequestReceived, handlers: HandlerTable, node: str) -> None:
-    handler = handlers.get(request.packet.modifier1)
-    if handler is None:
-        error = UnknownModifier(f"no handler for modifier1 {request.packet.modifier1}")
-        session.send_error(request.id, encode_failure(error))
-        return
-    try:
-        answer = handler(request.packet)
-    except (Exception, SystemExit) as raised:  # sys.exit() in a handler ends the request, not the worker
-        # Described as the handler's own, so that the Busy of a node that it asked is not taken for ours.
-        session.send_error(request.id, encode_failure(describe(raised, node=node)))
-        return
-    try:
-        session.send_answer(request.id, answer)
-    except MessageTooLarge as error:
-        session.send_error(request.id, encode_failure(error))
+    def _may_begin(self) -> bool:
+        """Take the token of the next request, if the front has not taken it back."""
+        try:
+            return bool(os.read(self._tokens, 1))
+        except BlockingIOError:
+            return False
+
+    def _run(self, request: RequestReceived, deadline: float) -> None:
+        started = monotonic()
+        packet = request.packet
+        handler = self._handlers.get(packet.modifier1)
+        if deadline <= started:
+            self._fail(request.id, RequestTimeout("its caller's time was over before it was begun"), 0.0)
+        elif handler is None:
+            self._fail(request.id, UnknownModifier(f"no handler for modifier1 {packet.modifier1}"), 0.0)
+        else:
+            try:
+                answer = handler(packet)
+            except (Exception, SystemExit) as raised:  # sys.exit() ends the request, not the worker
+                # Described as the handler's own, so that the Busy of a node that it asked is not taken for
+                # ours.
+                self._fail(request.id, describe(raised, node=self._node), monotonic() - started)
+                if isinstance(raised, MemoryError):
+                    self._left = 1  # whatever it is that holds the memory, it goes with this process
+                return
+            try:
+                self._session.send_answer(request.id, answer, monotonic() - started)
+            except MessageTooLarge as error:
+                self._fail(request.id, error, monotonic() - started)
+
+    def _fail(self, request: int, error: Exception, took: float) -> None:
+        self._session.send_error(request, encode_failure(error), took)
+
+    def _flush(self) -> None:
+        while chunk := self._session.data_to_send():
+            self._connection.sendall(chunk)
+        self._flushed = monotonic()
 
 
 def _become_worker() -> None:
@@ -145,8 +207,11 @@ def main(arguments: list[str]) -> None:
     spec = WorkerSpec.decode(arguments[0])
     node, worker_id, count = arguments[1], int(arguments[2]), int(arguments[3])
     configure(worker_id=worker_id, masterpid=os.getppid(), numproc=count)
+    if spec.max_memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     handlers = spec.load()
-    serve(socket.socket(fileno=SOCKET_FD), handlers, f"{node} worker {worker_id}", spec.max_message)
+    with socket.socket(fileno=SOCKET_FD) as connection:
+        Worker(connection, TOKENS_FD, spec, handlers, f"{node} worker {worker_id}").serve()
 
 
 if __name__ == "__main__":

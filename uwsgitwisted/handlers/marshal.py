@@ -5,32 +5,30 @@ It is plain code that an engine loads, in a worker process or in the reactor's o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from uwsgitwisted.compat.install import install
 from uwsgitwisted.errors import UnknownModifier
+from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.handlers.module import load_handlers
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 
-def load(module: str) -> dict[int, Callable[[Packet], Packet]]:
+def load(module: str) -> dict[int, Handler]:
     """Import the handler *module* and return what runs its requests, by modifier1.
 
-    :raises StartupError: if it can't be imported, or sets neither of the functions that are called.
+    :raises StartupError: if it can't be imported, or sets no ``uwsgi.message_manager_marshal``.
     """
-    load_handlers(module)
-    return {MARSHAL: call}
+    load_handlers(module, "message_manager_marshal")
+    return {MARSHAL: Handler(run, answer)}
 
 
-def call(request: Packet) -> Packet:
-    """Have the object in *request* handled and return the result as a packet.
+def run(request: Packet) -> object:
+    """Have the object in *request* handled and return what the module's function returns.
 
     The function is looked up now, so that a handler may set another one later.
 
     :raises UnsafeObject: if the payload is not a plain marshalled object.
     :raises UnknownModifier: if the handler module set no function.
-    :raises UnencodableMessage: if the function returns something that can't travel.
     """
     function = install().message_manager_marshal
     if function is None:
@@ -39,5 +37,12 @@ def call(request: Packet) -> Packet:
             "it to a function (object, modifier2) that returns the answer",
             modifier1=MARSHAL,
         )
-    result = function(loads(request.payload), request.modifier2)
+    return function(loads(request.payload), request.modifier2)
+
+
+def answer(request: Packet, result: object) -> Packet:
+    """Return the answer that carries *result*.
+
+    :raises UnencodableMessage: if the function returned something that can't travel.
+    """
     return Packet(MARSHAL, request.modifier2, dumps(result))

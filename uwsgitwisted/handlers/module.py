@@ -43,19 +43,22 @@ def load_module(name: str) -> ModuleType:
         raise StartupError(_raised(name, error)) from error
 
 
-def load_handlers(name: str) -> ModuleType:
-    """Import the handler module *name* and check that it set a function to call.
+def load_handlers(name: str, function: str) -> ModuleType:
+    """Import the handler module *name* and check that it set the function that will be called.
 
-    :raises StartupError: if :func:`load_module` does, or ``uwsgi`` holds no function afterwards.
+    :param function: the function's name in ``uwsgi``.
+    :raises StartupError: if :func:`load_module` does, or ``uwsgi`` holds no such function afterwards.
     """
     module = load_module(name)
-    uwsgi = install()
-    if uwsgi.message_manager_marshal is None and uwsgi.spooler is None:
-        raise StartupError(
-            f"the handler module {name!r} set neither uwsgi.message_manager_marshal (called for objects, "
-            "modifier1 33) nor uwsgi.spooler (called for tasks, modifier1 17)"
-        )
+    if getattr(install(), function, None) is None:
+        raise StartupError(f"the handler module {name!r} set no uwsgi.{function}; {_PURPOSES[function]}")
     return module
+
+
+_PURPOSES = {
+    "message_manager_marshal": "set it to a function (object, modifier2) that returns the answer",
+    "spooler": "set it to a function of one dict, the task",
+}
 
 
 def _check_name(name: str) -> None:

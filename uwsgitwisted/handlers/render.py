@@ -15,21 +15,24 @@ It is plain code that an engine loads, in a worker process or in the reactor's o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
 
 from mako.codegen import RESERVED_NAMES
 
 from uwsgitwisted.errors import MisuseError, StartupError
+from uwsgitwisted.handlers.handler import Handler
+from uwsgitwisted.handlers.marshal import answer
 from uwsgitwisted.handlers.templates import (
     CACHE_SIZE,
     TemplateDirectories,
+    TemplateFailed,
     check_name,
     failure,
     name_from,
 )
-from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 #: Names that mean something of their own in a template. A variable of such a name is in ``attributes`` only.
@@ -52,7 +55,7 @@ def load(
     default_filters: Sequence[str] | None = None,
     strict_undefined: bool = False,
     cache_size: int = CACHE_SIZE,
-) -> dict[int, Callable[[Packet], Packet]]:
+) -> dict[int, Handler]:
     """Return what renders the templates in *directories*, by modifier1.
 
     Every argument is of a type that JSON has, since they travel to a worker on its command line.
@@ -79,7 +82,7 @@ def load(
             cache_size=cache_size,
         )
     )
-    return {MARSHAL: renderer.answer}
+    return {MARSHAL: Handler(renderer.run, answer)}
 
 
 class Renderer:
@@ -91,15 +94,15 @@ class Renderer:
     def __init__(self, templates: TemplateDirectories) -> None:
         self._templates = templates
 
-    def answer(self, request: Packet) -> Packet:
-        """Render what *request* asks for and return the text as a packet.
+    def run(self, request: Packet) -> str:
+        """Render what *request* asks for.
 
         :raises UnsafeObject: if the payload is not a plain marshalled object.
         :raises MisuseError: if it is none of ``(name, variables)``.
         :raises TemplateRefused: as :meth:`render`, which also raises TemplateMissing and TemplateFailed.
         """
         name, variables = read_request(loads(request.payload))
-        return Packet(MARSHAL, request.modifier2, dumps(self.render(name, variables)))
+        return self.render(name, variables)
 
     def render(self, name: str, variables: Mapping[Any, object]) -> str:
         """Return the text of the template *name*.
@@ -112,6 +115,8 @@ class Renderer:
         template = self._templates.get_template(check_name(name))
         try:
             text: str = template.render_unicode(**context(variables))
+        except TemplateFailed:  # one that it includes; it names its own line
+            raise
         except Exception as error:
             raise failure(name, error) from error
         return text

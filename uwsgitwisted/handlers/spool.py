@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from uwsgitwisted.compat.install import install
 from uwsgitwisted.errors import StartupError, UnknownModifier
+from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.handlers.module import load_handlers
 from uwsgitwisted.spool.task import DONE, IGNORE, RETRY
 from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet
@@ -27,27 +28,28 @@ TASK_NAME = "spooler_task_name"
 _TASK_NAME_KEY = TASK_NAME.encode()
 
 
-def load(
-    module: str, *, text: bool = False, return_codes: str = "2.0"
-) -> dict[int, Callable[[Packet], Packet]]:
+def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[int, Handler]:
     """Import the handler *module* and return what runs its tasks, by modifier1.
 
     :param text: whether the function gets its keys and values as text; as uWSGI does it on Python 3, they are
         bytes, except for the key ``'spooler_task_name'``.
     :param return_codes: which uWSGI's numbers the function returns, ``"2.0"`` or ``"0.9"``.
-    :raises StartupError: if it can't be imported, or sets neither of the functions that are called, or there
-        are no such return codes.
+    :raises StartupError: if it can't be imported, or sets no ``uwsgi.spooler``, or there are no such
+        return codes.
     """
     verdicts = RETURN_CODES.get(return_codes)
     if verdicts is None:
         known = ", ".join(sorted(RETURN_CODES))
         raise StartupError(f"no return codes of uWSGI {return_codes!r} are known; there are {known}")
-    load_handlers(module)
+    load_handlers(module, "spooler")
 
-    def run(request: Packet) -> Packet:
-        return Packet(ANSWER, _verdict(_spooler()(_task(request.payload, text)), verdicts))
+    def run(request: Packet) -> object:
+        return _spooler()(_task(request.payload, text))
 
-    return {SPOOL: run}
+    def answer(request: Packet, result: object) -> Packet:
+        return Packet(ANSWER, _verdict(result, verdicts))
+
+    return {SPOOL: Handler(run, answer)}
 
 
 def _spooler() -> Callable[[dict[str | bytes, str | bytes]], object]:

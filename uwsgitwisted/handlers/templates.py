@@ -287,7 +287,7 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
 
     def _compile(self, name: str, source: bytes) -> Template:
         try:
-            template = Template(text=source, uri=name, lookup=self, **self._options)  # noqa: S702 - see default_filters
+            template = Template(text=source, uri=name, lookup=self, **self._options)  # noqa: S702
         except (SyntaxException, CompileException) as error:
             message = str(error).removesuffix(f" at line: {error.lineno} char: {error.pos}")
             raise _failure(name, error.lineno, message) from error
@@ -302,8 +302,6 @@ def failure(name: str, error: Exception) -> UwsgiError:
 
     :param name: the template that was asked for; the line may be in one that it includes or inherits.
     """
-    if isinstance(error, TemplateFailed):
-        return error
     where, line = _innermost_line(error, name)
     if isinstance(error, NoTemplate):
         return type(error)(f"{error.text}; {_place(where, line)} asks for it", name=error.name)
@@ -323,14 +321,16 @@ def _innermost_line(error: Exception, name: str) -> tuple[str, int]:
 
     Mako's own ``RichTraceback`` finds a module by a name in which ``a-b`` and ``a_b`` are the same.
     """
-    place = (name, 0)
+    innermost = None
     frames = error.__traceback__
     while frames is not None:
-        module = frames.tb_frame.f_globals
-        if "_template_uri" in module:
-            place = (module["_template_uri"], _template_line(module, frames.tb_lineno))
+        if "_template_uri" in frames.tb_frame.f_globals:
+            innermost = frames
         frames = frames.tb_next
-    return place
+    if innermost is None:
+        return name, 0
+    module = innermost.tb_frame.f_globals
+    return module["_template_uri"], _template_line(module, innermost.tb_lineno)
 
 
 def _template_line(module: dict[str, Any], line: int) -> int:

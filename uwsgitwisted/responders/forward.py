@@ -14,11 +14,13 @@ class ForwardResponder:
     """Passes requests to an engine, unparsed.
 
     :param engine: runs them.
+    :param idempotent: whether every request may be run again if the worker that runs it dies.
     """
 
-    def __init__(self, engine: IEngine) -> None:
+    def __init__(self, engine: IEngine, *, idempotent: bool = False) -> None:
         self._engine = engine
+        self._idempotent = idempotent
 
     def respond(self, request: Request) -> Deferred[Packet]:
         """Return a Deferred that fires with the handler's answer."""
-        return self._engine.submit(request)
+        return self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)

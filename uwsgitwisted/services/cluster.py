@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,13 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.interfaces import IEngine, IResponder
+from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
 from uwsgitwisted.wire.session import Terms
@@ -46,6 +48,7 @@ class ClusterService(Service):
         self._settings = settings
         self._engine = engine
         self._listeners: list[Listener] = []
+        self._signals = Signals(reactor)
         dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
@@ -66,6 +69,7 @@ class ClusterService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         if not self._listeners:
             self.privilegedStartService()
+        self._signals.take(signal.SIGHUP, self.reload)
         self._begin().addErrback(self._broken)
 
     def _begin(self) -> Deferred[None]:
@@ -90,6 +94,8 @@ class ClusterService(Service):
         :return: fires when everything has ended.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._signals.take(number, self.hurry)
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -101,6 +107,29 @@ class ClusterService(Service):
         await closed
         if overdue.active():
             overdue.cancel()
+        self._signals.give_back()
+
+    def hurry(self) -> None:
+        """End now: a second signal came while the service was finishing its work."""
+        self._log.warn("ending without waiting for what runs")
+        self._engine.stop(0)
+        self._factory.abort()
+
+    def reload(self) -> None:
+        """Run the handlers with fresh code: the signal HUP came."""
+        if not IReloadable.providedBy(self._engine):
+            self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
+            return
+        self._log.info("replacing the workers one by one")
+        self._engine.reload().addCallback(self._reloaded)
+
+    def _reloaded(self, complete: bool) -> None:
+        if complete:
+            self._log.info("every worker was replaced")
+        else:
+            self._log.error(
+                "a new worker did not come up, so the old ones stay; mend the handler and try again"
+            )
 
     async def _end(self) -> None:
         """End what this service started, with its work done."""

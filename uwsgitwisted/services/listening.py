@@ -15,6 +15,8 @@ from uwsgitwisted.errors import StartupError
 
 _log = Logger()
 
+_LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}
+
 
 def on_loopback(description: str) -> str:
     """Return an endpoint description that listens on loopback if *description* names no interface.
@@ -22,11 +24,13 @@ def on_loopback(description: str) -> str:
     Twisted's own ``tcp:3033`` listens on every interface, and a handler is called by whoever connects.
     """
     kind, *arguments = description.replace("\\:", "\0").split(":")
+    if kind == "haproxy":  # it stands before another one
+        return f"haproxy:{on_loopback(description.partition(':')[2])}"
     positional = [argument for argument in arguments if "=" not in argument]
     named = any(argument.startswith("interface=") for argument in arguments)
-    if kind not in ("tcp", "ssl", "tls") or named or (kind == "tcp" and len(positional) > 1):
+    if kind not in _LOOPBACK or named or (kind in ("tcp", "tcp6") and len(positional) > 1):
         return description
-    return f"{description}:interface=127.0.0.1"
+    return f"{description}:interface={_LOOPBACK[kind]}"
 
 
 class Listener(NamedTuple):
@@ -43,7 +47,7 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     """
     try:
         port = serverFromString(reactor, description).listen(factory)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise StartupError(f"--listen {description}: {error}") from error
     failures: list[Failure] = []
     port.addErrback(failures.append)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
@@ -16,7 +15,7 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded.
     """
-    spec = WorkerSpec("uwsgitwisted.handlers.marshal:load", {"module": module}, settings.max_message)
+    spec = settings.worker_spec("uwsgitwisted.handlers.marshal:load", module=module)
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
     return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})

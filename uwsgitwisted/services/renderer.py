@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
@@ -27,12 +27,12 @@ def make_renderer(
     :param strict: whether a name that nobody sent is an error.
     :raises StartupError: if a directory isn't there.
     """
-    arguments = {
-        "directories": list(directories),
-        "default_filters": list(filters),
-        "strict_undefined": strict,
-    }
-    spec = WorkerSpec("uwsgitwisted.handlers.render:load", arguments, settings.max_message)
+    spec = settings.worker_spec(
+        "uwsgitwisted.handlers.render:load",
+        directories=[os.path.abspath(directory) for directory in directories],
+        default_filters=list(filters) or None,  # none at all would not even make text of a number
+        strict_undefined=strict,
+    )
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
-    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})
+    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})

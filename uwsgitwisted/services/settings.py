@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
-from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, make_engine
+from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.transport.peers import Network
@@ -25,6 +25,8 @@ class ServerSettings:
     :param timeout: seconds that a request may run.
     :param drain_timeout: seconds that running requests get when the service is stopped.
     :param max_queue: how many requests may wait for a worker.
+    :param max_requests: after so many requests a worker process is replaced; None for never.
+    :param max_memory: how much memory a worker process may allocate, in bytes; None for no limit.
     :param max_message: the largest message in a session, in bytes.
     :param networks: whose connections are accepted; None for everybody's.
     :param tracebacks: whether callers are told the tracebacks of handlers' exceptions.
@@ -38,16 +40,21 @@ class ServerSettings:
     drain_timeout: float = 30.0
     max_queue: int = 1_000
     max_message: int = MAX_MESSAGE
+    max_requests: int | None = None
+    max_memory: int | None = None
     networks: tuple[Network, ...] | None = None
     tracebacks: bool = True
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
 
+    def worker_spec(self, loader: str, **arguments: object) -> WorkerSpec:
+        """Return what a worker is told that runs the handlers of *loader*."""
+        return WorkerSpec(loader, arguments, self.max_message, self.max_requests, self.max_memory)
+
     def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
         """Return the engine that runs the handlers of *spec*."""
-        return make_engine(
-            self.engine,
+        return parse_engine(self.engine)(
             EngineSettings(
                 reactor=reactor, spec=spec, timeout=self.timeout, max_queue=self.max_queue, node=self.node
-            ),
+            )
         )

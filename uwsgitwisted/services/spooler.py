@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.responders.spool import SpoolResponder
@@ -57,8 +56,9 @@ def make_spooler(
     :param return_codes: which uWSGI's numbers the function returns.
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
     """
-    arguments = {"module": module, "text": text, "return_codes": return_codes}
-    spec = WorkerSpec("uwsgitwisted.handlers.spool:load", arguments, settings.max_message)
+    spec = settings.worker_spec(
+        "uwsgitwisted.handlers.spool:load", module=module, text=text, return_codes=return_codes
+    )
     check_handlers(spec)
     store = make_store(spool)
     check_store(store)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from twisted.python import usage
 
-from uwsgitwisted.engines.descriptions import check_description
+from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import on_loopback
 from uwsgitwisted.services.settings import ServerSettings
@@ -48,6 +48,12 @@ def size(text: str) -> int:
     return count(text[:-1]) * unit if unit else count(text)
 
 
+def engine(text: str) -> str:
+    """Return an engine's description."""
+    parse_engine(text)
+    return text
+
+
 class ServerOptions(usage.Options):
     """What a node, a renderer and a spooler have in common.
 
@@ -58,10 +64,12 @@ class ServerOptions(usage.Options):
     default_listen = ""
 
     optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
-        ["engine", "e", _DEFAULTS.engine, "Where handlers run: 'processes:N' (default: one per core) or 'reactor'", check_description],
+        ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
         ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", seconds],
         ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", seconds],
         ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused", count],
+        ["max-requests", None, None, "After so many requests a worker process is replaced (default: never)", count],
+        ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
         ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", seconds],
@@ -113,6 +121,8 @@ class ServerOptions(usage.Options):
             drain_timeout=self["drain-timeout"],
             max_queue=self["max-queue"],
             max_message=self["max-message"],
+            max_requests=self["max-requests"],
+            max_memory=self["max-memory"],
             networks=networks,
             tracebacks=not self["no-tracebacks"],
             node=self["node"],

@@ -12,9 +12,10 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.failure import encode_failure
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.packet import PING, Packet, encode_packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
     GoodbyeReceived,
@@ -31,8 +32,8 @@ _GOODBYE = 5.0
 class AnsweringSession:
     """Reads requests from one connection and writes their answers, in whatever order they come.
 
-    It stops reading while as many requests run as the terms grant, or answers of more bytes wait than the peer
-    takes as one message.
+    It begins with the ping that grants the session. It stops reading while as many requests run as the terms
+    grant, or answers of more bytes wait than one message may have.
 
     :param transport: the connection.
     :param clock: for the time limits.
@@ -74,31 +75,32 @@ class AnsweringSession:
         self._write_alarm = Alarm(clock, self._stalled)
         self._idle_alarm = Alarm(clock, self._check_idle)
         self._idle_alarm.set(idle_timeout)
-        self._receiving = False
         self._paused = False
         self._leaving = False
         self._peer_leaving = False
         self._lost = False
+        self._backlog_limit = min(ours.max_message, theirs.max_message)
+        self._writer.write(encode_packet(Packet(PING, 1, ours.encode())))
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
         self._heard = self._clock.seconds()
-        self._receiving = True
-        try:
-            for event in self._session.receive(data):
-                if isinstance(event, RequestReceived):
-                    self._start(event)
-                elif isinstance(event, CancelReceived):
-                    self._cancel(event.id)
-                elif isinstance(event, GoodbyeReceived):
-                    self._peer_leaving = True
-        except ProtocolError as error:
-            self._log.warn("{peer} broke the protocol of its session: {error}", peer=self._peer, error=error)
-            self._abort()
-            return
-        finally:
-            self._receiving = False
-        self._flush()
+        with TURN:
+            try:
+                for event in self._session.receive(data):
+                    if isinstance(event, RequestReceived):
+                        self._start(event)
+                    elif isinstance(event, CancelReceived):
+                        self._cancel(event.id)
+                    elif isinstance(event, GoodbyeReceived):
+                        self._peer_leaving = True
+            except ProtocolError as error:
+                self._log.warn(
+                    "{peer} broke the protocol of its session: {error}", peer=self._peer, error=error
+                )
+                self._abort()
+                return
+            TURN.at_end(self._flush)
 
     def finish(self) -> None:
         """Take no further request; the peer, told so, closes the connection when it has its answers."""
@@ -119,14 +121,14 @@ class AnsweringSession:
     # Requests
 
     def _start(self, event: RequestReceived) -> None:
-        request, packet, seconds = event
+        request, packet, seconds, idempotent = event
         if request in self._running:
             raise ProtocolError(f"request {request} is asked twice")
         if self._leaving:  # the peer will find the goodbye; what crossed it is refused, not lost
             self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
             return
         try:
-            answer = self._respond(Request(packet, self._peer, seconds))
+            answer = self._respond(Request(packet, self._peer, seconds, idempotent))
         except Exception as error:
             self._refuse(request, error)
             return
@@ -135,28 +137,27 @@ class AnsweringSession:
             return
         self._running[request] = answer
         answer.addCallbacks(
-            self._answer, self._fail, callbackArgs=(request, packet), errbackArgs=(request,)
+            self._succeed, self._fail, callbackArgs=(request, packet), errbackArgs=(request,)
         ).addErrback(self._bug)
 
+    def _succeed(self, answer: Answer, request: int, asked: Packet) -> None:
+        if self._running.pop(request, None) is not None:  # else withdrawn
+            self._answer(answer, request, asked)
+
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
-        self._running.pop(request, None)
-        if self._lost:
-            return
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
         try:
             self._session.send_answer(request, packet)
         except MessageTooLarge as error:
             self._session.send_error(request, encode_failure(error))
-        if not self._receiving:
-            self._flush()
+        TURN.at_end(self._flush)
 
     def _fail(self, failure: Failure, request: int) -> None:
-        if self._running.pop(request, None) is None or self._lost:  # withdrawn
+        if self._running.pop(request, None) is None:  # withdrawn
             return
         assert failure.value is not None
         self._refuse(request, failure.value)
-        if not self._receiving:
-            self._flush()
+        TURN.at_end(self._flush)
 
     def _refuse(self, request: int, error: BaseException) -> None:
         self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
@@ -187,8 +188,7 @@ class AnsweringSession:
 
     def _throttle(self) -> None:
         full = (
-            len(self._running) >= self._session.ours.max_requests
-            or self._session.backlog > self._session.theirs.max_message
+            len(self._running) >= self._session.ours.max_requests or self._session.backlog > self._backlog_limit
         )
         if full != self._paused:
             self._paused = full

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
-from uwsgitwisted.transport.asking import AskingProtocol, AskingSession
+from uwsgitwisted.transport.asking import AskingSession, offer
+from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.plain import PlainProtocol
 from uwsgitwisted.transport.writer import set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
@@ -48,39 +50,42 @@ class Peer:
         self._session: AskingSession | None = None
         self._negotiating = False
         self._waiting: list[Deferred[AskingSession | None]] = []
-        self._connections: set[AskingProtocol | PlainProtocol] = set()
+        self._connecting: set[Deferred[Any]] = set()
+        self._closed = False
+        self._connections: set[OfferingProtocol[AskingSession] | PlainProtocol] = set()
 
-    def ask(self, packet: Packet, timeout: float) -> Deferred[object]:
+    def ask(self, packet: Packet, timeout: float, left: float | None = None) -> Deferred[object]:
         """Send a request.
 
         :param timeout: seconds for all of it: connecting, finding out what the peer speaks, the answer.
+        :param left: what is left of them, if a part has passed.
         :return: fires with what the answer means; fails with one of our errors. Cancelling it withdraws the
             request.
         """
         session = self._session
         if session is None or session.leaving:
-            return Deferred.fromCoroutine(self._ask(packet, timeout))
-        deadline = self._clock.seconds() + timeout
-        answer = session.request(packet, timeout)
+            return Deferred.fromCoroutine(self._ask(packet, timeout, timeout if left is None else left))
+        deadline = self._clock.seconds() + (timeout if left is None else left)
+        answer = session.request(packet, timeout if left is None else left, timeout)
         return answer.addCallbacks(
-            decode_answer, self._crossed_goodbye, errbackArgs=(session, packet, deadline)
+            decode_answer, self._crossed_goodbye, errbackArgs=(session, packet, timeout, deadline)
         )
 
     def _crossed_goodbye(
-        self, failure: Failure, session: AskingSession, packet: Packet, deadline: float
+        self, failure: Failure, session: AskingSession, packet: Packet, timeout: float, deadline: float
     ) -> Failure | Deferred[object]:
         """Ask again on a new connection if the peer refused because it was about to close this one."""
         left = deadline - self._clock.seconds()
         if isinstance(failure.value, Unavailable) and session.leaving and left > 0:
-            return self.ask(packet, left)
+            return self.ask(packet, timeout, left)
         return failure
 
-    async def _ask(self, packet: Packet, timeout: float) -> object:
-        deadline = self._clock.seconds() + timeout
+    async def _ask(self, packet: Packet, timeout: float, left: float) -> object:
+        deadline = self._clock.seconds() + left
         if self._clock.seconds() >= self._plain_until:
             session = await self._wait(self._new_session(), deadline, timeout)
             if session is not None:
-                return await self.ask(packet, max(deadline - self._clock.seconds(), 0.001))
+                return await self.ask(packet, timeout, max(deadline - self._clock.seconds(), 0.001))
         exchange = PlainExchange(packet)
         protocol = PlainProtocol(exchange)
         await self._wait(self._connect(protocol), deadline, timeout)
@@ -101,7 +106,7 @@ class Peer:
 
     def _new_session(self) -> Deferred[AskingSession | None]:
         """Return a Deferred that fires with a session, or with None if the peer grants none."""
-        waiting: Deferred[AskingSession | None] = Deferred(lambda deferred: self._waiting.remove(deferred))
+        waiting: Deferred[AskingSession | None] = Deferred()
         self._waiting.append(waiting)
         if not self._negotiating:
             self._negotiating = True
@@ -114,10 +119,11 @@ class Peer:
         if isinstance(result, AskingSession):
             self._session = result
         for deferred in waiting:
-            deferred.callback(result)
+            if not deferred.called:  # else its caller has given up
+                deferred.callback(result)
 
     async def _negotiate(self) -> AskingSession | None:
-        protocol = AskingProtocol(self._clock, self._ours)
+        protocol = offer(self._clock, self._ours)
         await self._connect(protocol)
         protocol.negotiated.addTimeout(OFFER_TIMEOUT, self._clock)
         try:
@@ -130,12 +136,20 @@ class Peer:
             self._plain_until = self._clock.seconds() + known_for
         return session
 
-    def _connect(self, protocol: AskingProtocol | PlainProtocol) -> Deferred[None]:
+    def _connect(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> Deferred[None]:
         """Connect; the Deferred fails with ``ConnectionFailed``."""
+        if self._closed:
+            return fail(ConnectionFailed("the client is closed"))
         connecting = self._endpoint.connect(Factory.forProtocol(lambda: protocol))
-        return connecting.addCallbacks(self._connected, _explain)
+        self._connecting.add(connecting)
+        connecting.addBoth(self._end_connecting, connecting)
+        return connecting.addCallbacks(self._connected, self._explain)
 
-    def _connected(self, protocol: AskingProtocol | PlainProtocol) -> None:
+    def _end_connecting(self, result: _T, connecting: Deferred[Any]) -> _T:
+        self._connecting.discard(connecting)
+        return result
+
+    def _connected(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> None:
         set_nodelay(protocol.transport)
         self._connections.add(protocol)
         protocol.lost.addCallback(lambda _: self._connections.discard(protocol))
@@ -145,6 +159,9 @@ class Peer:
 
         :return: fires when they are closed.
         """
+        self._closed = True
+        for connecting in list(self._connecting):
+            connecting.cancel()
         lost = []
         for protocol in list(self._connections):
             gone: Deferred[None] = Deferred()
@@ -153,8 +170,8 @@ class Peer:
             protocol.close()
         return DeferredList(lost).addCallback(lambda _: None)
 
-
-def _explain(failure: Failure) -> Failure:
-    if isinstance(failure.value, CancelledError):
-        return failure
-    return Failure(ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
+    def _explain(self, failure: Failure) -> Failure:
+        if failure.check(CancelledError, ConnectingCancelledError) is None:
+            return Failure(ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
+        # An endpoint that is cancelled fails with an error of its own.
+        return Failure(ConnectionFailed("the client was closed") if self._closed else CancelledError())

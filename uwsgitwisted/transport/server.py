@@ -208,7 +208,6 @@ class ServerProtocol(Protocol):
     def _begin_session(self, ours: Terms, theirs: Terms) -> None:
         assert self.transport is not None
         self._state = _State.SESSION
-        self.transport.write(encode_packet(Packet(PING, 1, ours.encode())))
         self._session = AnsweringSession(
             self.transport,
             self._factory.clock,

@@ -33,11 +33,12 @@ class Writer:
     :param drained: called when the transport has passed on what waited.
     """
 
-    __slots__ = ("_drained", "_eager", "_transport", "waiting")
+    __slots__ = ("_closed", "_drained", "_eager", "_transport", "waiting")
 
     def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
         self._drained = drained
+        self._closed = False
         # Under TLS, what is written must pass through the encryption first.
         self._eager: FileDescriptor | None = None
         if isinstance(transport, FileDescriptor) and not getattr(transport, "TLS", False):
@@ -79,6 +80,9 @@ class Writer:
 
     def close(self) -> None:
         """Close the connection when all that was written is out."""
+        if self._closed:
+            return
+        self._closed = True
         if self._eager is None:
             self._transport.unregisterProducer()  # type: ignore[attr-defined]
         self._transport.loseConnection()

@@ -44,7 +44,7 @@ def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = T
     name = type(error).__name__.encode()
     if _CLASSES.get(name) is type(error):
         assert isinstance(error, errors.UwsgiError)
-        return encode_vars([(b"class", name), (b"text", _clip(error.text)), (b"node", node)])
+        return encode_vars([(b"class", name), (b"text", _clip(error.text)), (b"node", _clip(node))])
     remote = error if isinstance(error, errors.RemoteError) else describe(error, node=node)
     pairs = [
         (b"class", b"RemoteError"),

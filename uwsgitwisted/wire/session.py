@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,14 +30,14 @@ MAX_MESSAGE = 64 * 1024 * 1024
 #: How many requests a server works on for one session before it stops reading from it.
 MAX_REQUESTS = 1_000
 
-REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE = range(1, 7)
+REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
 
 _VERSION = b"1"
 _VERSION_KEY = b"uwsgi-session"
 
 # A frame that begins a message: the packet's header (modifier1 34, size, kind), then the request's id, the
-# message's modifiers, its whole size, and for a request the milliseconds that its sender goes on waiting
-# (0 = no limit).
+# message's modifiers, its whole size, and a time: for a request the milliseconds that its sender goes on
+# waiting (0 = no limit), for an answer the microseconds that its handler took.
 _FRAME = struct.Struct("<BHBIBBII")
 _BEGIN = struct.Struct("<IBBII")
 _pack_frame = _FRAME.pack
@@ -52,8 +52,14 @@ _ID_SIZE = _ID.size
 FIRST_PIECE = MAX_PAYLOAD - _BEGIN_SIZE
 NEXT_PIECE = MAX_PAYLOAD - _ID_SIZE
 
+#: The least that a frame brings of a message that it doesn't finish, so that what is kept of each piece stays
+#: small beside the piece.
+MIN_PIECE = 4_096
+
 MAX_ID = 0xFFFFFFFF
-_MAX_MILLISECONDS = 0xFFFFFFFF
+#: The field for a message's size is a u32.
+_MAX_SIZE = 0xFFFFFFFF
+_MAX_TIME = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,8 @@ class Terms:
             if told.get(_VERSION_KEY) != _VERSION:
                 return None
             return cls(
-                max_message=int(told[b"max-message"]),
-                max_requests=int(told[b"max-requests"]),
+                max_message=_number(told[b"max-message"]),
+                max_requests=_number(told[b"max-requests"]),
                 node=told.get(b"node", b"").decode("utf-8", "replace"),
             )
         except (ProtocolError, KeyError, ValueError):
@@ -105,25 +111,32 @@ class Role(enum.Enum):
 
 
 class RequestReceived(NamedTuple):
-    """A whole request arrived. ``seconds`` is how long its sender goes on waiting, None for no limit."""
+    """A whole request arrived.
+
+    ``seconds`` is how long its sender goes on waiting, None for no limit; ``idempotent`` whether it may be run
+    again if the worker that runs it dies.
+    """
 
     id: int
     packet: Packet
     seconds: float | None
+    idempotent: bool = False
 
 
 class AnswerReceived(NamedTuple):
-    """A whole answer arrived."""
+    """A whole answer arrived. ``took`` is how long its handler ran, in seconds; 0 if that isn't told."""
 
     id: int
     packet: Packet
+    took: float
 
 
 class ErrorReceived(NamedTuple):
-    """The answer is that the request failed."""
+    """The answer is that the request failed. ``took`` is as for an answer."""
 
     id: int
     error: Exception
+    took: float
 
 
 class CancelReceived(NamedTuple):
@@ -172,7 +185,7 @@ class _Outgoing:
     kind: int
     id: int
     packet: Packet
-    milliseconds: int
+    time: int
     position: int = field(default=0)
 
     def next_frame(self) -> bytes:
@@ -182,7 +195,7 @@ class _Outgoing:
         if not start:
             self.position = FIRST_PIECE
             head = _pack_frame(
-                SESSION, MAX_PAYLOAD, self.kind, self.id, modifier1, modifier2, len(payload), self.milliseconds
+                SESSION, MAX_PAYLOAD, self.kind, self.id, modifier1, modifier2, len(payload), self.time
             )
             return head + payload[:FIRST_PIECE]
         piece = payload[start : start + NEXT_PIECE]
@@ -203,15 +216,22 @@ class Session:
     :param role: which side this is.
     :param ours: what this side takes.
     :param theirs: what the peer takes, from its ping.
+    :param awaited: the ids of a client's requests that still want an answer. What begins to arrive for another
+        one, whose cancel it has crossed, is not kept: the peer, told so, may never finish it.
     """
 
-    def __init__(self, role: Role, ours: Terms, theirs: Terms) -> None:
+    def __init__(
+        self, role: Role, ours: Terms, theirs: Terms, *, awaited: Container[int] | None = None
+    ) -> None:
         self.theirs = theirs
         self.ours = ours
+        self._limit = min(theirs.max_message, _MAX_SIZE)
+        self._awaited = awaited
         self._decoder = PacketDecoder()
         self._incoming: dict[int, _Incoming] = {}
         self._announced = 0
         self._frames: list[bytes] = []
+        self._frames_size = 0
         self._waiting: deque[_Outgoing] = deque()
         self._sending: deque[_Outgoing] = deque()
         self._sending_size = 0
@@ -220,7 +240,11 @@ class Session:
             GOODBYE: self._read_goodbye,
         }
         if role is Role.SERVER:
-            self._readers |= {REQUEST: self._read_begin, CANCEL: self._read_cancel}
+            self._readers |= {
+                REQUEST: self._read_begin,
+                IDEMPOTENT: self._read_begin,
+                CANCEL: self._read_cancel,
+            }
         else:
             self._readers |= {ANSWER: self._read_begin, ERROR: self._read_begin}
 
@@ -254,6 +278,10 @@ class Session:
             return self._whole(kind, head, payload[_BEGIN_SIZE:])
         if have > size:
             raise MalformedPacket(f"a message of {size} bytes has a piece of {have}")
+        if have < MIN_PIECE:
+            raise MalformedPacket(f"a message of {size} bytes begins with a piece of {have}")
+        if kind != REQUEST and self._awaited is not None and head[0] not in self._awaited:
+            return None
         self._announced += size
         if self._announced > self.ours.max_message:
             raise PacketTooLarge(
@@ -277,24 +305,26 @@ class Session:
         if not piece or incoming.have > size:
             raise MalformedPacket(f"the pieces of a message don't add up to its {size} bytes")
         if incoming.have < size:
+            if len(piece) < MIN_PIECE:
+                raise MalformedPacket(f"a message of {size} bytes has a piece of {len(piece)}")
             return None
         self._forget_incoming(incoming.head[0])
         return self._whole(incoming.kind, incoming.head, b"".join(incoming.pieces))
 
     def _whole(self, kind: int, head: tuple[int, int, int, int, int], payload: bytes) -> Event:
-        request, modifier1, modifier2, size, milliseconds = head
-        if size > self.ours.max_message:
+        request, modifier1, modifier2, size, time = head
+        if size > self.ours.max_message and kind != ERROR:
             raise PacketTooLarge(
                 f"a message of {size} bytes, {self.ours.max_message} are accepted",
                 size=size,
                 limit=self.ours.max_message,
             )
         if kind == ERROR:
-            return ErrorReceived(request, decode_failure(payload))
+            return ErrorReceived(request, decode_failure(payload), time / 1_000_000)
         packet = Packet(modifier1, modifier2, payload)
         if kind == ANSWER:
-            return AnswerReceived(request, packet)
-        return RequestReceived(request, packet, milliseconds / 1000 if milliseconds else None)
+            return AnswerReceived(request, packet, time / 1_000_000)
+        return RequestReceived(request, packet, time / 1000 if time else None, kind == IDEMPOTENT)
 
     def _read_cancel(self, payload: bytes, kind: int) -> Event:
         request = _id_of(payload)
@@ -308,7 +338,7 @@ class Session:
     def _read_ping(self, modifier2: int) -> Event:
         if modifier2:
             return PongReceived()
-        self._frames.append(encode_packet(Packet(PING, 1)))
+        self._queue(encode_packet(Packet(PING, 1)))
         return PingReceived()
 
     def _forget_incoming(self, request: int) -> None:
@@ -318,59 +348,61 @@ class Session:
 
     # Sending
 
-    def send_request(self, request: int, packet: Packet, seconds: float | None = None) -> None:
+    def send_request(
+        self, request: int, packet: Packet, seconds: float | None = None, *, idempotent: bool = False
+    ) -> None:
         """Ask.
 
         :param request: an id that no request in flight has, at most :data:`MAX_ID`.
         :param seconds: how long the answer is waited for; None for ever.
+        :param idempotent: whether it may be run again if the worker that runs it dies.
         :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
         """
-        milliseconds = 0 if seconds is None else min(max(1, int(seconds * 1000)), _MAX_MILLISECONDS)
-        self._send(REQUEST, request, packet, milliseconds)
+        milliseconds = 0 if seconds is None else min(max(1, int(seconds * 1000)), _MAX_TIME)
+        self._send(IDEMPOTENT if idempotent else REQUEST, request, packet, milliseconds)
 
-    def send_answer(self, request: int, packet: Packet) -> None:
+    def send_answer(self, request: int, packet: Packet, took: float = 0.0) -> None:
         """Answer a request.
 
+        :param took: how long its handler ran, in seconds.
         :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
         """
-        self._send(ANSWER, request, packet, 0)
+        self._send(ANSWER, request, packet, min(int(took * 1_000_000), _MAX_TIME))
 
-    def send_error(self, request: int, failure: bytes) -> None:
+    def send_error(self, request: int, failure: bytes, took: float = 0.0) -> None:
         """Answer a request with a failure, in the form of :mod:`~uwsgitwisted.wire.failure`."""
-        self._send(ERROR, request, Packet(0, 0, failure), 0)
+        self._send(ERROR, request, Packet(0, 0, failure), min(int(took * 1_000_000), _MAX_TIME))
 
     def send_cancel(self, request: int) -> None:
         """Tell the peer that nobody waits for an answer any more. None may come all the same."""
         self._forget_incoming(request)
         self._forget_outgoing(request)
-        self._frames.append(_SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
+        self._queue(_SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
     def send_goodbye(self) -> None:
         """Tell the peer that no further request is sent, or taken."""
-        self._frames.append(encode_packet(Packet(SESSION, GOODBYE)))
+        self._queue(encode_packet(Packet(SESSION, GOODBYE)))
 
     def send_ping(self) -> None:
         """Ask the peer for a sign of life."""
-        self._frames.append(encode_packet(Packet(PING, 0)))
+        self._queue(encode_packet(Packet(PING, 0)))
 
-    def _send(self, kind: int, request: int, packet: Packet, milliseconds: int) -> None:
+    def _send(self, kind: int, request: int, packet: Packet, time: int) -> None:
         modifier1, modifier2, payload = packet
         size = len(payload)
-        if size <= FIRST_PIECE and size <= self.theirs.max_message:
-            self._frames.append(
-                _pack_frame(
-                    SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, milliseconds
-                )
-                + payload
-            )
+        if size <= FIRST_PIECE and (size <= self._limit or kind == ERROR):
+            head = _pack_frame(SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, time)
+            self._queue(head + payload)
             return
-        if size > self.theirs.max_message:
+        if size > self._limit:
             raise MessageTooLarge(
-                f"a message of {size} bytes; the peer takes {self.theirs.max_message}",
-                size=size,
-                limit=self.theirs.max_message,
+                f"a message of {size} bytes; the peer takes {self._limit}", size=size, limit=self._limit
             )
-        self._waiting.append(_Outgoing(kind, request, packet, milliseconds))
+        self._waiting.append(_Outgoing(kind, request, packet, time))
+
+    def _queue(self, frame: bytes) -> None:
+        self._frames.append(frame)
+        self._frames_size += len(frame)
 
     def _forget_outgoing(self, request: int) -> None:
         for queue in (self._waiting, self._sending):
@@ -389,10 +421,8 @@ class Session:
     @property
     def backlog(self) -> int:
         """About how many bytes wait to be sent."""
-        large = sum(
-            outgoing.remaining for queue in (self._sending, self._waiting) for outgoing in queue
-        )
-        return large + sum(map(len, self._frames))
+        large = sum(outgoing.remaining for queue in (self._sending, self._waiting) for outgoing in queue)
+        return large + self._frames_size
 
     def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
         """Return bytes to write, or none.
@@ -402,35 +432,39 @@ class Session:
         if not self._sending and not self._waiting:
             if not self._frames:
                 return b""
-            frames = self._frames
-            self._frames = []
-            return frames[0] if len(frames) == 1 else b"".join(frames)
+            return self._take_frames()
         self._start_waiting()
-        total = sum(map(len, self._frames))
         while self._sending:
             outgoing = self._sending.popleft()
-            frame = outgoing.next_frame()
-            self._frames.append(frame)
-            total += len(frame)
+            self._queue(outgoing.next_frame())
             if not outgoing.remaining:
                 self._sending_size -= len(outgoing.packet.payload)
                 self._start_waiting()
             else:
                 self._sending.append(outgoing)
-            if total >= size:
+            if self._frames_size >= size:
                 break
-        data = b"".join(self._frames)
-        self._frames = []
-        return data
+        return self._take_frames()
+
+    def _take_frames(self) -> bytes:
+        frames, self._frames = self._frames, []
+        self._frames_size = 0
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _start_waiting(self) -> None:
         """Let waiting messages begin while all that have begun are together within what the peer takes."""
         while self._waiting:
             size = len(self._waiting[0].packet.payload)
-            if self._sending and self._sending_size + size > self.theirs.max_message:
+            if self._sending and self._sending_size + size > self._limit:
                 break
             self._sending.append(self._waiting.popleft())
             self._sending_size += size
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is no number")
+    return int(text)
 
 
 def _id_of(payload: bytes) -> int:

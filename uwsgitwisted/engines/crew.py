@@ -1,0 +1,159 @@
+"""Keeps a number of worker processes alive: one that ends is replaced, and all can be renewed without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from uwsgitwisted.engines.child import Child
+from uwsgitwisted.interfaces import IProcessReactor
+
+#: Seconds until a worker is started again that did not come up, or ended within the first second: none at the
+#: first time, then this, doubled each time up to the limit.
+_FIRST_DELAY = 0.5
+#: The limits: for one that doesn't come up, and for one that comes up and is ended by what it is given.
+_MAX_DELAY, _MAX_DELAY_UP = 30.0, 1.0
+_YOUNG = 1.0
+#: Seconds that a worker gets to end by itself once it has nothing more to do.
+_GOODBYE = 2.0
+
+
+class Crew:
+    """The worker processes of an engine.
+
+    :param reactor: keeps the time.
+    :param size: how many there are.
+    :param start: starts the process with a number from 1; raises OSError if there is none to be had.
+    :param up: called with each child that takes requests.
+    :param down: called with each child whose process has ended.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IProcessReactor,
+        size: int,
+        start: Callable[[int], Child],
+        up: Callable[[Child], None],
+        down: Callable[[Child, str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._size = size
+        self._start_child = start
+        self._up = up
+        self._down = down
+        self._living: set[Child] = set()
+        self._current: dict[int, Child] = {}
+        self._since: dict[Child, float] = {}
+        self._coming: dict[int, Deferred[bool]] = {}
+        self._failures: dict[int, int] = {}
+        self._gone: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Start them all."""
+        for worker_id in range(1, self._size + 1):
+            self._launch(worker_id)
+
+    def replace(self, worker_id: int) -> Deferred[bool]:
+        """Have a new process take over from the present one as soon as it is up.
+
+        :return: fires with True then, or with False if it doesn't come up and the present one stays.
+        """
+        coming = self._coming.get(worker_id)
+        if coming is None:
+            coming = self._launch(worker_id)
+        result: Deferred[bool] = Deferred()
+
+        def tell(came: bool) -> bool:
+            result.callback(came)
+            return came
+
+        coming.addCallback(tell)
+        return result
+
+    async def replace_all(self) -> bool:
+        """Replace every worker, one after the other.
+
+        :return: whether all were; after the first that doesn't come up, the rest stay.
+        """
+        for worker_id in range(1, self._size + 1):
+            if not await self.replace(worker_id):
+                return False
+        return True
+
+    def stop(self) -> Deferred[None]:
+        """End them all.
+
+        :return: fires when every process has ended.
+        """
+        self._gone = Deferred()
+        for child in list(self._living):
+            child.retire()
+            self._reactor.callLater(_GOODBYE, child.kill)
+        if not self._living:
+            return succeed(None)
+        return self._gone
+
+    def _launch(self, worker_id: int) -> Deferred[bool]:
+        coming: Deferred[bool] = Deferred()
+        self._coming[worker_id] = coming
+        try:
+            child = self._start_child(worker_id)
+        except OSError as error:  # no process or file descriptor to be had
+            self._did_not_come_up(worker_id, str(error))
+            return coming
+        self._living.add(child)
+        child.ready.addCallback(self._came_up)
+        child.ended.addCallback(self._ended, child)
+        return coming
+
+    def _came_up(self, child: Child) -> None:
+        predecessor = self._current.get(child.worker_id)
+        self._current[child.worker_id] = child
+        self._since[child] = self._reactor.seconds()
+        if self._gone is not None:
+            child.retire()
+            return
+        self._up(child)
+        if predecessor is not None:
+            predecessor.retire()
+        self._coming.pop(child.worker_id).callback(True)
+
+    def _ended(self, how: str, child: Child) -> None:
+        self._living.discard(child)
+        since = self._since.pop(child, None)
+        self._down(child, how)
+        worker_id = child.worker_id
+        if self._gone is not None:
+            if not self._living and not self._gone.called:
+                self._gone.callback(None)
+        elif since is None:
+            self._did_not_come_up(worker_id, how)
+        elif self._current.get(worker_id) is child:
+            del self._current[worker_id]
+            self._log.error("[worker {id}] {how}; it is replaced", id=worker_id, how=how)
+            if self._reactor.seconds() - since > _YOUNG:
+                self._failures.pop(worker_id, None)
+            self._launch_later(worker_id, _MAX_DELAY_UP)
+
+    def _did_not_come_up(self, worker_id: int, how: str) -> None:
+        coming = self._coming.pop(worker_id)
+        if worker_id in self._current:
+            self._log.error("[worker {id}] its successor did not come up: {how}", id=worker_id, how=how)
+        else:
+            self._log.error("[worker {id}] it did not come up: {how}", id=worker_id, how=how)
+            self._launch_later(worker_id, _MAX_DELAY)
+        coming.callback(False)
+
+    def _launch_later(self, worker_id: int, limit: float) -> None:
+        failures = self._failures.get(worker_id, 0)
+        self._failures[worker_id] = failures + 1
+        delay = min(_FIRST_DELAY * 2 ** (failures - 1), limit) if failures else 0.0
+        self._reactor.callLater(delay, self._launch_if_missing, worker_id)
+
+    def _launch_if_missing(self, worker_id: int) -> None:
+        if self._gone is None and worker_id not in self._current and worker_id not in self._coming:
+            self._launch(worker_id)

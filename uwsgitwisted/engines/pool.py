@@ -1,0 +1,137 @@
+"""The engines ``threads:N`` and ``executor:module:callable``: handlers run in an executor.
+
+That is any ``concurrent.futures.Executor``: this is how a node fronts an engine that exists already, such as
+Dask's. An executor has no way to end a call: a request over the time limit fails, and what it runs goes on
+until it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from uwsgitwisted.engines.waiting import Waiting
+from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
+from uwsgitwisted.errors import RequestCancelled, StartupError, Unavailable, UnknownModifier, WorkerDied
+from uwsgitwisted.interfaces import IEngine, Request
+from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
+from uwsgitwisted.wire.packet import Packet
+
+#: What a call gives back: an answer, or a failure's vars block.
+Outcome = tuple[Packet | None, bytes]
+
+_tables: dict[str, HandlerTable] = {}
+_loading = threading.Lock()
+
+
+def call(spec: str, node: str, packet: Packet) -> Outcome:
+    """Run a handler; this is what the executor is given, wherever it calls it.
+
+    An exception comes back as a failure's vars block, since not every exception can be pickled.
+
+    :param spec: which handlers, as :meth:`WorkerSpec.encode` gives it; each process loads them once.
+    :param node: the node's name, for error texts.
+    """
+    try:
+        with _loading:
+            table = _tables.get(spec)
+            if table is None:
+                table = _tables[spec] = WorkerSpec.decode(spec).load()
+        handler = table.get(packet.modifier1)
+        if handler is None:
+            return None, encode_failure(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))
+        return handler(packet), b""
+    except (Exception, SystemExit) as error:
+        return None, encode_failure(describe(error, node=node))
+
+
+def _unpack(outcome: Outcome) -> Packet:
+    packet, failure = outcome
+    if packet is None:
+        raise decode_failure(failure)
+    return packet
+
+
+@implementer(IEngine)
+class ExecutorEngine:
+    """Runs handlers in an executor.
+
+    :param reactor: keeps the time and takes the results from the executor's threads.
+    :param spec: which handlers.
+    :param make: makes the executor.
+    :param description: what describes this engine.
+    :param timeout: seconds that a request may take, its time in the executor's queue included.
+    :param max_queue: how many requests the executor is given at once.
+    :param node: the node's name, for error texts.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        spec: WorkerSpec,
+        make: Callable[[], Executor],
+        *,
+        description: str,
+        timeout: float,
+        max_queue: int,
+        node: str = "",
+    ) -> None:
+        self.description = description
+        self._reactor = reactor
+        self._spec = spec.encode()
+        self._make = make
+        self._node = node
+        self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue, node=node)
+        self._executor: Executor | None = None
+
+    def start(self) -> Deferred[None]:
+        """Make the executor."""
+        try:
+            self._executor = self._make()
+        except Exception as error:
+            return fail(StartupError(f"--engine {self.description}: {type(error).__name__}: {error}"))
+        return succeed(None)
+
+    def stop(self, seconds: float) -> Deferred[None]:
+        """Let what runs finish for up to *seconds*, then shut the executor down and leave the rest to it."""
+        return self._waiting.stop(seconds).addCallback(lambda _: self._shut_down())
+
+    def _shut_down(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, request: Request) -> Deferred[Packet]:
+        """Hand *request* to the executor."""
+        refusal = self._waiting.refusal()
+        if refusal is not None:
+            return fail(refusal)
+        if self._executor is None:
+            return fail(Unavailable("the node is starting"))
+        try:
+            future = self._executor.submit(call, self._spec, self._node, request.packet)
+        except RuntimeError as error:  # a pool whose processes have died takes nothing more
+            return fail(WorkerDied(f"the executor is broken: {error}"))
+
+        def cancel(_: Deferred[Outcome]) -> None:
+            future.cancel()
+
+        result: Deferred[Outcome] = Deferred(cancel)
+        future.add_done_callback(lambda done: self._reactor.callFromThread(_fire, result, done))
+        return self._waiting.add(request, result, _unpack)
+
+
+def _fire(result: Deferred[Outcome], future: Future[Outcome]) -> None:
+    """Fire *result*, in the reactor's thread, unless its time is over."""
+    if result.called:
+        return
+    try:
+        result.callback(future.result())
+    except CancelledError:
+        result.errback(RequestCancelled("the executor cancelled the request"))
+    except Exception as error:  # the executor's own: the process is gone, the cluster can't be reached
+        result.errback(WorkerDied(f"the executor failed: {type(error).__name__}: {error}"))

@@ -1,0 +1,100 @@
+"""The requests of an engine that somebody else runs: a bounded number, each within its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import Busy, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
+from uwsgitwisted.interfaces import Request
+from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.wire.failure import describe
+from uwsgitwisted.wire.packet import Packet
+
+_T = TypeVar("_T")
+
+
+class Waiting:
+    """Requests that are under way.
+
+    :param clock: keeps the time.
+    :param timeout: seconds that each may take.
+    :param limit: how many there may be at once.
+    :param node: the node's name, for error texts.
+    """
+
+    def __init__(self, clock: IReactorTime, *, timeout: float, limit: int, node: str) -> None:
+        self._clock = clock
+        self._timeout = timeout
+        self._limit = limit
+        self._node = node
+        self._running: set[Deferred[Packet]] = set()
+        self._stopping = False
+        self._drained: Deferred[None] = Deferred()
+        self._stop_alarm = Alarm(clock, self._give_up)
+
+    def refusal(self) -> UwsgiError | None:
+        """Return why there can't be one more, or None if there can."""
+        if self._stopping:
+            return Unavailable("the node is stopping")
+        if len(self._running) >= self._limit:
+            return Busy(f"{self._limit} requests are under way already; try another node, or later")
+        return None
+
+    def add(self, request: Request, result: Deferred[_T], finish: Callable[[_T], Packet]) -> Deferred[Packet]:
+        """Wait for *result*.
+
+        :param result: it is cancelled when its time is over, or nobody waits any more.
+        :param finish: makes the answer of it.
+        :return: fires with the answer; fails with one of our errors.
+        """
+        limit = self._timeout if request.seconds is None else min(self._timeout, request.seconds)
+        result.addTimeout(limit, self._clock)
+        answer = result.addCallback(finish)
+        answer.addErrback(self._explain, limit)
+        self._running.add(answer)
+        return answer.addBoth(self._done, answer)
+
+    def stop(self, seconds: float) -> Deferred[None]:
+        """Take nothing more. It may be called again with less time.
+
+        :param seconds: after that, what is still under way is cancelled.
+        :return: fires when nothing is under way any more.
+        """
+        self._stopping = True
+        self._stop_alarm.set(seconds)
+        self._check_drained()
+        return self._drained
+
+    def _give_up(self) -> None:
+        for running in list(self._running):
+            running.cancel()
+
+    def _done(self, result: Packet | Failure, answer: Deferred[Packet]) -> Packet | Failure:
+        self._running.discard(answer)
+        self._check_drained()
+        return result
+
+    def _check_drained(self) -> None:
+        if self._stopping and not self._running:
+            self._stop_alarm.clear()
+            if not self._drained.called:
+                self._drained.callback(None)
+
+    def _explain(self, failure: Failure, limit: float) -> Failure:
+        error = failure.value
+        if isinstance(error, DeferredTimeout):
+            return Failure(RequestTimeout(f"the request took longer than {limit:g} s", seconds=limit))
+        if isinstance(error, CancelledError):
+            if self._stopping:
+                return Failure(Unavailable("the node was stopped while the request ran"))
+            return Failure(RequestCancelled("the request was cancelled"))
+        if isinstance(error, UwsgiError):
+            return failure
+        assert error is not None
+        return Failure(describe(error, node=self._node))

@@ -1,0 +1,99 @@
+"""Offers a session on a new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ITransport
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import ConnectionFailed
+from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import Terms
+
+
+class AskingSide(Protocol):
+    """What goes on with the connection when a session was granted."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the connection brings."""
+
+    def connection_lost(self) -> None:
+        """Note that it is lost."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+S = TypeVar("S", bound=AskingSide)
+
+
+class OfferingProtocol(TwistedProtocol, Generic[S]):
+    """Offers a session and passes the connection on to it.
+
+    It sets no TCP_NODELAY, since the connection may be a pipe to a worker: who connects by TCP does.
+
+    :param ours: what this side takes; the offer says it.
+    :param begin: makes the session of the transport and the peer's terms.
+    """
+
+    def __init__(self, ours: Terms, begin: Callable[[ITransport, Terms], S]) -> None:
+        self._ours = ours
+        self._begin = begin
+        self._decoder = PacketDecoder(count=1)
+        self._session: S | None = None
+        #: Fires with the session, or with None if the peer closed the connection, or answered otherwise, as one
+        #: that speaks only plain uwsgi does.
+        self.negotiated: Deferred[S | None] = Deferred()
+        #: Whether the peer sent a packet, whatever it was.
+        self.answered = False
+        #: Fires when the connection is lost.
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        """Offer."""
+        assert self.transport is not None
+        self.transport.write(encode_packet(Packet(PING, 0, self._ours.encode())))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass on what comes to the session, or find out whether there is one."""
+        if self._session is not None:
+            self._session.data_received(data)
+            return
+        packets = self._decoder.receive(data)
+        if packets:
+            self.answered = True
+            self._conclude(Terms.decode(packets[0].payload) if packets[0].modifier1 == PING else None)
+
+    def _conclude(self, theirs: Terms | None) -> None:
+        assert self.transport is not None
+        if theirs is None:
+            self.transport.loseConnection()
+        else:
+            self._session = self._begin(self.transport, theirs)
+        if not self.negotiated.called:
+            self.negotiated.callback(self._session)
+        if self._session is not None and (rest := self._decoder.rest()):
+            self._session.data_received(rest)
+
+    def close(self) -> None:
+        """Close the connection; if nothing is negotiated yet, that fails."""
+        assert self.transport is not None
+        if self._session is not None:
+            self._session.close()
+            return
+        self.transport.loseConnection()
+        if not self.negotiated.called:
+            self.negotiated.errback(ConnectionFailed("the client was closed"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell whoever waits."""
+        if self._session is not None:
+            self._session.connection_lost()
+        elif not self.negotiated.called:
+            self.negotiated.callback(None)
+        self.lost.callback(None)

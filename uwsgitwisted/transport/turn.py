@@ -1,0 +1,58 @@
+"""Gathers what one piece of input causes, so that it goes out in one write a connection.
+
+A chunk of input may hold fifty requests; their answers, and what is passed to the workers for them, are written
+when the chunk has been worked through, not fifty times. Outside of a chunk, everything is written at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from twisted.logger import Logger
+
+
+class Turn:
+    """Puts off calls while input is being worked through: ``with turn:`` around that work.
+
+    There is one, :data:`TURN`, as there is one reactor thread: input on one connection causes output on others.
+    """
+
+    __slots__ = ("_calls", "_depth")
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._calls: dict[Callable[[], None], None] = {}
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Call *call* once when the turn ends, or now if there is none."""
+        if self._depth:
+            self._calls[call] = None
+        else:
+            call()
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> None:
+        try:
+            # What a call causes in its turn is put off too, and done in the next round.
+            while self._depth == 1 and self._calls:
+                calls, self._calls = self._calls, {}
+                for call in calls:
+                    try:
+                        call()
+                    except Exception:  # a fault of one connection is none of the others'
+                        self._log.failure("at the end of a turn")
+        finally:
+            self._depth -= 1
+
+
+TURN = Turn()
