@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from uwsgitwisted.errors import InvalidAddress
@@ -73,21 +74,22 @@ AddressLike = Address | str | tuple[str, int | str] | list[str | int]
 
 
 def parse_address(address: AddressLike) -> Address:
-    """Return what *address* says.
+    """Return what *address* says. What was parsed once is remembered.
 
     :param address: ``(host, port)``, an endpoint description, or what uWSGI's options take.
     :raises InvalidAddress: if it is none of them; the text shows the accepted forms.
     """
+    if isinstance(address, Address):
+        return address
     try:
-        if isinstance(address, Address):
-            return address
         if isinstance(address, str):
             return _parse_text(address)
         if isinstance(address, (tuple, list)) and len(address) == 2:
-            host, port = address
-            return _internet("tcp", host, port, {})
+            return _parse_pair(*address)
     except _Unacceptable as error:
         raise InvalidAddress(f"not an address, {error}; write {ACCEPTED_FORMS}", address=address) from None
+    except TypeError:  # a host or a port of a type that can't even be looked up
+        pass
     raise InvalidAddress(f"not an address; write {ACCEPTED_FORMS}", address=address)
 
 
@@ -95,6 +97,12 @@ class _Unacceptable(Exception):
     """What is wrong with an address; the caller adds the address itself."""
 
 
+@lru_cache(maxsize=1_000, typed=True)
+def _parse_pair(host: object, port: object) -> Address:
+    return _internet("tcp", host, port, {})
+
+
+@lru_cache(maxsize=1_000)
 def _parse_text(text: str) -> Address:
     kind, colon, _ = text.partition(":")
     parser = _DESCRIPTIONS.get(kind.lower()) if colon else None

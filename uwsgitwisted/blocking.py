@@ -1,7 +1,8 @@
 """uWSGI's original calls for plain scripts: they block, keep their timeout, and raise our errors.
 
 They need no Twisted and leave nothing running, so they work in any process: a script, a thread, a forked
-worker, gunicorn, Celery or a real uWSGI. In the thread of a running reactor they refuse; there,
+worker, gunicorn, Celery or a real uWSGI. Each thread keeps a session with each of our own nodes between its
+calls (see :mod:`uwsgitwisted.sessions`). In the thread of a running reactor they refuse; there,
 :class:`uwsgitwisted.client.Client` does the same with Deferreds.
 """
 
@@ -10,11 +11,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from uwsgitwisted.address import AddressLike, parse_address
-from uwsgitwisted.errors import FanOutError, MisuseError, ProtocolError, SpoolRefused, UwsgiError
-from uwsgitwisted.sockets import Deadline, Steps, converse, run
+from uwsgitwisted import sessions
+from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.errors import (
+    ConnectionFailed,
+    FanOutError,
+    MisuseError,
+    ProtocolError,
+    SpoolRefused,
+    UwsgiError,
+)
+from uwsgitwisted.sessions import ask
+from uwsgitwisted.sockets import Deadline, Steps, converse, describe, run
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL, Packet
@@ -50,7 +60,8 @@ def send_message(
     :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint
         description such as ``"tls:host:port"``.
     """
-    return _ask(address, modifier1, modifier2, message, timeout, PlainExchange.result)
+    _refuse_in_reactor()
+    return _run_one(_prepare(address, modifier1, modifier2, message, _deadline(timeout)))
 
 
 def send_multi_uwsgi_message(
@@ -69,10 +80,7 @@ def send_multi_uwsgi_message(
     nodes = [_node(place, node) for place, node in enumerate(cluster)]
     deadline = _deadline(timeout)
     results = run(
-        [
-            _prepare((host, port), modifier1, modifier2, message, deadline, PlainExchange.result)
-            for host, port, message in nodes
-        ]
+        [_prepare((host, port), modifier1, modifier2, message, deadline) for host, port, message in nodes]
     )
     failures = [result for result in results if isinstance(result, UwsgiError)]
     if failures:
@@ -114,56 +122,61 @@ def ping(address: AddressLike, timeout: float = 5) -> float:
     :raises UwsgiError: as :func:`send_uwsgi_message` does, if it is not.
     """
     start = time.monotonic()
-    _ask(address, PING, 0, None, timeout, _pong)
+    _refuse_in_reactor()
+    place = parse_address(address)
+    _run_one(_with_address(_ping(place, _deadline(timeout)), address))
     return time.monotonic() - start
 
 
-def _pong(exchange: PlainExchange) -> object:
+def declare_plain(address: AddressLike) -> None:
+    """Say beforehand that *address* is no node of ours, so that no call finds that out first.
+
+    It matters for a uWSGI whose only worker may be busy: an offer of a session waits for that worker.
+
+    :param address: as for :func:`send_message`.
+    """
+    sessions.declare_plain(parse_address(address))
+
+
+def _ping(place: Address, deadline: Deadline) -> Steps[object]:
+    """Ping on a connection of its own, so that a stale session says nothing about the node."""
+    exchange = PlainExchange(Packet(PING, 0))
+    yield from converse(place, exchange, deadline)
     if not isinstance(exchange.answer, Packet) or exchange.answer.modifier1 != PING:
         raise ProtocolError("what answers there is no uwsgi server")
-    return True
-
-
-def _ask(
-    address: AddressLike,
-    modifier1: int,
-    modifier2: int,
-    message: object,
-    timeout: float,
-    finish: Callable[[PlainExchange], object],
-) -> object:
-    _refuse_in_reactor()
-    (result,) = run([_prepare(address, modifier1, modifier2, message, _deadline(timeout), finish)])
-    if isinstance(result, UwsgiError):
-        raise result
-    return result
+    return None
 
 
 def _prepare(
-    address: AddressLike,
-    modifier1: int,
-    modifier2: int,
-    message: object,
-    deadline: Deadline,
-    finish: Callable[[PlainExchange], object],
+    address: AddressLike, modifier1: int, modifier2: int, message: object, deadline: Deadline
 ) -> Steps[object]:
-    """Check everything that can be checked before a byte is sent, and return the conversation."""
+    """Check what can be checked before a byte is sent, and return the conversation."""
     place = parse_address(address)
     try:
-        exchange = PlainExchange(encode_request(modifier1, modifier2, message))
+        packet = encode_request(modifier1, modifier2, message)
     except UwsgiError as error:
         error.address = address
         raise
+    return _with_address(ask(place, packet, deadline), address)
 
-    def steps() -> Steps[object]:
-        try:
-            yield from converse(place, exchange, deadline)
-            return finish(exchange)
-        except UwsgiError as error:
+
+def _with_address(steps: Steps[object], address: AddressLike) -> Steps[object]:
+    """Go through *steps*, and say of what fails there which address it was."""
+    try:
+        return (yield from steps)
+    except UwsgiError as error:
+        if error.address is None:
             error.address = address
-            raise
+        raise
+    except OSError as error:
+        raise ConnectionFailed(describe(error), address=address) from error
 
-    return steps()
+
+def _run_one(steps: Steps[object]) -> object:
+    (result,) = run([steps])
+    if isinstance(result, UwsgiError):
+        raise result
+    return result
 
 
 def _node(place: int, node: object) -> tuple[str, int | str, object]:

@@ -144,7 +144,9 @@ class Client:
             return HostnameEndpoint(self._reactor, address.host, address.port)
         try:
             endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
+            raise InvalidAddress("TLS needs more: install uwsgitwisted[tls]") from error
+        except (ValueError, TypeError, OSError) as error:
             raise InvalidAddress(f"not an address that can be connected to: {error}") from error
         return endpoint
 

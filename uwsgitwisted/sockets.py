@@ -7,7 +7,9 @@ with one selector. Nothing is kept between two calls, so that threads and forks 
 from __future__ import annotations
 
 import errno
+import math
 import os
+import select
 import selectors
 import socket
 import threading
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_POLL_EVENTS = {selectors.EVENT_READ: select.POLLIN, selectors.EVENT_WRITE: select.POLLOUT}
 _READ = selectors.EVENT_READ
 _WRITE = selectors.EVENT_WRITE
 _CHUNK = 65536
@@ -48,6 +51,11 @@ class Deadline(NamedTuple):
     def after(cls, seconds: float) -> Deadline:
         """Return the moment that is *seconds* from now."""
         return cls(time.monotonic() + seconds, seconds)
+
+    @property
+    def left(self) -> float:
+        """How many seconds there are until then; negative when it is over."""
+        return self.at - time.monotonic()
 
     def error(self, what: str) -> RequestTimeout:
         """Return the error that says that *what* did not happen in time."""
@@ -73,12 +81,42 @@ def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
         such as one from a signal handler, ends them all, and each closes what it has open.
     :raises ConnectionFailed: if the process has no file descriptor left to wait with.
     """
+    if len(conversations) == 1:
+        return [_run_one(conversations[0])]
     try:
         selector = selectors.DefaultSelector()
     except OSError as error:
         raise ConnectionFailed(describe(error)) from error
     with selector:
         return _Loop(selector, conversations).run()
+
+
+def _run_one(steps: Steps[T]) -> T | UwsgiError:
+    """Drive one conversation, which needs no selector."""
+    try:
+        wait = next(steps)
+        while True:
+            wait = steps.send(_wait(wait))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except UwsgiError as error:
+        return error
+    finally:
+        steps.close()
+
+
+def _wait(wait: Wait) -> bool:
+    """Return whether *wait* came true in time."""
+    while True:
+        left = wait.until - time.monotonic()
+        poll = select.poll()
+        if wait.sock is not None:
+            poll.register(wait.sock, _POLL_EVENTS[wait.events])
+        if poll.poll(math.ceil(min(max(left, 0.0), _LONGEST_WAIT) * 1000)):
+            return True
+        if left <= _LONGEST_WAIT:
+            return False
 
 
 class _Loop(Generic[T]):
@@ -131,17 +169,34 @@ class _Loop(Generic[T]):
 def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     """Connect, send the request of *exchange* and feed it what comes, until it has its answer."""
     try:
-        context = _tls_context(address) if address.kind == "tls" else None
-        sock = yield from _connect(_place_of(address), deadline)
-        if context is not None:
-            sock = yield from _secure(sock, context, address.host, deadline)
+        sock = yield from connect(address, deadline)
         with closing(sock):
-            yield from _send(sock, exchange.outgoing, deadline)
+            yield from send(sock, exchange.outgoing, deadline)
             yield from _receive(sock, exchange, deadline)
     except UwsgiError:
         raise
     except OSError as error:
         raise ConnectionFailed(describe(error)) from error
+
+
+def connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
+    """Return a connection that is ready to be used, TLS included; the caller closes it.
+
+    :raises OSError: as the system does.
+    """
+    context = _tls_context(address) if address.kind == "tls" else None
+    sock = yield from _connect(_place_of(address), deadline)
+    if context is not None:
+        sock = yield from _secure(sock, context, address.host, deadline)
+    return sock
+
+
+def receive(sock: socket.socket, deadline: Deadline) -> Steps[bytes]:
+    """Return what the peer sends next, b'' at the end."""
+    # TLS may have read already what the socket would be waited for.
+    if type(sock) is socket.socket and not (yield Wait(sock, _READ, deadline.at)):
+        raise deadline.error("no whole answer")
+    return (yield from _when_ready(sock, partial(sock.recv, _CHUNK), _READ, deadline, "no whole answer"))
 
 
 def describe(error: OSError) -> str:
@@ -305,7 +360,8 @@ def _secure(
     return secured
 
 
-def _send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
+def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
+    """Send all of *data*; a peer that closes its end before that is for :func:`receive` to notice."""
     rest = memoryview(data)
     try:
         while rest:

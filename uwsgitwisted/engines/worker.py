@@ -26,8 +26,17 @@ from uwsgitwisted.compat.install import configure
 from uwsgitwisted.errors import MessageTooLarge, RequestCancelled, RequestTimeout, StartupError, UnknownModifier
 from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.wire.failure import describe, encode_failure
-from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import MAX_MESSAGE, CancelReceived, RequestReceived, Role, Session, Terms
+from uwsgitwisted.wire.packet import Packet, PacketDecoder
+from uwsgitwisted.wire.session import (
+    MAX_MESSAGE,
+    CancelReceived,
+    RequestReceived,
+    Role,
+    Session,
+    Terms,
+    grant,
+    offered,
+)
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4
@@ -125,8 +134,8 @@ class Worker:
             if not data:
                 raise SystemExit(0)  # the front went away before it began
             packets = decoder.receive(data)
-        theirs = Terms.decode(packets[0].payload) or Terms()
-        self._connection.sendall(encode_packet(Packet(PING, 1, self._terms.encode())))
+        theirs = offered(packets[0]) or Terms()
+        self._connection.sendall(grant(self._terms))
         self._session = Session(Role.SERVER, self._terms, theirs)
         return decoder.rest()
 

@@ -47,7 +47,9 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     """
     try:
         port = serverFromString(reactor, description).listen(factory)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
+        raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error
+    except (ValueError, TypeError, OSError) as error:
         raise StartupError(f"--listen {description}: {error}") from error
     failures: list[Failure] = []
     port.addErrback(failures.append)

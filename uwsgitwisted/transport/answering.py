@@ -15,7 +15,7 @@ from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.failure import encode_failure
-from uwsgitwisted.wire.packet import PING, Packet, encode_packet
+from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
     GoodbyeReceived,
@@ -23,6 +23,7 @@ from uwsgitwisted.wire.session import (
     Role,
     Session,
     Terms,
+    grant,
 )
 
 #: Seconds between a goodbye and the end of a connection that the peer leaves open.
@@ -80,7 +81,7 @@ class AnsweringSession:
         self._peer_leaving = False
         self._lost = False
         self._backlog_limit = min(ours.max_message, theirs.max_message)
-        self._writer.write(encode_packet(Packet(PING, 1, ours.encode())))
+        self._writer.write(grant(ours))
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""

@@ -12,8 +12,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed
-from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.packet import PacketDecoder
+from uwsgitwisted.wire.session import Terms, granted, offer
 
 
 class AskingSide(Protocol):
@@ -57,7 +57,7 @@ class OfferingProtocol(TwistedProtocol, Generic[S]):
     def connectionMade(self) -> None:
         """Offer."""
         assert self.transport is not None
-        self.transport.write(encode_packet(Packet(PING, 0, self._ours.encode())))
+        self.transport.write(offer(self._ours))
 
     def dataReceived(self, data: bytes) -> None:
         """Pass on what comes to the session, or find out whether there is one."""
@@ -67,7 +67,7 @@ class OfferingProtocol(TwistedProtocol, Generic[S]):
         packets = self._decoder.receive(data)
         if packets:
             self.answered = True
-            self._conclude(Terms.decode(packets[0].payload) if packets[0].modifier1 == PING else None)
+            self._conclude(granted(packets[0]))
 
     def _conclude(self, theirs: Terms | None) -> None:
         assert self.transport is not None

@@ -20,15 +20,9 @@ from uwsgitwisted.transport.writer import set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.session import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
 
 _T = TypeVar("_T")
-
-#: Seconds for which a peer that answered an offer as plain uwsgi does is not offered a session again, and one
-#: that did not answer it at all: it may be another kind of server, or ours in a bad moment.
-PLAIN_FOR, SILENT_FOR = 300.0, 15.0
-#: Seconds that an offer waits for its answer: a uWSGI whose only worker is busy gives none.
-OFFER_TIMEOUT = 2.0
 
 
 class Peer:

@@ -24,8 +24,8 @@ from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
 from uwsgitwisted.transport.writer import Writer, set_nodelay
-from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import Terms, offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class ServerProtocol(Protocol):
 
     def _begin(self, packet: Packet) -> None:
         self._alarm.clear()
-        theirs = Terms.decode(packet.payload) if packet.modifier1 == PING else None
+        theirs = offered(packet)
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
             return

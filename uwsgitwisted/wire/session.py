@@ -20,7 +20,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.wire.failure import decode_failure
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -29,6 +29,12 @@ from uwsgitwisted.wire.vars import decode_vars, encode_vars
 MAX_MESSAGE = 64 * 1024 * 1024
 #: How many requests a server works on for one session before it stops reading from it.
 MAX_REQUESTS = 1_000
+
+#: Seconds for which a peer that answered an offer as plain uwsgi does is not offered a session again, and one
+#: that did not answer it at all: it may be another kind of server, or ours in a bad moment.
+PLAIN_FOR, SILENT_FOR = 300.0, 15.0
+#: Seconds that an offer waits for its answer: a uWSGI whose only worker is busy gives none.
+OFFER_TIMEOUT = 2.0
 
 REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
 
@@ -103,6 +109,29 @@ class Terms:
             return None
 
 
+def offer(ours: Terms) -> bytes:
+    """Return the bytes that offer a session."""
+    return encode_packet(Packet(PING, 0, ours.encode()))
+
+
+def grant(ours: Terms) -> bytes:
+    """Return the bytes that grant one."""
+    return encode_packet(Packet(PING, 1, ours.encode()))
+
+
+def offered(packet: Packet) -> Terms | None:
+    """Return the terms of the peer that offers a session with *packet*, or None if it does not."""
+    return Terms.decode(packet.payload) if packet[:2] == (PING, 0) else None
+
+
+def granted(packet: Packet) -> Terms | None:
+    """Return the terms of the peer that grants a session with *packet*, or None if it does not.
+
+    One that only echoes what it gets has sent back our offer, which is not the same.
+    """
+    return Terms.decode(packet.payload) if packet[:2] == (PING, 1) else None
+
+
 class Role(enum.Enum):
     """Which side of a session this is."""
 
@@ -135,7 +164,7 @@ class ErrorReceived(NamedTuple):
     """The answer is that the request failed. ``took`` is as for an answer."""
 
     id: int
-    error: Exception
+    error: UwsgiError
     took: float
 
 

@@ -1,0 +1,218 @@
+"""The ``uwsgi`` module as old code sees it: logged failures, None, and names that it may look for."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import logging
+import marshal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import uwsgitwisted
+from tests.unit.servers import (
+    ScriptedServer,
+    answering,
+    closed_port,
+    frame,
+    plain_peers,  # noqa: F401 - a fixture
+)
+from uwsgitwisted.compat import uwsgi
+from uwsgitwisted.compat.install import configure, install
+
+YES = frame(255, 1)
+PAGE = frame(33, 17, marshal.dumps("page", 2))
+
+
+@pytest.fixture(autouse=True)
+def _plain_script(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> None:  # noqa: F811
+    """Be a process without a reactor, a service or a known spooler."""
+    monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
+    monkeypatch.delitem(sys.modules, "uwsgi", raising=False)
+    monkeypatch.delenv(uwsgi.SPOOLER_VARIABLE, raising=False)
+    for name in ("opt", "numproc", "_worker_id", "_masterpid"):
+        monkeypatch.setattr(uwsgi, name, getattr(uwsgi, name))
+
+
+@pytest.mark.integration
+def test_send_uwsgi_message() -> None:
+    """The oldest call returns the answer."""
+    with ScriptedServer(answering(PAGE)) as server:
+        assert uwsgi.send_uwsgi_message("127.0.0.1", server.port, 33, 17, ("a.txt", {}), 10) == "page"
+
+
+@pytest.mark.integration
+def test_send_multi_uwsgi_message() -> None:
+    """The fan-out returns the answers in order."""
+    with ScriptedServer(answering(PAGE)) as server:
+        node = ("127.0.0.1", server.port, None)
+        assert uwsgi.send_multi_uwsgi_message((node, node), 33, 17, 10) == ("page", "page")
+
+
+@pytest.mark.integration
+def test_send_message() -> None:
+    """The later call takes a whole address."""
+    with ScriptedServer(answering(b"HTTP")) as server:
+        assert uwsgi.send_message(f"127.0.0.1:{server.port}", 0, 0, {"PATH_INFO": "/"}, 10) == b"HTTP"
+
+
+def _one_node_of_two_fails() -> object:
+    with ScriptedServer(answering(PAGE)) as server:
+        nodes = (("127.0.0.1", server.port, None), ("127.0.0.1", closed_port(), None))
+        return uwsgi.send_multi_uwsgi_message(nodes, 33, 17, 10)
+
+
+def _task_is_refused() -> object:
+    with ScriptedServer(answering(frame(255, 0))) as server:
+        return uwsgi.spool({"k": "v"}, spooler=f"127.0.0.1:{server.port}")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: uwsgi.send_uwsgi_message("127.0.0.1", closed_port(), 33, 17, None),
+            "uwsgi.send_uwsgi_message: ConnectionFailed: ('127.0.0.1', ",
+        ),
+        (
+            lambda: uwsgi.send_uwsgi_message("127.0.0.1", 1, 33, 17, object()),
+            "uwsgi.send_uwsgi_message: UnencodableMessage: ",
+        ),
+        (lambda: uwsgi.send_message("nowhere", 33, 17, None), "uwsgi.send_message: InvalidAddress: nowhere: "),
+        (_one_node_of_two_fails, "uwsgi.send_multi_uwsgi_message: FanOutError: 1 of 2 nodes failed: "),
+        (_task_is_refused, "uwsgi.spool: SpoolRefused: "),
+        (lambda: uwsgi.spool({"k": "v"}), "UWSGITWISTED_SPOOLER=127.0.0.1:3034"),
+    ],
+)
+def test_failures_are_logged(call: Callable[[], object], text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever fails is a warning in the log, and None."""
+    assert call() is None
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("uwsgitwisted.uwsgi", logging.WARNING)
+    assert text in record.getMessage()
+
+
+@pytest.mark.integration
+def test_where_tasks_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's own spooler comes before the service's, and that before the environment's."""
+    with (
+        ScriptedServer(answering(YES)) as own,
+        ScriptedServer(answering(YES)) as service,
+        ScriptedServer(answering(YES)) as environment,
+    ):
+        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{environment.port}")
+        assert uwsgi.spool({"k": "1"}) is True
+        configure(options={"spooler": f"tcp:127.0.0.1:{service.port}"})
+        assert uwsgi.spool({b"k": b"2"}) is True
+        assert uwsgi.send_to_spooler(k="3", spooler=f"127.0.0.1:{own.port}") is True
+    assert environment.requests == [frame(17, 0, b"\x01\x00k\x01\x001")]
+    assert service.requests == [frame(17, 0, b"\x01\x00k\x01\x002")]
+    assert own.requests == [frame(17, 0, b"\x01\x00k\x01\x003")]
+
+
+@pytest.mark.integration
+def test_keywords_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keyword replaces the dict's own value."""
+    with ScriptedServer(answering(YES)) as server:
+        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        assert uwsgi.spool({b"k": b"1"}, k=2) is True
+    assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x002")]
+
+
+@pytest.mark.integration
+def test_a_spooler_that_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A directory, as uWSGI has it, or a queue's name stays in the task and goes to the usual spooler."""
+    with ScriptedServer(answering(YES)) as server:
+        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        assert uwsgi.spool(spooler="mail") is True
+        assert uwsgi.spool(spooler=str(tmp_path).encode()) is True
+    assert server.requests[0] == frame(17, 0, b"\x07\x00spooler\x04\x00mail")
+    assert server.requests[1].endswith(str(tmp_path).encode())
+
+
+@pytest.mark.integration
+def test_a_spooler_on_a_unix_socket(tmp_path: Path) -> None:
+    """A path is an address if a socket is there, and one that begins with ``unix:`` always is."""
+    path = str(tmp_path / "spooler.sock")
+    with ScriptedServer(answering(YES), path=path) as server:
+        assert uwsgi.spool(k="v", spooler=path) is True
+        assert uwsgi.spool(k="v", spooler=f"unix:{path}") is True
+    assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x00v")] * 2
+
+
+def test_the_process() -> None:
+    """In a script there is no master and no worker; in a worker, what it was told."""
+    assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc, uwsgi.opt) == (0, 0, 1, {})
+    configure(worker_id=2, masterpid=4711, numproc=4, options={"listen": "tcp:3033", "verbose": True})
+    assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc) == (4711, 2, 4)
+    assert uwsgi.opt == {"listen": b"tcp:3033", "verbose": True}
+    configure()
+    assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc, uwsgi.opt) == (0, 0, 1, {})
+
+
+def test_version_and_numbers() -> None:
+    """The version is bytes, and the numbers are those of uWSGI 2.0."""
+    assert uwsgi.version == uwsgitwisted.__version__.encode()
+    assert (uwsgi.SPOOL_OK, uwsgi.SPOOL_RETRY, uwsgi.SPOOL_IGNORE) == (-2, -1, 0)
+
+
+def test_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for the log goes to standard error."""
+    assert uwsgi.log("hello") is True
+    assert capsys.readouterr().err == "hello\n"
+
+
+def test_names_that_are_not_there() -> None:
+    """A name of uWSGI that isn't here says what is, and every name that it lists is there."""
+    with pytest.raises(AttributeError, match=r"uwsgitwisted has no uwsgi\.cache_get; it has: ") as caught:
+        uwsgi.cache_get  # noqa: B018
+    assert caught.value.name == "cache_get"
+    for name in str(caught.value).partition("it has: ")[2].split(", "):
+        assert hasattr(uwsgi, name)
+    assert not hasattr(uwsgi, "cache_get")
+
+
+def test_install() -> None:
+    """``import uwsgi`` gives ours, however often it is installed, in place of any stand-in."""
+    sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+    assert install() is uwsgi
+    assert install() is uwsgi
+    import uwsgi as imported
+
+    assert imported is uwsgi
+
+
+def test_inside_a_real_uwsgi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module that is built into a uWSGI process is never replaced."""
+    real = types.ModuleType("uwsgi")
+    monkeypatch.setattr(sys, "builtin_module_names", (*sys.builtin_module_names, "uwsgi"))
+    monkeypatch.setitem(sys.modules, "uwsgi", real)
+    assert install() is real
+    assert sys.modules["uwsgi"] is real
+
+
+def test_inside_a_real_uwsgi_that_nobody_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in module is imported if nobody has done so yet."""
+    real = types.ModuleType("uwsgi")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            return importlib.machinery.ModuleSpec(name, Loader()) if name == "uwsgi" else None  # type: ignore[arg-type]
+
+    class Loader:
+        @staticmethod
+        def create_module(spec: object) -> types.ModuleType:
+            return real
+
+        @staticmethod
+        def exec_module(module: object) -> None:
+            pass
+
+    monkeypatch.setattr(sys, "builtin_module_names", (*sys.builtin_module_names, "uwsgi"))
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    assert install() is real

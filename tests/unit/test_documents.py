@@ -1,0 +1,166 @@
+"""What the documents say: their code compiles, their commands parse, their tables and links are right."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from twisted.python.usage import Options
+
+from uwsgitwisted.compat.install import install
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+SERVICES = ("node", "renderer", "spooler")
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_COMMAND = re.compile(r"\btwistd\s(?:-\S+\s+)*uwsgi-(\w+)((?:[ ]+[^`\n]+)?)")
+_SCRIPT = re.compile(r"\b(?:sh|bash) ([\w./]+)")
+_ROW = re.compile(r"^\| `--([\w-]+)` \| (.*) \|$", re.MULTILINE)
+_KIND = re.compile(r'^directory = "(\w+)"$', re.MULTILINE)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return the code blocks of the documents, each with a name for it."""
+    return [
+        (f"{document.name}:{number}", found.group(2))
+        for document in DOCUMENTS
+        for number, found in enumerate(_BLOCK.finditer(document.read_text()), 1)
+        if found.group(1) == language
+    ]
+
+
+PYTHON = blocks("python")
+HANDLERS = [(name, code) for name, code in PYTHON if "import uwsgi\n" in code]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Give each command line of a service in the documents and examples: the service and its options."""
+    for place in [*DOCUMENTS, *EXAMPLES]:
+        for service, options in _COMMAND.findall(place.read_text()):
+            if "..." not in options and "--help" not in options:
+                yield service, shlex.split(options)
+
+
+COMMANDS = list(commands())
+
+
+def named(pairs: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Parametrize a test with code blocks."""
+    return pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in pairs])
+
+
+def options_of(service: str) -> Options:
+    """Return a service's options, as twistd has them."""
+    made: Options = importlib.import_module(f"uwsgitwisted.taps.{service}").Options()
+    return made
+
+
+def table_rows() -> dict[str, dict[str, str]]:
+    """Return what the README says of options: by service, the default's cell of each."""
+    said: dict[str, dict[str, str]] = {service: {} for service in SERVICES}
+    for option, rest in _ROW.findall((ROOT / "README.md").read_text()):
+        cells = re.split(r" *\| *", rest)
+        services = SERVICES if len(cells) == 2 else cells.pop(0).split(", ")
+        for service in services:
+            said[service][option] = cells[0]
+    return said
+
+
+@pytest.fixture
+def uwsgi(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Give the uwsgi module, without handlers, and put everything back when the test ends."""
+    module = install()
+    monkeypatch.setattr(module, "message_manager_marshal", None)
+    monkeypatch.setattr(module, "spooler", None)
+    return module
+
+
+def test_there_is_something_to_test() -> None:
+    """The documents have code, handlers and commands, so that none of the tests here is empty."""
+    assert len(PYTHON) >= 6
+    assert len(HANDLERS) >= 2
+    assert {service for service, _ in COMMANDS} == set(SERVICES)
+
+
+@named(PYTHON)
+def test_python_compiles(code: str) -> None:
+    """Every Python block of the documents compiles."""
+    compile(code, "<document>", "exec")
+
+
+@named(PYTHON)
+def test_imports_exist(code: str) -> None:
+    """What a block imports of this package is there."""
+    for statement in ast.walk(ast.parse(code)):
+        if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("uwsgitwisted"):
+            module = importlib.import_module(str(statement.module))
+            for alias in statement.names:
+                assert hasattr(module, alias.name), f"{statement.module} has no {alias.name}"
+
+
+@named(HANDLERS)
+def test_handlers_set_a_function(code: str, uwsgi: ModuleType) -> None:
+    """A handler module of the documents runs and sets a function that is called."""
+    exec(compile(code, "<document>", "exec"), {})
+    assert callable(uwsgi.message_manager_marshal or uwsgi.spooler)
+
+
+@pytest.mark.parametrize(("service", "arguments"), COMMANDS)
+def test_commands_parse(service: str, arguments: list[str]) -> None:
+    """Every twistd command of the documents and examples has options that its service knows."""
+    options_of(service).parseOptions(arguments)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_option_table_is_complete(service: str) -> None:
+    """The README names every option of a service, and none that it doesn't have."""
+    known = {name.rstrip("=") for name in options_of(service).longOpt}
+    long_names = {name for name in known if len(name) > 1} - {"help", "version"}
+    assert set(table_rows()[service]) == long_names
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_option_table_has_the_defaults(service: str) -> None:
+    """A default that the README gives in code is the one that the option has."""
+    defaults = options_of(service).defaults
+    said = {name: cell.strip("`") for name, cell in table_rows()[service].items() if cell.startswith("`")}
+    said.pop("listen")  # settled when the options are parsed
+    assert said == {name: str(defaults[name]) for name in said}
+    assert said
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_default_ports(service: str) -> None:
+    """The README says where each service listens that isn't told."""
+    table = (ROOT / "README.md").read_text().partition("## Options")[2]
+    assert f"`{options_of(service).default_listen}`" in table
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link, and every script that is to be run, is a file of the repository."""
+    text = document.read_text()
+    links = [link for link in _LINK.findall(text) if "://" not in link]
+    missing = [link for link in links if not (document.parent / link).exists()]
+    missing += [script for script in _SCRIPT.findall(text) if not (ROOT / script).exists()]
+    assert missing == []
+
+
+def test_changelog_fragments() -> None:
+    """Every changelog fragment is of a kind that pyproject.toml has, and says something."""
+    configuration = (ROOT / "pyproject.toml").read_text().partition("[[tool.towncrier.type]]")[2]
+    kinds = set(_KIND.findall(configuration))
+    assert kinds == {"added", "changed", "fixed", "removed", "security"}
+    for fragment in (ROOT / "changelog.d").glob("[!.]*"):
+        assert re.fullmatch(r"(\+[\w-]+|\d+)\.(\w+)\.md", fragment.name), fragment.name
+        assert fragment.name.split(".")[1] in kinds
+        assert fragment.read_text().strip()

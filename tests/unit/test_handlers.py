@@ -1,0 +1,278 @@
+"""Loading handler modules, and calling what they set in ``uwsgi``."""
+
+from __future__ import annotations
+
+import importlib
+import marshal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from uwsgitwisted.compat import uwsgi
+from uwsgitwisted.errors import MalformedPacket, StartupError, UnencodableMessage, UnknownModifier, UnsafeObject
+from uwsgitwisted.handlers import marshal as marshal_handler
+from uwsgitwisted.handlers import spool as spool_handler
+from uwsgitwisted.handlers.handler import Handler
+from uwsgitwisted.handlers.module import load_module
+from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.vars import encode_vars
+
+#: Writes a module of this name and text into the current directory.
+Write = Callable[[str, str], None]
+
+DONE, RETRY, IGNORE = 1, 2, 0
+
+CALL = Handler(marshal_handler.run, marshal_handler.answer)
+
+
+@pytest.fixture(autouse=True)
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Start in an empty directory with a fresh ``uwsgi``; what the test imports is forgotten after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "uwsgi", raising=False)
+    monkeypatch.setattr(uwsgi, "message_manager_marshal", None)
+    monkeypatch.setattr(uwsgi, "spooler", None)
+    before = set(sys.modules)
+
+    def write_module(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    yield write_module
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def test_old_code(write: Write) -> None:
+    """A module that looks like old uWSGI code is imported and called."""
+    write(
+        "my_server.py",
+        "import uwsgi\ndef makogenerator(obj, id):\n    return [obj, id]\n"
+        "uwsgi.message_manager_marshal = makogenerator\n",
+    )
+    handlers = marshal_handler.load("my_server")
+    assert list(handlers) == [33]
+    answer = handlers[33](Packet(33, 17, marshal.dumps("a.txt", 2)))
+    assert answer == Packet(33, 17, marshal.dumps(["a.txt", 17], 2))
+
+
+def test_the_current_directory_comes_first(write: Write, tmp_path: Path) -> None:
+    """A module beside the user wins over one of the same name elsewhere on the path."""
+    write("elsewhere/twin_server.py", "where = 'elsewhere'")
+    write("twin_server.py", "where = 'here'")
+    sys.path[:0] = [str(tmp_path / "elsewhere"), str(tmp_path)]
+    assert load_module("twin_server").where == "here"
+    length = len(sys.path)
+    assert load_module("twin_server").where == "here"
+    assert len(sys.path) == length
+
+
+def test_a_module_in_a_package(write: Write) -> None:
+    """A dotted name is a module in a package."""
+    write("shop/handlers.py", "import uwsgi\nuwsgi.spooler = print")
+    assert load_module("shop.handlers").uwsgi is uwsgi
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("my_server.py", "'my_server'"),
+        ("apps/my_server.py", "'my_server' and start it in the directory apps"),
+        ("./my_server", "'my_server'"),
+    ],
+)
+def test_a_file_name(name: str, advice: str) -> None:
+    """A file's name is refused with what to write instead."""
+    with pytest.raises(StartupError, match="that is a file") as caught:
+        load_module(name)
+    assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize("name", ["", "my-server", "a..b", ".a", "my_server:app"])
+def test_no_name(name: str) -> None:
+    """What can't be a module's name is refused."""
+    with pytest.raises(StartupError, match="not a module's name"):
+        load_module(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no_server", "there is no handler module 'no_server' ("),
+        ("no_shop.handlers", "'no_shop.handlers', since there is no 'no_shop' ("),
+        ("shop.no_handlers", "there is no handler module 'shop.no_handlers' ("),
+    ],
+)
+def test_not_found(write: Write, tmp_path: Path, name: str, text: str) -> None:
+    """A module that isn't there is reported with the places where it was looked for."""
+    write("shop/__init__.py", "")
+    with pytest.raises(StartupError) as caught:
+        load_module(name)
+    assert text in str(caught.value)
+    assert f"It was looked for in\n  {tmp_path}\n" in str(caught.value)
+
+
+def test_an_import_that_fails_inside(write: Write) -> None:
+    """A missing module that the handler imports is not taken for the handler itself."""
+    write("my_server.py", "import uwsgi\nimport not_installed_here\n")
+    with pytest.raises(StartupError) as caught:
+        load_module("my_server")
+    assert "'my_server' raised while it was imported" in str(caught.value)
+    assert "No module named 'not_installed_here'" in str(caught.value)
+
+
+def test_raised(write: Write) -> None:
+    """An exception at import is reported with its traceback, without our own frames in it."""
+    write("my_server.py", "def boom():\n    raise KeyError('x')\nboom()\n")
+    with pytest.raises(StartupError) as caught:
+        load_module("my_server")
+    text = str(caught.value)
+    assert "my_server.py" in text
+    assert text.endswith("KeyError: 'x'")
+    assert "importlib" not in text
+    assert "module.py" not in text
+
+
+def test_syntax_error(write: Write) -> None:
+    """A syntax error is reported with its line."""
+    write("my_server.py", "def broken(:\n")
+    with pytest.raises(StartupError) as caught:
+        load_module("my_server")
+    assert "def broken(:" in str(caught.value)
+    assert "importlib" not in str(caught.value)
+
+
+def test_exit(write: Write) -> None:
+    """A module that exits while it is imported is reported, and the process goes on to say so."""
+    write("my_server.py", "raise SystemExit(3)")
+    with pytest.raises(StartupError, match=r"called exit\(3\)"):
+        load_module("my_server")
+
+
+def test_only_the_other_one_is_set(write: Write) -> None:
+    """A module without the function that would be called is refused with what it has to set."""
+    write("my_tasks.py", "import uwsgi\nuwsgi.spooler = lambda task: uwsgi.SPOOL_OK")
+    with pytest.raises(StartupError, match=r"'my_tasks' set no uwsgi\.message_manager_marshal; set it to"):
+        marshal_handler.load("my_tasks")
+    write("my_server.py", "import uwsgi\nuwsgi.spooler = None\nuwsgi.message_manager_marshal = print")
+    with pytest.raises(StartupError, match=r"'my_server' set no uwsgi\.spooler; set it to a function of one"):
+        spool_handler.load("my_server")
+
+
+def test_the_function_is_taken_away(write: Write) -> None:
+    """A module may take its function away again; then each request says what is missing."""
+    write("my_both.py", "import uwsgi\nuwsgi.spooler = uwsgi.message_manager_marshal = print")
+    objects = marshal_handler.load("my_both")
+    tasks = spool_handler.load("my_both")
+    uwsgi.spooler = uwsgi.message_manager_marshal = None
+    with pytest.raises(UnknownModifier, match=r"set no uwsgi\.message_manager_marshal") as caught:
+        objects[33](Packet(33, 0, b"N"))
+    assert caught.value.modifier1 == 33
+    with pytest.raises(UnknownModifier, match=r"set no uwsgi\.spooler") as caught:
+        tasks[17](Packet(17, 0))
+    assert caught.value.modifier1 == 17
+
+
+def test_the_function_is_looked_up_for_each_call(write: Write) -> None:
+    """A module may set another function while it runs."""
+    uwsgi.message_manager_marshal = lambda message, modifier2: "old"
+    assert CALL(Packet(33, 0, b"N")).payload == marshal.dumps("old", 2)
+    uwsgi.message_manager_marshal = lambda message, modifier2: "new"
+    assert CALL(Packet(33, 0, b"N")).payload == marshal.dumps("new", 2)
+
+
+def test_what_marshal_handlers_raise() -> None:
+    """Unsafe bytes never reach the function; its own exceptions and unusable results come out as they are."""
+    calls = []
+
+    def function(message: object, modifier2: int) -> object:
+        calls.append(message)
+        if message is None:
+            return object()
+        raise KeyError(message)
+
+    uwsgi.message_manager_marshal = function
+    with pytest.raises(UnsafeObject):
+        CALL(Packet(33, 0, b"c"))
+    assert calls == []
+    with pytest.raises(UnencodableMessage):
+        CALL(Packet(33, 0, b"N"))
+    with pytest.raises(KeyError):
+        CALL(Packet(33, 0, marshal.dumps(1, 2)))
+
+
+def run_task(task: dict[str, bytes], result: object = None, **options: object) -> tuple[object, Packet]:
+    """Run *task* with a function that returns *result*; return what the function got, and the answer."""
+    sys.modules["some_tasks"] = types.ModuleType("some_tasks")
+    got: list[object] = []
+
+    def spooler(task: object) -> object:
+        got.append(task)
+        return result
+
+    uwsgi.spooler = spooler
+    handlers = spool_handler.load("some_tasks", **options)  # type: ignore[arg-type]
+    answer = handlers[17](Packet(17, 0, encode_vars(task)))
+    return got[0], answer
+
+
+def test_tasks_are_bytes() -> None:
+    """As in uWSGI on Python 3, a task's keys and values are bytes, except the key with its name."""
+    got, _ = run_task({"key1": b"value1", "body": b"\xff", "spooler_task_name": b"12"})
+    assert got == {b"key1": b"value1", b"body": b"\xff", "spooler_task_name": b"12"}
+
+
+def test_tasks_as_text() -> None:
+    """On request keys and values are text, from which any bytes can be got back."""
+    got, _ = run_task({"key1": "é".encode(), "body": b"\xff", "spooler_task_name": b"12"}, text=True)
+    assert got == {"key1": "é", "body": "\udcff", "spooler_task_name": "12"}
+
+
+@pytest.mark.parametrize(
+    ("return_codes", "result", "verdict"),
+    [
+        ("2.0", uwsgi.SPOOL_OK, DONE),
+        ("2.0", uwsgi.SPOOL_RETRY, RETRY),
+        ("2.0", uwsgi.SPOOL_IGNORE, IGNORE),
+        ("2.0", None, DONE),
+        ("2.0", True, DONE),
+        ("2.0", 17, DONE),
+        ("2.0", [], DONE),
+        ("0.9", 17, RETRY),
+        ("0.9", None, DONE),
+        ("0.9", -1, DONE),
+        ("0.9", 0, DONE),
+    ],
+)
+def test_verdicts(return_codes: str, result: object, verdict: int) -> None:
+    """The number that the function returns is a verdict, as the chosen uWSGI has it; else it means done."""
+    _, answer = run_task({}, result, return_codes=return_codes)
+    assert answer == Packet(255, verdict)
+
+
+def test_unknown_return_codes() -> None:
+    """Return codes of a uWSGI that nobody knows are refused before anything is imported."""
+    with pytest.raises(StartupError, match=r"uWSGI '1\.9' are known; there are 0\.9, 2\.0"):
+        spool_handler.load("not_there", return_codes="1.9")
+
+
+def test_what_spool_handlers_raise() -> None:
+    """A malformed task never reaches the function; its own exceptions come out as they are."""
+    sys.modules["some_tasks"] = types.ModuleType("some_tasks")
+
+    def spooler(task: object) -> object:
+        raise KeyError("x")
+
+    uwsgi.spooler = spooler
+    run = spool_handler.load("some_tasks")[17]
+    with pytest.raises(MalformedPacket):
+        run(Packet(17, 0, b"\xff"))
+    with pytest.raises(KeyError):
+        run(Packet(17, 0))

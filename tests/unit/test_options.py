@@ -1,0 +1,198 @@
+"""The options of the three twistd commands, and the services that they make."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.application.service import IService
+from twisted.internet import reactor
+from twisted.python.usage import UsageError
+
+from uwsgitwisted.errors import StartupError
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.taps import node, renderer, spooler
+from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds, size
+from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.wire.session import MAX_MESSAGE
+
+NODE = ["--handler", "my_server"]
+RENDERER = ["--templates", "/srv/templates"]
+SPOOLER = ["--handler", "my_tasks", "--spool", "sqlite:spool.sqlite"]
+COMMANDS = [
+    pytest.param(node.Options, NODE, 3_033, id="node"),
+    pytest.param(renderer.Options, RENDERER, 3_033, id="renderer"),
+    pytest.param(spooler.Options, SPOOLER, 3_034, id="spooler"),
+]
+
+
+def parse(make: type[ServerOptions], *arguments: str) -> Any:
+    options = make()
+    options.parseOptions(list(arguments))
+    return options
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(("text", "number"), [("1", 1), ("0.25", 0.25), ("1e3", 1_000)])
+    def test_seconds(self, text: str, number: float) -> None:
+        """Seconds may have a fraction."""
+        assert seconds(text) == number
+
+    @pytest.mark.parametrize(("text", "number"), [("10", 10), ("2k", 2_048), ("64M", 1 << 26), ("1G", 1 << 30)])
+    def test_size(self, text: str, number: int) -> None:
+        """A size may have a unit."""
+        assert size(text) == number
+
+    @pytest.mark.parametrize("text", ["", "x", "0", "-1", "nan", "inf"])
+    @pytest.mark.parametrize("convert", [seconds, count, size])
+    def test_refused(self, convert: Any, text: str) -> None:
+        """Nothing else is a number, nor is nothing."""
+        with pytest.raises(ValueError, match=r"."):
+            convert(text)
+
+    @pytest.mark.parametrize("text", ["K", "1.5M", "0G", "1T"])
+    def test_refused_size(self, text: str) -> None:
+        """A unit needs a whole number from 1 before it."""
+        with pytest.raises(ValueError, match=r"."):
+            size(text)
+
+
+@pytest.mark.parametrize(("make", "arguments", "port"), COMMANDS)
+class TestCommon:
+    def test_defaults(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """A service that is told only what it must be listens on loopback with the documented limits."""
+        settings = parse(make, *arguments).settings()
+        assert settings == ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
+        assert settings.max_message == MAX_MESSAGE
+        assert settings.node == socket.gethostname()
+        assert settings.tracebacks
+        assert settings.networks is None
+
+    def test_everything(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """Each option reaches its setting."""
+        given = (
+            "-l tcp:1 --listen unix:/x --engine processes:3 --timeout 5 --drain-timeout 6 --max-queue 7 "
+            "--max-message 8K --max-connections 9 --header-timeout 10 --body-timeout 11 --write-timeout 12 "
+            "--idle-timeout 13 --node n1 --no-tracebacks"
+        )
+        settings = parse(make, *arguments, *given.split()).settings()
+        assert settings == ServerSettings(
+            listen=("tcp:1:interface=127.0.0.1", "unix:/x"),
+            engine="processes:3",
+            timeout=5.0,
+            drain_timeout=6.0,
+            max_queue=7,
+            max_message=8_192,
+            tracebacks=False,
+            node="n1",
+            limits=Limits(
+                header_timeout=10, body_timeout=11, write_timeout=12, idle_timeout=13, max_connections=9
+            ),
+        )
+
+    def test_allow(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """With networks that may connect, every interface is listened on."""
+        settings = parse(make, *arguments, "--allow", "10.0.0.0/8", "--allow", "fd00::1").settings()
+        assert settings.listen == (f"tcp:{port}",)
+        assert settings.networks == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::1/128"))
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            "--allow nowhere",
+            "--timeout 0",
+            "--timeout soon",
+            "--max-queue 1.5",
+            "--max-message 1T",
+            "--engine warp",
+            "--engine processes:0",
+            "--engine processes:x",
+            "--no-such-option",
+            "positional",
+        ],
+    )
+    def test_mistakes(self, make: type[ServerOptions], arguments: list[str], port: int, wrong: str) -> None:
+        """The user's mistakes are told as such."""
+        with pytest.raises(UsageError):
+            parse(make, *arguments, *wrong.split())
+
+    def test_something_is_missing(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """What has no default is asked for, with an example of it."""
+        for place in range(0, len(arguments), 2):
+            with pytest.raises(UsageError) as caught:
+                parse(make, *arguments[:place], *arguments[place + 2 :])
+            assert f"for example: {arguments[place]} {arguments[place + 1]}" in str(caught.value)
+
+    def test_help(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """The help text names every option."""
+        text = make().getUsage(width=100)
+        for option in ("--listen", "--allow", "--engine", "--no-tracebacks", arguments[0]):
+            assert option in text
+
+
+class TestSpooler:
+    def test_delays(self) -> None:
+        """The first delay can't be longer than the longest."""
+        with pytest.raises(UsageError, match="longer than"):
+            parse(spooler.Options, *SPOOLER, "--first-delay", "5", "--max-delay", "4")
+
+    def test_return_codes(self) -> None:
+        """The return codes are those of one uWSGI or another."""
+        assert parse(spooler.Options, *SPOOLER, "--return-codes", "0.9")["return-codes"] == "0.9"
+        with pytest.raises(UsageError):
+            parse(spooler.Options, *SPOOLER, "--return-codes", "3.0")
+
+    def test_workers(self) -> None:
+        """As many tasks run at once as there are processes, unless it is said otherwise."""
+        assert parse(spooler.Options, *SPOOLER, "--engine", "processes:3")["workers"] == 3
+        assert parse(spooler.Options, *SPOOLER, "--engine", "processes:3", "--workers", "2")["workers"] == 2
+        assert parse(spooler.Options, *SPOOLER)["workers"] >= 1
+        assert parse(spooler.Options, *SPOOLER, "--engine", "reactor")["workers"] >= 1
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Handler modules that a process of its own can import."""
+    (tmp_path / "a_server.py").write_text("import uwsgi\nuwsgi.message_manager_marshal = lambda o, i: o\n")
+    (tmp_path / "a_tasks.py").write_text("import uwsgi\nuwsgi.spooler = lambda env: uwsgi.SPOOL_OK\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class TestServices:
+    def test_reactor(self) -> None:
+        """The reactor is the one that is installed."""
+        assert installed_reactor() is reactor
+
+    def test_node(self, modules: Path) -> None:
+        """A node is made of its handler module."""
+        assert IService.providedBy(node.makeService(parse(node.Options, "--handler", "a_server")))
+
+    def test_renderer(self, modules: Path) -> None:
+        """A renderer is made of its directories."""
+        options = parse(renderer.Options, "--templates", str(modules), "--filters", "h, trim,", "--strict")
+        assert IService.providedBy(renderer.makeService(options))
+
+    def test_spooler(self, modules: Path) -> None:
+        """A spooler is made of its handler module and its store, which is opened once to see that it can be."""
+        options = parse(spooler.Options, "--handler", "a_tasks", "--spool", "sqlite:tasks.sqlite", "--text")
+        assert IService.providedBy(spooler.makeService(options))
+        assert (modules / "tasks.sqlite").exists()
+
+    @pytest.mark.parametrize(
+        ("module", "arguments", "lacking"),
+        [
+            (node, "--handler no_such_module", "no_such_module"),
+            (renderer, "--templates no/such/directory", "no/such/directory"),
+            (spooler, "--handler no_such_module --spool sqlite:x.sqlite", "no_such_module"),
+            (spooler, "--handler a_tasks --spool sqlite:no/such/directory/x", "no/such/directory/x"),
+        ],
+    )
+    def test_can_not_start(self, modules: Path, module: Any, arguments: str, lacking: str) -> None:
+        """A service that lacks what it needs isn't made, and says what that is."""
+        with pytest.raises(StartupError, match=lacking):
+            module.makeService(parse(module.Options, *arguments.split()))

@@ -1,0 +1,220 @@
+"""What is accepted as a spool's file, and that everything else is left as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from uwsgitwisted.errors import SpoolCorrupt, SpoolError
+from uwsgitwisted.spool import sqlite_file
+from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.task import Task
+
+
+def refused(path: Path, kind: type[SpoolError], reason: str) -> None:
+    """Assert that *path* is refused and no byte of it, or of what lies beside it, changed."""
+    before = contents(path.parent)
+    with pytest.raises(kind, match=reason):
+        SqliteStore(str(path)).open()
+    assert contents(path.parent) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return what the files hold, but for the lock and SQLite's index in shared memory, which hold no data."""
+    return {
+        file.name: file.read_bytes()
+        for file in directory.iterdir()
+        if file.is_file() and not file.name.endswith((".lock", "-shm"))
+    }
+
+
+def spool_of(path: Path, tasks: int) -> None:
+    store = SqliteStore(str(path))
+    store.open()
+    store.add([Task(b"x" * 2000, 1.0, 1.0) for _ in range(tasks)])
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"\0" * 8192, b"SQLite format 3\0", b"x"])
+def test_not_a_database(tmp_path: Path, content: bytes) -> None:
+    """A file that is no database is refused and unchanged."""
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    refused(path, SpoolCorrupt, "not an SQLite database; nothing was changed")
+
+
+@pytest.mark.parametrize("journal", ["DELETE", "WAL"])
+def test_foreign_database(tmp_path: Path, journal: str) -> None:
+    """The database of another program is refused and unchanged."""
+    path = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY)")
+    refused(path, SpoolCorrupt, "something else; nothing was changed")
+
+
+def test_newer(tmp_path: Path) -> None:
+    """The spool of a newer release is refused and unchanged."""
+    path = tmp_path / "spool.sqlite"
+    spool_of(path, 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    refused(path, SpoolCorrupt, r"version 99.*knows 1")
+
+
+def test_newer_in_log(tmp_path: Path) -> None:
+    """A newer version that stands only in the write-ahead log is seen too."""
+    spool_of(tmp_path / "live", 1)
+    with closing(sqlite3.connect(tmp_path / "live", isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+        (tmp_path / "copy").mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(tmp_path / f"live{suffix}", tmp_path / "copy" / f"spool{suffix}")
+    refused(tmp_path / "copy" / "spool", SpoolCorrupt, "version 99")
+
+
+def test_damaged(tmp_path: Path) -> None:
+    """A damaged spool is refused and unchanged."""
+    path = tmp_path / "spool.sqlite"
+    spool_of(path, 100)
+    content = bytearray(path.read_bytes())
+    content[20_000:60_000] = b"\xaa" * 40_000
+    path.write_bytes(content)
+    refused(path, SpoolCorrupt, "damaged")
+
+
+def test_huge_is_not_read_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file over the limit is opened without the check."""
+    path = tmp_path / "spool.sqlite"
+    spool_of(path, 100)
+    content = bytearray(path.read_bytes())
+    content[-4096:] = b"\xaa" * 4096
+    path.write_bytes(content)
+    monkeypatch.setattr(sqlite_file, "QUICK_CHECK_LIMIT", 1000)
+    store = SqliteStore(str(path))
+    store.open()
+    store.close()
+
+
+def test_cut_short(tmp_path: Path) -> None:
+    """A spool of which the end is missing is refused and unchanged."""
+    path = tmp_path / "spool.sqlite"
+    spool_of(path, 100)
+    os.truncate(path, path.stat().st_size // 2)
+    refused(path, SpoolError, "malformed|damaged|disk I/O")
+
+
+@pytest.mark.parametrize("database", [None, b""])
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_orphaned_log(tmp_path: Path, database: bytes | None, suffix: str) -> None:
+    """A log whose database is missing or empty holds tasks: it is not begun afresh beside it."""
+    path = tmp_path / "spool.sqlite"
+    if database is not None:
+        path.write_bytes(database)
+    path.with_name(path.name + suffix).write_bytes(b"tasks")
+    refused(path, SpoolCorrupt, "missing or empty")
+
+
+def test_empty_file_becomes_a_spool(tmp_path: Path) -> None:
+    """An empty file holds nothing that could be lost."""
+    path = tmp_path / "spool.sqlite"
+    path.touch()
+    spool_of(path, 1)
+    assert path.read_bytes().startswith(b"SQLite format 3\0")
+
+
+def test_created_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A creation that fails half-way leaves nothing but the lock."""
+    monkeypatch.setattr(sqlite_file, "SCHEMA", "BEGIN; CREATE TABLE a (b); nonsense; COMMIT;")
+    with pytest.raises(SpoolError, match="syntax error"):
+        SqliteStore(str(tmp_path / "spool.sqlite")).open()
+    assert os.listdir(tmp_path) == ["spool.sqlite.lock"]
+
+
+def test_private(tmp_path: Path) -> None:
+    """The files can be read by nobody else: tasks hold what people send."""
+    path = tmp_path / "spool.sqlite"
+    store = SqliteStore(str(path))
+    store.open()
+    store.add([Task(b"", 1.0, 1.0)])
+    assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/proc/spool.sqlite", "can't make the lock"),
+        ("missing/spool.sqlite", "can't make the lock"),
+        (".", "can't make the lock|is not a file"),
+    ],
+)
+def test_impossible_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str) -> None:
+    """A read-only file system, a missing directory and a directory are refused in plain words."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SpoolError, match=reason):
+        SqliteStore(path).open()
+
+
+def test_fifo(tmp_path: Path) -> None:
+    """Something that is no regular file is refused without waiting for it."""
+    os.mkfifo(tmp_path / "spool")
+    with pytest.raises(SpoolError, match="is not a file"):
+        SqliteStore(str(tmp_path / "spool")).open()
+
+
+def test_name_too_long(tmp_path: Path) -> None:
+    """A name that the file system refuses is reported, also where only the lock's name is."""
+    with pytest.raises(SpoolError, match="too long"):
+        SqliteStore(str(tmp_path / ("x" * 300))).open()
+    with pytest.raises(SpoolError, match="can't create"):
+        SqliteStore(str(tmp_path / ("x" * 248))).open()
+
+
+def test_not_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that can't have its write-ahead log is refused, for instance in memory."""
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(SpoolError, match="durable"):
+        sqlite_file._make_durable(connection, "x")
+
+
+def test_second_opener(tmp_path: Path) -> None:
+    """A second spooler is refused and told who has the file, in this process or another, by any name."""
+    path = tmp_path / "spool.sqlite"
+    (tmp_path / "link").symlink_to(path)
+    store = SqliteStore(str(path))
+    store.open()
+    holder = f"process {os.getpid()} on "
+    with pytest.raises(SpoolError, match=holder):
+        SqliteStore(str(tmp_path / "link")).open()
+    program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(path)!r}).open()"
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert holder in other.stderr
+    assert store.add([Task(b"", 1.0, 1.0)]) == [1]
+    store.close()
+    spool_of(path, 1)
+
+
+def test_lock_without_a_name(tmp_path: Path) -> None:
+    """A lock whose holder could not write its name on a full disk keeps the second one out all the same."""
+    store = SqliteStore(str(tmp_path / "spool.sqlite"))
+    store.open()
+    (tmp_path / "spool.sqlite.lock").write_bytes(b"")
+    with pytest.raises(SpoolError, match="did not say who it is"):
+        SqliteStore(str(tmp_path / "spool.sqlite")).open()
+    store.close()
+
+
+def test_file_system_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A symbolic link that points to itself is reported, not followed for ever."""
+    path = tmp_path / "loop"
+    path.symlink_to(path)
+    with pytest.raises(SpoolError, match="Too many levels"):
+        SqliteStore(str(path)).open()

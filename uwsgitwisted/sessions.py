@@ -1,0 +1,227 @@
+"""Sessions for blocking calls: each thread keeps one with each of our own nodes that it talks to.
+
+A session that the peer has closed is noticed before a request is sent on it, and made again; a forked process
+makes its own. A peer that grants none is remembered for a while and gets a connection a request; a request is
+never sent twice to find out. The protocol is :mod:`uwsgitwisted.wire.session`; only reads and writes are here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import socket
+import threading
+import time
+
+from uwsgitwisted.address import Address
+from uwsgitwisted.errors import (
+    MessageTooLarge,
+    NoAnswer,
+    ProtocolError,
+    RequestTimeout,
+    Unavailable,
+    UwsgiError,
+)
+from uwsgitwisted.sockets import Deadline, Steps, connect, converse, receive, send
+from uwsgitwisted.wire.exchange import PlainExchange
+from uwsgitwisted.wire.message import decode_answer
+from uwsgitwisted.wire.packet import Packet, PacketDecoder
+from uwsgitwisted.wire.session import (
+    MAX_ID,
+    OFFER_TIMEOUT,
+    PLAIN_FOR,
+    SILENT_FOR,
+    AnswerReceived,
+    ErrorReceived,
+    GoodbyeReceived,
+    Role,
+    Session,
+    Terms,
+    granted,
+    offer,
+)
+
+_TERMS = Terms()
+
+
+class KeptSession:
+    """A connection with a session, for one request at a time.
+
+    :param sock: non-blocking.
+    :param theirs: the peer's terms.
+    :param rest: what came behind them.
+    """
+
+    def __init__(self, sock: socket.socket, theirs: Terms, rest: bytes) -> None:
+        self._sock = sock
+        self._session = Session(Role.CLIENT, _TERMS, theirs)
+        self._ids = itertools.count(1)
+        self._leaving = False
+        if rest:
+            self._take(rest, 0)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the peer has said that it takes no further request."""
+        return self._leaving
+
+    @property
+    def usable(self) -> bool:
+        """Whether the peer goes on taking requests, as far as it has said."""
+        try:
+            while not self._leaving:
+                data = self._sock.recv(65536)
+                if not data:
+                    return False
+                self._take(data, 0)
+        except BlockingIOError:
+            return True
+        except (OSError, ProtocolError) as error:
+            return type(error).__name__ == "SSLWantReadError"
+        return False
+
+    def ask(self, packet: Packet, deadline: Deadline) -> Steps[Packet | UwsgiError]:
+        """Send a request and return its answer, or the error that the peer answers with.
+
+        :raises MessageTooLarge: if the peer doesn't take so large a message; nothing is sent.
+        :raises NoAnswer: if it closes the connection instead.
+        """
+        request = next(self._ids) & MAX_ID
+        left = deadline.at - time.monotonic()
+        self._session.send_request(request, packet, left)
+        while data := self._session.data_to_send():
+            yield from send(self._sock, data, deadline)
+        while True:
+            data = yield from receive(self._sock, deadline)
+            if not data:
+                raise NoAnswer("the connection was lost before the answer came")
+            answer = self._take(data, request)
+            if answer is not None:
+                return answer
+
+    def _take(self, data: bytes, request: int) -> Packet | UwsgiError | None:
+        """Take what the peer sent and return the result of *request*, if it is there."""
+        result: Packet | UwsgiError | None = None
+        for event in self._session.receive(data):
+            if isinstance(event, AnswerReceived) and event.id == request:
+                result = event.packet
+            elif isinstance(event, ErrorReceived) and event.id == request:
+                result = event.error
+            elif isinstance(event, GoodbyeReceived):
+                self._leaving = True
+        return result
+
+
+class _Kept(threading.local):
+    """The sessions of a thread that no call is using."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[Address, KeptSession] = {}
+
+
+_kept = _Kept()
+#: Until when, on the monotonic clock, an address is known to grant no session.
+_plain_until: dict[Address, float] = {}
+
+
+def _forget_parents() -> None:
+    """In a forked process: close our copies of the parent's connections, which goes on using them."""
+    for session in _kept.sessions.values():
+        session.close()
+    _kept.sessions.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+def declare_plain(address: Address) -> None:
+    """Never offer *address* a session."""
+    _plain_until[address] = math.inf
+
+
+def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
+    """Send a request to a peer, by a session if it grants one, and return what its answer means.
+
+    :raises UwsgiError: whatever goes wrong.
+    :raises OSError: as the system does.
+    """
+    while True:
+        session = yield from _find_session(address, deadline)
+        if session is None:
+            exchange = PlainExchange(packet)
+            yield from converse(address, exchange, deadline)
+            return exchange.result()
+        try:
+            answer = yield from session.ask(packet, deadline)
+        except MessageTooLarge:
+            _keep(address, session)
+            raise
+        except BaseException:
+            session.close()
+            raise
+        if not session.leaving:
+            _keep(address, session)
+        elif isinstance(answer, Unavailable):
+            continue  # it crossed the peer's goodbye, and was not run
+        if isinstance(answer, UwsgiError):
+            raise answer
+        return decode_answer(answer)
+
+
+def _keep(address: Address, session: KeptSession) -> None:
+    """Keep a session for the thread's next call; one that another call has put back meanwhile gives way."""
+    previous = _kept.sessions.pop(address, None)
+    if previous is not None:
+        previous.close()
+    _kept.sessions[address] = session
+
+
+def _find_session(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:
+    """Return a session that nobody else uses, or None if the peer grants none."""
+    session = _kept.sessions.pop(address, None)
+    if session is not None:
+        if session.usable:
+            return session
+        session.close()
+    if time.monotonic() < _plain_until.get(address, 0.0):
+        return None
+    return (yield from _negotiate(address, deadline))
+
+
+def _negotiate(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:
+    sock = yield from connect(address, deadline)
+    try:
+        packet, rest = yield from _offer(sock, Deadline.after(min(OFFER_TIMEOUT, deadline.left)))
+        theirs = granted(packet) if packet is not None else None
+        if theirs is not None:
+            return KeptSession(sock, theirs, rest)
+    except BaseException:
+        sock.close()
+        raise
+    sock.close()
+    _plain_until[address] = time.monotonic() + (SILENT_FOR if packet is None else PLAIN_FOR)
+    return None
+
+
+def _offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
+    """Offer a session and return the packet that comes back, or None, and what comes behind it."""
+    decoder = PacketDecoder(count=1)
+    try:
+        yield from send(sock, offer(_TERMS), deadline)
+        while True:
+            data = yield from receive(sock, deadline)
+            packets = decoder.receive(data)
+            if packets:
+                return packets[0], decoder.rest()
+            if not data:
+                return None, b""
+    except (RequestTimeout, ConnectionResetError):
+        return None, b""
