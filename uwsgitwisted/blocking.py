@@ -23,8 +23,8 @@ from uwsgitwisted.errors import (
     SpoolRefused,
     UwsgiError,
 )
-from uwsgitwisted.sessions import ask
-from uwsgitwisted.sockets import Deadline, Steps, converse, describe, run
+from uwsgitwisted.sessions import ask, ask_now
+from uwsgitwisted.sockets import Deadline, Steps, converse, describe, drive, run
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL, Packet
@@ -61,7 +61,12 @@ def send_message(
         description such as ``"tls:host:port"``.
     """
     _refuse_in_reactor()
-    return _run_one(_prepare(address, modifier1, modifier2, message, _deadline(timeout)))
+    place = parse_address(address)
+    packet = _encode(address, modifier1, modifier2, message)
+    try:
+        return ask_now(place, packet, _deadline(timeout))
+    except (UwsgiError, OSError) as error:
+        raise _explained(error, address) from error.__cause__
 
 
 def send_multi_uwsgi_message(
@@ -77,11 +82,12 @@ def send_multi_uwsgi_message(
     :raises FanOutError: if a node failed. Its ``results`` has every node's own answer or error.
     """
     _refuse_in_reactor()
-    nodes = [_node(place, node) for place, node in enumerate(cluster)]
+    requests = []
+    for index, node in enumerate(cluster):
+        address, message = _node(index, node)
+        requests.append((address, parse_address(address), _encode(address, modifier1, modifier2, message)))
     deadline = _deadline(timeout)
-    results = run(
-        [_prepare((host, port), modifier1, modifier2, message, deadline) for host, port, message in nodes]
-    )
+    results = run([_with_address(ask(place, packet, deadline), address) for address, place, packet in requests])
     failures = [result for result in results if isinstance(result, UwsgiError)]
     if failures:
         raise FanOutError(
@@ -124,7 +130,7 @@ def ping(address: AddressLike, timeout: float = 5) -> float:
     start = time.monotonic()
     _refuse_in_reactor()
     place = parse_address(address)
-    _run_one(_with_address(_ping(place, _deadline(timeout)), address))
+    drive(_with_address(_ping(place, _deadline(timeout)), address))
     return time.monotonic() - start
 
 
@@ -147,43 +153,38 @@ def _ping(place: Address, deadline: Deadline) -> Steps[object]:
     return None
 
 
-def _prepare(
-    address: AddressLike, modifier1: int, modifier2: int, message: object, deadline: Deadline
-) -> Steps[object]:
-    """Check what can be checked before a byte is sent, and return the conversation."""
-    place = parse_address(address)
+def _encode(address: AddressLike, modifier1: int, modifier2: int, message: object) -> Packet:
     try:
-        packet = encode_request(modifier1, modifier2, message)
+        return encode_request(modifier1, modifier2, message)
     except UwsgiError as error:
         error.address = address
         raise
-    return _with_address(ask(place, packet, deadline), address)
+
+
+def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
+    """Return *error* as one of ours that says of which address it was."""
+    if isinstance(error, UwsgiError):
+        if error.address is None:
+            error.address = address
+        return error
+    explained = ConnectionFailed(describe(error), address=address)
+    explained.__cause__ = error
+    return explained
 
 
 def _with_address(steps: Steps[object], address: AddressLike) -> Steps[object]:
     """Go through *steps*, and say of what fails there which address it was."""
     try:
         return (yield from steps)
-    except UwsgiError as error:
-        if error.address is None:
-            error.address = address
-        raise
-    except OSError as error:
-        raise ConnectionFailed(describe(error), address=address) from error
+    except (UwsgiError, OSError) as error:
+        raise _explained(error, address) from None
 
 
-def _run_one(steps: Steps[object]) -> object:
-    (result,) = run([steps])
-    if isinstance(result, UwsgiError):
-        raise result
-    return result
-
-
-def _node(place: int, node: object) -> tuple[str, int | str, object]:
+def _node(place: int, node: object) -> tuple[tuple[str, int | str], object]:
     if not isinstance(node, (tuple, list)) or len(node) != 3:
         raise MisuseError(f"item {place} of the cluster is {node!r}; each is (host, port, message)")
     host, port, message = node
-    return host, port, message
+    return (host, port), message
 
 
 def _deadline(timeout: float) -> Deadline:

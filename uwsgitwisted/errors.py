@@ -123,7 +123,7 @@ class RequestCancelled(UwsgiError):
 
 
 class Unavailable(UwsgiError):
-    """The service can't take the request now; another node, or a later moment, may."""
+    """The service can't take the request now, and has not begun it; another node, or a later moment, may."""
 
 
 class Busy(Unavailable):
@@ -132,6 +132,10 @@ class Busy(Unavailable):
 
 class WorkerDied(UwsgiError):
     """The worker process that ran the request ended: killed, out of memory, or by its own ``exit``."""
+
+
+class Interrupted(UwsgiError):
+    """The node was stopped while it ran the request; how far it came is not known."""
 
 
 class UnknownModifier(UwsgiError):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import select
 import socket
 import threading
 import time
+from types import TracebackType
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.errors import (
@@ -23,7 +25,7 @@ from uwsgitwisted.errors import (
     Unavailable,
     UwsgiError,
 )
-from uwsgitwisted.sockets import Deadline, Steps, connect, converse, receive, send
+from uwsgitwisted.sockets import Deadline, Steps, connect, converse, drive, receive, send
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
@@ -43,6 +45,9 @@ from uwsgitwisted.wire.session import (
 )
 
 _TERMS = Terms()
+_READ_SIZE = 65_536
+#: Seconds after its last use for which a session is not looked at before it is used again.
+_FRESH = 0.005
 
 
 class KeptSession:
@@ -57,7 +62,13 @@ class KeptSession:
         self._sock = sock
         self._session = Session(Role.CLIENT, _TERMS, theirs)
         self._ids = itertools.count(1)
-        self._leaving = False
+        self._used = time.monotonic()
+        #: Whether the peer has said that it takes no further request.
+        self.leaving = False
+        # Under TLS, a part of the answer may have been read while the socket has nothing more.
+        self._poll = select.poll() if type(sock) is socket.socket else None
+        if self._poll is not None:
+            self._poll.register(sock, select.POLLIN)
         if rest:
             self._take(rest, 0)
 
@@ -69,16 +80,13 @@ class KeptSession:
         self._sock.close()
 
     @property
-    def leaving(self) -> bool:
-        """Whether the peer has said that it takes no further request."""
-        return self._leaving
-
-    @property
     def usable(self) -> bool:
         """Whether the peer goes on taking requests, as far as it has said."""
+        if not self.leaving and time.monotonic() - self._used < _FRESH:
+            return True
         try:
-            while not self._leaving:
-                data = self._sock.recv(65536)
+            while not self.leaving:
+                data = self._sock.recv(_READ_SIZE)
                 if not data:
                     return False
                 self._take(data, 0)
@@ -88,17 +96,44 @@ class KeptSession:
             return type(error).__name__ == "SSLWantReadError"
         return False
 
+    def ask_now(self, packet: Packet, deadline: Deadline) -> Packet | UwsgiError:
+        """Do as :meth:`ask`, without the detours that nearly no request needs.
+
+        The request goes out in one piece and the answer comes in one, or :meth:`ask`'s steps do the rest.
+        """
+        request, data = self._begin(packet, deadline)
+        sent = 0
+        if self._poll is not None:
+            try:
+                sent = self._sock.send(data)
+                if sent == len(data) and self._poll.poll(max(1, int(deadline.left * 1000))):
+                    answer = self._take(self._sock.recv(_READ_SIZE), request)
+                    if answer is not None:
+                        return answer
+            except OSError:
+                pass  # the steps meet it again, and know what it means
+        return drive(self._finish(request, data[sent:], deadline))
+
     def ask(self, packet: Packet, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send a request and return its answer, or the error that the peer answers with.
 
         :raises MessageTooLarge: if the peer doesn't take so large a message; nothing is sent.
         :raises NoAnswer: if it closes the connection instead.
         """
+        request, data = self._begin(packet, deadline)
+        return (yield from self._finish(request, data, deadline))
+
+    def _begin(self, packet: Packet, deadline: Deadline) -> tuple[int, bytes]:
+        """Return a new request's id and its first bytes."""
         request = next(self._ids) & MAX_ID
-        left = deadline.at - time.monotonic()
-        self._session.send_request(request, packet, left)
-        while data := self._session.data_to_send():
+        self._session.send_request(request, packet, deadline.left)
+        return request, self._session.data_to_send()
+
+    def _finish(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
+        """Send *data* and the rest of the request, and wait for the answer."""
+        while data:
             yield from send(self._sock, data, deadline)
+            data = self._session.data_to_send()
         while True:
             data = yield from receive(self._sock, deadline)
             if not data:
@@ -116,7 +151,8 @@ class KeptSession:
             elif isinstance(event, ErrorReceived) and event.id == request:
                 result = event.error
             elif isinstance(event, GoodbyeReceived):
-                self._leaving = True
+                self.leaving = True
+        self._used = time.monotonic()
         return result
 
 
@@ -159,29 +195,60 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
             exchange = PlainExchange(packet)
             yield from converse(address, exchange, deadline)
             return exchange.result()
-        try:
+        with _Use(address, session):
             answer = yield from session.ask(packet, deadline)
-        except MessageTooLarge:
-            _keep(address, session)
-            raise
-        except BaseException:
-            session.close()
-            raise
-        if not session.leaving:
-            _keep(address, session)
-        elif isinstance(answer, Unavailable):
-            continue  # it crossed the peer's goodbye, and was not run
-        if isinstance(answer, UwsgiError):
-            raise answer
-        return decode_answer(answer)
+        if not (isinstance(answer, Unavailable) and session.leaving):
+            return _result(answer)
+        # It crossed the peer's goodbye, and was not run.
 
 
-def _keep(address: Address, session: KeptSession) -> None:
-    """Keep a session for the thread's next call; one that another call has put back meanwhile gives way."""
-    previous = _kept.sessions.pop(address, None)
-    if previous is not None:
-        previous.close()
-    _kept.sessions[address] = session
+def ask_now(address: Address, packet: Packet, deadline: Deadline) -> object:
+    """Do all that :func:`ask` does."""
+    session = _kept.sessions.pop(address, None)
+    if session is None:
+        return drive(ask(address, packet, deadline))
+    if not session.usable:
+        session.close()
+        return drive(ask(address, packet, deadline))
+    with _Use(address, session):
+        answer = session.ask_now(packet, deadline)
+    if isinstance(answer, Unavailable) and session.leaving:
+        return drive(ask(address, packet, deadline))
+    return _result(answer)
+
+
+def _result(answer: Packet | UwsgiError) -> object:
+    if isinstance(answer, UwsgiError):
+        raise answer
+    return decode_answer(answer)
+
+
+class _Use:
+    """The time for which a call has a session to itself; afterwards it is kept for the next, or closed.
+
+    It is closed when something went wrong: a late answer must not be there at the next request.
+    """
+
+    __slots__ = ("_address", "_session")
+
+    def __init__(self, address: Address, session: KeptSession) -> None:
+        self._address = address
+        self._session = session
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> None:
+        kept = _kept.sessions
+        if self._session.leaving or exc_type not in (None, MessageTooLarge) or self._address in kept:
+            self._session.close()
+        else:
+            kept[self._address] = self._session
 
 
 def _find_session(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:

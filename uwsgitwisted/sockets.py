@@ -81,8 +81,6 @@ def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
         such as one from a signal handler, ends them all, and each closes what it has open.
     :raises ConnectionFailed: if the process has no file descriptor left to wait with.
     """
-    if len(conversations) == 1:
-        return [_run_one(conversations[0])]
     try:
         selector = selectors.DefaultSelector()
     except OSError as error:
@@ -91,8 +89,8 @@ def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
         return _Loop(selector, conversations).run()
 
 
-def _run_one(steps: Steps[T]) -> T | UwsgiError:
-    """Drive one conversation, which needs no selector."""
+def drive(steps: Steps[T]) -> T:
+    """Drive one conversation, which needs no selector, and return what it returns."""
     try:
         wait = next(steps)
         while True:
@@ -100,8 +98,6 @@ def _run_one(steps: Steps[T]) -> T | UwsgiError:
     except StopIteration as end:
         result: T = end.value
         return result
-    except UwsgiError as error:
-        return error
     finally:
         steps.close()
 

@@ -304,7 +304,7 @@ class TestBrokenPeers:
         bench.ask(1)
         with capturedLogs() as logs:
             bench.ask(1)
-        assert "asked twice" in str(logs[0]["error"])
+        assert "asked twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
 

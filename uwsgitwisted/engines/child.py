@@ -19,11 +19,14 @@ from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.worker import SOCKET_FD, TOKENS_FD, WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.wire.session import Terms
 
 #: A longer line of a worker's output is logged in pieces of this size.
 _MAX_LINE = 8_000
+#: Seconds that a worker gets to end by itself once it has nothing more to do.
+_GOODBYE = 2.0
 
 
 class Owner(Protocol):
@@ -59,6 +62,7 @@ class Child(ProcessProtocol):
         self._tokens = Tokens()
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
+        self._kill_later = Alarm(reactor, self.kill)
 
     def spawn(self, spec: WorkerSpec, node: str, count: int) -> None:
         """Start the process.
@@ -90,7 +94,7 @@ class Child(ProcessProtocol):
             lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),
         )
         protocol.negotiated.addCallback(self._negotiated)
-        protocol.lost.addCallback(lambda _: self.kill())
+        protocol.lost.addCallback(lambda _: self._lost())
         # Twisted's own transport for UNIX sockets would look for file descriptors in each read.
         self._connection = Connection(ours, protocol, self._reactor)
         self._connection.connected = 1
@@ -101,6 +105,13 @@ class Child(ProcessProtocol):
         if pipe is not None:
             self._pipe = pipe
             self.ready.callback(self)
+
+    def _lost(self) -> None:
+        """See to it that a process whose pipe is gone ends; one that was let go does so by itself, and soon."""
+        if self.retired:
+            self._kill_later.set(_GOODBYE)
+        else:
+            self.kill()
 
     @property
     def pipe(self) -> Pipe:
@@ -185,6 +196,7 @@ class Child(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         """Say how it ended."""
+        self._kill_later.clear()
         self.ended.callback(_how(reason))
 
 

@@ -16,8 +16,6 @@ _FIRST_DELAY = 0.5
 #: The limits: for one that doesn't come up, and for one that comes up and is ended by what it is given.
 _MAX_DELAY, _MAX_DELAY_UP = 30.0, 1.0
 _YOUNG = 1.0
-#: Seconds that a worker gets to end by itself once it has nothing more to do.
-_GOODBYE = 2.0
 
 
 class Crew:
@@ -92,7 +90,6 @@ class Crew:
         self._gone = Deferred()
         for child in list(self._living):
             child.retire()
-            self._reactor.callLater(_GOODBYE, child.kill)
         if not self._living:
             return succeed(None)
         return self._gone

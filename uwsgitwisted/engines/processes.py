@@ -21,7 +21,7 @@ from uwsgitwisted.engines.child import Child
 from uwsgitwisted.engines.crew import Crew
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.worker import WorkerSpec
-from uwsgitwisted.errors import Busy, RequestTimeout, Unavailable, UwsgiError, WorkerDied
+from uwsgitwisted.errors import Busy, Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.turn import TURN
@@ -118,7 +118,7 @@ class ProcessEngine:
         for child in self._children:
             running = child.pipe.running
             if running is not None:
-                running.error = Unavailable("the node was stopped while the request ran")
+                running.error = Interrupted("the node was stopped while it ran the request")
                 child.kill()
         self._check_drained()
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import Busy, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
+from uwsgitwisted.errors import Busy, Interrupted, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.wire.failure import describe
@@ -92,7 +92,7 @@ class Waiting:
             return Failure(RequestTimeout(f"the request took longer than {limit:g} s", seconds=limit))
         if isinstance(error, CancelledError):
             if self._stopping:
-                return Failure(Unavailable("the node was stopped while the request ran"))
+                return Failure(Interrupted("the node was stopped while it ran the request"))
             return Failure(RequestCancelled("the request was cancelled"))
         if isinstance(error, UwsgiError):
             return failure

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import StartupError
 
 _log = Logger()
+_BACKLOG = 1_024
 
 _LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}
 
@@ -33,6 +34,17 @@ def on_loopback(description: str) -> str:
     return f"{description}:interface={_LOOPBACK[kind]}"
 
 
+def _with_backlog(description: str) -> str:
+    """Return *description* with room for more connections that wait to be accepted than Twisted's 50.
+
+    When that room is full, the system drops what comes, and its sender tries again seconds later.
+    """
+    kind = description.removeprefix("haproxy:").partition(":")[0]
+    if kind not in ("tcp", "tcp6", "ssl", "unix") or "backlog=" in description:
+        return description
+    return f"{description}:backlog={_BACKLOG}"
+
+
 class Listener(NamedTuple):
     """An endpoint description and the port that it has opened."""
 
@@ -46,7 +58,7 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     :raises StartupError: if it can't be opened; its text says what to do.
     """
     try:
-        port = serverFromString(reactor, description).listen(factory)
+        port = serverFromString(reactor, _with_backlog(description)).listen(factory)
     except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
         raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error
     except (ValueError, TypeError, OSError) as error:

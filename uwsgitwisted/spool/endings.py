@@ -5,7 +5,14 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import RemoteError, RequestCancelled, RequestTimeout, Unavailable, WorkerDied
+from uwsgitwisted.errors import (
+    Interrupted,
+    RemoteError,
+    RequestCancelled,
+    RequestTimeout,
+    Unavailable,
+    WorkerDied,
+)
 from uwsgitwisted.spool.retry import Ending, Outcome
 from uwsgitwisted.spool.task import DONE, IGNORE, RETRY
 from uwsgitwisted.wire.packet import ANSWER, Packet
@@ -21,6 +28,7 @@ _ANSWERS = {
 _FAILURES: tuple[tuple[type[Exception], Ending], ...] = (
     (WorkerDied, Ending.CRASHED),
     (RequestTimeout, Ending.CRASHED),
+    (Interrupted, Ending.INTERRUPTED),
     (Unavailable, Ending.RETURNED),
     (RequestCancelled, Ending.RETURNED),
     (CancelledError, Ending.RETURNED),

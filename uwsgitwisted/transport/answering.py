@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -26,8 +27,9 @@ from uwsgitwisted.wire.session import (
     grant,
 )
 
-#: Seconds between a goodbye and the end of a connection that the peer leaves open.
-_GOODBYE = 5.0
+#: Seconds between a goodbye and the end of a connection that the peer leaves open: while it has answers to
+#: take, and when it has none, for requests that cross the goodbye.
+_GOODBYE, _CROSSING = 5.0, 0.25
 
 
 class AnsweringSession:
@@ -72,6 +74,7 @@ class AnsweringSession:
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
         self._running: dict[int, Deferred[Answer]] = {}
+        self._received: deque[RequestReceived] = deque()
         self._heard = clock.seconds()
         self._write_alarm = Alarm(clock, self._stalled)
         self._idle_alarm = Alarm(clock, self._check_idle)
@@ -90,16 +93,14 @@ class AnsweringSession:
             try:
                 for event in self._session.receive(data):
                     if isinstance(event, RequestReceived):
-                        self._start(event)
+                        self._received.append(event)
+                        self._start_received()
                     elif isinstance(event, CancelReceived):
                         self._cancel(event.id)
                     elif isinstance(event, GoodbyeReceived):
                         self._peer_leaving = True
             except ProtocolError as error:
-                self._log.warn(
-                    "{peer} broke the protocol of its session: {error}", peer=self._peer, error=error
-                )
-                self._abort()
+                self._break_off(error)
                 return
             TURN.at_end(self._flush)
 
@@ -108,23 +109,37 @@ class AnsweringSession:
         if not self._leaving:
             self._leaving = True
             self._session.send_goodbye()
-            self._idle_alarm.set(_GOODBYE)
-        self._flush()
+            self._idle_alarm.set(_GOODBYE if self._running or self._session.sending else _CROSSING)
+        TURN.at_end(self._flush)
 
     def connection_lost(self) -> None:
         """Withdraw what runs: nobody waits for it any more."""
         self._lost = True
         self._write_alarm.clear()
         self._idle_alarm.clear()
+        self._received.clear()
         for request in list(self._running):
             self._cancel(request)
 
     # Requests
 
+    def _start_received(self) -> None:
+        """Start what has been received, as far as there is room."""
+        while self._received and not self._full:
+            self._start(self._received.popleft())
+
+    @property
+    def _full(self) -> bool:
+        """Whether as much runs, or waits to be taken by the peer, as one session may have."""
+        return (
+            len(self._running) >= self._session.ours.max_requests or self._session.backlog > self._backlog_limit
+        )
+
     def _start(self, event: RequestReceived) -> None:
         request, packet, seconds, idempotent = event
         if request in self._running:
-            raise ProtocolError(f"request {request} is asked twice")
+            self._break_off(f"request {request} is asked twice")
+            return
         if self._leaving:  # the peer will find the goodbye; what crossed it is refused, not lost
             self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
             return
@@ -135,6 +150,9 @@ class AnsweringSession:
             return
         if not isinstance(answer, Deferred):
             self._answer(answer, request, packet)
+            return
+        if answer.called and isinstance(answer.result, Packet):  # as an engine in this thread has it
+            self._answer(answer.result, request, packet)
             return
         self._running[request] = answer
         answer.addCallbacks(
@@ -167,6 +185,8 @@ class AnsweringSession:
         running = self._running.pop(request, None)
         if running is not None:
             running.cancel()
+        elif self._received:
+            self._received = deque(event for event in self._received if event.id != request)
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("while answering {peer}", failure, peer=self._peer)
@@ -177,20 +197,22 @@ class AnsweringSession:
     def _flush(self) -> None:
         if self._lost:
             return
-        while self._session.sending and not self._writer.waiting:
-            self._writer.write(self._session.data_to_send())
-        if self._writer.waiting:
+        session, writer = self._session, self._writer
+        while not writer.waiting and (data := session.data_to_send()):
+            writer.write(data)
+        if writer.waiting:
             if not self._write_alarm.running:
                 self._write_alarm.set(self._write_timeout)
-        elif self._peer_leaving and not self._running:
-            self._writer.close()
+        elif self._peer_leaving and not self._running and not self._received:
+            writer.close()
             return
-        self._throttle()
+        if self._received:
+            self._start_received()
+        if self._running or self._paused or writer.waiting:
+            self._throttle()
 
     def _throttle(self) -> None:
-        full = (
-            len(self._running) >= self._session.ours.max_requests or self._session.backlog > self._backlog_limit
-        )
+        full = self._full
         if full != self._paused:
             self._paused = full
             if full:
@@ -200,7 +222,7 @@ class AnsweringSession:
 
     def _drained(self) -> None:
         self._write_alarm.clear()
-        self._flush()
+        TURN.at_end(self._flush)
 
     def _stalled(self) -> None:
         self._log.warn(
@@ -212,7 +234,7 @@ class AnsweringSession:
 
     def _check_idle(self) -> None:
         left = self._heard + self._idle_timeout - self._clock.seconds()
-        if self._running or self._session.sending:
+        if self._running or self._received or self._session.sending:
             self._idle_alarm.set(_GOODBYE)
         elif self._leaving:  # the peer does not close it
             self._writer.close()
@@ -220,6 +242,10 @@ class AnsweringSession:
             self._idle_alarm.set(left)
         else:
             self.finish()
+
+    def _break_off(self, reason: object) -> None:
+        self._log.warn("{peer} broke the protocol of its session: {reason}", peer=self._peer, reason=reason)
+        self._abort()
 
     def _abort(self) -> None:
         self._transport.abortConnection()  # type: ignore[attr-defined]

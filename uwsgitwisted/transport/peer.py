@@ -112,9 +112,8 @@ class Peer:
         waiting, self._waiting = self._waiting, []
         if isinstance(result, AskingSession):
             self._session = result
-        for deferred in waiting:
-            if not deferred.called:  # else its caller has given up
-                deferred.callback(result)
+        for deferred in waiting:  # one whose caller has given up takes no notice
+            deferred.callback(result)
 
     async def _negotiate(self) -> AskingSession | None:
         protocol = offer(self._clock, self._ours)

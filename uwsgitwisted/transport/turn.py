@@ -27,11 +27,12 @@ class Turn:
         self._calls: dict[Callable[[], None], None] = {}
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Call *call* once when the turn ends, or now if there is none."""
+        """Call *call* once when the turn ends; if there is none, in one of its own, which is now."""
         if self._depth:
             self._calls[call] = None
         else:
-            call()
+            with self:
+                self._calls[call] = None
 
     def __enter__(self) -> None:
         self._depth += 1

@@ -20,6 +20,7 @@ _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
     cls.__name__.encode(): cls
     for cls in (
         errors.Busy,
+        errors.Interrupted,
         errors.MalformedPacket,
         errors.MessageTooLarge,
         errors.RequestCancelled,

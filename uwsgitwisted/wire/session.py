@@ -22,7 +22,15 @@ from typing import NamedTuple
 
 from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.wire.failure import decode_failure
-from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import (
+    HEADER_SIZE,
+    MAX_PAYLOAD,
+    PING,
+    SESSION,
+    Packet,
+    PacketDecoder,
+    encode_packet,
+)
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 #: The largest message that is taken, in bytes, unless the owner sets another limit.
@@ -47,6 +55,8 @@ _VERSION_KEY = b"uwsgi-session"
 _FRAME = struct.Struct("<BHBIBBII")
 _BEGIN = struct.Struct("<IBBII")
 _pack_frame = _FRAME.pack
+_unpack_frame = _FRAME.unpack_from
+_FRAME_SIZE = _FRAME.size
 _unpack_begin = _BEGIN.unpack_from
 # A frame about a message that has begun: the packet's header, then the request's id.
 _SHORT_FRAME = struct.Struct("<BHBI")
@@ -264,6 +274,7 @@ class Session:
         self._waiting: deque[_Outgoing] = deque()
         self._sending: deque[_Outgoing] = deque()
         self._sending_size = 0
+        self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
             MORE: self._read_more,
             GOODBYE: self._read_goodbye,
@@ -285,6 +296,10 @@ class Session:
         :raises ProtocolError: if the peer breaks the protocol; the connection must be closed then.
         """
         events: list[Event] = []
+        if self._decoder.empty:
+            data = self._receive_whole(data, events)
+            if not data:
+                return events
         readers = self._readers
         for modifier1, kind, payload in self._decoder.receive(data):
             if modifier1 == SESSION and kind in readers:
@@ -296,6 +311,31 @@ class Session:
             else:
                 raise MalformedPacket(f"a packet with the modifiers {modifier1} and {kind} within a session")
         return events
+
+    def _receive_whole(self, data: bytes, events: list[Event]) -> bytes:
+        """Take the requests or answers at the head of *data* that are whole, and return what follows them.
+
+        They are nearly all of a busy session's frames, and halve its cost when they are taken without a detour.
+        """
+        whole = self._whole_kinds
+        limit = self.ours.max_message
+        available = len(data)
+        position = 0
+        while available - position >= _FRAME_SIZE:
+            session, size, kind, request, modifier1, modifier2, length, time = _unpack_frame(data, position)
+            end = position + HEADER_SIZE + size
+            if session != SESSION or kind not in whole or size != length + _BEGIN_SIZE or end > available:
+                break
+            if length > limit:
+                break
+            packet = Packet(modifier1, modifier2, data[position + _FRAME_SIZE : end])
+            if kind == ANSWER:
+                events.append(AnswerReceived(request, packet, time / 1_000_000))
+            else:
+                seconds = time / 1000 if time else None
+                events.append(RequestReceived(request, packet, seconds, kind == IDEMPOTENT))
+            position = end
+        return data[position:] if position else data
 
     def _read_begin(self, payload: bytes, kind: int) -> Event | None:
         have = len(payload) - _BEGIN_SIZE
@@ -331,7 +371,7 @@ class Session:
         size = incoming.head[3]
         incoming.pieces.append(piece)
         incoming.have += len(piece)
-        if not piece or incoming.have > size:
+        if incoming.have > size:
             raise MalformedPacket(f"the pieces of a message don't add up to its {size} bytes")
         if incoming.have < size:
             if len(piece) < MIN_PIECE:

@@ -1,0 +1,204 @@
+"""Remote templates: old uWSGI code that renders with Mako, and the renderer, give the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from tests.integration.services import Launcher, Service, script, until
+from uwsgitwisted import blocking
+from uwsgitwisted.client import Client
+from uwsgitwisted.errors import NoAnswer, RemoteError
+
+pytestmark = pytest.mark.integration
+
+TEMPLATE = """\
+<%page args="attributes=None"/>\\
+% for number in attributes['fib_sequence']:
+<li>${number}</li>
+% endfor
+It is ${attributes['whattimeisit']} and <b>${attributes.get('name', 'nobody')}</b> is here.
+"""
+VARIABLES = {"fib_sequence": [0, 1, 1, 2, 3, 5, 8, 13, 21], "whattimeisit": 1.5, "name": "Zoë & co"}
+RENDERED = (
+    "".join(f"<li>{number}</li>\n" for number in VARIABLES["fib_sequence"])
+    + "It is 1.5 and <b>Zoë & co</b> is here.\n"
+)
+
+#: A handler module as uWSGI 0.9's documents have it.
+OLD_CODE = """
+import uwsgi
+from mako.template import Template
+
+templates = {directory!r}
+
+def makogenerator(obj, id):
+    template, vars = obj
+    return Template(filename=templates + "/" + template).render(attributes=vars)
+
+uwsgi.message_manager_marshal = makogenerator
+"""
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the templates, with a secret beside it."""
+    root = tmp_path_factory.mktemp("site")
+    (root / "secret.txt").write_text("secret")
+    directory = root / "templates"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "mytemplate.txt").write_text(TEMPLATE)
+    (directory / "names.txt").write_text("${name} ${attributes['name']}")
+    (directory / "sub" / "inner.txt").write_text("inner ${attributes['n']}")
+    (directory / "broken.txt").write_text("${1 +}")
+    (directory / "raises.txt").write_text("${1 / attributes['n']}")
+    (directory / "leaves.txt").write_text('<%include file="../secret.txt"/>')
+    (directory / "link.txt").symlink_to(root / "secret.txt")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def old_node(shared: Launcher, templates: Path) -> Service:
+    """A node that runs the old code."""
+    handler = OLD_CODE.format(directory=str(templates))
+    return shared.start("uwsgi-node", "--engine", "processes:1", handler=handler, tcp=True)
+
+
+@pytest.fixture(scope="module")
+def shared_renderer(shared: Launcher, templates: Path) -> Service:
+    """A renderer of the same templates."""
+    return shared.start("uwsgi-renderer", "--engine", "processes:1", "--templates", str(templates), tcp=True)
+
+
+@pytest.fixture
+def renderer(shared_renderer: Service) -> Iterator[Service]:
+    """That renderer; the test leaves its worker as it was."""
+    before = shared_renderer.workers()
+    yield shared_renderer
+    assert shared_renderer.workers() == before
+
+
+def _render(service: Service, name: object, variables: object) -> object:
+    host, port = service.address
+    return script(blocking.send_uwsgi_message, host, port, 33, 17, (name, variables), 30)
+
+
+def test_the_same_text_from_both(old_node: Service, renderer: Service) -> None:
+    """The scenario's call gives the same text from the old code and from the renderer."""
+    assert _render(old_node, "mytemplate.txt", VARIABLES) == RENDERED
+    assert _render(renderer, "mytemplate.txt", VARIABLES) == RENDERED
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_same_text_from_both_with_deferreds(
+    old_node: Service, renderer: Service, client: Client
+) -> None:
+    """The client gets the same from both."""
+    results = await client.send_multi_message(
+        [(service.address, ("mytemplate.txt", VARIABLES)) for service in (old_node, renderer)], 33, 17
+    )
+    assert results == [(True, RENDERED)] * 2
+
+
+def test_old_code_asks_a_renderer(launch: Launcher, renderer: Service) -> None:
+    """A front node's handler computes, has a renderer render with uwsgi.send_uwsgi_message, and returns it."""
+    host, port = renderer.address
+    handler = f"""
+import uwsgi
+
+def fibonacci(count, id):
+    sequence = [0, 1]
+    while len(sequence) < count:
+        sequence.append(sequence[-1] + sequence[-2])
+    variables = {{"fib_sequence": sequence, "whattimeisit": 1.5, "name": "Zoë & co"}}
+    return uwsgi.send_uwsgi_message({host!r}, {port}, 33, 17, ("mytemplate.txt", variables), 30)
+
+uwsgi.message_manager_marshal = fibonacci
+"""
+    fronts = [launch.start("uwsgi-node", "--engine", "processes:1", handler=handler) for _ in range(3)]
+    assert [front.ask(9) for front in fronts] == [RENDERED] * 3
+
+
+def test_names_and_directories(renderer: Service) -> None:
+    """A variable can be had by its name, and a template may lie in a directory below."""
+    assert _render(renderer, "names.txt", {"name": "x"}) == "x x"
+    assert _render(renderer, "sub/inner.txt", {"n": 7}) == "inner 7"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.txt",
+        "sub/../../secret.txt",
+        "/etc/passwd",
+        "//etc/passwd",
+        "..\\secret.txt",
+        "link.txt",
+        "leaves.txt",
+        "mytemplate.txt\0",
+        "",
+        ".",
+        "sub",
+        "absent.txt",
+        7,
+        None,
+    ],
+)
+def test_names_that_lead_out(renderer: Service, name: object) -> None:
+    """A name that leads out of the directory, or to no template, is refused; the secret stays one."""
+    with pytest.raises((NoAnswer, RemoteError)):
+        _render(renderer, name, {})
+    assert _render(renderer, "names.txt", {"name": "x"}) == "x x"
+
+
+@pytest.mark.parametrize("message", [None, "mytemplate.txt", (), ("mytemplate.txt",), ("names.txt", 7), {}, 7])
+def test_requests_that_are_none(renderer: Service, message: object) -> None:
+    """What is no pair of a name and variables is refused."""
+    with pytest.raises(NoAnswer):
+        renderer.ask(message)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_caller_is_told(renderer: Service, client: Client) -> None:
+    """In a session the caller learns what was wrong with the template, and where."""
+    for name, type_, told in (
+        ("broken.txt", "Syntax", "broken.txt"),
+        ("raises.txt", "ZeroDivisionError", "division"),
+    ):
+        with pytest.raises(RemoteError) as caught:
+            await client.send_message(renderer.address, 33, 17, (name, {"n": 0}))
+        assert type_ in f"{caught.value.type}{caught.value.message}"
+        assert told in str(caught.value)
+    assert await client.send_message(renderer.address, 33, 17, ("raises.txt", {"n": 2})) == "0.5"
+
+
+def test_a_template_that_changes(renderer: Service, templates: Path) -> None:
+    """A template is read again when its file has changed."""
+    changing = templates / "changing.txt"
+    changing.write_text("first ${n}")
+    assert _render(renderer, "changing.txt", {"n": 1}) == "first 1"
+    changing.write_text("second, longer ${n}")
+    until(lambda: _render(renderer, "changing.txt", {"n": 1}) == "second, longer 1", "the new text")
+
+
+def test_filters_and_strictness(launch: Launcher, templates: Path) -> None:
+    """With --filters h what is shown is escaped; with --strict a name nobody sent is an error."""
+    options = ("--engine", "processes:1", "--templates", str(templates), "--filters", "h", "--strict")
+    renderer = launch.start("uwsgi-renderer", *options)
+    assert renderer.ask(("names.txt", {"name": "<b>"})) == "&lt;b&gt; &lt;b&gt;"
+    with pytest.raises(NoAnswer):
+        renderer.ask(("names.txt", {"other": 1}))
+
+
+def test_several_directories(launch: Launcher, templates: Path, tmp_path: Path) -> None:
+    """The first directory that has a template wins."""
+    (tmp_path / "names.txt").write_text("mine")
+    renderer = launch.start(
+        *("uwsgi-renderer", "--engine", "processes:1"),
+        *("--templates", str(tmp_path), "--templates", str(templates)),
+    )
+    assert renderer.ask(("names.txt", {"name": 1})) == "mine"
+    assert renderer.ask(("sub/inner.txt", {"n": 1})) == "inner 1"

@@ -1,0 +1,274 @@
+"""Services that can't start: each says why, in words of its own, and with a status that scripts notice."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.handlers import FAULTS, TASKS
+from tests.integration.services import (
+    TWISTD,
+    Launcher,
+    free_port,
+    is_alive,
+    kill_if_alive,
+    run_to_end,
+    script,
+    until,
+)
+from uwsgitwisted import blocking
+from uwsgitwisted.errors import UwsgiError
+
+pytestmark = pytest.mark.integration
+
+MODULES = {
+    "raising": ("raise RuntimeError('on purpose')", "RuntimeError: on purpose"),
+    "exiting": ("import sys; sys.exit(7)", "called exit(7) while it was imported"),
+    "exiting_well": ("import sys; sys.exit()", "called exit(None) while it was imported"),
+    "setting_nothing": ("import uwsgi", "'setting_nothing' set no"),
+    "misspelt": ("def f(:", "SyntaxError"),
+    "lacking": ("import no_such_library", "No module named 'no_such_library'"),
+    "asking": ("import uwsgi; uwsgi.no_such_name", "uwsgitwisted has no uwsgi.no_such_name"),
+}
+
+
+def _fail(directory: Path, *arguments: str) -> str:
+    """Run twistd in the foreground, which doesn't start, and return what it says.
+
+    What is found out before its log begins is on the standard error, the rest in its log: the standard output.
+    """
+    ended = run_to_end([*TWISTD, "-n", "--pidfile=", *arguments], directory)
+    assert ended.returncode == 1, ended.stdout
+    said = ended.stderr + ended.stdout
+    assert "uwsgitwisted/services" not in said, "a traceback of ours"
+    assert "takes requests" not in said
+    return said
+
+
+def _unix(directory: Path) -> tuple[str, str]:
+    return "--listen", f"unix:{directory}/socket"
+
+
+# Handler modules.
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("command", ["uwsgi-node", "uwsgi-spooler"])
+def test_a_module_that_cannot_be_loaded(tmp_path: Path, command: str, name: str) -> None:
+    """A handler module that can't be imported, or sets nothing, is named with the reason."""
+    source, told = MODULES[name]
+    (tmp_path / f"{name}.py").write_text(source)
+    spool = ("--spool", "sqlite:s") if command == "uwsgi-spooler" else ()
+    said = _fail(tmp_path, command, *_unix(tmp_path), "--handler", name, *spool)
+    assert told in said
+    assert f"'{name}'" in said
+    assert "engines/worker.py" not in said
+    assert not (tmp_path / "socket").exists()
+
+
+def test_a_module_that_is_not_there(tmp_path: Path) -> None:
+    """A module that is missing is named, and where it was looked for."""
+    said = _fail(tmp_path, "uwsgi-node", *_unix(tmp_path), "--handler", "absent")
+    assert "there is no handler module 'absent'" in said
+    assert str(tmp_path) in said
+
+
+def test_a_file_instead_of_a_module(tmp_path: Path) -> None:
+    """Who names a file is told the module's name."""
+    said = _fail(tmp_path, "uwsgi-node", *_unix(tmp_path), "--handler", "my_server.py")
+    assert "'my_server'" in said
+
+
+def test_a_template_directory_that_is_not_there(tmp_path: Path) -> None:
+    """A renderer without its directory says so."""
+    said = _fail(tmp_path, "uwsgi-renderer", *_unix(tmp_path), "--templates", "absent")
+    assert "absent: there is no such directory" in said
+
+
+# Ports.
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which somebody else listens."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_a_port_in_use(tmp_path: Path, taken_port: int) -> None:
+    """A port in use is named, with what to do."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    said = _fail(tmp_path, "uwsgi-node", "--listen", f"tcp:{taken_port}", "--handler", "faults")
+    assert f"can't listen on tcp:{taken_port}" in said
+    assert "Address already in use" in said
+    assert "name another port with --listen" in said
+
+
+def test_the_second_port_in_use(tmp_path: Path, taken_port: int) -> None:
+    """One of several ports in use keeps the service from starting as well."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    said = _fail(tmp_path, "uwsgi-node", *_unix(tmp_path), "-l", f"tcp:{taken_port}", "--handler", "faults")
+    assert f"can't listen on tcp:{taken_port}" in said
+
+
+def test_a_socket_in_a_missing_directory(tmp_path: Path) -> None:
+    """A UNIX socket that can't be made is named."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    said = _fail(tmp_path, "uwsgi-node", "--listen", f"unix:{tmp_path}/absent/s", "--handler", "faults")
+    assert f"can't listen on unix:{tmp_path}/absent/s" in said
+
+
+def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
+    """A UNIX socket that a killed node left behind doesn't keep the next one from starting."""
+    first = launch.start("uwsgi-node", "--engine", "reactor", handler=FAULTS)
+    first.kill()
+    second = launch.start("uwsgi-node", "--engine", "reactor", handler=FAULTS, directory=first.directory)
+    assert second.ask(("echo", 1)) == 1
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("uwsgi-node",), "--handler is missing"),
+        (("uwsgi-renderer",), "--templates is missing"),
+        (("uwsgi-spooler", "--handler", "m"), "--spool is missing"),
+        (("uwsgi-spooler", "--spool", "sqlite:s"), "--handler is missing"),
+        (("uwsgi-node", "--handler", "m", "--engine", "rockets"), "rockets"),
+        (("uwsgi-node", "--handler", "m", "--engine", "processes:0"), "0"),
+        (("uwsgi-node", "--handler", "m", "--engine", "processes:many"), "many"),
+        (("uwsgi-node", "--handler", "m", "--timeout", "soon"), "soon"),
+        (("uwsgi-node", "--handler", "m", "--timeout", "-1"), "-1"),
+        (("uwsgi-node", "--handler", "m", "--timeout", "nan"), "nan"),
+        (("uwsgi-node", "--handler", "m", "--max-queue", "0"), "0"),
+        (("uwsgi-node", "--handler", "m", "--max-message", "1X"), "1X"),
+        (("uwsgi-node", "--handler", "m", "--allow", "everybody"), "--allow everybody"),
+        (("uwsgi-node", "--handler", "m", "--no-such-option"), "no-such-option"),
+        (("uwsgi-node", "--handler", "m", "surplus"), "Wrong number of arguments"),
+        (("uwsgi-spooler", "--handler", "m", "--spool", "sqlite:s", "--return-codes", "3"), "'3' is none of"),
+        (("uwsgi-spooler", "--handler", "m", "--spool", "sqlite:s", "--first-delay", "9999"), "--first-delay"),
+    ],
+)
+def test_an_option_that_is_wrong(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    """A wrong option, or a missing one, is named, with how the command is used."""
+    ended = run_to_end([*TWISTD, "-n", "--pidfile=", *arguments], tmp_path)
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert told in output
+    assert "Usage: twistd" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("listen", ["tcp:many", "tcp:99999", "nonsense:1", "tcp", "", "unix:"])
+def test_a_wrong_listen(tmp_path: Path, listen: str) -> None:
+    """An endpoint that is none is named; no traceback."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    said = _fail(tmp_path, "uwsgi-node", "--listen", listen, "--handler", "faults")
+    assert f"listen {listen}" in said or f"listen on {listen}" in said
+    assert "Traceback" not in said
+
+
+def test_the_commands_in_the_help(tmp_path: Path) -> None:
+    """`twistd --help` lists the three commands."""
+    ended = run_to_end([*TWISTD, "--help"], tmp_path)
+    assert ended.returncode == 0
+    for command in ("uwsgi-node", "uwsgi-renderer", "uwsgi-spooler"):
+        assert re.search(rf"^ +{command} +A uwsgi ", ended.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("uwsgi-node", "--handler"), ("uwsgi-renderer", "--templates"), ("uwsgi-spooler", "--spool")],
+)
+def test_the_help_of_each_command(tmp_path: Path, command: str, option: str) -> None:
+    """Each command's --help explains its options."""
+    ended = run_to_end([*TWISTD, command, "--help"], tmp_path)
+    assert ended.returncode == 0
+    assert f"Usage: twistd [options] {command}" in ended.stdout
+    for name in (option, "--listen", "--engine", "--timeout", "--allow", "--max-connections"):
+        assert name in ended.stdout
+
+
+# In the background.
+
+
+def _daemon(directory: Path, *arguments: str) -> list[str]:
+    files = ("--pidfile", str(directory / "pid"), "--logfile", str(directory / "log"))
+    return [*TWISTD, *files, *arguments]
+
+
+def _read_pid(directory: Path) -> int:
+    return int((directory / "pid").read_text())
+
+
+def test_a_daemon_that_starts(tmp_path: Path) -> None:
+    """Without -n it goes to the background, takes requests, and ends at SIGTERM without a trace."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    port = free_port()
+    arguments = ("uwsgi-node", "--engine", "processes:1", "-l", f"tcp:{port}", "--handler", "faults")
+    ended = run_to_end(_daemon(tmp_path, *arguments), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    pid = _read_pid(tmp_path)
+    try:
+        until(lambda: "takes requests on" in (tmp_path / "log").read_text(), "the daemon's start")
+        worker = script(blocking.send_uwsgi_message, "127.0.0.1", port, 33, 17, ("pid",))
+        assert isinstance(worker, int)
+        run_to_end(["kill", "-TERM", str(pid)], tmp_path)
+        until(lambda: not is_alive(pid), "the daemon's end")
+        assert not is_alive(worker)
+        assert not (tmp_path / "pid").exists()
+    finally:
+        kill_if_alive(pid)
+
+
+@pytest.mark.parametrize("name", ["raising", "exiting", "setting_nothing"])
+def test_a_daemon_whose_module_cannot_be_loaded(tmp_path: Path, name: str) -> None:
+    """The terminal that starts a daemon is told why it doesn't start, and there is none."""
+    source, told = MODULES[name]
+    (tmp_path / f"{name}.py").write_text(source)
+    _fail_in_background(tmp_path, told, "uwsgi-node", *_unix(tmp_path), "--handler", name)
+
+
+def test_a_daemon_whose_port_is_in_use(tmp_path: Path, taken_port: int) -> None:
+    """The same for a port in use, which is found out only in the background."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    _fail_in_background(
+        tmp_path,
+        f"can't listen on tcp:{taken_port}",
+        *("uwsgi-node", "-l", f"tcp:{taken_port}", "--handler", "faults"),
+    )
+
+
+def test_a_daemon_whose_spool_is_no_database(tmp_path: Path) -> None:
+    """The same for a spool."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "notes").write_text("this is no database\n" * 100)
+    arguments = ("uwsgi-spooler", *_unix(tmp_path), "--handler", "tasks", "--spool", "sqlite:notes")
+    _fail_in_background(tmp_path, "notes", *arguments)
+
+
+def _fail_in_background(directory: Path, told: str, *arguments: str) -> None:
+    ended = run_to_end(_daemon(directory, *arguments), directory)
+    try:
+        assert ended.returncode != 0
+        # A daemon's reason goes through a pipe of 100 bytes, on one line.
+        assert told in ended.stderr + ended.stdout
+    finally:
+        if (directory / "pid").exists():
+            kill_if_alive(_read_pid(directory))
+
+
+def test_nothing_answers_where_nothing_started(tmp_path: Path) -> None:
+    """A service that doesn't start leaves nothing that answers on its port."""
+    port = free_port()
+    _fail(tmp_path, "uwsgi-node", "--listen", f"tcp:{port}", "--handler", "absent")
+    with pytest.raises(UwsgiError):
+        script(blocking.ping, ("127.0.0.1", port))

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all,
+# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole.
+#
+#     sh tests/run.sh                         everything
+#     sh tests/run.sh tests/unit -k packet    what pytest is told, without coverage
+#     PYTHON=python3.12 sh tests/run.sh       with another Python
+set -eu
+cd "$(dirname "$0")/.."
+. .ci/venv.sh
+
+python=${PYTHON:-python3}
+make_venv .venv-test "$python"
+if ! cmp -s pyproject.toml .venv-test/installed.toml; then
+    echo "Installing uwsgitwisted and what its tests need in .venv-test ..."
+fi
+install_in .venv-test "$python" '.[test]'
+
+# The tests start commands by their names, such as twistd.
+PATH="$PWD/.venv-test/bin:$PATH"
+export PATH
+
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+
+coverage erase
+coverage run -m pytest
+# Processes that were killed leave files that are no data.
+coverage combine --quiet 2>/dev/null || {
+    echo "coverage has measured nothing" >&2
+    exit 1
+}
+rm -f .coverage.*
+echo
+echo "Coverage of wire/, which has to be complete:"
+coverage report --include='*/uwsgitwisted/wire/*' --fail-under=100
+echo
+echo "Coverage of everything:"
+coverage report --fail-under=90

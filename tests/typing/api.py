@@ -1,0 +1,103 @@
+"""Uses the public interface as a user's program would; mypy checks it, nothing runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from typing_extensions import assert_type
+
+from uwsgitwisted import __version__, blocking
+from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.client import Client
+from uwsgitwisted.errors import (
+    FanOutError,
+    MessageTooLarge,
+    RemoteError,
+    RequestTimeout,
+    SpoolRefused,
+    StartupError,
+    UwsgiError,
+)
+from uwsgitwisted.taps import node, renderer, spooler
+
+NODES: list[AddressLike] = [
+    ("10.0.0.5", 3033),
+    ("10.0.0.5", "3033"),
+    ["10.0.0.5", 3033],
+    "10.0.0.5:3033",
+    "unix:/run/node.sock",
+    "tls:node.example.com:3033",
+    parse_address("tcp:10.0.0.5:3033"),
+]
+
+
+def addresses() -> None:
+    """Addresses have fields."""
+    address = parse_address("tls:node.example.com:3033")
+    assert_type(address, Address)
+    assert_type(address.host, str)
+    assert_type(address.port, int)
+    assert_type(address.description, str)
+    assert_type(__version__, str)
+
+
+def blocking_calls() -> None:
+    """Blocking calls return their answers."""
+    assert_type(blocking.send_uwsgi_message("10.0.0.5", 3033, 33, 17, [1, 2], 30), object)
+    assert_type(blocking.send_uwsgi_message("10.0.0.5", "3033", 33, 17, {"key": None}), object)
+    for address in NODES:
+        assert_type(blocking.send_message(address, 33, 17, ("page.txt", {"n": 1}), timeout=2.5), object)
+        assert_type(blocking.ping(address), float)
+        assert_type(blocking.spool(address, {"key": "value", "at": "1767225600"}), bool)
+        assert_type(blocking.spool(address, {b"key": b"value"}, timeout=1), bool)
+    cluster = (("10.0.0.5", 3033, [0, 3000]), ("10.0.0.6", 3033, [3000, 6000]))
+    assert_type(blocking.send_multi_uwsgi_message(cluster, 33, 17, 40), tuple[object, ...])
+
+
+def errors(address: AddressLike, task: Mapping[str, str]) -> str:
+    """Errors carry what a program asks for."""
+    try:
+        blocking.spool(address, task)
+    except SpoolRefused as error:
+        return error.text
+    except MessageTooLarge as error:
+        return str(assert_type(error.size, int) - assert_type(error.limit, int))
+    except RequestTimeout as error:
+        return str(assert_type(error.seconds, float))
+    except FanOutError as error:
+        assert_type(error.failures, dict[int, UwsgiError])
+        return str(assert_type(error.results, tuple[object, ...]))
+    except RemoteError as error:
+        return (
+            assert_type(error.type, str) + assert_type(error.message, str) + assert_type(error.traceback, str)
+        )
+    except StartupError as error:
+        return str(error)
+    except UwsgiError as error:
+        return f"{error.address}: {error}"
+    return "spooled"
+
+
+async def deferred_calls(reactor: IReactorTime) -> None:
+    """The client's calls return Deferreds, which can be awaited."""
+    client = Client(reactor, max_message=1 << 20, plain=[("10.0.0.9", 3031)])
+    address = ("10.0.0.5", 3033)
+    assert_type(client.send_message(address, 33, 17, [1, 2], timeout=5), Deferred[object])
+    assert_type(client.send_multi_message([("10.0.0.5", 3033, 1)], 33, 17), Deferred[list[tuple[bool, object]]])
+    assert_type(await client.send_message("unix:/run/node.sock", 33, 0, None), object)
+    assert_type(await client.spool(address, {"key": "value"}), bool)
+    assert_type(await client.ping(address), float)
+    client.send_message(address, 33, 17, b"").cancel()
+    await client.close()
+
+
+def services() -> list[IService]:
+    """A program of its own makes services as twistd does."""
+    return [
+        node.makeService(node.Options()),
+        renderer.makeService(renderer.Options()),
+        spooler.makeService(spooler.Options()),
+    ]
