@@ -43,6 +43,7 @@ _log = Logger()
 
 class _State(Enum):
     STOPPED = "stopped"
+    STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
 
@@ -113,11 +114,13 @@ class Spooler:
         if self._state is _State.RUNNING:
             return
         self._runner.start()
+        self._state = _State.STARTING
         try:
             await self._runner.run(self._store.open)
             interrupted = await self._runner.run(self._store.interrupted)
             await self._engine.start()
         except BaseException:
+            self._state = _State.STOPPED
             await self._close()
             raise
         self._state = _State.RUNNING
@@ -189,7 +192,8 @@ class Spooler:
             it can't be understood or stored, ``Busy`` if too many wait, and ``Unavailable`` if the spooler
             doesn't run. Cancelling it takes the task out if its commit has not begun; otherwise it stays.
         """
-        if self._state is not _State.RUNNING:
+        # While it starts, the store's thread opens the store before it comes to the task.
+        if self._state not in (_State.STARTING, _State.RUNNING):
             return fail(Unavailable("the spooler is not running; try again later"))
         try:
             task = new_task(variables, self._now())
@@ -207,6 +211,8 @@ class Spooler:
 
     def _plan_turn(self) -> None:
         """See to it that the next turn comes when there is something to do."""
+        if self._state is _State.STARTING:
+            return
         if self._settlements:
             self._wake()
         elif self._next_at is not None and self._free_slots():
