@@ -30,6 +30,8 @@ from uwsgitwisted.wire.session import (
 #: Seconds between a goodbye and the end of a connection that the peer leaves open: while it has answers to
 #: take, and when it has none, for requests that cross the goodbye.
 _GOODBYE, _CROSSING = 5.0, 0.25
+#: How many requests of a new session run at once.
+_FIRST_REQUESTS = 64
 
 
 class AnsweringSession:
@@ -84,6 +86,9 @@ class AnsweringSession:
         self._peer_leaving = False
         self._lost = False
         self._backlog_limit = min(ours.max_message, theirs.max_message)
+        # How large the answers of what runs will be, by those before. Nothing is known at first, so a session
+        # begins with few at once and gets to have more as its answers turn out small.
+        self._expected_size = self._backlog_limit // _FIRST_REQUESTS
         self._writer.write(grant(ours))
 
     def data_received(self, data: bytes) -> None:
@@ -131,8 +136,10 @@ class AnsweringSession:
     @property
     def _full(self) -> bool:
         """Whether as much runs, or waits to be taken by the peer, as one session may have."""
+        running = len(self._running)
         return (
-            len(self._running) >= self._session.ours.max_requests or self._session.backlog > self._backlog_limit
+            running >= self._session.ours.max_requests
+            or self._session.backlog + running * self._expected_size > self._backlog_limit
         )
 
     def _start(self, event: RequestReceived) -> None:
@@ -165,6 +172,7 @@ class AnsweringSession:
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
+        self._expected_size = max(len(packet.payload), self._expected_size - self._expected_size // 64)
         try:
             self._session.send_answer(request, packet)
         except MessageTooLarge as error:
