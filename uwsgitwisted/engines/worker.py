@@ -40,8 +40,6 @@ from uwsgitwisted.wire.session import (
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4
-#: Answers of fast requests are held back for this time, in seconds, to be written together.
-_HOLD = 0.0002
 #: From <linux/prctl.h>: the signal to get when the parent dies.
 _PR_SET_PDEATHSIG = 1
 _READ_SIZE = 256 * 1024
@@ -108,7 +106,6 @@ class Worker:
         self._terms = Terms(max_message=spec.max_message, node=node)
         self._left = -1 if spec.max_requests is None else spec.max_requests
         self._waiting: deque[tuple[RequestReceived, float]] = deque()
-        self._flushed = 0.0
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
@@ -121,8 +118,7 @@ class Worker:
                 self._left -= 1
                 if not self._left:
                     self._session.send_goodbye()  # the front starts a successor; until then this one goes on
-                if monotonic() - self._flushed > _HOLD:
-                    self._flush()
+                self._flush()  # before the next begins: should that end this process, this answer is out
             self._flush()
 
     def _accept(self) -> bytes:
@@ -188,7 +184,6 @@ class Worker:
     def _flush(self) -> None:
         while chunk := self._session.data_to_send():
             self._connection.sendall(chunk)
-        self._flushed = monotonic()
 
 
 def _become_worker() -> None:

@@ -1,0 +1,47 @@
+"""Gives every node its part of the work at once, and shows what that gained.
+
+With the nodes running that my_cpu.py names:
+
+    python fan_out.py 127.0.0.1:3051 127.0.0.1:3052
+"""
+
+import sys
+import time
+
+from uwsgitwisted.blocking import send_multi_uwsgi_message
+
+#: What each node raises to the 4096th power: about half a second of work.
+NUMBERS = [0, 3000]
+
+
+def fan_out(nodes):
+    """Have every node compute.
+
+    :param nodes: ``(host, port)`` of each.
+    :return: the seconds that each node worked, in order, and the seconds that it took to have all answers.
+    """
+    began = time.perf_counter()
+    cluster = tuple((host, port, NUMBERS) for host, port in nodes)
+    worked = send_multi_uwsgi_message(cluster, 33, 17, 40)
+    return worked, time.perf_counter() - began
+
+
+def table(nodes, worked, waited):
+    """Return the lines of a table of what each node did."""
+    longest = max(worked)
+    lines = []
+    for (host, port), seconds in zip(nodes, worked, strict=True):
+        bar = "#" * max(1, round(24 * seconds / longest))
+        lines.append(f"{f'{host}:{port}':<24} {seconds:7.3f} s  {bar}")
+    lines.append(f"{'all nodes together':<24} {sum(worked):7.3f} s  of processor time")
+    lines.append(
+        f"{'waited for':<24} {waited:7.3f} s  that is {sum(worked) / waited:.1f} times as fast as one core"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python fan_out.py HOST:PORT...")
+    named = [tuple(node.rsplit(":", 1)) for node in sys.argv[1:]]
+    print("\n".join(table(named, *fan_out(named))))

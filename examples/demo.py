@@ -1,0 +1,248 @@
+"""Runs the three examples on this machine with real processes and real sockets, and shows what happens.
+
+    python examples/demo.py
+
+It starts a renderer, a hand-written node that does the same, three front nodes, five nodes that compute and a
+spooler, each a twistd process on a free port of 127.0.0.1, and stops all of them at its end, whatever comes.
+It ends with status 0 if everything was as expected, with 1 and a text that says what was not otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+EXAMPLES = Path(__file__).resolve().parent
+sys.path[:0] = [str(EXAMPLES / "cpu_fanout"), str(EXAMPLES / "central_spooler")]
+
+from demo_support import HOST, DemoFailed, Service, Services, Terminal, wait_for  # noqa: E402
+from enqueue import enqueue  # noqa: E402
+from fan_out import fan_out  # noqa: E402
+
+from uwsgitwisted.blocking import send_uwsgi_message  # noqa: E402
+from uwsgitwisted.errors import UwsgiError  # noqa: E402
+
+#: One worker process for each service: there are eleven of them on this one machine.
+ONE_WORKER = ("--engine", "processes:1")
+#: The page that the front nodes make. The time is fixed, so that two pages of it can be compared.
+QUERY = "n=12&time=1.5"
+#: Seconds between the acceptance of the second task and its time. The spooler is killed within.
+TASK_DELAY = 3
+#: Seconds for a task to run once its time has come.
+TASK_LIMIT = 30
+
+
+class Cluster(NamedTuple):
+    """The services of the demo."""
+
+    renderer: Service
+    hand_written: Service
+    fronts: list[Service]
+    computing: list[Service]
+    spooler: Service
+    tasks_log: Path
+
+
+def describe(services: Services, scratch: Path) -> Cluster:
+    """Say which services there are.
+
+    :param scratch: where the spool and the log of its tasks are.
+    """
+    mako, cpu, spool = (EXAMPLES / name for name in ("mako_cluster", "cpu_fanout", "central_spooler"))
+    node = ("uwsgi-node", *ONE_WORKER, "--handler")
+    renderer = services.add(
+        "renderer", "uwsgi-renderer", *ONE_WORKER, "--templates", "templates", directory=mako
+    )
+    hand_written = services.add("hand-written node", *node, "my_server", directory=mako)
+    places = {"RENDERERS": f"{HOST}:{hand_written.port} {HOST}:{renderer.port}"}
+    tasks_log = scratch / "tasks.log"
+    tasks_log.touch()
+    return Cluster(
+        renderer,
+        hand_written,
+        [
+            services.add(f"front node {number}", *node, "front_node", directory=mako, environment=places)
+            for number in range(1, 4)
+        ],
+        [services.add(f"computing node {number}", *node, "my_cpu", directory=cpu) for number in range(1, 6)],
+        services.add(
+            "spooler",
+            *("uwsgi-spooler", *ONE_WORKER, "--spool", f"sqlite:{scratch / 'spool.sqlite'}"),
+            *("--handler", "my_tasks"),
+            directory=spool,
+            environment={"TASKS_LOG": str(tasks_log)},
+        ),
+        tasks_log,
+    )
+
+
+def start(terminal: Terminal, services: Services, cluster: Cluster) -> None:
+    """Start every service and list them."""
+    count = len(services)
+    terminal.headline("Starting the cluster")
+    rows = [("service", "address", "process")]
+    with terminal.progress(f"starting {count} twistd processes, a worker in each") as tell:
+        for service in services.start_all():
+            rows.append((service.name, f"{HOST}:{service.port}", str(service.pid)))
+            tell(f"{len(rows) - 1}/{count}")
+    terminal.table(rows)
+
+
+def remote_templates(terminal: Terminal, cluster: Cluster) -> None:
+    """Scenario 1: three front nodes have the same page rendered, each by both nodes that can."""
+    terminal.headline("1. Remote templates")
+    terminal.say(
+        "Each front node gets a query string, computes the Fibonacci sequence and has the page rendered "
+        "elsewhere: by the handler that is written like old uWSGI code, and by the renderer."
+    )
+    rows = [("front node", "hand-written node", "renderer")]
+    pages: set[object] = set()
+    for front in cluster.fronts:
+        times = []
+        for place in range(2):
+            began = time.perf_counter()
+            pages.add(send_uwsgi_message(HOST, front.port, 33, 17, f"{QUERY}&renderer={place}", 30))
+            times.append(f"{(time.perf_counter() - began) * 1000:.1f} ms")
+        rows.append((front.name, times[0], times[1]))
+    if len(pages) != 1:
+        raise DemoFailed(f"one page was expected, but there are {len(pages)} different ones: {pages!r}")
+    page = str(pages.pop())
+    if "F(11) = 89" not in page:
+        raise DemoFailed(f"the page lacks F(11) = 89:\n{page}")
+    terminal.show(page.splitlines())
+    terminal.table(rows)
+    terminal.good("six pages, all the same")
+
+
+def cpu_fan_out(terminal: Terminal, cluster: Cluster) -> None:
+    """Scenario 2: five nodes compute at the same time."""
+    cores = available_cores()
+    expected = min(cores, len(cluster.computing))
+    terminal.headline("2. CPU fan-out")
+    terminal.say(
+        f"Five nodes compute n**4096 for the numbers from 0 to 2999. This machine has {cores} "
+        f"core{'s' * (cores != 1)} to give, so expect the work to go up to {expected} times as fast as on one; "
+        "less if something else keeps them busy."
+    )
+    with terminal.progress("five nodes compute"):
+        worked, waited = fan_out([(HOST, node.port) for node in cluster.computing])
+    if len(worked) != len(cluster.computing) or not all(isinstance(s, float) and s > 0 for s in worked):
+        raise DemoFailed(f"five numbers of seconds were expected, but the answer is {worked!r}")
+    rows = [("node", "processor time", "")]
+    for node, seconds in zip(cluster.computing, worked, strict=True):
+        rows.append((node.name, f"{seconds:8.3f} s", "#" * max(1, round(24 * seconds / max(worked)))))
+    rows.append(("all together", f"{sum(worked):8.3f} s", ""))
+    rows.append(("waited for", f"{waited:8.3f} s", f"{sum(worked) / waited:.1f} times as fast as one core"))
+    terminal.table(rows)
+
+
+def central_spooler(terminal: Terminal, services: Services, cluster: Cluster) -> None:
+    """Scenario 3: a task runs, and another one survives the spooler's sudden end."""
+    spooler = cluster.spooler
+    terminal.headline("3. Central spooler")
+    accept(terminal, cluster, {"key1": "value1", "key2": "value2"})
+    with terminal.progress("the task runs in a worker"):
+        wait_for_task(cluster, "key1=value1 key2=value2")
+    due = time.time() + TASK_DELAY
+    accept(terminal, cluster, {"key1": "survivor", "at": f"{due:.3f}"})
+    killed = spooler.pid
+    services.kill(spooler)
+    if "survivor" in cluster.tasks_log.read_text() or time.time() > due:
+        raise DemoFailed("the second task was to run later, so that the spooler can be killed before")
+    terminal.good(f"killed the spooler (process {killed}) with SIGKILL, before the task's time")
+    with terminal.progress("starting it again"):
+        services.start(spooler)
+        services.wait_until_up(spooler)
+    with terminal.progress(f"the task runs in the new spooler (process {spooler.pid})"):
+        wait_for_task(cluster, "survivor")
+    terminal.say("What the tasks have written:")
+    terminal.show(cluster.tasks_log.read_text().splitlines())
+
+
+def accept(terminal: Terminal, cluster: Cluster, task: dict[str, str]) -> None:
+    """Hand a task to the spooler."""
+    answer = enqueue(HOST, cluster.spooler.port, task)
+    if answer is not True:
+        raise DemoFailed(f"the spooler answered {answer!r} to the task {task}, not True")
+    terminal.good(f"True: the spooler has {task} on its disk")
+
+
+def wait_for_task(cluster: Cluster, text: str) -> None:
+    """Return when the task that writes *text* has run."""
+    wait_for(
+        lambda: text in cluster.tasks_log.read_text(), TASK_DELAY + TASK_LIMIT, f"the task {text!r} to run"
+    )
+
+
+def available_cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(terminal: Terminal, scratch: Path) -> None:
+    """Run the three scenarios.
+
+    :raises DemoFailed: if something is not as expected.
+    """
+    with Services(scratch) as services, explained(terminal, services):
+        cluster = describe(services, scratch)
+        start(terminal, services, cluster)
+        remote_templates(terminal, cluster)
+        cpu_fan_out(terminal, cluster)
+        central_spooler(terminal, services, cluster)
+        terminal.headline("Stopping")
+        with terminal.progress("stopping every process"):
+            killed = services.stop()
+        if killed:
+            names = ", ".join(service.name for service in killed)
+            raise DemoFailed(f"these did not stop when they were told to and had to be killed: {names}")
+
+
+@contextmanager
+def explained(terminal: Terminal, services: Services) -> Iterator[None]:
+    """Show what the services have logged of errors, if one stops the demo."""
+    try:
+        yield
+    except (DemoFailed, UwsgiError):
+        for name, end in services.complaints().items():
+            terminal.say(f"The {name} has logged:")
+            terminal.show(end.splitlines())
+        raise
+
+
+def main() -> int:
+    """Run the demo and return the status to end with."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    terminal = Terminal(sys.stdout)
+    try:
+        with tempfile.TemporaryDirectory(prefix="uwsgitwisted-demo-") as scratch:
+            run(terminal, Path(scratch))
+    except (DemoFailed, UwsgiError) as error:
+        terminal.bad(f"{error}" if isinstance(error, DemoFailed) else f"{type(error).__name__}: {error}")
+        return 1
+    except KeyboardInterrupt:
+        terminal.bad("interrupted; everything that was started has been stopped")
+        return 130
+    terminal.headline(f"All three scenarios are as expected ({terminal.elapsed:.0f} s)")
+    return 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Have everything stopped; a second signal is not to disturb that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
