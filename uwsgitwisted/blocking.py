@@ -144,6 +144,14 @@ def declare_plain(address: AddressLike) -> None:
     sessions.declare_plain(parse_address(address))
 
 
+def close() -> None:
+    """Close the sessions that this thread keeps. A later call makes new ones.
+
+    A thread that ends closes its own, and so does the end of the process.
+    """
+    sessions.close_kept()
+
+
 def _ping(place: Address, deadline: Deadline) -> Steps[object]:
     """Ping on a connection of its own, so that a stale session says nothing about the node."""
     exchange = PlainExchange(Packet(PING, 0))

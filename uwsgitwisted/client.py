@@ -46,7 +46,14 @@ class Client:
         self._peers: dict[Address, Peer] = {}
 
     def send_message(
-        self, address: AddressLike, modifier1: int, modifier2: int, message: object, timeout: float = 30
+        self,
+        address: AddressLike,
+        modifier1: int,
+        modifier2: int,
+        message: object,
+        timeout: float = 30,
+        *,
+        idempotent: bool = False,
     ) -> Deferred[object]:
         """Send *message* and get its answer.
 
@@ -54,6 +61,8 @@ class Client:
         :param modifier2: for the handler to read, 0 to 255.
         :param message: what is sent; :func:`uwsgitwisted.wire.message.encode_request` says how.
         :param timeout: seconds for all of it: connecting, sending, the whole answer.
+        :param idempotent: whether it may be run a second time if the worker that runs it dies. A node of ours
+            does so once; in plain uwsgi it means nothing.
         :return: fires once: with the object for modifier1 33, True or False for modifier1 17, else bytes. Fails
             with a :class:`~uwsgitwisted.errors.UwsgiError` that has the address: ``MisuseError`` if the message
             can't be sent, ``ConnectionFailed``, ``NoAnswer``, ``RequestTimeout``, ``ProtocolError`` if the
@@ -64,7 +73,8 @@ class Client:
         try:
             peer = self._peer(parse_address(address))
             _check_timeout(timeout)
-            answer = peer.ask(encode_request(modifier1, modifier2, message), timeout)
+            packet = encode_request(modifier1, modifier2, message)
+            answer = peer.ask(packet, timeout, idempotent=idempotent)
         except UwsgiError as error:
             answer = fail(error)
         return answer.addErrback(_add_address, address)

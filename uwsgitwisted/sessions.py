@@ -168,14 +168,15 @@ _kept = _Kept()
 _plain_until: dict[Address, float] = {}
 
 
-def _forget_parents() -> None:
-    """In a forked process: close our copies of the parent's connections, which goes on using them."""
+def close_kept() -> None:
+    """Close the sessions that this thread keeps."""
     for session in _kept.sessions.values():
         session.close()
     _kept.sessions.clear()
 
 
-os.register_at_fork(after_in_child=_forget_parents)
+# A child closes its copies of its parent's connections, which the parent goes on using.
+os.register_at_fork(after_in_child=close_kept)
 
 
 def declare_plain(address: Address) -> None:

@@ -59,18 +59,24 @@ class AskingSession:
         return len(self._pending)
 
     def request(
-        self, packet: Packet, seconds: float | None = None, allowed: float | None = None
+        self,
+        packet: Packet,
+        seconds: float | None = None,
+        allowed: float | None = None,
+        *,
+        idempotent: bool = False,
     ) -> Deferred[Packet]:
         """Ask.
 
         :param seconds: how long to wait; None for ever.
         :param allowed: the time that ``RequestTimeout`` names, if a part of it had passed before.
+        :param idempotent: whether it may be run again if the worker that runs it dies.
         :return: fires with the answer; fails with what the peer says, ``RequestTimeout`` or ``NoAnswer`` if the
             connection is lost. Cancelling it tells the peer.
         :raises MessageTooLarge: if the peer doesn't take so large a message.
         """
         request = self._next_id()
-        self._session.send_request(request, packet, seconds)
+        self._session.send_request(request, packet, seconds, idempotent=idempotent)
         deadline = math.inf if seconds is None else self._clock.seconds() + seconds
         deferred: Deferred[Packet] = Deferred(partial(self._cancel, request))
         self._pending[request] = (deferred, deadline, allowed or seconds or 0.0)

@@ -48,38 +48,50 @@ class Peer:
         self._closed = False
         self._connections: set[OfferingProtocol[AskingSession] | PlainProtocol] = set()
 
-    def ask(self, packet: Packet, timeout: float, left: float | None = None) -> Deferred[object]:
+    def ask(
+        self, packet: Packet, timeout: float, left: float | None = None, *, idempotent: bool = False
+    ) -> Deferred[object]:
         """Send a request.
 
         :param timeout: seconds for all of it: connecting, finding out what the peer speaks, the answer.
         :param left: what is left of them, if a part has passed.
+        :param idempotent: whether it may be run again if the worker that runs it dies.
         :return: fires with what the answer means; fails with one of our errors. Cancelling it withdraws the
             request.
         """
         session = self._session
         if session is None or session.leaving:
-            return Deferred.fromCoroutine(self._ask(packet, timeout, timeout if left is None else left))
+            return Deferred.fromCoroutine(
+                self._ask(packet, timeout, timeout if left is None else left, idempotent)
+            )
         deadline = self._clock.seconds() + (timeout if left is None else left)
-        answer = session.request(packet, timeout if left is None else left, timeout)
+        answer = session.request(packet, timeout if left is None else left, timeout, idempotent=idempotent)
         return answer.addCallbacks(
-            decode_answer, self._crossed_goodbye, errbackArgs=(session, packet, timeout, deadline)
+            decode_answer, self._crossed_goodbye, errbackArgs=(session, packet, timeout, deadline, idempotent)
         )
 
     def _crossed_goodbye(
-        self, failure: Failure, session: AskingSession, packet: Packet, timeout: float, deadline: float
+        self,
+        failure: Failure,
+        session: AskingSession,
+        packet: Packet,
+        timeout: float,
+        deadline: float,
+        idempotent: bool,
     ) -> Failure | Deferred[object]:
         """Ask again on a new connection if the peer refused because it was about to close this one."""
         left = deadline - self._clock.seconds()
         if isinstance(failure.value, Unavailable) and session.leaving and left > 0:
-            return self.ask(packet, timeout, left)
+            return self.ask(packet, timeout, left, idempotent=idempotent)
         return failure
 
-    async def _ask(self, packet: Packet, timeout: float, left: float) -> object:
+    async def _ask(self, packet: Packet, timeout: float, left: float, idempotent: bool) -> object:
         deadline = self._clock.seconds() + left
         if self._clock.seconds() >= self._plain_until:
             session = await self._wait(self._new_session(), deadline, timeout)
             if session is not None:
-                return await self.ask(packet, timeout, max(deadline - self._clock.seconds(), 0.001))
+                left = max(deadline - self._clock.seconds(), 0.001)
+                return await self.ask(packet, timeout, left, idempotent=idempotent)
         exchange = PlainExchange(packet)
         protocol = PlainProtocol(exchange)
         await self._wait(self._connect(protocol), deadline, timeout)

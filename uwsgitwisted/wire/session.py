@@ -496,12 +496,10 @@ class Session:
     def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
         """Return bytes to write, or none.
 
-        :param size: about how many; all small messages, and at least one piece of a large one, come at once.
+        :param size: about how many; a piece of a large message comes among them if there is one.
         """
         if not self._sending and not self._waiting:
-            if not self._frames:
-                return b""
-            return self._take_frames()
+            return self._take_frames(size)
         self._start_waiting()
         while self._sending:
             outgoing = self._sending.popleft()
@@ -513,12 +511,23 @@ class Session:
                 self._sending.append(outgoing)
             if self._frames_size >= size:
                 break
-        return self._take_frames()
+        return self._take_frames(size)
 
-    def _take_frames(self) -> bytes:
-        frames, self._frames = self._frames, []
-        self._frames_size = 0
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+    def _take_frames(self, size: int) -> bytes:
+        """Return frames of about *size* bytes together, or all if there are not many more."""
+        frames = self._frames
+        if self._frames_size <= 4 * size:
+            self._frames = []
+        else:
+            count = taken = 0
+            while taken < size:
+                taken += len(frames[count])
+                count += 1
+            self._frames = frames[count:]
+            frames = frames[:count]
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        self._frames_size -= len(data)
+        return data
 
     def _start_waiting(self) -> None:
         """Let waiting messages begin while all that have begun are together within what the peer takes."""
