@@ -21,7 +21,7 @@ from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
 )
-from uwsgitwisted.transport.asking import AskingSession, offer
+from uwsgitwisted.transport.asking import PULSE, AskingSession, offer
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
@@ -30,6 +30,7 @@ from uwsgitwisted.wire.session import (
     CancelReceived,
     Event,
     GoodbyeReceived,
+    PingReceived,
     RequestReceived,
     Role,
     Session,
@@ -173,6 +174,52 @@ class TestRequests:
         bench.send()
         assert len(bench.server.events) == 1
 
+    def test_idempotent(self) -> None:
+        """A request that may be run again says so."""
+        bench = Bench()
+        bench.session.request(ASK, idempotent=True)
+        bench.session.request(ASK)
+        bench.link.flush()
+        assert [getattr(event, "idempotent", None) for event in bench.server.events] == [True, False]
+
+
+class TestPulse:
+    def test_a_peer_that_lives(self) -> None:
+        """A peer that is busy with a long request is pinged, and kept as long as it answers."""
+        bench = Bench()
+        results = bench.ask()
+        for _ in range(10):
+            bench.clock.advance(PULSE)
+            bench.link.flush()
+            bench.send()
+        assert sum(isinstance(event, PingReceived) for event in bench.server.events) == 10
+        assert results == []
+        bench.tell(bench.asked[0])
+        assert results == [TOLD]
+
+    def test_a_dead_peer(self) -> None:
+        """One that doesn't even answer pings is given up, with what waits for it."""
+        bench = Bench()
+        results = bench.ask()
+        bench.clock.advance(PULSE)
+        assert results == []
+        bench.clock.advance(PULSE)
+        assert isinstance(results[0].value, NoAnswer)
+        assert "sign of life for 30 s" in str(results[0].value)
+        assert bench.protocol.transport.aborted  # type: ignore[union-attr]
+        assert bench.clock.getDelayedCalls() == []
+
+    def test_nothing_pending(self) -> None:
+        """While nothing is waited for, nothing is sent, and a peer may be silent."""
+        bench = Bench()
+        bench.ask()
+        bench.tell(bench.asked[0])
+        bench.clock.advance(PULSE)
+        bench.clock.advance(10 * PULSE)
+        bench.link.flush()
+        assert [type(event) for event in bench.server.events] == [RequestReceived]
+        assert not bench.session.leaving
+
 
 class TestWithdrawal:
     def test_cancel(self) -> None:
@@ -208,7 +255,7 @@ class TestWithdrawal:
     def test_timeout(self) -> None:
         """A request whose time is over fails, and the peer is told; others go on."""
         bench = Bench()
-        late, early, endless = bench.ask(seconds=30), bench.ask(seconds=10), bench.ask()
+        late, early, endless = bench.ask(seconds=20), bench.ask(seconds=10), bench.ask()
         bench.clock.advance(9.9)
         assert early == []
         bench.clock.advance(0.1)
@@ -217,7 +264,7 @@ class TestWithdrawal:
         bench.link.flush()
         assert bench.server.events[-1] == CancelReceived(2)
         assert late == []
-        bench.clock.advance(20)
+        bench.clock.advance(10)
         assert late[0].check(RequestTimeout)
         bench.clock.advance(10_000)
         assert endless == []

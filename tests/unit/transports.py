@@ -36,6 +36,7 @@ class MemoryTransport:
         self.disconnecting = False
         self.aborted = False
         self.nodelay = False
+        self.keepalive = False
         #: Whether the protocol has asked for no more data.
         self.paused = False
         self.producer: Any = None
@@ -79,6 +80,9 @@ class MemoryTransport:
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.nodelay = enabled
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.keepalive = enabled
 
     def getHost(self) -> IAddress:
         return self.host

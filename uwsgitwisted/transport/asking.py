@@ -28,6 +28,9 @@ from uwsgitwisted.wire.session import (
     Terms,
 )
 
+#: Seconds of silence after which a peer is asked for a sign of life; after as many more, it is taken for dead.
+PULSE = 15.0
+
 
 class AskingSession:
     """Sends requests on one connection and fires their Deferreds.
@@ -49,6 +52,8 @@ class AskingSession:
         self._alarm = Alarm(clock, self._expire)
         self._alarm_at = math.inf
         self._ids = itertools.count(1)
+        self._pulse = Alarm(clock, self._check_pulse)
+        self._heard = 0.0
         self._lost = False
         #: Whether the peer, or this side, said that no further request will be taken.
         self.leaving = False
@@ -83,11 +88,15 @@ class AskingSession:
         if deadline < self._alarm_at:
             self._alarm_at = deadline
             self._alarm.set(max(0.0, deadline - self._clock.seconds()))
+        if not self._pulse.running:
+            self._heard = self._clock.seconds()
+            self._pulse.set(PULSE)
         TURN.at_end(self.flush)
         return deferred
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
+        self._heard = self._clock.seconds()
         with TURN:
             try:
                 events = self._session.receive(data)
@@ -111,6 +120,7 @@ class AskingSession:
         """Fail what is pending."""
         self._lost = self.leaving = True
         self._alarm.clear()
+        self._pulse.clear()
         while self._pending:  # one that fails may cancel others
             deferred, _, _ = self._pending.pop(next(iter(self._pending)))
             deferred.errback(error or NoAnswer("the connection was lost before the answer came"))
@@ -126,6 +136,20 @@ class AskingSession:
         """Write what there is to send, as far as the connection takes it."""
         while self._session.sending and not self._lost and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
+
+    def _check_pulse(self) -> None:
+        """While answers are waited for, see that the peer is there; one that is says so, however busy."""
+        if not self._pending:
+            return
+        silent = self._clock.seconds() - self._heard
+        if silent >= 2 * PULSE:
+            self.connection_lost(NoAnswer(f"the peer has not given a sign of life for {silent:.0f} s"))
+            self._transport.abortConnection()  # type: ignore[attr-defined]
+            return
+        if silent >= PULSE:
+            self._session.send_ping()
+            TURN.at_end(self.flush)
+        self._pulse.set(PULSE)
 
     def _settle(self, request: int, result: Packet | Exception) -> None:
         entry = self._pending.pop(request, None)

@@ -23,7 +23,7 @@ from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
-from uwsgitwisted.transport.writer import Writer, set_nodelay
+from uwsgitwisted.transport.writer import Writer, set_options
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Terms, offered
 
@@ -157,7 +157,7 @@ class ServerProtocol(Protocol):
     def connectionMade(self) -> None:
         """Start to wait for a header."""
         assert self.transport is not None
-        set_nodelay(self.transport)
+        set_options(self.transport)
         self._peer = peer_name(self.transport.getPeer())
         self._factory.opened(self)
         self._alarm.set(self._limits.header_timeout)
