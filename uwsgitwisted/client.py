@@ -44,6 +44,8 @@ class Client:
         self._terms = Terms(max_message=max_message)
         self._plain = {parse_address(address) for address in plain}
         self._peers: dict[Address, Peer] = {}
+        # The same by each spelling of their addresses, so that nothing is parsed or compared for each call.
+        self._known: dict[Address | str | tuple[str, int | str], Peer] = {}
 
     def send_message(
         self,
@@ -71,7 +73,7 @@ class Client:
             ``RequestCancelled``.
         """
         try:
-            peer = self._peer(parse_address(address))
+            peer = self._find_peer(address)
             _check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
             answer = peer.ask(packet, timeout, idempotent=idempotent)
@@ -139,7 +141,17 @@ class Client:
         :return: fires when they are closed.
         """
         peers, self._peers = self._peers, {}
+        self._known = {}
         return DeferredList([peer.close() for peer in peers.values()]).addCallback(lambda _: None)
+
+    def _find_peer(self, address: AddressLike) -> Peer:
+        try:
+            return self._known[address]  # type: ignore[index]
+        except (KeyError, TypeError):
+            peer = self._peer(parse_address(address))
+        if not isinstance(address, list):
+            self._known[address] = peer
+        return peer
 
     def _peer(self, address: Address) -> Peer:
         peer = self._peers.get(address)

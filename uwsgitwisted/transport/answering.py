@@ -98,8 +98,10 @@ class AnsweringSession:
             try:
                 for event in self._session.receive(data):
                     if isinstance(event, RequestReceived):
-                        self._received.append(event)
-                        self._start_received()
+                        if self._received or self._full:
+                            self._received.append(event)
+                        else:
+                            self._start(event)
                     elif isinstance(event, CancelReceived):
                         self._cancel(event.id)
                     elif isinstance(event, GoodbyeReceived):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
@@ -32,6 +34,19 @@ from uwsgitwisted.wire.session import (
 PULSE = 15.0
 
 
+def _as_it_is(packet: Packet) -> Packet:
+    return packet
+
+
+class _Pending(NamedTuple):
+    """A request that waits for its answer."""
+
+    answer: Deferred[Any]
+    deadline: float
+    allowed: float
+    decode: Callable[[Packet], object]
+
+
 class AskingSession:
     """Sends requests on one connection and fires their Deferreds.
 
@@ -44,7 +59,7 @@ class AskingSession:
     """
 
     def __init__(self, transport: ITransport, clock: IReactorTime, ours: Terms, theirs: Terms) -> None:
-        self._pending: dict[int, tuple[Deferred[Packet], float, float]] = {}
+        self._pending: dict[int, _Pending] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
         self._transport = transport
         self._writer = Writer(transport, self.flush)
@@ -70,12 +85,14 @@ class AskingSession:
         allowed: float | None = None,
         *,
         idempotent: bool = False,
-    ) -> Deferred[Packet]:
+        decode: Callable[[Packet], object] = _as_it_is,
+    ) -> Deferred[Any]:
         """Ask.
 
         :param seconds: how long to wait; None for ever.
         :param allowed: the time that ``RequestTimeout`` names, if a part of it had passed before.
         :param idempotent: whether it may be run again if the worker that runs it dies.
+        :param decode: makes of the answer what the Deferred fires with; it may raise ``ProtocolError``.
         :return: fires with the answer; fails with what the peer says, ``RequestTimeout`` or ``NoAnswer`` if the
             connection is lost. Cancelling it tells the peer.
         :raises MessageTooLarge: if the peer doesn't take so large a message.
@@ -83,8 +100,8 @@ class AskingSession:
         request = self._next_id()
         self._session.send_request(request, packet, seconds, idempotent=idempotent)
         deadline = math.inf if seconds is None else self._clock.seconds() + seconds
-        deferred: Deferred[Packet] = Deferred(partial(self._cancel, request))
-        self._pending[request] = (deferred, deadline, allowed or seconds or 0.0)
+        answer: Deferred[Any] = Deferred(partial(self._cancel, request))
+        self._pending[request] = _Pending(answer, deadline, allowed or seconds or 0.0, decode)
         if deadline < self._alarm_at:
             self._alarm_at = deadline
             self._alarm.set(max(0.0, deadline - self._clock.seconds()))
@@ -92,7 +109,7 @@ class AskingSession:
             self._heard = self._clock.seconds()
             self._pulse.set(PULSE)
         TURN.at_end(self.flush)
-        return deferred
+        return answer
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
@@ -122,8 +139,8 @@ class AskingSession:
         self._alarm.clear()
         self._pulse.clear()
         while self._pending:  # one that fails may cancel others
-            deferred, _, _ = self._pending.pop(next(iter(self._pending)))
-            deferred.errback(error or NoAnswer("the connection was lost before the answer came"))
+            pending = self._pending.pop(next(iter(self._pending)))
+            pending.answer.errback(error or NoAnswer("the connection was lost before the answer came"))
 
     def close(self) -> None:
         """Say goodbye and close the connection when all that was sent is out; pending requests fail."""
@@ -152,14 +169,22 @@ class AskingSession:
         self._pulse.set(PULSE)
 
     def _settle(self, request: int, result: Packet | Exception) -> None:
-        entry = self._pending.pop(request, None)
-        if entry is None:  # cancelled or expired
+        pending = self._pending.pop(request, None)
+        if pending is None:  # cancelled or expired
             return
-        entry[0].callback(result) if isinstance(result, Packet) else entry[0].errback(result)
+        if not isinstance(result, Packet):
+            pending.answer.errback(result)
+            return
+        try:
+            value = pending.decode(result)
+        except ProtocolError as error:
+            pending.answer.errback(error)
+        else:
+            pending.answer.callback(value)
 
-    def _cancel(self, request: int, deferred: Deferred[Packet]) -> None:
+    def _cancel(self, request: int, answer: Deferred[Any]) -> None:
         self._withdraw(request)
-        deferred.errback(RequestCancelled("the request was cancelled"))
+        answer.errback(RequestCancelled("the request was cancelled"))
 
     def _withdraw(self, request: int) -> None:
         del self._pending[request]
@@ -168,11 +193,12 @@ class AskingSession:
 
     def _expire(self) -> None:
         now = self._clock.seconds()
-        for request, (deferred, deadline, seconds) in list(self._pending.items()):
-            if deadline <= now and request in self._pending:  # one that fails may cancel others
+        for request, pending in list(self._pending.items()):
+            if pending.deadline <= now and request in self._pending:  # one that fails may cancel others
                 self._withdraw(request)
-                deferred.errback(RequestTimeout(f"no answer within {seconds:g} s", seconds=seconds))
-        self._alarm_at = min((deadline for _, deadline, _ in self._pending.values()), default=math.inf)
+                text = f"no answer within {pending.allowed:g} s"
+                pending.answer.errback(RequestTimeout(text, seconds=pending.allowed))
+        self._alarm_at = min((pending.deadline for pending in self._pending.values()), default=math.inf)
         if self._alarm_at < math.inf:
             self._alarm.set(max(0.0, self._alarm_at - now))
 

@@ -65,10 +65,14 @@ class Peer:
                 self._ask(packet, timeout, timeout if left is None else left, idempotent)
             )
         deadline = self._clock.seconds() + (timeout if left is None else left)
-        answer = session.request(packet, timeout if left is None else left, timeout, idempotent=idempotent)
-        return answer.addCallbacks(
-            decode_answer, self._crossed_goodbye, errbackArgs=(session, packet, timeout, deadline, idempotent)
+        answer = session.request(
+            packet,
+            timeout if left is None else left,
+            timeout,
+            idempotent=idempotent,
+            decode=decode_answer,
         )
+        return answer.addErrback(self._crossed_goodbye, session, packet, timeout, deadline, idempotent)
 
     def _crossed_goodbye(
         self,

@@ -73,6 +73,9 @@ _ENCODERS: dict[int, Callable[[object], bytes]] = {
 }
 
 
+_BYTE = range(0x100)
+
+
 def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
     """Return the request that carries *message*.
 
@@ -85,9 +88,13 @@ def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
     :raises MessageTooLarge: if a key or value is over 65535 bytes. The message as a whole is measured by
         what sends it.
     """
-    for name, value in (("modifier1", modifier1), ("modifier2", modifier2)):
-        if type(value) is not int or not 0 <= value <= 0xFF:
-            raise MisuseError(f"{name} is {value!r}; it is one byte, 0 to 255")
+    if (
+        type(modifier1) is not int
+        or type(modifier2) is not int
+        or modifier1 not in _BYTE
+        or modifier2 not in _BYTE
+    ):
+        raise MisuseError(f"the modifiers are {modifier1!r} and {modifier2!r}; each is one byte, 0 to 255")
     return Packet(modifier1, modifier2, _ENCODERS.get(modifier1, _by_type)(message))
 
 

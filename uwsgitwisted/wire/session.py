@@ -490,6 +490,8 @@ class Session:
     @property
     def backlog(self) -> int:
         """About how many bytes wait to be sent."""
+        if not self._sending and not self._waiting:
+            return self._frames_size
         large = sum(outgoing.remaining for queue in (self._sending, self._waiting) for outgoing in queue)
         return large + self._frames_size
 
