@@ -436,7 +436,8 @@ def test_a_full_disk(launch: Launcher) -> None:
 
 def test_a_disk_full_from_the_start(tmp_path: Path) -> None:
     """A spooler that can't even make its file says so and doesn't start."""
-    full = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+    # Coverage, if it measures this, would fail to write its own file.
+    full = ("sh", "-c", 'unset COVERAGE_PROCESS_START COVERAGE_PROCESS_CONFIG; ulimit -f 0; exec "$@"', "sh")
     assert "spool.db" in _refusal(tmp_path, "--spool", "sqlite:spool.db", before=full)
 
 
