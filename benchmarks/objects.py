@@ -1,17 +1,18 @@
-"""What checking costs: our loads and dumps beside the bare ones of marshal. Run it as it is."""
+"""What checking costs: our loads and dumps beside marshal's bare ones: ``python -m benchmarks.objects``."""
 
 from __future__ import annotations
 
 import marshal
-import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
+from benchmarks.harness import Relation, Row, Scale, Table, main
+from benchmarks.messages import SMALL
 from uwsgitwisted.wire import objects
 
-EXAMPLE = ("mytemplate.txt", {"fib_sequence": [1, 1, 2, 3, 5, 8, 13], "whattimeisit": 1.0})
-VALUES: dict[str, object] = {
-    "the message of the examples": EXAMPLE,
+VALUES: dict[str, Any] = {
+    "the small message": SMALL,
     "10,000 ints": list(range(1_000, 11_000)),
     "10,000 floats": [number / 7 for number in range(10_000)],
     "10,000 strings": [f"string number {number}" for number in range(10_000)],
@@ -22,37 +23,48 @@ VALUES: dict[str, object] = {
 }
 
 
-def microseconds(function: Callable[[], object]) -> float:
-    """Return the least time that a call took, over rounds of about 20 ms."""
+def microseconds(function: Callable[[], object], seconds: float) -> float:
+    """Return the least time that a call took, over five parts of so many seconds."""
     best = float("inf")
     calls = 1
-    for _ in range(10):
+    for _ in range(5):
         start = time.perf_counter()
         for _ in range(calls):
             function()
         best = min(best, (time.perf_counter() - start) / calls)
-        calls = max(1, int(0.02 / best))
+        calls = max(1, int(seconds / 5 / best))
     return best * 1e6
 
 
-def row(name: str, ours: float, bare: float) -> str:
-    return f"{name:42} {ours:10.2f} {bare:10.2f} {ours / bare:7.2f}"
+def _row(name: str, ours: Callable[[], object], bare: Callable[[], object], scale: Scale) -> Row:
+    seconds = scale.seconds / 10
+    samples, bare_times = [], []
+    for _ in range(scale.rounds):
+        bare_times.append(microseconds(bare, seconds))
+        samples.append(microseconds(ours, seconds) / bare_times[-1])
+    return Row(f"{name} (marshal: {min(bare_times):.2f} us)", samples=samples)
 
 
-def main() -> None:
-    print(f"Python {platform.python_version()}; microseconds a call")
-    print(f"{'':42} {'ours':>10} {'marshal':>10} {'ratio':>7}")
-    for name, value in VALUES.items():
-        for version in (2, 4):
-            data = marshal.dumps(value, version)
-            ours = microseconds(lambda data=data: objects.loads(data))  # type: ignore[misc]
-            bare = microseconds(lambda data=data: marshal.loads(data))  # type: ignore[misc]
-            print(row(f"loads v{version}: {name}", ours, bare))
-    for name, value in VALUES.items():
-        ours = microseconds(lambda value=value: objects.dumps(value))  # type: ignore[misc]
-        bare = microseconds(lambda value=value: marshal.dumps(value, 2))  # type: ignore[misc]
-        print(row(f"dumps: {name}", ours, bare))
+def _loads(name: str, value: Any, number: int, scale: Scale) -> Row:
+    data = marshal.dumps(value, number)
+    return _row(name, lambda: objects.loads(data), lambda: marshal.loads(data), scale)
+
+
+def _dumps(name: str, value: Any, scale: Scale) -> Row:
+    return _row(name, lambda: objects.dumps(value), lambda: marshal.dumps(value, 2), scale)
+
+
+def run(scale: Scale) -> list[Table]:
+    """Measure each value in each direction."""
+    items = VALUES.items()
+    found = {
+        f"loads, marshal version {number}": [_loads(name, value, number, scale) for name, value in items]
+        for number in (2, 4)
+    }
+    found["dumps"] = [_dumps(name, value, scale) for name, value in items]
+    unit = "times as long as marshal"
+    return [Table(title, unit, Relation.NONE, rows) for title, rows in found.items()]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, run)

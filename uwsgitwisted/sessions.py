@@ -193,6 +193,8 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
     while True:
         session = yield from _find_session(address, deadline)
         if session is None:
+            if deadline.left <= 0:
+                raise deadline.error("no answer")
             exchange = PlainExchange(packet)
             yield from converse(address, exchange, deadline)
             return exchange.result()

@@ -319,16 +319,38 @@ class TestBrokenPeers:
 
 class TestBackPressure:
     def test_requests(self) -> None:
-        """While as many requests run as were granted, nothing more is read."""
+        """While as many requests run as were granted, as many more are held; then nothing more is read."""
         bench = Bench(ours=Terms(max_requests=2))
-        bench.ask(1, 2)
-        assert bench.link.server.paused
-        bench.ask(3)
+        bench.ask(1, 2, 3, 4)
         assert len(bench.requests) == 2
+        assert not bench.link.server.paused
+        bench.ask(5)
+        assert bench.link.server.paused
         bench.waiting[1].callback(TOLD)
         assert not bench.link.server.paused
-        bench.link.flush()
         assert len(bench.requests) == 3
+
+    def test_held_requests(self) -> None:
+        """A held request is withdrawn by its cancel, and is not begun when its caller's time is over."""
+        bench = Bench(ours=Terms(max_requests=1))
+        bench.ask(1)
+        bench.client.session.send_request(2, ASK, 5.0)
+        bench.client.session.send_request(3, ASK, 50.0)
+        bench.client.session.send_request(4, ASK)
+        bench.client.session.send_cancel(4)
+        bench.send()
+        bench.clock.advance(10)
+        bench.waiting[0].callback(TOLD)
+        bench.link.flush()
+        assert [request.seconds for request in bench.requests] == [None, 40.0]
+
+    def test_pings_while_full(self) -> None:
+        """A ping is answered while requests are held."""
+        bench = Bench(ours=Terms(max_requests=1))
+        bench.ask(1, 2)
+        bench.client.session.send_ping()
+        bench.send()
+        assert any(isinstance(event, PongReceived) for event in bench.client.events)
 
     @pytest.mark.parametrize("taken", [100_000, 1 << 60])
     def test_answers(self, taken: int) -> None:

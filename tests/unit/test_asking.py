@@ -183,7 +183,61 @@ class TestRequests:
         assert [getattr(event, "idempotent", None) for event in bench.server.events] == [True, False]
 
 
+class TestHolding:
+    def test_as_many_as_the_peer_works_on(self) -> None:
+        """No more requests are sent than the peer works on at once; the rest follows as answers come."""
+        bench = Bench(theirs=Terms(max_requests=2))
+        results = [bench.ask() for _ in range(4)]
+        assert bench.asked == [1, 2]
+        assert bench.session.pending == 4
+        bench.tell(2)
+        bench.tell(1)
+        assert bench.asked == [1, 2, 3, 4]
+        bench.tell(3)
+        bench.tell(4)
+        assert results == [[TOLD]] * 4
+
+    def test_withdrawn(self) -> None:
+        """One that is held back is withdrawn without a word, and one that is sent makes room."""
+        bench = Bench(theirs=Terms(max_requests=1))
+        answers = [bench.session.request(ASK) for _ in range(3)]
+        for answer in answers:
+            answer.addErrback(lambda failure: failure.trap(RequestCancelled) and None)
+        answers[1].cancel()
+        bench.link.flush()
+        assert bench.asked == [1]
+        answers[0].cancel()
+        bench.link.flush()
+        assert bench.asked == [1, 3]
+        assert [event.id for event in bench.server.events if isinstance(event, CancelReceived)] == [1]
+
+    def test_what_is_left_of_its_time(self) -> None:
+        """A request that was held back travels with what is left of its time."""
+        bench = Bench(theirs=Terms(max_requests=1))
+        bench.ask()
+        bench.ask(seconds=10)
+        bench.clock.advance(4)
+        bench.tell(1)
+        assert bench.server.events[-1] == RequestReceived(2, ASK, 6.0)
+
+    def test_too_large(self) -> None:
+        """One that the peer would not take is refused at once, also while it would be held back."""
+        bench = Bench(theirs=Terms(max_requests=1, max_message=10))
+        bench.ask()
+        with pytest.raises(MessageTooLarge):
+            bench.session.request(Packet(33, 0, bytes(11)))
+
+
 class TestPulse:
+    def test_a_peer_that_does_not_read(self) -> None:
+        """One that takes nothing can't hear a ping; that it lives is for TCP to tell."""
+        bench = Bench()
+        bench.link.server.paused = True
+        results = bench.ask(Packet(33, 0, bytes(10_000_000)))
+        bench.clock.advance(PULSE)
+        bench.clock.advance(10 * PULSE)
+        assert results == []
+
     def test_a_peer_that_lives(self) -> None:
         """A peer that is busy with a long request is pinged, and kept as long as it answers."""
         bench = Bench()

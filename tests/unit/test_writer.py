@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from tests.unit.transports import CLIENT, SERVER, MemoryTransport
 from uwsgitwisted.transport.turn import Turn
-from uwsgitwisted.transport.writer import Writer, set_options
+from uwsgitwisted.transport.writer import Writer, set_keepalive, set_nodelay
 
 
 class IdleReactor:
@@ -184,21 +184,23 @@ class TestOptions:
     def test_tcp(self) -> None:
         """TCP_NODELAY and probes are set on TCP."""
         transport = MemoryTransport(Protocol(), CLIENT, SERVER)
-        set_options(transport)
+        set_nodelay(transport)
+        set_keepalive(transport)
         assert (transport.nodelay, transport.keepalive) == (True, True)
 
     def test_probes(self) -> None:
         """The probes of a real socket come after a minute, not after hours."""
         with socket.socket() as connection:
             transport = Connection(connection, Protocol(), IdleReactor())
-            set_options(transport)
+            set_keepalive(transport)
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_KEEPIDLE"):
                 assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
     def test_others(self) -> None:
         """A transport that has no such option is left alone."""
-        set_options(object())
+        set_nodelay(object())
+        set_keepalive(object())
 
 
 class TestTurn:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
@@ -67,4 +68,12 @@ class InlineEngine:
                 return succeed(handler.answer(packet, result))
         except (Exception, SystemExit) as error:
             return fail(describe(error, node=self._node))
-        return self._waiting.add(request, result, lambda value: handler.answer(packet, value))
+        answer = result.addCallback(lambda value: handler.answer(packet, value)).addErrback(self._describe)
+        return self._waiting.add(request, answer)
+
+    def _describe(self, failure: Failure) -> Failure:
+        """Describe a handler's exception as its own, so that the Busy of a node that it asked isn't ours."""
+        if failure.check(CancelledError):
+            return failure
+        assert failure.value is not None
+        return Failure(describe(failure.value, node=self._node))

@@ -122,7 +122,7 @@ class ExecutorEngine:
 
         result: Deferred[Outcome] = Deferred(cancel)
         future.add_done_callback(lambda done: self._reactor.callFromThread(_fire, result, done))
-        return self._waiting.add(request, result, _unpack)
+        return self._waiting.add(request, result.addCallback(_unpack))
 
 
 def _fire(result: Deferred[Outcome], future: Future[Outcome]) -> None:

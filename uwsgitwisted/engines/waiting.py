@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
@@ -15,8 +12,6 @@ from uwsgitwisted.interfaces import Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
-
-_T = TypeVar("_T")
 
 
 class Waiting:
@@ -46,16 +41,14 @@ class Waiting:
             return Busy(f"{self._limit} requests are under way already; try another node, or later")
         return None
 
-    def add(self, request: Request, result: Deferred[_T], finish: Callable[[_T], Packet]) -> Deferred[Packet]:
-        """Wait for *result*.
+    def add(self, request: Request, answer: Deferred[Packet]) -> Deferred[Packet]:
+        """Wait for *answer*.
 
-        :param result: it is cancelled when its time is over, or nobody waits any more.
-        :param finish: makes the answer of it.
+        :param answer: it is cancelled when its time is over, or nobody waits any more.
         :return: fires with the answer; fails with one of our errors.
         """
         limit = self._timeout if request.seconds is None else min(self._timeout, request.seconds)
-        result.addTimeout(limit, self._clock)
-        answer = result.addCallback(finish)
+        answer.addTimeout(limit, self._clock)
         answer.addErrback(self._explain, limit)
         self._running.add(answer)
         return answer.addBoth(self._done, answer)

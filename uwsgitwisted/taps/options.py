@@ -73,9 +73,9 @@ class ServerOptions(usage.Options):
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
         ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", seconds],
-        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet", seconds],
+        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet, and in a session each further piece of a message", seconds],
         ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", seconds],
-        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may stay without a request", seconds],
+        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", seconds],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
     ]  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""A timer for the time limits of connections."""
+"""Timers for the time limits of connections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -42,3 +43,45 @@ class Alarm:
     def _fire(self) -> None:
         self._call = None
         self._ring()
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Deadlines(Generic[K]):
+    """One time limit for many things, with one timer: they are due in the order in which they were added.
+
+    :param clock: provides ``callLater`` and ``seconds``.
+    :param seconds: the limit.
+    :param ring: called with each thing that is not discarded within it.
+    """
+
+    __slots__ = ("_alarm", "_clock", "_due", "_ring", "_seconds")
+
+    def __init__(self, clock: IReactorTime, seconds: float, ring: Callable[[K], None]) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._ring = ring
+        self._due: dict[K, float] = {}
+        self._alarm = Alarm(clock, self._ring_due)
+
+    def add(self, thing: K) -> None:
+        """Begin its time."""
+        self._due[thing] = self._clock.seconds() + self._seconds
+        if not self._alarm.running:
+            self._alarm.set(self._seconds)
+
+    def discard(self, thing: K) -> None:
+        """End its time, if it has any."""
+        if self._due.pop(thing, None) is not None and not self._due:
+            self._alarm.clear()
+
+    def _ring_due(self) -> None:
+        now = self._clock.seconds()
+        while self._due:
+            thing, due = next(iter(self._due.items()))
+            if due > now:
+                self._alarm.set(due - now)
+                break
+            del self._due[thing]
+            self._ring(thing)

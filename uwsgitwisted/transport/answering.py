@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import MessageTooLarge, ProtocolError, Unavailable
+from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.turn import TURN
@@ -29,7 +29,7 @@ from uwsgitwisted.wire.session import (
 
 #: Seconds between a goodbye and the end of a connection that the peer leaves open: while it has answers to
 #: take, and when it has none, for requests that cross the goodbye.
-_GOODBYE, _CROSSING = 5.0, 0.25
+_GOODBYE, _CROSSING = 5.0, 0.5
 #: How many requests of a new session run at once.
 _FIRST_REQUESTS = 64
 
@@ -37,7 +37,8 @@ _FIRST_REQUESTS = 64
 class AnsweringSession:
     """Reads requests from one connection and writes their answers, in whatever order they come.
 
-    It begins with the ping that grants the session. It stops reading while as many requests run as the terms
+    It begins with the ping that grants the session. As many requests run as the terms grant, and as the
+    answers, by those before, have room for; others are held. It stops reading when more are held than the terms
     grant, or answers of more bytes wait than one message may have.
 
     :param transport: the connection.
@@ -46,8 +47,9 @@ class AnsweringSession:
     :param theirs: what the peer takes.
     :param respond: answers a request; the Deferred's failures are sent to the peer.
     :param peer: the peer's name.
+    :param body_timeout: seconds that the peer may take for each further piece of a large message.
     :param write_timeout: seconds that the peer may go without taking any of what waits for it.
-    :param idle_timeout: seconds without a request after which the session is closed.
+    :param idle_timeout: seconds of silence after which the session is closed.
     :param tracebacks: whether the peer is told the traceback of a handler's exception.
     """
 
@@ -62,6 +64,7 @@ class AnsweringSession:
         respond: Callable[[Request], Reply],
         *,
         peer: str,
+        body_timeout: float,
         write_timeout: float,
         idle_timeout: float,
         tracebacks: bool = True,
@@ -76,7 +79,11 @@ class AnsweringSession:
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
         self._running: dict[int, Deferred[Answer]] = {}
-        self._received: deque[RequestReceived] = deque()
+        self._received: deque[tuple[RequestReceived, float]] = deque()
+        self._received_size = 0
+        self._unfinished = 0
+        self._body_timeout = body_timeout
+        self._body_alarm = Alarm(clock, self._late)
         self._heard = clock.seconds()
         self._write_alarm = Alarm(clock, self._stalled)
         self._idle_alarm = Alarm(clock, self._check_idle)
@@ -99,7 +106,7 @@ class AnsweringSession:
                 for event in self._session.receive(data):
                     if isinstance(event, RequestReceived):
                         if self._received or self._full:
-                            self._received.append(event)
+                            self._hold(event)
                         else:
                             self._start(event)
                     elif isinstance(event, CancelReceived):
@@ -109,14 +116,26 @@ class AnsweringSession:
             except ProtocolError as error:
                 self._break_off(error)
                 return
+            self._watch_unfinished()
             TURN.at_end(self._flush)
+
+    def _watch_unfinished(self) -> None:
+        """Give a peer that is sending a large message its time for each step of it."""
+        unfinished = self._session.unfinished
+        if unfinished == self._unfinished:
+            return
+        self._unfinished = unfinished
+        if unfinished:
+            self._body_alarm.set(self._body_timeout)
+        else:
+            self._body_alarm.clear()
 
     def finish(self) -> None:
         """Take no further request; the peer, told so, closes the connection when it has its answers."""
         if not self._leaving:
             self._leaving = True
+            self._idle_alarm.set(_GOODBYE if self._under_way else _CROSSING)
             self._session.send_goodbye()
-            self._idle_alarm.set(_GOODBYE if self._running or self._session.sending else _CROSSING)
         TURN.at_end(self._flush)
 
     def connection_lost(self) -> None:
@@ -124,6 +143,7 @@ class AnsweringSession:
         self._lost = True
         self._write_alarm.clear()
         self._idle_alarm.clear()
+        self._body_alarm.clear()
         self._received.clear()
         for request in list(self._running):
             self._cancel(request)
@@ -133,7 +153,26 @@ class AnsweringSession:
     def _start_received(self) -> None:
         """Start what has been received, as far as there is room."""
         while self._received and not self._full:
-            self._start(self._received.popleft())
+            event, arrived = self._received.popleft()
+            self._received_size -= len(event.packet.payload)
+            if event.seconds is None:
+                self._start(event)
+                continue
+            left = event.seconds - (self._clock.seconds() - arrived)
+            if left > 0:
+                self._start(event._replace(seconds=left))
+            else:
+                self._refuse(event.id, RequestTimeout("its caller's time was over before its turn came"))
+
+    def _hold(self, event: RequestReceived) -> None:
+        """Keep a request until there is room for it."""
+        self._received.append((event, self._clock.seconds()))
+        self._received_size += len(event.packet.payload)
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether the peer is still owed something, or is in the middle of a message."""
+        return bool(self._running or self._received or self._session.sending or self._session.unfinished)
 
     @property
     def _full(self) -> bool:
@@ -195,8 +234,12 @@ class AnsweringSession:
         running = self._running.pop(request, None)
         if running is not None:
             running.cancel()
-        elif self._received:
-            self._received = deque(event for event in self._received if event.id != request)
+        else:
+            for held in self._received:
+                if held[0].id == request:
+                    self._received.remove(held)
+                    self._received_size -= len(held[0].packet.payload)
+                    break
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("while answering {peer}", failure, peer=self._peer)
@@ -218,11 +261,16 @@ class AnsweringSession:
             return
         if self._received:
             self._start_received()
-        if self._running or self._paused or writer.waiting:
+        if self._received or self._paused or writer.waiting:
             self._throttle()
 
     def _throttle(self) -> None:
-        full = self._full
+        # Reading goes on while requests can be held, so that cancels and pings are not held up.
+        full = (
+            self._session.backlog > self._backlog_limit
+            or len(self._received) > self._session.ours.max_requests
+            or self._received_size > self._session.ours.max_message
+        )
         if full != self._paused:
             self._paused = full
             if full:
@@ -234,6 +282,9 @@ class AnsweringSession:
         self._write_alarm.clear()
         TURN.at_end(self._flush)
 
+    def _late(self) -> None:
+        self._break_off(f"no further piece of a message within {self._body_timeout:g} s")
+
     def _stalled(self) -> None:
         self._log.warn(
             "{peer} took nothing of its answers for {seconds:g} s; its connection is closed",
@@ -244,7 +295,7 @@ class AnsweringSession:
 
     def _check_idle(self) -> None:
         left = self._heard + self._idle_timeout - self._clock.seconds()
-        if self._running or self._received or self._session.sending:
+        if self._under_way:
             self._idle_alarm.set(_GOODBYE)
         elif self._leaving:  # the peer does not close it
             self._writer.close()

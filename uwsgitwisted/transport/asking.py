@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ def _as_it_is(packet: Packet) -> Packet:
 class _Pending(NamedTuple):
     """A request that waits for its answer."""
 
+    packet: Packet
+    idempotent: bool
     answer: Deferred[Any]
     deadline: float
     allowed: float
@@ -67,6 +70,7 @@ class AskingSession:
         self._alarm = Alarm(clock, self._expire)
         self._alarm_at = math.inf
         self._ids = itertools.count(1)
+        self._held: deque[int] = deque()
         self._pulse = Alarm(clock, self._check_pulse)
         self._heard = 0.0
         self._lost = False
@@ -98,10 +102,16 @@ class AskingSession:
         :raises MessageTooLarge: if the peer doesn't take so large a message.
         """
         request = self._next_id()
-        self._session.send_request(request, packet, seconds, idempotent=idempotent)
+        if len(self._pending) < self._session.theirs.max_requests:
+            self._session.send_request(request, packet, seconds, idempotent=idempotent)
+        else:  # more would only wait there, and keep the peer from reading what is behind them
+            self._session.check_size(len(packet.payload))
+            self._held.append(request)
         deadline = math.inf if seconds is None else self._clock.seconds() + seconds
         answer: Deferred[Any] = Deferred(partial(self._cancel, request))
-        self._pending[request] = _Pending(answer, deadline, allowed or seconds or 0.0, decode)
+        self._pending[request] = _Pending(
+            packet, idempotent, answer, deadline, allowed or seconds or 0.0, decode
+        )
         if deadline < self._alarm_at:
             self._alarm_at = deadline
             self._alarm.set(max(0.0, deadline - self._clock.seconds()))
@@ -128,6 +138,8 @@ class AskingSession:
                     self._settle(event.id, event.error)
                 elif isinstance(event, GoodbyeReceived):
                     self.leaving = True
+            if self._held:
+                self._send_held()
             if self.leaving and not self._pending:
                 self.close()
             else:
@@ -138,6 +150,7 @@ class AskingSession:
         self._lost = self.leaving = True
         self._alarm.clear()
         self._pulse.clear()
+        self._held.clear()
         while self._pending:  # one that fails may cancel others
             pending = self._pending.pop(next(iter(self._pending)))
             pending.answer.errback(error or NoAnswer("the connection was lost before the answer came"))
@@ -159,11 +172,13 @@ class AskingSession:
         if not self._pending:
             return
         silent = self._clock.seconds() - self._heard
-        if silent >= 2 * PULSE:
+        if self._writer.waiting:  # it doesn't read, so that it can't hear a ping; TCP tells if it is gone
+            self._heard = self._clock.seconds()
+        elif silent >= 2 * PULSE:
             self.connection_lost(NoAnswer(f"the peer has not given a sign of life for {silent:.0f} s"))
             self._transport.abortConnection()  # type: ignore[attr-defined]
             return
-        if silent >= PULSE:
+        elif silent >= PULSE:
             self._session.send_ping()
             TURN.at_end(self.flush)
         self._pulse.set(PULSE)
@@ -188,8 +203,25 @@ class AskingSession:
 
     def _withdraw(self, request: int) -> None:
         del self._pending[request]
+        if request in self._held:
+            self._held.remove(request)
+            return
         self._session.send_cancel(request)
+        self._send_held()
         TURN.at_end(self.flush)
+
+    def _send_held(self) -> None:
+        """Send requests that were held back, as far as the peer works on so many."""
+        while self._held and len(self._pending) - len(self._held) < self._session.theirs.max_requests:
+            request = self._held.popleft()
+            pending = self._pending[request]
+            left = pending.deadline - self._clock.seconds()
+            self._session.send_request(
+                request,
+                pending.packet,
+                None if left == math.inf else left,
+                idempotent=pending.idempotent,
+            )
 
     def _expire(self) -> None:
         now = self._clock.seconds()

@@ -16,7 +16,7 @@ from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeo
 from uwsgitwisted.transport.asking import AskingSession, offer
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.plain import PlainProtocol
-from uwsgitwisted.transport.writer import set_options
+from uwsgitwisted.transport.writer import set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
@@ -159,7 +159,8 @@ class Peer:
         return result
 
     def _connected(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> None:
-        set_options(protocol.transport)
+        set_nodelay(protocol.transport)
+        set_keepalive(protocol.transport)
         self._connections.add(protocol)
         protocol.lost.addCallback(lambda _: self._connections.discard(protocol))
 

@@ -8,7 +8,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, UwsgiError
-from uwsgitwisted.transport.writer import set_options
+from uwsgitwisted.transport.writer import set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 
 
@@ -29,7 +29,7 @@ class PlainProtocol(Protocol):
     def connectionMade(self) -> None:
         """Send the request."""
         assert self.transport is not None
-        set_options(self.transport)
+        set_nodelay(self.transport)
         self.transport.write(self._exchange.outgoing)
 
     def dataReceived(self, data: bytes) -> None:

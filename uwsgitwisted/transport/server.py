@@ -20,10 +20,10 @@ from zope.interface import implementer
 
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError
 from uwsgitwisted.interfaces import Answer, Reply, Request
-from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
-from uwsgitwisted.transport.writer import Writer, set_options
+from uwsgitwisted.transport.writer import Writer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Terms, offered
 
@@ -33,9 +33,11 @@ class Limits:
     """What one connection, and all of them together, may take.
 
     :param header_timeout: seconds until a connection's first packet has its header; uWSGI gives 4.
-    :param body_timeout: seconds until the rest of that packet is there, whatever its pace.
-    :param write_timeout: seconds that a peer may go without taking any of what waits for it.
-    :param idle_timeout: seconds that a session may stay without a request.
+    :param body_timeout: seconds until the rest of that packet is there, whatever its pace; in a session, until
+        each further piece of a large message.
+    :param write_timeout: seconds until a peer has taken its plain answer; in a session, how many it may go
+        without taking any of what waits for it.
+    :param idle_timeout: seconds that a session may be silent.
     :param max_connections: how many connections are open at once; any more is closed as it comes.
     :param max_packet: the largest plain payload, in bytes.
     :param max_ignored: how many bytes may follow a plain request, where nothing is expected.
@@ -92,6 +94,10 @@ class ServerFactory(Factory):
         self._networks = networks
         self._refused = Once()
         self._connections: set[ServerProtocol] = set()
+        #: The connections that have not sent a header, the rest of a packet, or taken the whole answer.
+        self.headers = Deadlines(clock, self.limits.header_timeout, ServerProtocol.time_out)
+        self.bodies = Deadlines(clock, self.limits.body_timeout, ServerProtocol.time_out)
+        self.answers = Deadlines(clock, self.limits.write_timeout, ServerProtocol.time_out)
         self._emptied: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> ServerProtocol | None:
@@ -148,7 +154,6 @@ class ServerProtocol(Protocol):
         self._limits = factory.limits
         self._state = _State.HEADER
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
-        self._alarm = Alarm(factory.clock, self._time_out)
         self._answer: Deferred[Answer] | None = None
         self._session: AnsweringSession | None = None
         self._ignored = 0
@@ -157,10 +162,10 @@ class ServerProtocol(Protocol):
     def connectionMade(self) -> None:
         """Start to wait for a header."""
         assert self.transport is not None
-        set_options(self.transport)
+        set_nodelay(self.transport)
         self._peer = peer_name(self.transport.getPeer())
         self._factory.opened(self)
-        self._alarm.set(self._limits.header_timeout)
+        self._factory.headers.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes: of the session, of the first packet, or that nothing is expected of."""
@@ -184,10 +189,11 @@ class ServerProtocol(Protocol):
             self._begin(packets[0])
         elif self._state is _State.HEADER and self._decoder.header_seen:
             self._state = _State.BODY
-            self._alarm.set(self._limits.body_timeout)
+            self._factory.headers.discard(self)
+            self._factory.bodies.add(self)
 
     def _begin(self, packet: Packet) -> None:
-        self._alarm.clear()
+        self._clear_deadlines()
         theirs = offered(packet)
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
@@ -208,6 +214,7 @@ class ServerProtocol(Protocol):
     def _begin_session(self, ours: Terms, theirs: Terms) -> None:
         assert self.transport is not None
         self._state = _State.SESSION
+        set_keepalive(self.transport)
         self._session = AnsweringSession(
             self.transport,
             self._factory.clock,
@@ -215,6 +222,7 @@ class ServerProtocol(Protocol):
             theirs,
             self._factory.respond,
             peer=self._peer,
+            body_timeout=self._limits.body_timeout,
             write_timeout=self._limits.write_timeout,
             idle_timeout=self._limits.idle_timeout,
             tracebacks=self._factory.tracebacks,
@@ -238,13 +246,19 @@ class ServerProtocol(Protocol):
             return
         assert self.transport is not None
         self._state = _State.CLOSING
-        self._alarm.set(self._limits.write_timeout)
         writer = Writer(self.transport)
         if data:
             writer.write(data)
+        if not writer.done:
+            self._factory.answers.add(self)
         writer.close()
 
-    def _time_out(self) -> None:
+    def _clear_deadlines(self) -> None:
+        for deadlines in (self._factory.headers, self._factory.bodies, self._factory.answers):
+            deadlines.discard(self)
+
+    def time_out(self) -> None:
+        """Close the connection, whose peer is late."""
         self._log.info("{peer} {late}; its connection is closed", peer=self._peer, late=self._state.value)
         self.abort()
 
@@ -270,7 +284,7 @@ class ServerProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Withdraw what runs: nobody waits for it any more."""
-        self._alarm.clear()
+        self._clear_deadlines()
         self._state = _State.CLOSING
         if self._session is not None:
             self._session.connection_lost()

@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import TypeGuard
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IPushProducer, ITCPTransport, ITransport, IUNIXTransport
 from zope.interface import implementer
 
 
-def set_options(transport: object) -> None:
-    """Set the options of a TCP connection: TCP_NODELAY, and probes that notice a peer that is gone.
-
-    Without the first, small packets wait for the peer's delayed acknowledgements; without the second, a machine
-    that has lost its power stays connected for hours.
-    """
+def _is_tcp(transport: object) -> TypeGuard[ITCPTransport]:
     # A UNIX socket's transport inherits from TCP's.
-    if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
+    return ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport)
+
+
+def set_nodelay(transport: object) -> None:
+    """Set TCP_NODELAY where *transport* is TCP.
+
+    Without it, small packets wait for the peer's delayed acknowledgements.
+    """
+    if _is_tcp(transport):
         transport.setTcpNoDelay(True)
+
+
+def set_keepalive(transport: object) -> None:
+    """Have a TCP connection probed, so that a peer whose machine lost its power is noticed in minutes."""
+    if _is_tcp(transport):
         transport.setTcpKeepAlive(True)
         connection = getattr(transport, "getHandle", lambda: None)()  # under TLS it is no socket
         for option, value in _PROBES:
@@ -76,6 +85,11 @@ class Writer:
         # A pull producer is asked for more whenever the buffer is empty, and once at its registration.
         self._eager.registerProducer(self, False)
         self.waiting = True
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was written is known to be out."""
+        return self._eager is not None and not self.waiting
 
     def pauseProducing(self) -> None:
         """Note that the transport's buffer is full; a socket's transport never calls this."""

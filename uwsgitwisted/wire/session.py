@@ -415,7 +415,22 @@ class Session:
         if incoming is not None:
             self._announced -= incoming.head[3]
 
+    @property
+    def unfinished(self) -> int:
+        """How many bytes have arrived of messages that are not whole yet."""
+        return sum(incoming.have for incoming in self._incoming.values())
+
     # Sending
+
+    def check_size(self, size: int) -> None:
+        """See that the peer takes a message of *size* bytes.
+
+        :raises MessageTooLarge: if it doesn't.
+        """
+        if size > self._limit:
+            raise MessageTooLarge(
+                f"a message of {size} bytes; the peer takes {self._limit}", size=size, limit=self._limit
+            )
 
     def send_request(
         self, request: int, packet: Packet, seconds: float | None = None, *, idempotent: bool = False
@@ -463,10 +478,7 @@ class Session:
             head = _pack_frame(SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, time)
             self._queue(head + payload)
             return
-        if size > self._limit:
-            raise MessageTooLarge(
-                f"a message of {size} bytes; the peer takes {self._limit}", size=size, limit=self._limit
-            )
+        self.check_size(size)
         self._waiting.append(_Outgoing(kind, request, packet, time))
 
     def _queue(self, frame: bytes) -> None:

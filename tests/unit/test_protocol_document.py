@@ -1,0 +1,389 @@
+"""What docs/protocol.md says, held against the code: the bytes of its examples, its names and its numbers."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uwsgitwisted import errors
+from uwsgitwisted.engines import pipe
+from uwsgitwisted.transport import answering, asking
+from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.wire import failure, marshal_check, objects, packet, session
+from uwsgitwisted.wire.packet import PING, SESSION, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import (
+    AnswerReceived,
+    CancelReceived,
+    ErrorReceived,
+    GoodbyeReceived,
+    RequestReceived,
+    Role,
+    Session,
+    Terms,
+)
+from uwsgitwisted.wire.vars import decode_vars, encode_vars
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+
+_BLOCK = re.compile(r"^```hex\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MENTION = re.compile(r"`([A-Z][A-Z_]+)` \(([\d.]+)")
+_QUOTED = re.compile(r"`([^`]+)`")
+
+KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "GOODBYE", "IDEMPOTENT")
+MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
+#: Where the document's numbers are from, by the names that it has for them.
+NUMBERS: dict[str, float] = {
+    **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
+    **{
+        name: value
+        for name, value in vars(session).items()
+        if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
+    },
+    "MAX_SIZE": session._MAX_SIZE,
+    "PULSE": asking.PULSE,
+    "GOODBYE_TIME": answering._GOODBYE,
+    "CROSSING_TIME": answering._CROSSING,
+    "FIRST_REQUESTS": answering._FIRST_REQUESTS,
+    "MAX_TEXT": failure.MAX_TEXT,
+    "MAX_DEPTH": marshal_check.MAX_DEPTH,
+    "MAX_SHARED": marshal_check.MAX_SHARED,
+    "MAX_SET_DEPTH": objects.MAX_SET_DEPTH,
+    "MAX_GIVEN": pipe.MAX_GIVEN,
+}
+for name in KINDS:
+    NUMBERS.pop(name, None)
+
+
+def tables(heading: str) -> list[list[list[str]]]:
+    """Return the tables of a section: of each, the rows without the header, as cells."""
+    section = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    return [[re.split(r" *\| *", line)[1:-1] for line in table.splitlines()[2:]] for table in found]
+
+
+def code(cell: str) -> str:
+    """Return what stands in a cell as code."""
+    found = _QUOTED.search(cell)
+    assert found, cell
+    return found.group(1)
+
+
+def layout(rows: list[list[str]]) -> str:
+    """Return a table of fields as a format of :mod:`struct`."""
+    return "<" + "".join({"u8": "B", "u16": "H", "u32": "I"}[row[1]] for row in rows)
+
+
+def from_hex(text: str) -> bytes:
+    """Return the bytes that an example shows; ``00*5`` is five times 00."""
+    data = bytearray()
+    for line in text.splitlines():
+        for token in line.partition("#")[0].split():
+            byte, _, count = token.partition("*")
+            data += bytes.fromhex(byte) * int(count or 1)
+    return bytes(data)
+
+
+def client() -> Session:
+    return Session(Role.CLIENT, Terms(), Terms())
+
+
+def server() -> Session:
+    return Session(Role.SERVER, Terms(), Terms())
+
+
+# What an example may say that its bytes are.
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an example says.
+
+    :param data: the bytes that our code makes of it.
+    :param read: decodes bytes.
+    :param meaning: what that has to give.
+    """
+
+    data: bytes
+    read: Callable[[bytes], object]
+    meaning: object
+
+
+Payload = Said | bytes
+
+
+def bytes_of(payload: Payload) -> bytes:
+    return payload.data if isinstance(payload, Said) else payload
+
+
+def sent(side: Session) -> bytes:
+    return b"".join(iter(side.data_to_send, b""))
+
+
+def a_packet(modifier1: int, modifier2: int, payload: Payload = b"") -> Said:
+    made = Packet(modifier1, modifier2, bytes_of(payload))
+    return Said(encode_packet(made), PacketDecoder().receive, [made])
+
+
+def some_vars(variables: dict[bytes, bytes]) -> Said:
+    return Said(encode_vars(variables.items()), decode_vars, variables)
+
+
+def an_object(value: object) -> Said:
+    return Said(objects.dumps(value), objects.loads, value)
+
+
+def an_offer(**terms: Any) -> Said:
+    ours = Terms(**terms)
+    return Said(session.offer(ours), lambda data: session.offered(*PacketDecoder().receive(data)), ours)
+
+
+def a_grant(**terms: Any) -> Said:
+    ours = Terms(**terms)
+    return Said(session.grant(ours), lambda data: session.granted(*PacketDecoder().receive(data)), ours)
+
+
+def a_request(
+    *,
+    id: int,  # noqa: A002 - the document's word
+    modifier1: int,
+    modifier2: int,
+    payload: Payload,
+    seconds: float | None,
+    again: bool = False,
+) -> Said:
+    made = Packet(modifier1, modifier2, bytes_of(payload))
+    side = client()
+    side.send_request(id, made, seconds, idempotent=again)
+    return Said(sent(side), server().receive, [RequestReceived(id, made, seconds, again)])
+
+
+def an_idempotent_one(**request: Any) -> Said:
+    return a_request(**request, again=True)
+
+
+def an_answer(
+    *,
+    id: int,  # noqa: A002
+    modifier1: int,
+    modifier2: int,
+    payload: Payload,
+    seconds: float,
+) -> Said:
+    made = Packet(modifier1, modifier2, bytes_of(payload))
+    side = server()
+    side.send_answer(id, made, seconds)
+    return Said(sent(side), client().receive, [AnswerReceived(id, made, seconds)])
+
+
+def an_error(*, id: int, payload: Said) -> Said:  # noqa: A002
+    told = {key.decode(): value.decode() for key, value in decode_vars(payload.data).items()}
+    cls = getattr(errors, told["class"])
+    names = ("type", "message", "node") if cls is errors.RemoteError else ("text",)
+    attributes = {name: told[name] for name in names}
+    side = server()
+    side.send_error(id, failure.encode_failure(cls(**attributes), node=told["node"]))
+
+    def read(data: bytes) -> object:
+        (event,) = client().receive(data)
+        assert isinstance(event, ErrorReceived)
+        return event.id, type(event.error), {name: getattr(event.error, name) for name in names}
+
+    return Said(sent(side), read, (id, cls, attributes))
+
+
+def a_cancel(*, id: int) -> Said:  # noqa: A002
+    side = client()
+    side.send_cancel(id)
+    return Said(sent(side), server().receive, [CancelReceived(id)])
+
+
+def a_goodbye() -> Said:
+    side = client()
+    side.send_goodbye()
+    return Said(sent(side), server().receive, [GoodbyeReceived()])
+
+
+SAYINGS: dict[str, Callable[..., Said]] = {
+    "packet": a_packet,
+    "vars": some_vars,
+    "marshal": an_object,
+    "offer": an_offer,
+    "grant": a_grant,
+    "request": a_request,
+    "idempotent": an_idempotent_one,
+    "answer": an_answer,
+    "error": an_error,
+    "cancel": a_cancel,
+    "goodbye": a_goodbye,
+}
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return each example of the document: what it says, and its bytes in hexadecimal."""
+    found = []
+    for block in _BLOCK.findall(DOCUMENT):
+        for example in block.strip().split("\n\n"):
+            saying, _, data = example.partition("\n")
+            found.append((saying.removeprefix("= "), data))
+    return found
+
+
+EXAMPLES = examples()
+
+
+def test_examples_of_everything() -> None:
+    """The document has an example of whatever an example can be."""
+    assert {saying.partition("(")[0] for saying, _ in EXAMPLES} == set(SAYINGS)
+    assert len(EXAMPLES) >= 18
+
+
+@pytest.mark.parametrize(("saying", "data"), EXAMPLES, ids=[saying[:40] for saying, _ in EXAMPLES])
+def test_example(saying: str, data: str) -> None:
+    """What an example says is encoded as its bytes, and its bytes are decoded as what it says."""
+    said: Said = eval(saying, dict(SAYINGS))
+    assert said.data == from_hex(data)
+    assert said.read(from_hex(data)) == said.meaning
+
+
+# Tables
+
+
+def test_header() -> None:
+    """The packet's header has the fields that the document says."""
+    header, modifiers = tables("The packet")
+    assert layout(header) == packet._HEADER.format
+    assert {code(row[0]): int(row[1]) for row in modifiers} == {
+        name: getattr(packet, name) for name in MODIFIERS
+    }
+
+
+OBJECTS = tables("Objects")[0]
+
+
+@pytest.mark.parametrize("row", OBJECTS, ids=[code(row[0]) for row in OBJECTS])
+def test_object(row: list[str]) -> None:
+    """An example of each type code is read as its value, and written so if the document says that it is."""
+    letter, written, _, data, value = row
+    wanted = eval(code(value))
+    read = objects.loads(from_hex(code(data)))
+    assert (read, type(read)) == (wanted, type(wanted))
+    assert code(letter).encode() in from_hex(code(data))
+    assert (objects.dumps(wanted) == from_hex(code(data))) is (written == "yes")
+
+
+def test_type_codes() -> None:
+    """The document has every type code that is accepted, and no other."""
+    accepted = set()
+    for number in range(128):
+        with pytest.raises(errors.UnsafeObject) as caught:
+            objects.check(bytes((number,)) + bytes(20))
+        if f"type code 0x{number:02x}" not in str(caught.value):
+            accepted.add(chr(number))
+    assert {code(row[0]) for row in OBJECTS} == accepted
+
+
+def test_terms() -> None:
+    """The keys of an offer are those that the document lists."""
+    rows = tables("Offer and grant")[0]
+    terms = decode_vars(Terms().encode())
+    assert {code(row[0]).encode() for row in rows} == set(terms)
+    assert code(rows[0][1]).encode() == terms[code(rows[0][0]).encode()]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Packet(PING, 1),
+        Packet(PING, 1, b"a warning"),
+        Packet(PING, 0, Terms().encode()),
+        Packet(33, 1, Terms().encode()),
+    ],
+)
+def test_no_grant(answer: Packet) -> None:
+    """What the document says is no grant, is none."""
+    assert session.granted(answer) is None
+
+
+FRAMES = tables("Frames")[0]
+
+
+def test_kinds_of_frames() -> None:
+    """The document has the number of every kind of frame."""
+    assert {code(row[0]): int(row[1]) for row in FRAMES} == {kind: getattr(session, kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("row", FRAMES, ids=[code(row[0]) for row in FRAMES])
+def test_who_sends_a_frame(row: list[str]) -> None:
+    """A kind of frame is refused by the side from which the document says it comes, and taken by the other."""
+    name, number, sender, _ = row
+    frame = encode_packet(Packet(SESSION, int(number), b"" if "GOODBYE" in name else bytes(14)))
+    for role, make in (("client", client), ("server", server)):
+        if sender in ("both", "server" if role == "client" else "client"):
+            make().receive(frame)
+        else:
+            with pytest.raises(errors.MalformedPacket):
+                make().receive(frame)
+
+
+def test_head() -> None:
+    """The head of a message has the fields that the document says."""
+    assert layout(tables("Frames")[1]) == session._BEGIN.format
+
+
+def test_keys_of_errors() -> None:
+    """An error has the keys that the document lists."""
+    remote = errors.RemoteError(type="t", message="m", traceback="t", node="n")
+    made = (failure.encode_failure(remote), failure.encode_failure(errors.Busy("text"), node="n"))
+    assert {code(row[0]).encode() for row in tables("Errors")[0]} == {
+        key for one in made for key in decode_vars(one)
+    }
+
+
+def told_classes() -> dict[str, type[errors.UwsgiError]]:
+    """Return the classes that an error's name is made again as."""
+    found = {}
+    for name, cls in vars(errors).items():
+        if isinstance(cls, type) and issubclass(cls, errors.UwsgiError):
+            made = failure.decode_failure(encode_vars([(b"class", name)]))
+            if type(made) is cls:
+                found[name] = cls
+    return found
+
+
+def test_classes_of_errors() -> None:
+    """The document has every class that an error can be, and says which of them may be sent again."""
+    rows = tables("Errors")[1]
+    assert {code(row[0]) for row in rows} == set(told_classes())
+    again = {name for name, cls in told_classes().items() if issubclass(cls, errors.Unavailable)}
+    assert {code(row[0]) for row in rows if row[2] == "yes"} == again
+
+
+def test_limits() -> None:
+    """The document has every limit of a server's connections, with its default."""
+    defaults = {field.name: float(field.default) for field in fields(Limits)}  # type: ignore[arg-type]
+    assert {code(row[0]): float(row[1]) for row in tables("What a server limits")[0]} == defaults
+
+
+def test_numbers() -> None:
+    """The document's list of numbers is complete and right."""
+    said = {code(name): float(value.partition(" ")[0]) for name, value in tables("Numbers")[0]}
+    assert said == NUMBERS
+
+
+def test_mentions() -> None:
+    """Wherever a number stands behind its name, it is the right one."""
+    mentions = _MENTION.findall(DOCUMENT)
+    assert len(mentions) >= 20
+    assert [(name, value) for name, value in mentions if float(value) != NUMBERS[name]] == []
+
+
+def test_first_frames_fill_a_packet() -> None:
+    """The sizes of pieces follow from the head and the packet, as the document has them."""
+    head = struct.calcsize(layout(tables("Frames")[1]))
+    assert NUMBERS["FIRST_PIECE"] + head == NUMBERS["NEXT_PIECE"] + 4 == NUMBERS["MAX_PAYLOAD"]
