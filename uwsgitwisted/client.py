@@ -15,7 +15,6 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.python.failure import Failure
 
 from uwsgitwisted.address import Address, AddressLike, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, ProtocolError, SpoolRefused, UwsgiError
@@ -76,10 +75,10 @@ class Client:
             peer = self._find_peer(address)
             _check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
-            answer = peer.ask(packet, timeout, idempotent=idempotent)
+            return peer.ask(packet, timeout, address=address, idempotent=idempotent)
         except UwsgiError as error:
-            answer = fail(error)
-        return answer.addErrback(_add_address, address)
+            error.address = error.address or address
+            return fail(error)
 
     def send_multi_message(
         self,
@@ -183,12 +182,6 @@ def _split(node: Any) -> tuple[AddressLike, object]:
 def _check_timeout(timeout: float) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
         raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
-
-
-def _add_address(failure: Failure, address: AddressLike) -> Failure:
-    if isinstance(failure.value, UwsgiError) and failure.value.address is None:
-        failure.value.address = address
-    return failure
 
 
 def _taken(answer: object, address: AddressLike) -> bool:

@@ -65,12 +65,12 @@ class IEngine(Interface):
         :return: fires when nothing runs any more.
         """
 
-    def submit(request: Request) -> Deferred[Packet]:
+    def submit(request: Request) -> Packet | Deferred[Packet]:
         """Have a request handled.
 
-        :return: fires with the handler's answer. Fails with ``RemoteError`` if the handler raised,
-            ``WorkerDied``, ``RequestTimeout``, or ``Busy`` if too many wait already. Cancelling it takes a
-            waiting request out and drops the answer of a running one.
+        :return: the handler's answer, or a Deferred that fires with it. It fails with ``RemoteError`` if the
+            handler raised, ``WorkerDied``, ``RequestTimeout``, or ``Busy`` if too many wait already. Cancelling
+            it takes a waiting request out and drops the answer of a running one.
         """
 
 

@@ -22,6 +22,7 @@ from uwsgitwisted.errors import (
     RequestTimeout,
 )
 from uwsgitwisted.transport.asking import PULSE, AskingSession, offer
+from uwsgitwisted.transport.call import Call
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
@@ -326,7 +327,9 @@ class TestWithdrawal:
         """A request that had a part of its time before names all of it."""
         bench = Bench()
         results: list[Any] = []
-        bench.session.request(ASK, 3, 30).addErrback(results.append)
+        call = Call(ASK, bench.clock.seconds() + 3, 30)
+        call.answer.addErrback(results.append)
+        bench.session.send(call)
         bench.clock.advance(3)
         assert results[0].value.seconds == 30
 

@@ -51,7 +51,7 @@ class InlineEngine:
         """Let what is under way finish for up to *seconds*, then cancel it."""
         return self._waiting.stop(seconds)
 
-    def submit(self, request: Request) -> Deferred[Packet]:
+    def submit(self, request: Request) -> Packet | Deferred[Packet]:
         """Run the handler."""
         packet = request.packet
         refusal = self._waiting.refusal()
@@ -65,7 +65,7 @@ class InlineEngine:
             if inspect.iscoroutine(result):
                 result = Deferred.fromCoroutine(result)
             if not isinstance(result, Deferred):
-                return succeed(handler.answer(packet, result))
+                return handler.answer(packet, result)
         except (Exception, SystemExit) as error:
             return fail(describe(error, node=self._node))
         answer = result.addCallback(lambda value: handler.answer(packet, value)).addErrback(self._describe)

@@ -11,7 +11,6 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UnknownModifier, UwsgiError
 from uwsgitwisted.interfaces import IResponder, Reply, Request
 from uwsgitwisted.transport.peers import Once
-from uwsgitwisted.wire.packet import Packet
 
 
 class Dispatcher:
@@ -39,7 +38,7 @@ class Dispatcher:
         except Exception:
             self._log_failure(Failure(), request)
             raise
-        if isinstance(answer, Deferred) and not (answer.called and isinstance(answer.result, Packet)):
+        if isinstance(answer, Deferred):
             answer.addErrback(self._log_failure, request)
         return answer
 

@@ -21,6 +21,6 @@ class ForwardResponder:
         self._engine = engine
         self._idempotent = idempotent
 
-    def respond(self, request: Request) -> Deferred[Packet]:
-        """Return a Deferred that fires with the handler's answer."""
+    def respond(self, request: Request) -> Packet | Deferred[Packet]:
+        """Return the handler's answer, or a Deferred that fires with it."""
         return self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)

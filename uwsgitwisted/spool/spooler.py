@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Collection
 from enum import Enum
+from typing import cast
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
@@ -282,7 +283,8 @@ class Spooler:
             self._settle(task, Outcome(Ending.RETURNED))
             return
         request = Request(Packet(SPOOL, 0, task.variables), peer=f"task {task.id}")
-        running = maybeDeferred(self._engine.submit, request)
+        submit = cast(Callable[[Request], Packet], self._engine.submit)  # or a Deferred of it
+        running = maybeDeferred(submit, request)
         self._running[task.id] = running
         ended = running.addCallbacks(outcome_of_answer, outcome_of_failure)
         ended.addCallback(self._ended, task)

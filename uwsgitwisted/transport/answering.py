@@ -103,7 +103,7 @@ class AnsweringSession:
         self._heard = self._clock.seconds()
         with TURN:
             try:
-                for event in self._session.receive(data):
+                for event in TURN.strides(self._session.receive(data)):
                     if isinstance(event, RequestReceived):
                         if self._received or self._full:
                             self._hold(event)
@@ -198,9 +198,6 @@ class AnsweringSession:
             return
         if not isinstance(answer, Deferred):
             self._answer(answer, request, packet)
-            return
-        if answer.called and isinstance(answer.result, Packet):  # as an engine in this thread has it
-            self._answer(answer.result, request, packet)
             return
         self._running[request] = answer
         answer.addCallbacks(

@@ -9,14 +9,14 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import NoAnswer, ProtocolError, RequestCancelled, RequestTimeout
+from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
 from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer
@@ -35,19 +35,8 @@ from uwsgitwisted.wire.session import (
 PULSE = 15.0
 
 
-def _as_it_is(packet: Packet) -> Packet:
-    return packet
-
-
-class _Pending(NamedTuple):
-    """A request that waits for its answer."""
-
-    packet: Packet
-    idempotent: bool
-    answer: Deferred[Any]
-    deadline: float
-    allowed: float
-    decode: Callable[[Packet], object]
+#: Takes a call, and the error that refused it.
+Crossed = Callable[[Call, Unavailable], None]
 
 
 class AskingSession:
@@ -59,10 +48,19 @@ class AskingSession:
     :param clock: provides ``callLater`` and ``seconds`` for the time limits.
     :param ours: what this side takes.
     :param theirs: what the peer takes.
+    :param crossed: takes over a call that has crossed the peer's goodbye, so that it was not begun.
     """
 
-    def __init__(self, transport: ITransport, clock: IReactorTime, ours: Terms, theirs: Terms) -> None:
-        self._pending: dict[int, _Pending] = {}
+    def __init__(
+        self,
+        transport: ITransport,
+        clock: IReactorTime,
+        ours: Terms,
+        theirs: Terms,
+        crossed: Crossed | None = None,
+    ) -> None:
+        self._crossed = crossed
+        self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
         self._transport = transport
         self._writer = Writer(transport, self.flush)
@@ -83,43 +81,48 @@ class AskingSession:
         return len(self._pending)
 
     def request(
-        self,
-        packet: Packet,
-        seconds: float | None = None,
-        allowed: float | None = None,
-        *,
-        idempotent: bool = False,
-        decode: Callable[[Packet], object] = _as_it_is,
+        self, packet: Packet, seconds: float | None = None, *, idempotent: bool = False
     ) -> Deferred[Any]:
         """Ask.
 
         :param seconds: how long to wait; None for ever.
-        :param allowed: the time that ``RequestTimeout`` names, if a part of it had passed before.
         :param idempotent: whether it may be run again if the worker that runs it dies.
-        :param decode: makes of the answer what the Deferred fires with; it may raise ``ProtocolError``.
-        :return: fires with the answer; fails with what the peer says, ``RequestTimeout`` or ``NoAnswer`` if the
-            connection is lost. Cancelling it tells the peer.
+        :return: fires with the answer packet, or fails; see :meth:`send`.
+        :raises MessageTooLarge: if the peer doesn't take so large a message.
+        """
+        deadline = math.inf if seconds is None else self._clock.seconds() + seconds
+        call = Call(packet, deadline, seconds or 0.0, idempotent=idempotent)
+        self.send(call)
+        return call.answer
+
+    def send(self, call: Call) -> None:
+        """Ask, and settle *call* with the answer.
+
+        It fails with what the peer says, ``RequestTimeout``, or ``NoAnswer`` if the connection is lost.
+        Cancelling it tells the peer.
+
         :raises MessageTooLarge: if the peer doesn't take so large a message.
         """
         request = self._next_id()
+        now = self._clock.seconds()
         if len(self._pending) < self._session.theirs.max_requests:
-            self._session.send_request(request, packet, seconds, idempotent=idempotent)
+            self._send(request, call, now)
         else:  # more would only wait there, and keep the peer from reading what is behind them
-            self._session.check_size(len(packet.payload))
+            self._session.check_size(len(call.packet.payload))
             self._held.append(request)
-        deadline = math.inf if seconds is None else self._clock.seconds() + seconds
-        answer: Deferred[Any] = Deferred(partial(self._cancel, request))
-        self._pending[request] = _Pending(
-            packet, idempotent, answer, deadline, allowed or seconds or 0.0, decode
-        )
-        if deadline < self._alarm_at:
-            self._alarm_at = deadline
-            self._alarm.set(max(0.0, deadline - self._clock.seconds()))
+        call.enter(request, self._withdraw)
+        self._pending[request] = call
+        if call.deadline < self._alarm_at:
+            self._alarm_at = call.deadline
+            self._alarm.set(max(0.0, call.deadline - now))
         if not self._pulse.running:
-            self._heard = self._clock.seconds()
+            self._heard = now
             self._pulse.set(PULSE)
         TURN.at_end(self.flush)
-        return answer
+
+    def _send(self, request: int, call: Call, now: float) -> None:
+        left = None if call.deadline == math.inf else call.deadline - now
+        self._session.send_request(request, call.packet, left, idempotent=call.idempotent)
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
@@ -131,7 +134,7 @@ class AskingSession:
                 self.connection_lost(error)
                 self._transport.abortConnection()  # type: ignore[attr-defined]
                 return
-            for event in events:
+            for event in TURN.strides(events):
                 if isinstance(event, AnswerReceived):
                     self._settle(event.id, event.packet)
                 elif isinstance(event, ErrorReceived):
@@ -152,8 +155,8 @@ class AskingSession:
         self._pulse.clear()
         self._held.clear()
         while self._pending:  # one that fails may cancel others
-            pending = self._pending.pop(next(iter(self._pending)))
-            pending.answer.errback(error or NoAnswer("the connection was lost before the answer came"))
+            call = self._pending.pop(next(iter(self._pending)))
+            call.fail(error or NoAnswer("the connection was lost before the answer came"))
 
     def close(self) -> None:
         """Say goodbye and close the connection when all that was sent is out; pending requests fail."""
@@ -183,30 +186,23 @@ class AskingSession:
             TURN.at_end(self.flush)
         self._pulse.set(PULSE)
 
-    def _settle(self, request: int, result: Packet | Exception) -> None:
-        pending = self._pending.pop(request, None)
-        if pending is None:  # cancelled or expired
+    def _settle(self, request: int, result: Packet | UwsgiError) -> None:
+        call = self._pending.pop(request, None)
+        if call is None:  # cancelled or expired
             return
-        if not isinstance(result, Packet):
-            pending.answer.errback(result)
-            return
-        try:
-            value = pending.decode(result)
-        except ProtocolError as error:
-            pending.answer.errback(error)
+        if isinstance(result, Packet):
+            call.succeed(result)
+        elif isinstance(result, Unavailable) and self.leaving and self._crossed is not None:
+            self._crossed(call, result)
         else:
-            pending.answer.callback(value)
+            call.fail(result)
 
-    def _cancel(self, request: int, answer: Deferred[Any]) -> None:
-        self._withdraw(request)
-        answer.errback(RequestCancelled("the request was cancelled"))
-
-    def _withdraw(self, request: int) -> None:
-        del self._pending[request]
-        if request in self._held:
-            self._held.remove(request)
+    def _withdraw(self, call: Call) -> None:
+        del self._pending[call.id]
+        if call.id in self._held:
+            self._held.remove(call.id)
             return
-        self._session.send_cancel(request)
+        self._session.send_cancel(call.id)
         self._send_held()
         TURN.at_end(self.flush)
 
@@ -214,23 +210,15 @@ class AskingSession:
         """Send requests that were held back, as far as the peer works on so many."""
         while self._held and len(self._pending) - len(self._held) < self._session.theirs.max_requests:
             request = self._held.popleft()
-            pending = self._pending[request]
-            left = pending.deadline - self._clock.seconds()
-            self._session.send_request(
-                request,
-                pending.packet,
-                None if left == math.inf else left,
-                idempotent=pending.idempotent,
-            )
+            self._send(request, self._pending[request], self._clock.seconds())
 
     def _expire(self) -> None:
         now = self._clock.seconds()
-        for request, pending in list(self._pending.items()):
-            if pending.deadline <= now and request in self._pending:  # one that fails may cancel others
-                self._withdraw(request)
-                text = f"no answer within {pending.allowed:g} s"
-                pending.answer.errback(RequestTimeout(text, seconds=pending.allowed))
-        self._alarm_at = min((pending.deadline for pending in self._pending.values()), default=math.inf)
+        for call in list(self._pending.values()):
+            if call.deadline <= now and call.id in self._pending:  # one that fails may cancel others
+                self._withdraw(call)
+                call.expire()
+        self._alarm_at = min((call.deadline for call in self._pending.values()), default=math.inf)
         if self._alarm_at < math.inf:
             self._alarm.set(max(0.0, self._alarm_at - now))
 
@@ -241,10 +229,13 @@ class AskingSession:
         return request
 
 
-def offer(clock: IReactorTime, ours: Terms) -> OfferingProtocol[AskingSession]:
+def offer(clock: IReactorTime, ours: Terms, crossed: Crossed | None = None) -> OfferingProtocol[AskingSession]:
     """Return the protocol of a connection on which an :class:`AskingSession` is to begin.
 
     :param clock: for the session's time limits.
     :param ours: what this side takes.
+    :param crossed: see :class:`AskingSession`.
     """
-    return OfferingProtocol(ours, lambda transport, theirs: AskingSession(transport, clock, ours, theirs))
+    return OfferingProtocol(
+        ours, lambda transport, theirs: AskingSession(transport, clock, ours, theirs, crossed)
+    )

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
 from uwsgitwisted.transport.asking import AskingSession, offer
+from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.plain import PlainProtocol
 from uwsgitwisted.transport.writer import set_keepalive, set_nodelay
@@ -49,66 +50,64 @@ class Peer:
         self._connections: set[OfferingProtocol[AskingSession] | PlainProtocol] = set()
 
     def ask(
-        self, packet: Packet, timeout: float, left: float | None = None, *, idempotent: bool = False
+        self, packet: Packet, timeout: float, *, address: object = None, idempotent: bool = False
     ) -> Deferred[object]:
         """Send a request.
 
         :param timeout: seconds for all of it: connecting, finding out what the peer speaks, the answer.
-        :param left: what is left of them, if a part has passed.
+        :param address: the address that errors name.
         :param idempotent: whether it may be run again if the worker that runs it dies.
         :return: fires with what the answer means; fails with one of our errors. Cancelling it withdraws the
             request.
+        :raises MessageTooLarge: if the peer doesn't take so large a message.
         """
-        session = self._session
-        if session is None or session.leaving:
-            return Deferred.fromCoroutine(
-                self._ask(packet, timeout, timeout if left is None else left, idempotent)
-            )
-        deadline = self._clock.seconds() + (timeout if left is None else left)
-        answer = session.request(
+        call = Call(
             packet,
-            timeout if left is None else left,
+            self._clock.seconds() + timeout,
             timeout,
+            address=address,
             idempotent=idempotent,
             decode=decode_answer,
         )
-        return answer.addErrback(self._crossed_goodbye, session, packet, timeout, deadline, idempotent)
+        session = self._session
+        if session is None or session.leaving:
+            self._find_way(call)
+        else:
+            session.send(call)
+        return call.answer
 
-    def _crossed_goodbye(
-        self,
-        failure: Failure,
-        session: AskingSession,
-        packet: Packet,
-        timeout: float,
-        deadline: float,
-        idempotent: bool,
-    ) -> Failure | Deferred[object]:
-        """Ask again on a new connection if the peer refused because it was about to close this one."""
-        left = deadline - self._clock.seconds()
-        if isinstance(failure.value, Unavailable) and session.leaving and left > 0:
-            return self.ask(packet, timeout, left, idempotent=idempotent)
-        return failure
+    def _find_way(self, call: Call, refusal: Unavailable | None = None) -> None:
+        """Settle a call for which there is no session.
 
-    async def _ask(self, packet: Packet, timeout: float, left: float, idempotent: bool) -> object:
-        deadline = self._clock.seconds() + left
+        :param refusal: why the session refused it that it was in, for the case that its time is over.
+        """
+        if refusal is not None and call.deadline <= self._clock.seconds():
+            call.fail(refusal)
+            return
+        way = Deferred.fromCoroutine(self._ask(call))
+        call.enter(0, lambda _: way.cancel())
+        way.addErrback(_fail, call)
+
+    async def _ask(self, call: Call) -> None:
         if self._clock.seconds() >= self._plain_until:
-            session = await self._wait(self._new_session(), deadline, timeout)
+            session = await self._wait(self._new_session(), call)
             if session is not None:
-                left = max(deadline - self._clock.seconds(), 0.001)
-                return await self.ask(packet, timeout, left, idempotent=idempotent)
-        exchange = PlainExchange(packet)
+                session.send(call)
+                return
+        exchange = PlainExchange(call.packet)
         protocol = PlainProtocol(exchange)
-        await self._wait(self._connect(protocol), deadline, timeout)
-        await self._wait(protocol.finished, deadline, timeout)
-        return exchange.result()
+        await self._wait(self._connect(protocol), call)
+        await self._wait(protocol.finished, call)
+        call.answer.callback(exchange.result())
 
-    async def _wait(self, deferred: Deferred[_T], deadline: float, timeout: float) -> _T:
-        """Wait for *deferred* until *deadline*, which is the end of the caller's *timeout*."""
-        deferred.addTimeout(max(deadline - self._clock.seconds(), 0), self._clock)
+    async def _wait(self, deferred: Deferred[_T], call: Call) -> _T:
+        """Wait for *deferred*, as long as the call has time."""
+        deferred.addTimeout(max(call.deadline - self._clock.seconds(), 0), self._clock)
         try:
             return await deferred
         except DeferredTimeout:
-            raise RequestTimeout(f"no answer within {timeout:g} s", seconds=timeout) from None
+            text = f"no answer within {call.allowed:g} s"
+            raise RequestTimeout(text, seconds=call.allowed) from None
         except CancelledError:
             raise RequestCancelled("the request was cancelled") from None
 
@@ -132,7 +131,7 @@ class Peer:
             deferred.callback(result)
 
     async def _negotiate(self) -> AskingSession | None:
-        protocol = offer(self._clock, self._ours)
+        protocol = offer(self._clock, self._ours, self._find_way)
         await self._connect(protocol)
         protocol.negotiated.addTimeout(OFFER_TIMEOUT, self._clock)
         try:
@@ -185,3 +184,9 @@ class Peer:
             return Failure(ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
         # An endpoint that is cancelled fails with an error of its own.
         return Failure(ConnectionFailed("the client was closed") if self._closed else CancelledError())
+
+
+def _fail(failure: Failure, call: Call) -> None:
+    if not call.answer.called:
+        assert isinstance(failure.value, Exception)
+        call.fail(failure.value)

@@ -6,10 +6,17 @@ when the chunk has been worked through, not fifty times. Outside of a chunk, eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from twisted.logger import Logger
+
+_T = TypeVar("_T")
+
+#: After so many things of one chunk, what they caused is written, so that the other end has something to do
+#: while the rest of the chunk is worked through.
+STRIDE = 64
 
 
 class Turn:
@@ -34,6 +41,22 @@ class Turn:
             with self:
                 self._calls[call] = None
 
+    def strides(self, things: Iterable[_T]) -> Iterator[_T]:
+        """Give *things* one by one, and make the calls that were put off after every :data:`STRIDE` of them."""
+        for count, thing in enumerate(things, 1):
+            yield thing
+            if not count % STRIDE:
+                self._call()
+
+    def _call(self) -> None:
+        """Make the calls that were put off until now."""
+        calls, self._calls = self._calls, {}
+        for call in calls:
+            try:
+                call()
+            except Exception:  # a fault of one connection is none of the others'
+                self._log.failure("at the end of a turn")
+
     def __enter__(self) -> None:
         self._depth += 1
 
@@ -46,12 +69,7 @@ class Turn:
         try:
             # What a call causes in its turn is put off too, and done in the next round.
             while self._depth == 1 and self._calls:
-                calls, self._calls = self._calls, {}
-                for call in calls:
-                    try:
-                        call()
-                    except Exception:  # a fault of one connection is none of the others'
-                        self._log.failure("at the end of a turn")
+                self._call()
         finally:
             self._depth -= 1
 
