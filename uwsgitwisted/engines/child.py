@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -72,9 +73,11 @@ class Child(ProcessProtocol):
         :param count: how many workers there are.
         :raises OSError: if there is no process or file descriptor to be had.
         """
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "uwsgitwisted.engines.worker"]
-        with theirs, open(os.devnull, "rb") as nothing:
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._tokens.close)
+            ours, theirs = map(opened.enter_context, socket.socketpair())
+            nothing = opened.enter_context(open(os.devnull, "rb"))
+            command = [sys.executable, "-m", "uwsgitwisted.engines.worker"]
             self._reactor.spawnProcess(
                 self,
                 command[0],
@@ -88,6 +91,9 @@ class Child(ProcessProtocol):
                     TOKENS_FD: self._tokens.reader,
                 },
             )
+            opened.pop_all()
+        theirs.close()
+        nothing.close()
         terms = Terms(max_message=spec.max_message, node=node)
         protocol = OfferingProtocol(
             terms,
