@@ -106,7 +106,8 @@ class KeptSession:
         if self._poll is not None:
             try:
                 sent = self._sock.send(data)
-                if sent == len(data) and self._poll.poll(max(1, int(deadline.left * 1000))):
+                whole = sent == len(data) and not self._session.sending
+                if whole and self._poll.poll(max(1, int(deadline.left * 1000))):
                     answer = self._take(self._sock.recv(_READ_SIZE), request)
                     if answer is not None:
                         return answer
@@ -131,9 +132,9 @@ class KeptSession:
 
     def _finish(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send *data* and the rest of the request, and wait for the answer."""
-        while data:
+        while data or (data := self._session.data_to_send()):
             yield from send(self._sock, data, deadline)
-            data = self._session.data_to_send()
+            data = b""
         while True:
             data = yield from receive(self._sock, deadline)
             if not data:

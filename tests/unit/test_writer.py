@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
@@ -17,10 +19,11 @@ from uwsgitwisted.transport.turn import Turn
 from uwsgitwisted.transport.writer import Writer, set_keepalive, set_nodelay
 
 
-class IdleReactor:
+class IdleReactor(Clock):
     """Remembers what a transport wants to be told of, and tells it nothing."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.readers: set[Any] = set()
         self.writers: set[Any] = set()
 
@@ -69,7 +72,8 @@ class Pipe:
             data += chunk
 
     def turn(self) -> None:
-        """Do what the reactor does when the socket can be written."""
+        """Do what the reactor does in a turn in which the socket can be written."""
+        self.reactor.advance(0)
         if self.transport in self.reactor.writers and (reason := self.transport.doWrite()):
             self.transport.connectionLost(Failure(reason))
 
@@ -119,17 +123,26 @@ class TestEager:
     def test_close(self, pipe: Pipe) -> None:
         """A connection with nothing waiting is closed in the reactor's next turn."""
         pipe.writer.write(b"last")
-        pipe.writer.close()
-        pipe.writer.close()
+        assert pipe.writer.close()
+        assert pipe.writer.close()
+        assert pipe.lost == []
+        pipe.writer.abort()  # it is closed already, so this does nothing
         pipe.turn()
-        assert len(pipe.lost) == 1
+        assert [failure.type for failure in pipe.lost] == [ConnectionDone]
         assert pipe.read() == b"last"
+
+    def test_abort(self, pipe: Pipe) -> None:
+        """A connection is closed whatever waits."""
+        pipe.writer.write(bytes(5_000_000))
+        pipe.writer.abort()
+        pipe.turn()
+        assert [failure.type for failure in pipe.lost] == [ConnectionAborted]
 
     def test_close_with_bytes_waiting(self, pipe: Pipe) -> None:
         """All that was written goes out before the connection is closed."""
         data = bytes(5_000_000)
         pipe.writer.write(data)
-        pipe.writer.close()
+        assert not pipe.writer.close()
         received = b""
         for _ in range(1_000):
             received += pipe.read()

@@ -171,8 +171,12 @@ class Child(ProcessProtocol):
         """
         while self._has_data() and self._connection.doRead() is None:
             pass
-        self._connection.abortConnection()
-        begun, unbegun = self._pipe.abandon() if self._pipe is not None else ([], [])
+        begun: list[Job] = []
+        unbegun: list[Job] = []
+        if self._pipe is not None:
+            begun, unbegun = self._pipe.abandon()
+        else:
+            self._connection.abortConnection()
         self._tokens.close()
         return begun, unbegun
 

@@ -98,7 +98,6 @@ class Pipe:
         owner: Owner,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
-        self._transport = transport
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._tokens = tokens
@@ -166,6 +165,8 @@ class Pipe:
         """Return, when its process has ended, what it had begun and what it had not."""
         jobs = list(self._given.values())
         self._given.clear()
+        self._closed = True
+        self._writer.abort()
         begun = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
         return jobs[:begun], jobs[begun:]
 

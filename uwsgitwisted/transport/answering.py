@@ -240,7 +240,7 @@ class AnsweringSession:
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("while answering {peer}", failure, peer=self._peer)
-        self._abort()
+        self.abort()
 
     # The connection
 
@@ -288,7 +288,7 @@ class AnsweringSession:
             peer=self._peer,
             seconds=self._write_timeout,
         )
-        self._abort()
+        self.abort()
 
     def _check_idle(self) -> None:
         left = self._heard + self._idle_timeout - self._clock.seconds()
@@ -303,7 +303,8 @@ class AnsweringSession:
 
     def _break_off(self, reason: object) -> None:
         self._log.warn("{peer} broke the protocol of its session: {reason}", peer=self._peer, reason=reason)
-        self._abort()
+        self.abort()
 
-    def _abort(self) -> None:
-        self._transport.abortConnection()  # type: ignore[attr-defined]
+    def abort(self) -> None:
+        """Close the connection now."""
+        self._writer.abort()

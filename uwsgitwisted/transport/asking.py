@@ -62,7 +62,6 @@ class AskingSession:
         self._crossed = crossed
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
-        self._transport = transport
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._alarm = Alarm(clock, self._expire)
@@ -132,7 +131,7 @@ class AskingSession:
                 events = self._session.receive(data)
             except ProtocolError as error:
                 self.connection_lost(error)
-                self._transport.abortConnection()  # type: ignore[attr-defined]
+                self._writer.abort()
                 return
             for event in TURN.strides(events):
                 if isinstance(event, AnswerReceived):
@@ -179,7 +178,7 @@ class AskingSession:
             self._heard = self._clock.seconds()
         elif silent >= 2 * PULSE:
             self.connection_lost(NoAnswer(f"the peer has not given a sign of life for {silent:.0f} s"))
-            self._transport.abortConnection()  # type: ignore[attr-defined]
+            self._writer.abort()
             return
         elif silent >= PULSE:
             self._session.send_ping()

@@ -157,6 +157,7 @@ class ServerProtocol(Protocol):
         self._answer: Deferred[Answer] | None = None
         self._session: AnsweringSession | None = None
         self._ignored = 0
+        self._writer: Writer | None = None
         self._peer = ""
 
     def connectionMade(self) -> None:
@@ -246,12 +247,11 @@ class ServerProtocol(Protocol):
             return
         assert self.transport is not None
         self._state = _State.CLOSING
-        writer = Writer(self.transport)
+        self._writer = Writer(self.transport)
         if data:
-            writer.write(data)
-        if not writer.done:
+            self._writer.write(data)
+        if not self._writer.close():
             self._factory.answers.add(self)
-        writer.close()
 
     def _clear_deadlines(self) -> None:
         for deadlines in (self._factory.headers, self._factory.bodies, self._factory.answers):
@@ -272,7 +272,12 @@ class ServerProtocol(Protocol):
     def abort(self) -> None:
         """Close the connection now."""
         assert self.transport is not None
-        self.transport.abortConnection()  # type: ignore[attr-defined]
+        if self._session is not None:
+            self._session.abort()
+        elif self._writer is not None:
+            self._writer.abort()
+        else:
+            self.transport.abortConnection()  # type: ignore[attr-defined]
 
     def readConnectionLost(self) -> None:
         """Go on answering a peer that has only closed its sending side, if its request is whole."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IPushProducer, ITCPTransport, ITransport, IUNIXTransport
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport, ITransport, IUNIXTransport
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 
@@ -57,7 +59,7 @@ class Writer:
     :param drained: called when the transport has passed on what waited.
     """
 
-    __slots__ = ("_closed", "_drained", "_eager", "_transport", "waiting")
+    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_transport", "waiting")
 
     def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
@@ -67,6 +69,7 @@ class Writer:
         self._eager: FileDescriptor | None = None
         if isinstance(transport, FileDescriptor) and not getattr(transport, "TLS", False):
             self._eager = transport
+        self._ended = False
         #: Whether bytes wait in the transport: write nothing large until ``drained`` is called.
         self.waiting = False
         if self._eager is None:
@@ -86,11 +89,6 @@ class Writer:
         self._eager.registerProducer(self, False)
         self.waiting = True
 
-    @property
-    def done(self) -> bool:
-        """Whether all that was written is known to be out."""
-        return self._eager is not None and not self.waiting
-
     def pauseProducing(self) -> None:
         """Note that the transport's buffer is full; a socket's transport never calls this."""
         self.waiting = True
@@ -107,11 +105,27 @@ class Writer:
     def stopProducing(self) -> None:
         """Do nothing: the protocol learns of the loss of its connection by itself."""
 
-    def close(self) -> None:
-        """Close the connection when all that was written is out."""
+    def close(self) -> bool:
+        """Close the connection when all that was written is out.
+
+        :return: whether that is so already, so that it closes with this turn of the reactor.
+        """
         if self._closed:
-            return
+            return self._ended
         self._closed = True
+        if self._eager is not None and not self.waiting:
+            # loseConnection would wait until the socket is writable, to find that there is nothing to write.
+            self._ended = True
+            self._eager.stopReading()
+            clock = cast(IReactorTime, self._eager.reactor)
+            clock.callLater(0, self._eager.connectionLost, Failure(ConnectionDone()))
+            return True
         if self._eager is None:
             self._transport.unregisterProducer()  # type: ignore[attr-defined]
         self._transport.loseConnection()
+        return False
+
+    def abort(self) -> None:
+        """Close the connection now, whatever waits."""
+        if not self._ended:  # else it is closed with this turn of the reactor
+            self._transport.abortConnection()  # type: ignore[attr-defined]
