@@ -8,9 +8,8 @@ Twisted, the blocking one uses the fields.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from uwsgitwisted.errors import InvalidAddress
 
@@ -32,9 +31,10 @@ OPTIONS: dict[Kind, frozenset[str]] = {
 _SPECIAL = str.maketrans({"\\": "\\\\", ":": "\\:", "=": "\\="})
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where a peer listens.
+
+    A tuple, since each call looks something up by one, and a tuple's hash is quick.
 
     :param kind: how it is reached.
     :param host: a name or an IP address without brackets; empty for a unix socket.

@@ -136,7 +136,7 @@ class KeptSession:
             yield from send(self._sock, data, deadline)
             data = b""
         while True:
-            data = yield from receive(self._sock, deadline)
+            data = yield from receive(self._sock, deadline, more=self._session.unfinished > 0)
             if not data:
                 raise NoAnswer("the connection was lost before the answer came")
             answer = self._take(data, request)

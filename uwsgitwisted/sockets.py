@@ -32,7 +32,7 @@ T = TypeVar("T")
 _POLL_EVENTS = {selectors.EVENT_READ: select.POLLIN, selectors.EVENT_WRITE: select.POLLOUT}
 _READ = selectors.EVENT_READ
 _WRITE = selectors.EVENT_WRITE
-_CHUNK = 65536
+_CHUNK, _LARGE_CHUNK = 65_536, 524_288
 #: A unix socket whose listener's queue is full says so at once and can't be waited for, so it is tried again.
 _FULL_QUEUE_PAUSE = 0.01
 #: No single wait is longer, since the system's own limits are lower than what a float can say.
@@ -187,12 +187,16 @@ def connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
     return sock
 
 
-def receive(sock: socket.socket, deadline: Deadline) -> Steps[bytes]:
-    """Return what the peer sends next, b'' at the end."""
+def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> Steps[bytes]:
+    """Return what the peer sends next, b'' at the end.
+
+    :param more: whether a large message is arriving, so that much is likely to be there already.
+    """
     # TLS may have read already what the socket would be waited for.
-    if type(sock) is socket.socket and not (yield Wait(sock, _READ, deadline.at)):
+    if not more and type(sock) is socket.socket and not (yield Wait(sock, _READ, deadline.at)):
         raise deadline.error("no whole answer")
-    return (yield from _when_ready(sock, partial(sock.recv, _CHUNK), _READ, deadline, "no whole answer"))
+    size = _LARGE_CHUNK if more else _CHUNK
+    return (yield from _when_ready(sock, partial(sock.recv, size), _READ, deadline, "no whole answer"))
 
 
 def describe(error: OSError) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
@@ -11,6 +15,7 @@ from twisted.internet.testing import MemoryReactor
 
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.services.listening import listen, on_loopback, stop_listening
+from uwsgitwisted.transport.writer import RECEIVE_BUFFER
 
 
 @pytest.mark.parametrize(
@@ -107,3 +112,19 @@ def test_stop_what_could_not_be_opened() -> None:
     listener = listen(reactor, "tcp:3033", Factory())
     listener.port.addCallback(lambda _: None)
     assert Deferred.fromCoroutine(stop_listening([listener])).called
+
+
+@pytest.mark.integration
+@pytest_twisted.ensureDeferred
+async def test_what_connections_inherit() -> None:
+    """A connection has TCP_NODELAY from its first byte on, and a bounded buffer."""
+    listener = listen(reactor, "tcp:0:interface=127.0.0.1", Factory())
+    port = await listener.port
+    with socket.create_connection(port.socket.getsockname()):
+        accepted, _ = port.socket.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            # Linux keeps the doubled value; the system's own limit may be lower.
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BUFFER
+    listener.port.addCallback(lambda _: port)
+    await stop_listening([listener])

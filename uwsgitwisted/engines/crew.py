@@ -47,7 +47,8 @@ class Crew:
         self._current: dict[int, Child] = {}
         self._since: dict[Child, float] = {}
         self._coming: dict[int, Deferred[bool]] = {}
-        self._failures: dict[int, int] = {}
+        # How often in a row a worker has failed, by its number and by how long it may be kept waiting for that.
+        self._failures: dict[tuple[int, float], int] = {}
         self._gone: Deferred[None] | None = None
 
     def start(self) -> None:
@@ -61,16 +62,7 @@ class Crew:
         :return: fires with True then, or with False if it doesn't come up and the present one stays.
         """
         coming = self._coming.get(worker_id)
-        if coming is None:
-            coming = self._launch(worker_id)
-        result: Deferred[bool] = Deferred()
-
-        def tell(came: bool) -> bool:
-            result.callback(came)
-            return came
-
-        coming.addCallback(tell)
-        return result
+        return _outcome(self._launch(worker_id) if coming is None else coming)
 
     async def replace_all(self) -> bool:
         """Replace every worker, one after the other.
@@ -78,6 +70,8 @@ class Crew:
         :return: whether all were; after the first that doesn't come up, the rest stay.
         """
         for worker_id in range(1, self._size + 1):
+            if worker_id in self._coming:  # it may have loaded the code before that was changed
+                await _outcome(self._coming[worker_id])
             if not await self.replace(worker_id):
                 return False
         return True
@@ -111,13 +105,15 @@ class Crew:
         predecessor = self._current.get(child.worker_id)
         self._current[child.worker_id] = child
         self._since[child] = self._reactor.seconds()
+        self._failures.pop((child.worker_id, _MAX_DELAY), None)
         if self._gone is not None:
             child.retire()
             return
+        coming = self._coming.pop(child.worker_id)
         self._up(child)
         if predecessor is not None:
             predecessor.retire()
-        self._coming.pop(child.worker_id).callback(True)
+        coming.callback(True)
 
     def _ended(self, how: str, child: Child) -> None:
         self._living.discard(child)
@@ -133,7 +129,7 @@ class Crew:
             del self._current[worker_id]
             self._log.error("[worker {id}] {how}; it is replaced", id=worker_id, how=how)
             if self._reactor.seconds() - since > _YOUNG:
-                self._failures.pop(worker_id, None)
+                self._failures.pop((worker_id, _MAX_DELAY_UP), None)
             self._launch_later(worker_id, _MAX_DELAY_UP)
 
     def _did_not_come_up(self, worker_id: int, how: str) -> None:
@@ -146,11 +142,23 @@ class Crew:
         coming.callback(False)
 
     def _launch_later(self, worker_id: int, limit: float) -> None:
-        failures = self._failures.get(worker_id, 0)
-        self._failures[worker_id] = failures + 1
+        failures = self._failures.get((worker_id, limit), 0)
+        self._failures[worker_id, limit] = failures + 1
         delay = min(_FIRST_DELAY * 2 ** (failures - 1), limit) if failures else 0.0
         self._reactor.callLater(delay, self._launch_if_missing, worker_id)
 
     def _launch_if_missing(self, worker_id: int) -> None:
         if self._gone is None and worker_id not in self._current and worker_id not in self._coming:
             self._launch(worker_id)
+
+
+def _outcome(coming: Deferred[bool]) -> Deferred[bool]:
+    """Return a Deferred that fires with what *coming* fires with, for which others wait as well."""
+    result: Deferred[bool] = Deferred()
+
+    def tell(came: bool) -> bool:
+        result.callback(came)
+        return came
+
+    coming.addCallback(tell)
+    return result

@@ -6,7 +6,6 @@ before the colon, and it is an :data:`EngineParser`.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from uwsgitwisted.engines.inline import InlineEngine
 from uwsgitwisted.engines.pool import ExecutorEngine
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.handlers.module import load_module
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 
 #: What a service uses that isn't told.
@@ -93,7 +93,7 @@ def _executor(argument: str) -> EngineMaker:
         raise ValueError("write 'executor:module:callable'; the callable returns a concurrent.futures.Executor")
 
     def make() -> Executor:
-        executor: Executor = getattr(importlib.import_module(module), name)()
+        executor: Executor = getattr(load_module(module), name)()
         return executor
 
     return _in_executor(make, f"executor:{argument}")

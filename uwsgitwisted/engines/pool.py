@@ -7,35 +7,44 @@ until it is done.
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
 from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
 from uwsgitwisted.errors import RequestCancelled, StartupError, Unavailable, UnknownModifier, WorkerDied
 from uwsgitwisted.interfaces import IEngine, Request
+from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
 from uwsgitwisted.wire.packet import Packet
 
 #: What a call gives back: an answer, or a failure's vars block.
 Outcome = tuple[Packet | None, bytes]
 
+#: Seconds that an executor gets to be shut down in, by whether there is time for that at all. It waits for the
+#: calls that it can't end, for which nobody else waits any more.
+_PATIENCE = {True: 5.0, False: 0.5}
+
 _tables: dict[str, HandlerTable] = {}
 _loading = threading.Lock()
 
 
-def call(spec: str, node: str, packet: Packet) -> Outcome:
+def call(spec: str, node: str, packet: Packet, number: int) -> Outcome:
     """Run a handler; this is what the executor is given, wherever it calls it.
 
     An exception comes back as a failure's vars block, since not every exception can be pickled.
 
     :param spec: which handlers, as :meth:`WorkerSpec.encode` gives it; each process loads them once.
     :param node: the node's name, for error texts.
+    :param number: another one for each request: Dask runs calls with equal arguments only once.
     """
     try:
         with _loading:
@@ -70,6 +79,8 @@ class ExecutorEngine:
     :param node: the node's name, for error texts.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         reactor: Any,
@@ -88,22 +99,53 @@ class ExecutorEngine:
         self._node = node
         self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue, node=node)
         self._executor: Executor | None = None
+        self._patience = 0.0
+        self._overdue = Alarm(reactor, self._end)
+        self._ended: Deferred[None] = Deferred()
+        # It begins anywhere, since the executor may have seen an earlier process of this node.
+        self._numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))
 
     def start(self) -> Deferred[None]:
         """Make the executor."""
         try:
             self._executor = self._make()
+        except StartupError as error:
+            return fail(StartupError(f"--engine {self.description}: {error}"))
         except Exception as error:
             return fail(StartupError(f"--engine {self.description}: {type(error).__name__}: {error}"))
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:
         """Let what runs finish for up to *seconds*, then shut the executor down and leave the rest to it."""
+        self._patience = _PATIENCE[seconds > 0]
+        if self._overdue.running:
+            self._overdue.set(self._patience)
         return self._waiting.stop(seconds).addCallback(lambda _: self._shut_down())
 
-    def _shut_down(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+    def _shut_down(self) -> Deferred[None]:
+        """Shut the executor down.
+
+        It is waited for, for a while: this process may end by a signal, which leaves a pool's processes behind.
+        """
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return succeed(None)
+        self._overdue.set(self._patience)
+
+        def shut_down() -> None:
+            try:
+                executor.shutdown()
+            except Exception:
+                self._log.failure("the executor could not be shut down")
+            self._reactor.callFromThread(self._end)
+
+        threading.Thread(target=shut_down, daemon=True).start()
+        return self._ended
+
+    def _end(self) -> None:
+        self._overdue.clear()
+        if not self._ended.called:
+            self._ended.callback(None)
 
     def submit(self, request: Request) -> Deferred[Packet]:
         """Hand *request* to the executor."""
@@ -113,7 +155,7 @@ class ExecutorEngine:
         if self._executor is None:
             return fail(Unavailable("the node is starting"))
         try:
-            future = self._executor.submit(call, self._spec, self._node, request.packet)
+            future = self._executor.submit(call, self._spec, self._node, request.packet, next(self._numbers))
         except RuntimeError as error:  # a pool whose processes have died takes nothing more
             return fail(WorkerDied(f"the executor is broken: {error}"))
 

@@ -123,9 +123,9 @@ class ProcessEngine:
         self._check_drained()
 
     def _check_drained(self) -> None:
-        if self._queue or any(child.pipe.given for child in self._children):
+        if not self._stopping or self._drained.called:
             return
-        if self._stopping and not self._drained.called:
+        if not self._queue and not any(child.pipe.given for child in self._children):
             self._drained.callback(None)
 
     # Workers
@@ -177,12 +177,14 @@ class ProcessEngine:
         job = Job(request, self._reactor.seconds(), self._withdraw)
         answer = job.answer
         self._queue.append(job)
-        self._dispatch()
+        if len(self._queue) == 1:  # where others wait already, no worker has room
+            self._dispatch()
         return answer
 
     def _withdraw(self, job: Job) -> None:
         if job in self._queue:
             self._queue.remove(job)
+            self._check_drained()
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
@@ -193,8 +195,9 @@ class ProcessEngine:
             job = self._queue.popleft()
             if job.deadline <= now:
                 job.settle(RequestTimeout("its caller's time was over before a worker was free"))
-            else:
+            elif not job.abandoned:  # a worker had it when its caller withdrew it
                 self._give(child, job, now)
+        self._check_drained()
 
     def _emptiest(self) -> Child | None:
         """Return the worker with the fewest requests that may be given one."""
@@ -220,7 +223,7 @@ class ProcessEngine:
         """Give out what waits, once what is going on now has been worked through."""
         if self._queue:
             TURN.at_end(self._dispatch)
-        elif self._stopping:
+        else:
             self._check_drained()
 
     # Time limits

@@ -65,12 +65,22 @@ class ClusterService(Service):
             self._listeners.append(listen(self._reactor, description, self._factory))
 
     def startService(self) -> None:
-        """Start the engine; requests that come before it is ready wait."""
+        """Start the engine; requests that come before it is ready wait.
+
+        :raises StartupError: if it is known at once that it can't be started.
+        """
         super().startService()  # type: ignore[no-untyped-call]
         if not self._listeners:
             self.privilegedStartService()
         self._signals.take(signal.SIGHUP, self.reload)
-        self._begin().addErrback(self._broken)
+        begun = self._begin()
+        if begun.called and isinstance(
+            begun.result, Failure
+        ):  # the reactor doesn't run yet: it can't be stopped
+            failure = begun.result
+            begun.addErrback(lambda _: None)
+            failure.raiseException()
+        begun.addErrback(self._broken)
 
     def _begin(self) -> Deferred[None]:
         return self._engine.start().addCallback(self._announce)
@@ -86,7 +96,7 @@ class ClusterService(Service):
 
     def _broken(self, failure: Failure) -> None:
         self._log.failure("the service can't start", failure)
-        self._reactor.stop()  # type: ignore[attr-defined]
+        self._reactor.callWhenRunning(self._reactor.stop)  # type: ignore[attr-defined]
 
     def stopService(self) -> Deferred[None]:
         """Take no new request, finish what was taken, and end.

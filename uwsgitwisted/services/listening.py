@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -12,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.transport.writer import RECEIVE_BUFFER
 
 _log = Logger()
 _BACKLOG = 1_024
@@ -45,6 +47,19 @@ def _with_backlog(description: str) -> str:
     return f"{description}:backlog={_BACKLOG}"
 
 
+def _set_options(port: IListeningPort) -> IListeningPort:
+    """Set the options of the connections of a TCP port: they inherit what is set on it.
+
+    TCP_NODELAY, since small packets would wait for the peer's delayed acknowledgements; and a bound for what
+    the kernel takes ahead of us, behind which a small message would wait.
+    """
+    listener = getattr(port, "socket", None)
+    if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    return port
+
+
 class Listener(NamedTuple):
     """An endpoint description and the port that it has opened."""
 
@@ -59,6 +74,7 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     """
     try:
         port = serverFromString(reactor, _with_backlog(description)).listen(factory)
+        port.addCallback(_set_options)
     except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
         raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error
     except (ValueError, TypeError, OSError) as error:

@@ -14,7 +14,7 @@ from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, 
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.turn import TURN
-from uwsgitwisted.transport.writer import Writer
+from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
@@ -125,6 +125,7 @@ class AnsweringSession:
         if unfinished == self._unfinished:
             return
         self._unfinished = unfinished
+        read_more_at_once(self._transport, unfinished > 0)
         if unfinished:
             self._body_alarm.set(self._body_timeout)
         else:

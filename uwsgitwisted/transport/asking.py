@@ -19,7 +19,7 @@ from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.turn import TURN
-from uwsgitwisted.transport.writer import Writer
+from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     MAX_ID,
@@ -62,6 +62,7 @@ class AskingSession:
         self._crossed = crossed
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
+        self._transport = transport
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._alarm = Alarm(clock, self._expire)
@@ -71,6 +72,7 @@ class AskingSession:
         self._pulse = Alarm(clock, self._check_pulse)
         self._heard = 0.0
         self._lost = False
+        self._reading_more = False
         #: Whether the peer, or this side, said that no further request will be taken.
         self.leaving = False
 
@@ -142,6 +144,9 @@ class AskingSession:
                     self.leaving = True
             if self._held:
                 self._send_held()
+            if (self._session.unfinished > 0) != self._reading_more:
+                self._reading_more = not self._reading_more
+                read_more_at_once(self._transport, self._reading_more)
             if self.leaving and not self._pending:
                 self.close()
             else:

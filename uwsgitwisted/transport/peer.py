@@ -17,7 +17,7 @@ from uwsgitwisted.transport.asking import AskingSession, offer
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
 from uwsgitwisted.transport.plain import PlainProtocol
-from uwsgitwisted.transport.writer import set_keepalive, set_nodelay
+from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
@@ -160,6 +160,7 @@ class Peer:
     def _connected(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> None:
         set_nodelay(protocol.transport)
         set_keepalive(protocol.transport)
+        bound_buffer(protocol.transport)
         self._connections.add(protocol)
         protocol.lost.addCallback(lambda _: self._connections.discard(protocol))
 

@@ -163,7 +163,6 @@ class ServerProtocol(Protocol):
     def connectionMade(self) -> None:
         """Start to wait for a header."""
         assert self.transport is not None
-        set_nodelay(self.transport)
         self._peer = peer_name(self.transport.getPeer())
         self._factory.opened(self)
         self._factory.headers.add(self)
@@ -215,6 +214,7 @@ class ServerProtocol(Protocol):
     def _begin_session(self, ours: Terms, theirs: Terms) -> None:
         assert self.transport is not None
         self._state = _State.SESSION
+        set_nodelay(self.transport)
         set_keepalive(self.transport)
         self._session = AnsweringSession(
             self.transport,

@@ -17,6 +17,13 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTranspo
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+#: How many bytes a socket is read for at once: usually, and while a large message arrives.
+READ_SIZE, LARGE_READ_SIZE = FileDescriptor.bufferSize, 4 * FileDescriptor.bufferSize
+
+#: How many bytes the kernel takes ahead, where it would take megabytes, for which a small message would wait
+#: behind a large one. On a way of 10 ms, this bounds one connection to about 50 MB/s.
+RECEIVE_BUFFER = 512 * 1024
+
 
 def _is_tcp(transport: object) -> TypeGuard[ITCPTransport]:
     # A UNIX socket's transport inherits from TCP's.
@@ -30,6 +37,19 @@ def set_nodelay(transport: object) -> None:
     """
     if _is_tcp(transport):
         transport.setTcpNoDelay(True)
+
+
+def bound_buffer(transport: object) -> None:
+    """Have the kernel take no more than :data:`RECEIVE_BUFFER` of a TCP connection ahead of us."""
+    connection = getattr(transport, "getHandle", lambda: None)() if _is_tcp(transport) else None
+    if isinstance(connection, socket.socket):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
+def read_more_at_once(transport: object, more: bool) -> None:
+    """Have a socket's transport read larger chunks while a large message arrives."""
+    if isinstance(transport, FileDescriptor):
+        transport.bufferSize = LARGE_READ_SIZE if more else READ_SIZE
 
 
 def set_keepalive(transport: object) -> None:

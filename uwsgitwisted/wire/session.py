@@ -213,7 +213,7 @@ class _Incoming:
 
     kind: int
     head: tuple[int, int, int, int, int]
-    pieces: list[bytes]
+    pieces: list[bytes | memoryview]
     have: int
 
 
@@ -237,9 +237,9 @@ class _Outgoing:
                 SESSION, MAX_PAYLOAD, self.kind, self.id, modifier1, modifier2, len(payload), self.time
             )
             return head + payload[:FIRST_PIECE]
-        piece = payload[start : start + NEXT_PIECE]
+        piece = memoryview(payload)[start : start + NEXT_PIECE]
         self.position = start + len(piece)
-        return _SHORT_FRAME.pack(SESSION, len(piece) + _ID_SIZE, MORE, self.id) + piece
+        return b"".join((_SHORT_FRAME.pack(SESSION, len(piece) + _ID_SIZE, MORE, self.id), piece))
 
     @property
     def remaining(self) -> int:
@@ -367,7 +367,7 @@ class Session:
         incoming = self._incoming.get(_id_of(payload))
         if incoming is None:  # the rest of a message whose request was cancelled
             return None
-        piece = payload[_ID_SIZE:]
+        piece = memoryview(payload)[_ID_SIZE:]
         size = incoming.head[3]
         incoming.pieces.append(piece)
         incoming.have += len(piece)
