@@ -101,13 +101,15 @@ class KeptSession:
 
         The request goes out in one piece and the answer comes in one, or :meth:`ask`'s steps do the rest.
         """
-        request, data = self._begin(packet, deadline)
+        request = next(self._ids) & MAX_ID
+        self._session.send_request(request, packet, deadline.seconds)
+        data = self._session.data_to_send()
         sent = 0
         if self._poll is not None:
             try:
                 sent = self._sock.send(data)
                 whole = sent == len(data) and not self._session.sending
-                if whole and self._poll.poll(max(1, int(deadline.left * 1000))):
+                if whole and self._poll.poll(int(deadline.seconds * 1000) + 1):
                     answer = self._take(self._sock.recv(_READ_SIZE), request)
                     if answer is not None:
                         return answer
@@ -121,14 +123,9 @@ class KeptSession:
         :raises MessageTooLarge: if the peer doesn't take so large a message; nothing is sent.
         :raises NoAnswer: if it closes the connection instead.
         """
-        request, data = self._begin(packet, deadline)
-        return (yield from self._finish(request, data, deadline))
-
-    def _begin(self, packet: Packet, deadline: Deadline) -> tuple[int, bytes]:
-        """Return a new request's id and its first bytes."""
         request = next(self._ids) & MAX_ID
         self._session.send_request(request, packet, deadline.left)
-        return request, self._session.data_to_send()
+        return (yield from self._finish(request, self._session.data_to_send(), deadline))
 
     def _finish(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send *data* and the rest of the request, and wait for the answer."""
@@ -207,18 +204,19 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
 
 
 def ask_now(address: Address, packet: Packet, deadline: Deadline) -> object:
-    """Do all that :func:`ask` does."""
+    """Do all that :func:`ask` does, with as little as possible around what nearly every call is."""
     session = _kept.sessions.pop(address, None)
-    if session is None:
-        return drive(ask(address, packet, deadline))
-    if not session.usable:
-        session.close()
+    if session is None or not session.usable:
+        if session is not None:
+            session.close()
         return drive(ask(address, packet, deadline))
     with _Use(address, session):
         answer = session.ask_now(packet, deadline)
+    if isinstance(answer, Packet):
+        return decode_answer(answer)
     if isinstance(answer, Unavailable) and session.leaving:
         return drive(ask(address, packet, deadline))
-    return _result(answer)
+    raise answer
 
 
 def _result(answer: Packet | UwsgiError) -> object:

@@ -6,7 +6,7 @@ computes holds up every connection meanwhile, and no time limit ends it: for tha
 
 from __future__ import annotations
 
-import inspect
+from types import CoroutineType
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -62,10 +62,10 @@ class InlineEngine:
             return fail(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))
         try:
             result = handler.run(packet)
-            if inspect.iscoroutine(result):
-                result = Deferred.fromCoroutine(result)
-            if not isinstance(result, Deferred):
+            if not isinstance(result, (Deferred, CoroutineType)):
                 return handler.answer(packet, result)
+            if isinstance(result, CoroutineType):
+                result = Deferred.fromCoroutine(result)
         except (Exception, SystemExit) as error:
             return fail(describe(error, node=self._node))
         answer = result.addCallback(lambda value: handler.answer(packet, value)).addErrback(self._describe)

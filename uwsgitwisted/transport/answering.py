@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.turn import STRIDE, TURN
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet
@@ -103,7 +103,8 @@ class AnsweringSession:
         self._heard = self._clock.seconds()
         with TURN:
             try:
-                for event in TURN.strides(self._session.receive(data)):
+                events = self._session.receive(data)
+                for event in TURN.strides(events) if len(events) > STRIDE else events:
                     if isinstance(event, RequestReceived):
                         if self._received or self._full:
                             self._hold(event)
@@ -116,14 +117,13 @@ class AnsweringSession:
             except ProtocolError as error:
                 self._break_off(error)
                 return
-            self._watch_unfinished()
+            unfinished = self._session.unfinished
+            if unfinished != self._unfinished:
+                self._watch_unfinished(unfinished)
             TURN.at_end(self._flush)
 
-    def _watch_unfinished(self) -> None:
+    def _watch_unfinished(self, unfinished: int) -> None:
         """Give a peer that is sending a large message its time for each step of it."""
-        unfinished = self._session.unfinished
-        if unfinished == self._unfinished:
-            return
         self._unfinished = unfinished
         read_more_at_once(self._transport, unfinished > 0)
         if unfinished:
@@ -208,6 +208,7 @@ class AnsweringSession:
     def _succeed(self, answer: Answer, request: int, asked: Packet) -> None:
         if self._running.pop(request, None) is not None:  # else withdrawn
             self._answer(answer, request, asked)
+            TURN.at_end(self._flush)
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
@@ -216,7 +217,6 @@ class AnsweringSession:
             self._session.send_answer(request, packet)
         except MessageTooLarge as error:
             self._session.send_error(request, encode_failure(error))
-        TURN.at_end(self._flush)
 
     def _fail(self, failure: Failure, request: int) -> None:
         if self._running.pop(request, None) is None:  # withdrawn

@@ -18,7 +18,7 @@ from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.turn import STRIDE, TURN
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
@@ -135,7 +135,7 @@ class AskingSession:
                 self.connection_lost(error)
                 self._writer.abort()
                 return
-            for event in TURN.strides(events):
+            for event in TURN.strides(events) if len(events) > STRIDE else events:
                 if isinstance(event, AnswerReceived):
                     self._settle(event.id, event.packet)
                 elif isinstance(event, ErrorReceived):

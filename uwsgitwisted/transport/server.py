@@ -168,10 +168,8 @@ class ServerProtocol(Protocol):
         self._factory.headers.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes: of the session, of the first packet, or that nothing is expected of."""
-        if self._session is not None:
-            self._session.data_received(data)
-        elif self._state in (_State.HEADER, _State.BODY):
+        """Take bytes of the first packet, or that nothing is expected of. A session takes its bytes itself."""
+        if self._state in (_State.HEADER, _State.BODY):
             self._receive_first(data)
         else:
             self._ignored += len(data)
@@ -228,6 +226,7 @@ class ServerProtocol(Protocol):
             idle_timeout=self._limits.idle_timeout,
             tracebacks=self._factory.tracebacks,
         )
+        self.dataReceived = self._session.data_received  # type: ignore[method-assign]
         if rest := self._decoder.rest():
             self._session.data_received(rest)
 

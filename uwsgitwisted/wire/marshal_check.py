@@ -270,10 +270,14 @@ def _is_run(data: bytes, position: int, count: int) -> bool:
     return width < _BYTES and data[position : position + count * width : width] == _CODES[code] * count
 
 
-def _walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C901 - calls would double its time
+#: What reading past the end raises.
+OVERRUN: Final = (IndexError, struct.error)
+
+
+def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C901 - calls would double its time
     """Return *data* as C is to get it, after a walk over all of it.
 
-    A position past the end is not looked for at each step: reading there raises IndexError or struct.error.
+    A position past the end is not looked for at each step: reading there raises one of :data:`OVERRUN`.
     """
     size = len(data)
     position = owed = 0  # owed: how many values the containers around the innermost still wait for
@@ -343,6 +347,11 @@ def _walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C
     return rare.rewrite(modern) if rare else data
 
 
+def overrun(data: bytes) -> UnsafeObject:
+    """Return the error that :data:`OVERRUN` means."""
+    return _unsafe(len(data), "the bytes end within a value")
+
+
 def check(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_SHARED) -> bytes:
     """Return *data* in a form that C's ``marshal.loads`` can be trusted with.
 
@@ -357,6 +366,6 @@ def check(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_
         says what, and at which offset.
     """
     try:
-        return _walk(data, depth_limit, shared_limit)
-    except (IndexError, struct.error):
-        raise _unsafe(len(data), "the bytes end within a value") from None
+        return walk(data, depth_limit, shared_limit)
+    except OVERRUN:
+        raise overrun(data) from None

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from uwsgitwisted.errors import UnencodableMessage, UnsafeObject
-from uwsgitwisted.wire.marshal_check import MAX_DEPTH, MAX_SHARED, check
+from uwsgitwisted.wire.marshal_check import MAX_DEPTH, MAX_SHARED, OVERRUN, check, overrun, walk
 
 __all__ = ["MAX_DEPTH", "MAX_SET_DEPTH", "MAX_SHARED", "VERSION", "check", "dumps", "loads"]
 
@@ -35,7 +35,10 @@ def loads(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_
     :param shared_limit: how many bytes references may add to the value if it were written without them.
     :raises UnsafeObject: if the bytes are broken or hold anything but the allowed types.
     """
-    checked = check(data, depth_limit=depth_limit, shared_limit=shared_limit)
+    try:
+        checked = walk(data, depth_limit, shared_limit)
+    except OVERRUN:
+        raise overrun(data) from None
     try:
         value: object = marshal.loads(checked)  # noqa: S302 - checked
     except (TypeError, ValueError, MemoryError) as error:
@@ -74,6 +77,9 @@ def dumps(value: Any) -> bytes:
         return marshal.dumps(value, VERSION)
     except ValueError as error:
         raise UnencodableMessage(f"marshal can't write the value: {error}") from error
+    except MemoryError as error:
+        # From 3.11 on, also for two members of a set that have the same bytes and no order: complex NaNs.
+        raise UnencodableMessage("marshal can't write the value: no memory, or NaNs in a set") from error
 
 
 def _is_shallow_and_plain(value: object, depth: int = _SHALLOW) -> bool:

@@ -418,6 +418,8 @@ class Session:
     @property
     def unfinished(self) -> int:
         """How many bytes have arrived of messages that are not whole yet."""
+        if not self._incoming:
+            return 0
         return sum(incoming.have for incoming in self._incoming.values())
 
     # Sending
@@ -451,7 +453,7 @@ class Session:
         :param took: how long its handler ran, in seconds.
         :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
         """
-        self._send(ANSWER, request, packet, min(int(took * 1_000_000), _MAX_TIME))
+        self._send(ANSWER, request, packet, min(int(took * 1_000_000), _MAX_TIME) if took else 0)
 
     def send_error(self, request: int, failure: bytes, took: float = 0.0) -> None:
         """Answer a request with a failure, in the form of :mod:`~uwsgitwisted.wire.failure`."""
@@ -476,7 +478,8 @@ class Session:
         size = len(payload)
         if size <= FIRST_PIECE and (size <= self._limit or kind == ERROR):
             head = _pack_frame(SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, time)
-            self._queue(head + payload)
+            self._frames.append(head + payload)
+            self._frames_size += _FRAME_SIZE + size
             return
         self.check_size(size)
         self._waiting.append(_Outgoing(kind, request, packet, time))
@@ -513,7 +516,12 @@ class Session:
         :param size: about how many; a piece of a large message comes among them if there is one.
         """
         if not self._sending and not self._waiting:
-            return self._take_frames(size)
+            frames = self._frames
+            if len(frames) == 1:
+                self._frames = []
+                self._frames_size = 0
+                return frames[0]
+            return self._take_frames(size) if frames else b""
         self._start_waiting()
         while self._sending:
             outgoing = self._sending.popleft()

@@ -1,0 +1,1 @@
+"""How fast this package is beside what else there is; docs/performance.md says how to read the tables."""

@@ -1,0 +1,84 @@
+"""Tiny tasks through two worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.pool
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+from benchmarks.drivers.pace import in_flight, react
+from benchmarks.messages import ECHO, SMALL
+
+_PROCESSES = 2
+_IN_FLIGHT = 100
+#: How many tasks a pool that takes all at once is given for each second that it is to run.
+_TASKS_A_SECOND = 60_000
+
+
+def echo(message: object) -> object:
+    """Do what the node's handler does."""
+    return message
+
+
+def ours(_port: int, seconds: float) -> float:
+    """Return how many tasks a second our engine runs, without a node."""
+    from uwsgitwisted.engines.processes import ProcessEngine
+    from uwsgitwisted.engines.worker import WorkerSpec
+    from uwsgitwisted.interfaces import Request
+    from uwsgitwisted.wire.message import decode_answer, encode_request
+
+    async def main(reactor: Any) -> float:
+        spec = WorkerSpec("uwsgitwisted.handlers.marshal:load", {"module": "benchmarks.handlers"})
+        engine = ProcessEngine(reactor, spec, processes=_PROCESSES, timeout=60)
+        await engine.start()
+
+        def ask() -> Any:
+            return engine.submit(Request(encode_request(33, ECHO, SMALL))).addCallback(decode_answer)
+
+        rate = await in_flight(ask, seconds, _IN_FLIGHT)
+        await engine.stop(10)
+        return rate
+
+    rate: float = react(main)
+    return rate
+
+
+def imap(_port: int, seconds: float) -> float:
+    """Return how many tasks a second ``multiprocessing.Pool.imap`` runs, one a message."""
+    number = int(_TASKS_A_SECOND * seconds)
+    with multiprocessing.Pool(_PROCESSES) as pool:
+        deque(pool.imap(echo, repeat(SMALL, 200), chunksize=1), maxlen=0)
+        start = perf_counter()
+        deque(pool.imap(echo, repeat(SMALL, number), chunksize=1), maxlen=0)
+        return number / (perf_counter() - start)
+
+
+def apply_async(_port: int, seconds: float) -> float:
+    """Return how many tasks a second ``Pool.apply_async`` runs, 100 under way."""
+    with multiprocessing.Pool(_PROCESSES) as pool:
+        return _window(lambda: pool.apply_async(echo, (SMALL,)).get, seconds)
+
+
+def executor(_port: int, seconds: float) -> float:
+    """Return how many tasks a second a ``ProcessPoolExecutor`` runs, 100 under way."""
+    with ProcessPoolExecutor(_PROCESSES) as pool:
+        return _window(lambda: pool.submit(echo, SMALL).result, seconds)
+
+
+def _window(submit: Callable[[], Callable[[], object]], seconds: float) -> float:
+    """Return how many results a second come if the oldest is taken whenever 100 tasks are under way."""
+    waiting = deque(submit() for _ in range(_IN_FLIGHT))
+    done = 0
+    start = perf_counter()
+    while (elapsed := perf_counter() - start) < seconds:
+        waiting.popleft()()
+        waiting.append(submit())
+        done += 1
+    for result in waiting:
+        result()
+    return done / elapsed

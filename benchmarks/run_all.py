@@ -1,0 +1,38 @@
+"""Runs every benchmark, for docs/performance.md: ``python -m benchmarks.run_all [--quick]``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import ModuleType
+
+from benchmarks import calls, engine, fair, idle, large, objects, ping, plain
+from benchmarks.harness import machine, scale_from
+
+BENCHMARKS: tuple[ModuleType, ...] = (calls, engine, plain, large, idle, ping, fair, objects)
+
+
+def main() -> int:
+    """Run them one after another, and print each one's tables as soon as they are there.
+
+    :return: how many have failed; the others' tables are printed all the same.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    scale = scale_from(__doc__)
+    print(f"{machine()}; {scale.rounds} rounds, runs of {scale.seconds:g} s")
+    failed = 0
+    for benchmark in BENCHMARKS:
+        print(f"\n### {benchmark.__name__.rpartition('.')[2]}\n", flush=True)
+        try:
+            tables = benchmark.run(scale)
+        except Exception:
+            traceback.print_exc()
+            failed += 1
+        else:
+            print("\n\n".join(table.markdown() for table in tables), flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A request in an engine's hands: who waits for it, and until when."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
+
+from uwsgitwisted.engines.job import Job
+from uwsgitwisted.errors import RequestCancelled, WorkerDied
+from uwsgitwisted.interfaces import Request
+from uwsgitwisted.wire.packet import Packet
+
+PACKET = Packet(33, 0, b"N")
+
+
+def _job(**known: Any) -> tuple[Job, list[Job], list[Any]]:
+    """Return a job, whom it was withdrawn from, and its results."""
+    withdrawn: list[Job] = []
+    results: list[Any] = []
+    job = Job(Request(PACKET, **known), 100.0, withdrawn.append)
+    job.answer.addCallbacks(results.append, lambda failure: results.append(failure.value))
+    return job, withdrawn, results
+
+
+def test_what_it_knows() -> None:
+    """It has the request's bytes, and until when its caller waits, in the reactor's time."""
+    job, _, _ = _job(seconds=2.5, idempotent=True)
+    assert (job.packet, job.deadline, job.idempotent, job.crashes, job.error) == (PACKET, 102.5, True, 0, None)
+    assert _job()[0].deadline == math.inf
+    assert not _job()[0].idempotent
+
+
+@pytest.mark.parametrize("result", [PACKET, WorkerDied("it died"), Failure(WorkerDied("it died"))])
+def test_settling(result: Any) -> None:
+    """It fires once with the first result; a later one is dropped."""
+    job, withdrawn, results = _job()
+    assert not job.abandoned
+    job.settle(result)
+    job.settle(Packet(33, 0, b"late"))
+    job.settle(ValueError("late"))
+    assert results == [result.value if isinstance(result, Failure) else result]
+    assert job.abandoned
+    assert withdrawn == []
+
+
+def test_cancelling() -> None:
+    """Its caller's cancel withdraws it once and fails with our error; an answer that comes then is dropped."""
+    job, withdrawn, results = _job()
+    job.answer.cancel()
+    assert withdrawn == [job]
+    (error,) = results
+    assert isinstance(error, RequestCancelled)
+    assert not isinstance(error, CancelledError)
+    assert job.abandoned
+    job.settle(PACKET)
+    assert len(results) == 1
+
+
+def test_cancelling_what_is_settled() -> None:
+    """A cancel after the answer does nothing."""
+    job, withdrawn, results = _job()
+    answer = job.answer
+    job.settle(PACKET)
+    answer.cancel()
+    assert (withdrawn, results) == ([], [PACKET])

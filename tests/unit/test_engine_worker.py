@@ -1,0 +1,341 @@
+"""What runs in a worker process, run here in a thread: tokens, deadlines, failures, limits, the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from uwsgitwisted.engines.worker import HandlerTable, Worker, WorkerSpec, main
+from uwsgitwisted.errors import (
+    MessageTooLarge,
+    RemoteError,
+    RequestCancelled,
+    RequestTimeout,
+    StartupError,
+    UnknownModifier,
+)
+from uwsgitwisted.handlers.handler import Handler
+from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import (
+    AnswerReceived,
+    ErrorReceived,
+    Event,
+    GoodbyeReceived,
+    Role,
+    Session,
+    Terms,
+    granted,
+    offer,
+)
+
+LIMIT = 100_000
+PATIENCE = 10
+
+
+def _exit() -> None:
+    sys.exit("leaving")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+ACTIONS: dict[bytes, Callable[[], Any]] = {
+    b"raise": lambda: _raise(KeyError("x")),
+    b"exit": _exit,
+    b"memory": lambda: _raise(MemoryError()),
+    b"ours": lambda: _raise(RequestTimeout("another node's")),
+}
+
+
+class Front:
+    """A worker in a thread, and the front's end of its pipe."""
+
+    def __init__(self, **limits: Any) -> None:
+        #: What was run, in order.
+        self.ran: list[bytes] = []
+        self.ours, theirs = socket.socketpair()
+        self.ours.settimeout(PATIENCE)
+        reader, self.tokens = os.pipe()
+        os.set_blocking(reader, False)
+        self._descriptors = (reader, self.tokens)
+        self.ended: list[BaseException | None] = []
+        spec = WorkerSpec("nothing:load", max_message=LIMIT, **limits)
+        worker = Worker(theirs, reader, spec, {33: Handler(self._run, _answer)}, "n1 worker 1")
+
+        def serve() -> None:
+            with theirs:
+                try:
+                    worker.serve()
+                except BaseException as error:
+                    self.ended.append(error)
+                else:
+                    self.ended.append(None)
+
+        self.thread = threading.Thread(target=serve)
+        self.thread.start()
+        self.session = Session(Role.CLIENT, Terms(), Terms())
+        self._early: list[Event] = []
+
+    def _run(self, request: Packet) -> bytes:
+        self.ran.append(request.payload)
+        return ACTIONS[request.payload]() if request.payload in ACTIONS else request.payload
+
+    def negotiate(self, first: bytes | None = None, behind: bytes = b"") -> Terms:
+        """Offer a session and return what the worker grants."""
+        self.ours.sendall((offer(Terms()) if first is None else first) + behind)
+        decoder = PacketDecoder(count=1)
+        (packet,) = decoder.receive(self.ours.recv(65_536))
+        self._early = self.session.receive(decoder.rest())
+        terms = granted(packet)
+        assert terms is not None
+        return terms
+
+    def put(self, number: int) -> None:
+        """Let the worker begin *number* requests."""
+        os.write(self.tokens, bytes(number))
+
+    def ask(self, *payloads: bytes, start: int = 1, **known: Any) -> None:
+        """Give requests, in one write."""
+        for request, payload in enumerate(payloads, start):
+            self.session.send_request(request, Packet(known.pop("modifier1", 33), 5, payload), **known)
+        self.flush()
+
+    def flush(self) -> None:
+        while data := self.session.data_to_send():
+            self.ours.sendall(data)
+
+    def events(self, number: int) -> list[Event]:
+        """Return the next events."""
+        found, self._early = self._early, []
+        while len(found) < number:
+            data = self.ours.recv(65_536)
+            assert data, f"the worker ended after {found!r}"
+            found += self.session.receive(data)
+        return found
+
+    def close(self) -> None:
+        self.ours.close()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+def _answer(request: Packet, value: object) -> Packet:
+    assert isinstance(value, bytes)
+    return Packet(33, request.modifier2, value * (LIMIT if request.payload == b"large" else 1))
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    """Give a worker that has no limits but one of size."""
+    made = Front()
+    yield made
+    made.close()
+
+
+def test_requests(front: Front) -> None:
+    """Requests are run in the order in which they came, each answered with how long it took."""
+    assert front.negotiate().max_message == LIMIT
+    front.put(3)
+    front.ask(b"a", b"b", b"c")
+    events = front.events(3)
+    assert [(event.id, event.packet) for event in events if isinstance(event, AnswerReceived)] == [
+        (1, Packet(33, 5, b"a")),
+        (2, Packet(33, 5, b"b")),
+        (3, Packet(33, 5, b"c")),
+    ]
+    assert all(0 <= event.took < PATIENCE for event in events if isinstance(event, AnswerReceived))
+
+
+def test_requests_behind_the_offer(front: Front) -> None:
+    """A front may send requests with its offer; one that tells no terms gets a session all the same."""
+    front.put(1)
+    front.session.send_request(1, Packet(33, 5, b"early"))
+    front.negotiate(first=encode_packet(Packet(PING, 0)), behind=front.session.data_to_send())
+    (event,) = front.events(1)
+    assert isinstance(event, AnswerReceived)
+
+
+def test_a_request_without_a_token_is_not_begun(front: Front) -> None:
+    """The front has taken it back: the worker says that it has forgotten it, and runs what comes then."""
+    front.negotiate()
+    front.put(1)
+    front.ask(b"first", b"second", b"third")
+    assert [event.id for event in front.events(1) if isinstance(event, AnswerReceived)] == [1]
+    front.session.send_cancel(3)
+    front.session.send_cancel(2)
+    front.flush()
+    confirmed = front.events(2)
+    assert [event.id for event in confirmed if isinstance(event, ErrorReceived)] == [3, 2]
+    assert all(
+        isinstance(event.error, RequestCancelled) for event in confirmed if isinstance(event, ErrorReceived)
+    )
+    front.put(1)
+    front.ask(b"fourth", start=4)
+    assert [event.id for event in front.events(1) if isinstance(event, AnswerReceived)] == [4]
+    assert front.ran == [b"first", b"fourth"]
+
+
+def test_a_token_that_comes_late(front: Front) -> None:
+    """A request without a token waits until something comes together with one."""
+    front.negotiate()
+    front.ask(b"first")
+    front.session.send_ping()
+    front.flush()
+    front.events(1)
+    assert front.ran == []
+    front.put(2)
+    front.ask(b"second", start=2)
+    assert len(front.events(2)) == 2
+    assert front.ran == [b"first", b"second"]
+
+
+def test_a_deadline_that_is_over(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose caller has given up while others ran is not begun."""
+    front.negotiate()
+    front.put(2)
+    gate = threading.Event()
+
+    def wait() -> bytes:
+        gate.wait(PATIENCE)
+        return b"waited"
+
+    monkeypatch.setitem(ACTIONS, b"wait", wait)
+    front.session.send_request(1, Packet(33, 5, b"wait"))
+    front.session.send_request(2, Packet(33, 5, b"late"), 0.001)
+    front.flush()
+    threading.Timer(0.05, gate.set).start()
+    first, second = front.events(2)
+    assert isinstance(first, AnswerReceived)
+    assert isinstance(second, ErrorReceived)
+    assert isinstance(second.error, RequestTimeout)
+    assert front.ran == [b"wait"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "type_", "message"),
+    [
+        (b"raise", "KeyError", "'x'"),
+        (b"exit", "SystemExit", "leaving"),
+        (b"ours", "RequestTimeout", "another node's"),
+    ],
+)
+def test_failures(front: Front, payload: bytes, type_: str, message: str) -> None:
+    """What a handler raises is described, also an error of ours that it got from elsewhere."""
+    front.negotiate()
+    front.put(2)
+    front.ask(payload, b"next")
+    failed, answered = front.events(2)
+    assert isinstance(failed, ErrorReceived)
+    assert isinstance(failed.error, RemoteError)
+    assert (failed.error.type, failed.error.message) == (type_, message)
+    assert failed.error.node == "n1 worker 1"
+    assert isinstance(answered, AnswerReceived)
+
+
+def test_an_unknown_modifier(front: Front) -> None:
+    """A modifier that no handler answers is named."""
+    front.negotiate()
+    front.put(1)
+    front.ask(b"x", modifier1=9)
+    (failed,) = front.events(1)
+    assert isinstance(failed, ErrorReceived)
+    assert isinstance(failed.error, UnknownModifier)
+    assert "modifier1 9" in failed.error.text
+
+
+def test_a_large_answer() -> None:
+    """An answer that the front doesn't take is an error instead; the worker goes on."""
+    front = Front()
+    front.negotiate(first=offer(Terms(max_message=1_000)))
+    front.put(2)
+    front.ask(b"large", b"small")
+    failed, answered = front.events(2)
+    front.close()
+    assert isinstance(failed, ErrorReceived)
+    assert isinstance(failed.error, MessageTooLarge)
+    assert isinstance(answered, AnswerReceived)
+
+
+def test_large_messages(front: Front) -> None:
+    """Messages of several pieces go both ways."""
+    front.negotiate()
+    front.put(2)
+    front.ask(b"x" * 90_000, b"small")
+    events = front.events(2)
+    assert {len(event.packet.payload) for event in events if isinstance(event, AnswerReceived)} == {90_000, 5}
+
+
+def test_max_requests() -> None:
+    """After that many requests the worker says goodbye, before the answer, and goes on until it is let go."""
+    front = Front(max_requests=2)
+    front.negotiate()
+    front.put(4)
+    front.ask(b"1", b"2", b"3", b"4")
+    events = front.events(5)
+    front.close()
+    kinds = [type(event) for event in events]
+    assert kinds.count(GoodbyeReceived) == 1
+    assert GoodbyeReceived in kinds[1:3]
+    assert front.ran == [b"1", b"2", b"3", b"4"]
+
+
+def test_out_of_memory(front: Front) -> None:
+    """A worker that ran out of memory asks to be replaced, whoever is to blame for it."""
+    front.negotiate()
+    front.put(1)
+    front.ask(b"memory")
+    failed, goodbye = sorted(front.events(2), key=lambda event: isinstance(event, GoodbyeReceived))
+    assert isinstance(failed, ErrorReceived)
+    assert isinstance(failed.error, RemoteError)
+    assert failed.error.type == "MemoryError"
+    assert isinstance(goodbye, GoodbyeReceived)
+
+
+def test_the_end() -> None:
+    """It ends when the front closes the pipe; without an error if the session had begun."""
+    front = Front()
+    front.negotiate()
+    front.close()
+    assert front.ended == [None]
+
+
+def test_an_end_before_the_beginning() -> None:
+    """A front that goes away before it offers anything ends the worker as well."""
+    front = Front()
+    front.close()
+    (error,) = front.ended
+    assert isinstance(error, SystemExit)
+    assert error.code == 0
+
+
+# The specification.
+
+
+def load(**arguments: object) -> HandlerTable:
+    """Load no handlers."""
+    if arguments.get("broken"):
+        raise StartupError("it is broken")
+    return {}
+
+
+def test_a_spec_travels() -> None:
+    """What a worker is told survives being written and read."""
+    spec = WorkerSpec("module:load", {"name": "x", "list": [1, None]}, 5, 6, 7)
+    assert WorkerSpec.decode(spec.encode()) == spec
+    assert WorkerSpec.decode(WorkerSpec("module:load").encode()) == WorkerSpec("module:load")
+
+
+def test_checking() -> None:
+    """With --check the handlers are loaded, and nothing else is done."""
+    main(["--check", WorkerSpec(f"{__name__}:load").encode()])
+    with pytest.raises(StartupError, match="it is broken"):
+        main(["--check", WorkerSpec(f"{__name__}:load", {"broken": True}).encode()])

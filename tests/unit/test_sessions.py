@@ -1,0 +1,617 @@
+"""Blocking calls by sessions, against a real server on loopback that follows a script."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.servers import (
+    nothing_left_open,  # noqa: F401 - a fixture
+    outside_the_reactor,  # noqa: F401 - a fixture
+    reset,
+)
+from tests.unit.speaking import Caller, Speaker, SpeakingServer, echo_all, echo_once
+from uwsgitwisted import blocking, sessions
+from uwsgitwisted.errors import (
+    Busy,
+    ConnectionFailed,
+    FanOutError,
+    MessageTooLarge,
+    NoAnswer,
+    ProtocolError,
+    RemoteError,
+    RequestTimeout,
+    Unavailable,
+    UwsgiError,
+)
+from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.session import Role, Session, Terms
+
+#: Short, for tests in which the time does run out.
+SHORT = 0.2
+PATIENCE = 10
+MEGABYTE = 1_000_000
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.usefixtures("outside_the_reactor", "no_memory", "nothing_left_open"),
+]
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test know nothing of the servers of others, whose ports come again."""
+    monkeypatch.setattr(sessions, "_plain_until", {})
+
+
+@pytest.fixture(params=[False, True], ids=["call", "fan-out"])
+def call(request: pytest.FixtureRequest) -> Iterator[Caller]:
+    """Give a thread that calls; each test is done with single calls and with fan-outs."""
+    with Caller(fan_out=request.param) as caller:
+        yield caller
+
+
+@pytest.fixture
+def always_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a session looked at before each use, also if the last was a moment ago."""
+    monkeypatch.setattr(sessions, "_FRESH", 0.0, raising=False)
+
+
+# Kept between calls.
+
+
+def test_one_session_for_many_calls(call: Caller) -> None:
+    """A thread's calls to an address go over one connection, each answered with its own."""
+    with SpeakingServer() as server:
+        assert [call(server.address, number) for number in range(20)] == list(range(20))
+        assert server.sessions == [list(range(20))]
+
+
+def test_a_session_a_thread_and_address() -> None:
+    """Two threads have a session each, with each of two servers."""
+    with SpeakingServer() as one, SpeakingServer() as other, Caller() as first, Caller() as second:
+        for round_ in range(3):
+            for name, caller in (("first", first), ("second", second)):
+                for server in (one, other):
+                    assert caller(server.address, [name, round_]) == [name, round_]
+        for server in (one, other):
+            expected = [[[name, round_] for round_ in range(3)] for name in ("first", "second")]
+            assert sorted(server.sessions) == expected
+
+
+def test_a_thread_that_ends_closes_its_sessions() -> None:
+    """Nothing of a thread's sessions is left when it has ended."""
+    closed = threading.Event()
+
+    def turn(speaker: Speaker) -> None:
+        echo_once(speaker)
+        if not speaker.connection.recv(1):
+            closed.set()
+
+    with SpeakingServer(turn) as server:
+        with Caller() as caller:
+            assert caller(server.address, 1) == 1
+            assert not closed.is_set()
+        assert closed.wait(PATIENCE)
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """A session works over a UNIX socket as well."""
+    with SpeakingServer(path=str(tmp_path / "socket")) as server, Caller() as caller:
+        for number in range(3):
+            assert caller(f"unix:{server.address}", number) == number
+        assert server.sessions == [[0, 1, 2]]
+
+
+def test_single_calls_and_fan_outs_share_a_session() -> None:
+    """A fan-out uses the sessions that single calls made, and the other way round."""
+    with SpeakingServer() as one, SpeakingServer() as other, Caller() as caller:
+        for number in range(3):
+            caller(one.address, number)
+            cluster = [(*one.address, "one"), (*other.address, "other")]
+            assert caller.run(blocking.send_multi_uwsgi_message, cluster, 33, 0, 10) == ("one", "other")
+        assert one.sessions == [[0, "one", 1, "one", 2, "one"]]
+        assert other.sessions == [["other"] * 3]
+
+
+def test_the_same_address_twice_in_one_fan_out() -> None:
+    """Each has a session of its own meanwhile; one of them is kept, the other closed."""
+    closed = threading.Semaphore(0)
+
+    def turn(speaker: Speaker) -> None:
+        try:
+            echo_all(speaker)
+        finally:
+            closed.release()
+
+    with SpeakingServer(turn) as server, Caller() as caller:
+        cluster = [(*server.address, number) for number in range(2)]
+        for _ in range(2):
+            assert caller.run(blocking.send_multi_uwsgi_message, cluster, 33, 0, 10) == (0, 1)
+            assert closed.acquire(timeout=PATIENCE)
+        assert caller(server.address, "last") == "last"
+        assert not closed.acquire(blocking=False)
+        assert len(server.sessions) == 3
+        assert sorted(map(str, itertools.chain(*server.sessions))) == ["0", "0", "1", "1", "last"]
+
+
+def test_every_modifier(call: Caller) -> None:
+    """What isn't an object travels in a session too: a task's answer is True or False."""
+
+    def turn(speaker: Speaker) -> None:
+        data = speaker.connection.recv(65_536)
+        (event,) = speaker.session.receive(data)
+        assert event.packet == Packet(17, 0, b"\x01\x00k\x01\x00v")  # type: ignore[union-attr]
+        speaker.session.send_answer(event.id, Packet(255, 1))  # type: ignore[union-attr]
+        speaker.flush()
+
+    with SpeakingServer(turn) as server:
+        assert call.run(blocking.spool, server.address, {"k": "v"}) is True
+
+
+# Closed by the peer between two calls.
+
+
+def _close(speaker: Speaker) -> None:
+    pass
+
+
+def _reset(speaker: Speaker) -> None:
+    reset(speaker.connection)
+
+
+def _say_goodbye(speaker: Speaker) -> None:
+    speaker.say_goodbye()
+
+
+def _strange_packet(speaker: Speaker) -> None:
+    speaker.connection.sendall(b"\x21\x01\x00\x00N")
+
+
+def _stay(speaker: Speaker) -> None:
+    request = speaker.next()
+    raise AssertionError(f"{request!r} came after the goodbye")
+
+
+@pytest.mark.usefixtures("always_looking")
+@pytest.mark.parametrize(
+    ("end", "stays"),
+    [
+        (_close, False),
+        (_reset, False),
+        (_say_goodbye, False),
+        (_say_goodbye, True),
+        (_strange_packet, False),
+        (_strange_packet, True),
+    ],
+)
+def test_a_stale_session(call: Caller, end: Callable[[Speaker], None], stays: bool) -> None:
+    """What the peer did while the session was idle is noticed before a request goes out; a new one is made."""
+    answered, left = threading.Event(), threading.Event()
+
+    def turn(speaker: Speaker) -> None:
+        echo_once(speaker)
+        assert answered.wait(PATIENCE)
+        end(speaker)
+        if stays:
+            left.set()
+            _stay(speaker)
+        else:
+            speaker.connection.close()
+            left.set()
+
+    with SpeakingServer(turn, echo_all) as server:
+        assert call(server.address, "first") == "first"
+        answered.set()
+        assert left.wait(PATIENCE)
+        assert call(server.address, "second") == "second"
+        assert call(server.address, "third") == "third"
+        assert server.sessions == [["first"], ["second", "third"]]
+
+
+@pytest.mark.usefixtures("always_looking")
+def test_a_stale_session_of_a_server_that_is_gone(call: Caller) -> None:
+    """There is no new session to be had: the call says so."""
+    with SpeakingServer(echo_once) as server:
+        assert call(server.address, 1) == 1
+    with pytest.raises(ConnectionFailed, match="refused"):
+        call(server.address, 2)
+
+
+def test_goodbye_behind_an_answer(call: Caller) -> None:
+    """A session whose peer says goodbye with its answer is not kept."""
+
+    def turn(speaker: Speaker) -> None:
+        request = speaker.next()
+        speaker.session.send_goodbye()
+        speaker.answer(request, "answer")
+        _stay(speaker)
+
+    with SpeakingServer(turn, echo_all) as server:
+        assert call(server.address, "first") == "answer"
+        assert call(server.address, "second") == "second"
+        assert server.sessions == [["first"], ["second"]]
+
+
+def _goodbye() -> bytes:
+    session = Session(Role.SERVER, Terms(), Terms())
+    session.send_goodbye()
+    return session.data_to_send()
+
+
+def test_goodbye_behind_the_terms(call: Caller) -> None:
+    """What comes along with the terms counts: the request that crosses the goodbye is asked again."""
+
+    def refuse(speaker: Speaker) -> None:
+        speaker.fail(speaker.next(), Unavailable("the node is stopping"))
+        _stay(speaker)
+
+    with SpeakingServer(refuse, echo_all, behind=_goodbye()) as server:
+        assert call(server.address, "asked") == "asked"
+        assert server.sessions[-1] == ["asked"]
+
+
+# Lost in the middle of a request.
+
+
+def _half_an_answer(speaker: Speaker) -> None:
+    speaker.session.send_answer(1, Packet(MARSHAL, 0, b"x" * 100))
+    speaker.connection.sendall(speaker.bytes_to_send()[:50])
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (_close, NoAnswer),
+        (_reset, ConnectionFailed),
+        (_half_an_answer, NoAnswer),
+        (_say_goodbye, NoAnswer),
+        (_strange_packet, ProtocolError),
+    ],
+)
+def test_a_session_that_is_lost_in_a_request(
+    call: Caller, end: Callable[[Speaker], None], error: type[UwsgiError]
+) -> None:
+    """The request fails and is not sent again: it may have run. The next one gets a session of its own."""
+
+    def turn(speaker: Speaker) -> None:
+        echo_once(speaker)
+        speaker.next()
+        end(speaker)
+
+    with SpeakingServer(turn, echo_all) as server:
+        assert call(server.address, "first") == "first"
+        with pytest.raises(error) as caught:
+            call(server.address, "lost")
+        assert caught.value.address == server.address
+        assert call(server.address, "next") == "next"
+        assert server.sessions == [["first", "lost"], ["next"]]
+
+
+def test_refused_after_a_goodbye(call: Caller) -> None:
+    """A request that crossed the peer's goodbye was not run: it is asked again, on a new connection."""
+
+    def turn(speaker: Speaker) -> None:
+        echo_once(speaker)
+        request = speaker.next()
+        speaker.session.send_goodbye()
+        speaker.fail(request, Unavailable("the node is stopping"))
+        _stay(speaker)
+
+    with SpeakingServer(turn, echo_all) as server:
+        assert call(server.address, "first") == "first"
+        assert call(server.address, "crossing") == "crossing"
+        assert server.sessions == [["first", "crossing"], ["crossing"]]
+
+
+@pytest.mark.parametrize("error", [Unavailable("the node is starting"), Busy("many wait")])
+def test_refused_without_a_goodbye(call: Caller, error: UwsgiError) -> None:
+    """A node that is busy, or stopping without a goodbye, is not asked again; its session is kept."""
+
+    def turn(speaker: Speaker) -> None:
+        speaker.fail(speaker.next(), error)
+        echo_all(speaker)
+
+    with SpeakingServer(turn) as server:
+        with pytest.raises(type(error), match=error.text):
+            call(server.address, "refused")
+        assert call(server.address, "next") == "next"
+        assert server.sessions == [["refused", "next"]]
+
+
+# Answers.
+
+
+def test_errors(call: Caller) -> None:
+    """A handler's exception arrives with all that is told of it; the session is kept."""
+
+    def turn(speaker: Speaker) -> None:
+        request = speaker.next()
+        speaker.fail(
+            request, RemoteError(type="KeyError", message="'x'", traceback="at line 1", node="n1 worker 2")
+        )
+        echo_all(speaker)
+
+    with SpeakingServer(turn) as server:
+        with pytest.raises(RemoteError, match="KeyError: 'x'") as caught:
+            call(server.address, "fails")
+        error = caught.value
+        assert (error.type, error.message, error.traceback, error.node) == (
+            "KeyError",
+            "'x'",
+            "at line 1",
+            "n1 worker 2",
+        )
+        assert error.address == server.address
+        assert call(server.address, "next") == "next"
+        assert server.sessions == [["fails", "next"]]
+
+
+def test_an_answer_in_pieces(call: Caller) -> None:
+    """An answer may come byte by byte."""
+
+    def turn(speaker: Speaker) -> None:
+        request = speaker.next()
+        speaker.session.send_answer(request.id, Packet(MARSHAL, 0, b"i\x07\x00\x00\x00"))
+        for byte in speaker.bytes_to_send():
+            speaker.connection.sendall(bytes([byte]))
+        echo_all(speaker)
+
+    with SpeakingServer(turn) as server:
+        assert call(server.address, "first") == 7
+        assert call(server.address, "second") == "second"
+        assert len(server.sessions) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("other_first", [True, False])
+def test_an_answer_to_another_id(call: Caller, together: bool, other_first: bool) -> None:
+    """Only the answer with the request's own id is its answer."""
+
+    def turn(speaker: Speaker) -> None:
+        request = speaker.next()
+        for own in (not other_first, other_first):
+            packet = Packet(MARSHAL, 0, b"T" if own else b"F")
+            speaker.session.send_answer(request.id if own else request.id + 1_000, packet)
+            if not together:
+                speaker.flush()
+        speaker.flush()
+        echo_all(speaker)
+
+    with SpeakingServer(turn) as server:
+        assert call(server.address, "first") is True
+        assert call(server.address, "second") == "second"
+
+
+def test_a_late_answer(call: Caller) -> None:
+    """After a timeout the session is closed, so that the late answer is not taken for the next one's."""
+    go_on = threading.Event()
+
+    def turn(speaker: Speaker) -> None:
+        echo_once(speaker)
+        request = speaker.next()
+        go_on.wait(PATIENCE)
+        speaker.answer(request, "late")
+        with pytest.raises(ConnectionError):
+            speaker.next()
+        speaker.note_done()
+
+    with SpeakingServer(turn, echo_all) as server:
+        assert call(server.address, "first") == "first"
+        with pytest.raises(RequestTimeout, match=f"within {SHORT:g} seconds") as caught:
+            call(server.address, "slow", SHORT)
+        assert caught.value.seconds == SHORT
+        go_on.set()
+        assert call(server.address, "next") == "next"
+        assert server.done.wait(PATIENCE)
+        assert server.sessions == [["first", "slow"], ["next"]]
+
+
+def test_the_deadline_travels(call: Caller) -> None:
+    """The node is told how long its answer is waited for."""
+    told: list[float | None] = []
+
+    def turn(speaker: Speaker) -> None:
+        while True:
+            request = speaker.next()
+            told.append(request.seconds)
+            speaker.answer(request, None)
+
+    with SpeakingServer(turn) as server:
+        call(server.address, "first", 7)
+        call(server.address, "second", 3)
+    assert told[0] is not None
+    assert told[1] is not None
+    assert 6 < told[0] <= 7
+    assert 2 < told[1] <= 3
+
+
+# Sizes.
+
+
+def test_large_messages(call: Caller) -> None:
+    """Five megabytes go both ways in pieces, and small ones after them, all in one session."""
+    large = {"bytes": b"x" * 5 * MEGABYTE}
+    with SpeakingServer() as server:
+        for message in (large, "small", large, "small"):
+            assert call(server.address, message) == message
+        assert len(server.sessions) == 1
+
+
+def test_more_than_the_peer_takes(call: Caller) -> None:
+    """A message over the peer's limit is refused with nothing sent; the session is as good as before."""
+    with SpeakingServer(terms=Terms(max_message=100_000)) as server:
+        for message in ("first", b"x" * 100_000, "second"):
+            if isinstance(message, bytes):
+                with pytest.raises(MessageTooLarge) as caught:
+                    call(server.address, message)
+                assert (caught.value.size, caught.value.limit) == (100_005, 100_000)
+                assert caught.value.address == server.address
+            else:
+                assert call(server.address, message) == message
+        assert server.sessions == [["first", "second"]]
+
+
+def test_a_large_request_that_is_refused_early(call: Caller) -> None:
+    """An error that comes while the request is still being sent is the answer, also if the peer closes then."""
+
+    def turn(speaker: Speaker) -> None:
+        while not speaker.asked:  # a first piece is enough
+            head = speaker.connection.recv(65_536)
+            request = int.from_bytes(head[4:8], "little")
+            speaker.session.send_error(request, _busy())
+            speaker.flush()
+            break
+        _drain(speaker)
+
+    with SpeakingServer(turn) as server, pytest.raises(Busy):
+        call(server.address, b"x" * 5 * MEGABYTE)
+
+
+def _busy() -> bytes:
+    from uwsgitwisted.wire.failure import encode_failure
+
+    return encode_failure(Busy("no room"))
+
+
+def _drain(speaker: Speaker) -> None:
+    while speaker.connection.recv(65_536):
+        pass
+
+
+# Forks and signals.
+
+_FORK = """
+import os, sys
+from uwsgitwisted.blocking import send_message
+
+def call(message):
+    assert send_message(("127.0.0.1", int(sys.argv[1])), 33, 0, message, 10) == message
+
+call("before")
+child = os.fork()
+if not child:
+    call("child")
+    call("child again")
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+call("parent")
+"""
+
+
+def _run(code: str, server: SpeakingServer) -> None:
+    command = [sys.executable, "-W", "error", "-c", code, str(server.port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_fork() -> None:
+    """A child makes a session of its own, and its end does not touch the parent's, which goes on."""
+    with SpeakingServer() as server:
+        _run(_FORK, server)
+    assert server.sessions == [["before", "parent"], ["child", "child again"]]
+
+
+_SIGNAL = """
+import os, signal, sys
+from uwsgitwisted.blocking import send_message
+address = ("127.0.0.1", int(sys.argv[1]))
+inner = []
+
+def handler(number, frame):
+    inner.append(send_message(address, 33, 0, "inner", 10))
+
+signal.signal(signal.SIGUSR1, handler)
+assert send_message(address, 33, 0, "before", 10) == "before"
+assert send_message(address, 33, 0, ["outer", os.getpid()], 10) == "outer's"
+assert inner == ["inner"]
+assert send_message(address, 33, 0, "after", 10) == "after"
+"""
+
+
+def test_a_call_from_a_signal_handler() -> None:
+    """A call that interrupts another of the same thread uses another session; each gets its own answer."""
+    inner_answered = threading.Event()
+
+    def outer(speaker: Speaker) -> None:
+        echo_once(speaker)
+        request = speaker.next()
+        os.kill(speaker.asked[-1][1], signal.SIGUSR1)
+        assert inner_answered.wait(PATIENCE)
+        speaker.answer(request, "outer's")
+        echo_all(speaker)
+
+    def inner(speaker: Speaker) -> None:
+        echo_once(speaker)
+        inner_answered.set()
+        echo_all(speaker)
+
+    with SpeakingServer(outer, inner) as server:
+        _run(_SIGNAL, server)
+    assert len(server.sessions) == 2
+    assert [server.sessions[0][0], server.sessions[1][0]] == ["before", "inner"]
+
+
+def test_an_exception_from_a_signal_handler() -> None:
+    """One that ends a call closes its session, so that the next call doesn't get the answer."""
+    code = """
+import os, signal, sys
+from uwsgitwisted.blocking import send_message
+address = ("127.0.0.1", int(sys.argv[1]))
+
+def handler(number, frame):
+    raise KeyError("interrupted")
+
+signal.signal(signal.SIGUSR1, handler)
+try:
+    send_message(address, 33, 0, os.getpid(), 10)
+except KeyError:
+    assert send_message(address, 33, 0, "after", 10) == "after"
+else:
+    sys.exit("not interrupted")
+"""
+
+    def turn(speaker: Speaker) -> None:
+        request = speaker.next()
+        os.kill(speaker.asked[-1], signal.SIGUSR1)
+        _drain(speaker)
+        speaker.answer(request, "late")
+
+    with SpeakingServer(turn, echo_all) as server:
+        _run(code, server)
+    assert len(server.sessions) == 2
+    assert server.sessions[1] == ["after"]
+
+
+def test_a_fan_out_of_sessions_with_failures() -> None:
+    """Each node's own result is kept, and so are the sessions with those that answered."""
+
+    def failing(speaker: Speaker) -> None:
+        speaker.fail(speaker.next(), RemoteError(type="ValueError", message="no"))
+        echo_all(speaker)
+
+    def leaving(speaker: Speaker) -> None:
+        speaker.next()
+
+    with (
+        SpeakingServer() as good,
+        SpeakingServer(failing) as bad,
+        SpeakingServer(leaving) as lost,
+        Caller() as caller,
+    ):
+        cluster = [(*server.address, place) for place, server in enumerate((good, bad, lost))]
+        with pytest.raises(FanOutError) as caught:
+            caller.run(blocking.send_multi_uwsgi_message, cluster, 33, 0, 10)
+        results = caught.value.results
+        assert [type(result) for result in results] == [int, RemoteError, NoAnswer]
+        assert caller(good.address, "again") == "again"
+        assert caller(bad.address, "again") == "again"
+        assert (good.sessions, bad.sessions) == ([[0, "again"]], [[1, "again"]])

@@ -1,0 +1,162 @@
+"""The end of a turn: what was put off is done, once, in order, whatever happened meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.logger import globalLogPublisher
+
+from uwsgitwisted.transport.turn import TURN, Turn
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Give the formats of what is logged while the test runs."""
+    formats: list[str] = []
+
+    def observe(event: dict[str, object]) -> None:
+        formats.append(str(event["log_format"]))
+
+    globalLogPublisher.addObserver(observe)  # type: ignore[arg-type]
+    yield formats
+    globalLogPublisher.removeObserver(observe)  # type: ignore[arg-type]
+
+
+class Notes:
+    """Calls that note their names."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def first(self) -> None:
+        self.done.append("first")
+
+    def second(self) -> None:
+        self.done.append("second")
+
+    def third(self) -> None:
+        self.done.append("third")
+
+    def failing(self) -> None:
+        self.done.append("failing")
+        raise ValueError("a fault")
+
+
+def test_outside_of_a_turn() -> None:
+    """Where no turn is, a call is made at once."""
+    notes = Notes()
+    Turn().at_end(notes.first)
+    assert notes.done == ["first"]
+
+
+def test_at_the_end_in_order() -> None:
+    """Within a turn calls wait for its end, and are made in the order in which they were asked for."""
+    turn, notes = Turn(), Notes()
+    with turn:
+        for call in (notes.second, notes.first, notes.third):
+            turn.at_end(call)
+        assert notes.done == []
+    assert notes.done == ["second", "first", "third"]
+
+
+def test_once() -> None:
+    """A call that is asked for several times is made once, in its first place; a bound method equals itself."""
+    turn, notes = Turn(), Notes()
+    with turn:
+        turn.at_end(notes.first)
+        turn.at_end(notes.second)
+        turn.at_end(notes.first)
+    assert notes.done == ["first", "second"]
+    with turn:
+        turn.at_end(notes.first)
+    assert notes.done == ["first", "second", "first"]
+
+
+def test_a_turn_within_a_turn() -> None:
+    """The end of an inner turn is none: only the outermost one makes the calls."""
+    turn, notes = Turn(), Notes()
+    with turn:
+        with turn:
+            turn.at_end(notes.first)
+        assert notes.done == []
+        turn.at_end(notes.second)
+    assert notes.done == ["first", "second"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_calls_during_the_end(again: bool) -> None:
+    """What a call puts off is done in a round of its own, after the others; also the same call again."""
+    turn, notes = Turn(), Notes()
+
+    def cause() -> None:
+        notes.first()
+        if len(notes.done) == 1:
+            turn.at_end(cause if again else notes.third)
+            assert notes.done == ["first"]
+
+    with turn:
+        turn.at_end(cause)
+        turn.at_end(notes.second)
+    assert notes.done == ["first", "second", "first" if again else "third"]
+
+
+def test_input_during_the_end() -> None:
+    """A turn that a call begins at the end of another puts its calls off to the next round."""
+    turn, notes = Turn(), Notes()
+
+    def work() -> None:
+        with turn:
+            turn.at_end(notes.second)
+        notes.first()
+
+    turn.at_end(work)
+    assert notes.done == ["first", "second"]
+
+
+def test_a_call_that_raises(logged: list[str]) -> None:
+    """It is logged and keeps no other call from being made, in this turn or the next."""
+    turn, notes = Turn(), Notes()
+    with turn:
+        for call in (notes.first, notes.failing, notes.second):
+            turn.at_end(call)
+    assert notes.done == ["first", "failing", "second"]
+    assert any("at the end of a turn" in text for text in logged)
+    turn.at_end(notes.third)
+    assert notes.done[-1] == "third"
+
+
+def test_an_exception_within_a_turn() -> None:
+    """It goes on to whoever began the turn; what was put off before it is done, and the turn is over."""
+    turn, notes = Turn(), Notes()
+
+    def work() -> None:
+        with turn, turn:
+            turn.at_end(notes.first)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        work()
+    assert notes.done == ["first"]
+    turn.at_end(notes.second)
+    assert notes.done == ["first", "second"]
+
+
+def test_an_interrupt_at_the_end() -> None:
+    """One that is no fault, such as Ctrl-C, ends the turn, which isn't stuck afterwards."""
+    turn, notes = Turn(), Notes()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        turn.at_end(interrupt)
+    turn.at_end(notes.first)
+    assert notes.done == ["first"]
+
+
+def test_there_is_one() -> None:
+    """The turn that all connections share is none at rest."""
+    notes = Notes()
+    TURN.at_end(notes.first)
+    assert notes.done == ["first"]
