@@ -13,7 +13,7 @@ import statistics
 from benchmarks.harness import Relation, Row, Scale, Table, main
 from benchmarks.processes import HOST, Server, Servers
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
-from uwsgitwisted.wire.session import Terms, granted, offer
+from uwsgitwisted.wire.terms import Terms, granted, offer
 
 #: File descriptors that a process needs for other things.
 _OTHERS = 100

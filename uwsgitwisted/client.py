@@ -21,7 +21,7 @@ from uwsgitwisted.errors import InvalidAddress, MisuseError, ProtocolError, Spoo
 from uwsgitwisted.transport.peer import Peer
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL
-from uwsgitwisted.wire.session import MAX_MESSAGE, Terms
+from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
 from uwsgitwisted.wire.vars import VarsValue
 
 

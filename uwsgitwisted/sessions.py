@@ -31,18 +31,13 @@ from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
     MAX_ID,
-    OFFER_TIMEOUT,
-    PLAIN_FOR,
-    SILENT_FOR,
     AnswerReceived,
     ErrorReceived,
     GoodbyeReceived,
     Role,
     Session,
-    Terms,
-    granted,
-    offer,
 )
+from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms, granted, offer
 
 _TERMS = Terms()
 _READ_SIZE = 65_536

@@ -23,7 +23,8 @@ from twisted.internet.task import deferLater
 from uwsgitwisted.errors import NoAnswer, UwsgiError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import HEADER_SIZE, MARSHAL, PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import Event, Role, Session, Terms
+from uwsgitwisted.wire.session import Event, Role, Session
+from uwsgitwisted.wire.terms import Terms
 
 #: What runs ``twistd`` so that coverage of it is kept: it ends by the signal that it got, and what Python does
 #: at its exit isn't done then.

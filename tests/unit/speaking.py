@@ -17,7 +17,8 @@ from uwsgitwisted.errors import FanOutError, UwsgiError
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet, PacketDecoder
-from uwsgitwisted.wire.session import RequestReceived, Role, Session, Terms, grant, offered
+from uwsgitwisted.wire.session import RequestReceived, Role, Session
+from uwsgitwisted.wire.terms import Terms, grant, offered
 
 if TYPE_CHECKING:
     from typing_extensions import Self

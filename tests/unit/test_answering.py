@@ -26,8 +26,8 @@ from uwsgitwisted.wire.session import (
     PongReceived,
     Role,
     Session,
-    Terms,
 )
+from uwsgitwisted.wire.terms import Terms
 
 ASK = Packet(33, 5, b"ask")
 TOLD = Packet(33, 5, b"told")

@@ -32,7 +32,7 @@ from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.transport.server import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import ECHO, MARSHAL, NO, PING, SPOOL, YES, Packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.terms import Terms
 
 A, B = ("192.0.2.1", 3_033), ("192.0.2.2", 3_033)
 

@@ -29,10 +29,8 @@ from uwsgitwisted.wire.session import (
     GoodbyeReceived,
     Role,
     Session,
-    Terms,
-    granted,
-    offer,
 )
+from uwsgitwisted.wire.terms import Terms, granted, offer
 
 LIMIT = 100_000
 PATIENCE = 10

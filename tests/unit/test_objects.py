@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import marshal
 import math
@@ -557,12 +558,10 @@ class TestDumps:
         assert check(data) is data
 
     def test_members_that_cannot_be_sorted(self) -> None:
-        """Two complex NaNs in a set, which C's dumps fails to sort, are written or refused, never a MemoryError."""
+        """Two complex NaNs in a set, which some versions of C's dumps can't sort, are written or refused."""
         value = {complex(math.nan, 1), complex(math.nan, 1)}
-        try:
+        with contextlib.suppress(UnencodableMessage):  # and nothing else, such as a MemoryError
             assert len(cast("set[object]", loads(dumps(value)))) == 2
-        except UnencodableMessage as error:
-            assert "NaNs in a set" in str(error)
 
     def test_version(self) -> None:
         """What is written is version 2: no references, and no short strings."""

@@ -17,7 +17,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps import node, renderer, spooler
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds, size
 from uwsgitwisted.transport.server import Limits
-from uwsgitwisted.wire.session import MAX_MESSAGE
+from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 NODE = ["--handler", "my_server"]
 RENDERER = ["--templates", "/srv/templates"]

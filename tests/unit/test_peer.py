@@ -28,7 +28,7 @@ from uwsgitwisted.transport.peer import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Pe
 from uwsgitwisted.transport.server import ServerFactory
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.terms import Terms
 
 ASK = Packet(MARSHAL, 5, b"ask")
 TOLD = Packet(MARSHAL, 5, dumps("told"))

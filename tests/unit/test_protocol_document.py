@@ -16,6 +16,7 @@ from uwsgitwisted.engines import pipe
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire import failure, marshal_check, objects, packet, session
+from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.packet import PING, SESSION, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
     AnswerReceived,
@@ -25,8 +26,8 @@ from uwsgitwisted.wire.session import (
     RequestReceived,
     Role,
     Session,
-    Terms,
 )
+from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
@@ -42,7 +43,7 @@ NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
     **{
         name: value
-        for name, value in vars(session).items()
+        for name, value in {**vars(session), **vars(wire_terms)}.items()
         if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
     },
     "MAX_SIZE": session._MAX_SIZE,
@@ -140,12 +141,12 @@ def an_object(value: object) -> Said:
 
 def an_offer(**terms: Any) -> Said:
     ours = Terms(**terms)
-    return Said(session.offer(ours), lambda data: session.offered(*PacketDecoder().receive(data)), ours)
+    return Said(wire_terms.offer(ours), lambda data: wire_terms.offered(*PacketDecoder().receive(data)), ours)
 
 
 def a_grant(**terms: Any) -> Said:
     ours = Terms(**terms)
-    return Said(session.grant(ours), lambda data: session.granted(*PacketDecoder().receive(data)), ours)
+    return Said(wire_terms.grant(ours), lambda data: wire_terms.granted(*PacketDecoder().receive(data)), ours)
 
 
 def a_request(
@@ -307,7 +308,7 @@ def test_terms() -> None:
 )
 def test_no_grant(answer: Packet) -> None:
     """What the document says is no grant, is none."""
-    assert session.granted(answer) is None
+    assert wire_terms.granted(answer) is None
 
 
 FRAMES = tables("Frames")[0]

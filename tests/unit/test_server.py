@@ -18,7 +18,7 @@ from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.transport.peers import parse_network
 from uwsgitwisted.transport.server import Limits, ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.terms import Terms
 
 ASK = Packet(33, 5, b"ask")
 TOLD = Packet(33, 5, b"told")

@@ -35,8 +35,8 @@ from uwsgitwisted.wire.session import (
     RequestReceived,
     Role,
     Session,
-    Terms,
 )
+from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
 
 LARGE = Packet(33, 0, bytes(FIRST_PIECE + NEXT_PIECE + 1))  # three pieces

@@ -33,7 +33,8 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.wire.session import Role, Session, Terms
+from uwsgitwisted.wire.session import Role, Session
+from uwsgitwisted.wire.terms import Terms
 
 #: Short, for tests in which the time does run out.
 SHORT = 0.2

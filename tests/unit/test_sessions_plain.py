@@ -28,7 +28,7 @@ from uwsgitwisted import blocking, sessions
 from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import ConnectionFailed, RequestTimeout
 from uwsgitwisted.wire.objects import dumps
-from uwsgitwisted.wire.session import PLAIN_FOR, SILENT_FOR, Terms, offer
+from uwsgitwisted.wire.terms import PLAIN_FOR, SILENT_FOR, Terms, offer
 
 OFFER = offer(Terms())
 CERTIFICATES = Path(__file__).parent / "tls"

@@ -22,7 +22,7 @@ from uwsgitwisted.engines.worker import SOCKET_FD, TOKENS_FD, WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.terms import Terms
 
 #: A longer line of a worker's output is logged in pieces of this size.
 _MAX_LINE = 8_000

@@ -40,7 +40,7 @@ class InlineEngine:
         self._spec = spec
         self._node = node
         self._handlers: HandlerTable = {}
-        self._waiting = Waiting(clock, timeout=timeout, limit=max_queue, node=node)
+        self._waiting = Waiting(clock, timeout=timeout, limit=max_queue)
 
     def start(self) -> Deferred[None]:
         """Load the handlers."""

@@ -34,8 +34,8 @@ from uwsgitwisted.wire.session import (
     GoodbyeReceived,
     Role,
     Session,
-    Terms,
 )
+from uwsgitwisted.wire.terms import Terms
 
 #: The most requests that a worker is given at once, the one that it runs included.
 MAX_GIVEN = 16

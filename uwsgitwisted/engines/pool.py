@@ -97,7 +97,7 @@ class ExecutorEngine:
         self._spec = spec.encode()
         self._make = make
         self._node = node
-        self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue, node=node)
+        self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue)
         self._executor: Executor | None = None
         self._patience = 0.0
         self._overdue = Alarm(reactor, self._end)

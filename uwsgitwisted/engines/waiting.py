@@ -10,7 +10,6 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import Busy, Interrupted, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
 
 
@@ -20,14 +19,12 @@ class Waiting:
     :param clock: keeps the time.
     :param timeout: seconds that each may take.
     :param limit: how many there may be at once.
-    :param node: the node's name, for error texts.
     """
 
-    def __init__(self, clock: IReactorTime, *, timeout: float, limit: int, node: str) -> None:
+    def __init__(self, clock: IReactorTime, *, timeout: float, limit: int) -> None:
         self._clock = clock
         self._timeout = timeout
         self._limit = limit
-        self._node = node
         self._running: set[Deferred[Packet]] = set()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -87,7 +84,4 @@ class Waiting:
             if self._stopping:
                 return Failure(Interrupted("the node was stopped while it ran the request"))
             return Failure(RequestCancelled("the request was cancelled"))
-        if isinstance(error, UwsgiError):
-            return failure
-        assert error is not None
-        return Failure(describe(error, node=self._node))
+        return failure

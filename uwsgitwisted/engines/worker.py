@@ -28,15 +28,12 @@ from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.wire.failure import describe, encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
-    MAX_MESSAGE,
     CancelReceived,
     RequestReceived,
     Role,
     Session,
-    Terms,
-    grant,
-    offered,
 )
+from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, grant, offered
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4

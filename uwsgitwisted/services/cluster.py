@@ -23,7 +23,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
-from uwsgitwisted.wire.session import Terms
+from uwsgitwisted.wire.terms import Terms
 
 
 class ClusterService(Service):

@@ -10,7 +10,7 @@ from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.transport.peers import Network
 from uwsgitwisted.transport.server import Limits
-from uwsgitwisted.wire.session import MAX_MESSAGE
+from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 DEFAULT_PORT = 3033
 DEFAULT_SPOOLER_PORT = 3034

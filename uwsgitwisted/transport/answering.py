@@ -23,9 +23,8 @@ from uwsgitwisted.wire.session import (
     RequestReceived,
     Role,
     Session,
-    Terms,
-    grant,
 )
+from uwsgitwisted.wire.terms import Terms, grant
 
 #: Seconds between a goodbye and the end of a connection that the peer leaves open: while it has answers to
 #: take, and when it has none, for requests that cross the goodbye.

@@ -28,8 +28,8 @@ from uwsgitwisted.wire.session import (
     GoodbyeReceived,
     Role,
     Session,
-    Terms,
 )
+from uwsgitwisted.wire.terms import Terms
 
 #: Seconds of silence after which a peer is asked for a sign of life; after as many more, it is taken for dead.
 PULSE = 15.0

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed
 from uwsgitwisted.wire.packet import PacketDecoder
-from uwsgitwisted.wire.session import Terms, granted, offer
+from uwsgitwisted.wire.terms import Terms, granted, offer
 
 
 class AskingSide(Protocol):

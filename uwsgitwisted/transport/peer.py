@@ -21,7 +21,7 @@ from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodel
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.session import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
+from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
 
 _T = TypeVar("_T")
 

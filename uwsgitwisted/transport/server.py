@@ -25,7 +25,7 @@ from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
 from uwsgitwisted.transport.writer import Writer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import Terms, offered
+from uwsgitwisted.wire.terms import Terms, offered
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, UwsgiError
 from uwsgitwisted.wire.failure import decode_failure
 from uwsgitwisted.wire.packet import (
     HEADER_SIZE,
@@ -31,23 +31,10 @@ from uwsgitwisted.wire.packet import (
     PacketDecoder,
     encode_packet,
 )
-from uwsgitwisted.wire.vars import decode_vars, encode_vars
-
-#: The largest message that is taken, in bytes, unless the owner sets another limit.
-MAX_MESSAGE = 64 * 1024 * 1024
-#: How many requests a server works on for one session before it stops reading from it.
-MAX_REQUESTS = 1_000
-
-#: Seconds for which a peer that answered an offer as plain uwsgi does is not offered a session again, and one
-#: that did not answer it at all: it may be another kind of server, or ours in a bad moment.
-PLAIN_FOR, SILENT_FOR = 300.0, 15.0
-#: Seconds that an offer waits for its answer: a uWSGI whose only worker is busy gives none.
-OFFER_TIMEOUT = 2.0
+from uwsgitwisted.wire.terms import Terms
 
 REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
 
-_VERSION = b"1"
-_VERSION_KEY = b"uwsgi-session"
 
 # A frame that begins a message: the packet's header (modifier1 34, size, kind), then the request's id, the
 # message's modifiers, its whole size, and a time: for a request the milliseconds that its sender goes on
@@ -76,70 +63,6 @@ MAX_ID = 0xFFFFFFFF
 #: The field for a message's size is a u32.
 _MAX_SIZE = 0xFFFFFFFF
 _MAX_TIME = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What one side of a session takes from the other.
-
-    :param max_message: the largest message, in bytes; also the most that unfinished messages may announce
-        together.
-    :param max_requests: how many requests it works on at once.
-    :param node: its name, for error texts and logs.
-    """
-
-    max_message: int = MAX_MESSAGE
-    max_requests: int = MAX_REQUESTS
-    node: str = ""
-
-    def encode(self) -> bytes:
-        """Return the payload of the ping that offers or grants a session on these terms."""
-        return encode_vars(
-            [
-                (_VERSION_KEY, _VERSION),
-                (b"max-message", self.max_message),
-                (b"max-requests", self.max_requests),
-                (b"node", self.node),
-            ]
-        )
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Terms | None:
-        """Return the terms in a ping's payload, or None if it has none, as a real uWSGI's warning message."""
-        try:
-            told = decode_vars(payload)
-            if told.get(_VERSION_KEY) != _VERSION:
-                return None
-            return cls(
-                max_message=_number(told[b"max-message"]),
-                max_requests=_number(told[b"max-requests"]),
-                node=told.get(b"node", b"").decode("utf-8", "replace"),
-            )
-        except (ProtocolError, KeyError, ValueError):
-            return None
-
-
-def offer(ours: Terms) -> bytes:
-    """Return the bytes that offer a session."""
-    return encode_packet(Packet(PING, 0, ours.encode()))
-
-
-def grant(ours: Terms) -> bytes:
-    """Return the bytes that grant one."""
-    return encode_packet(Packet(PING, 1, ours.encode()))
-
-
-def offered(packet: Packet) -> Terms | None:
-    """Return the terms of the peer that offers a session with *packet*, or None if it does not."""
-    return Terms.decode(packet.payload) if packet[:2] == (PING, 0) else None
-
-
-def granted(packet: Packet) -> Terms | None:
-    """Return the terms of the peer that grants a session with *packet*, or None if it does not.
-
-    One that only echoes what it gets has sent back our offer, which is not the same.
-    """
-    return Terms.decode(packet.payload) if packet[:2] == (PING, 1) else None
 
 
 class Role(enum.Enum):
@@ -559,12 +482,6 @@ class Session:
                 break
             self._sending.append(self._waiting.popleft())
             self._sending_size += size
-
-
-def _number(text: bytes) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{text!r} is no number")
-    return int(text)
 
 
 def _id_of(payload: bytes) -> int:
