@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.logger import globalLogPublisher
 
-from uwsgitwisted.transport.turn import TURN, Turn
+from uwsgitwisted.transport.turn import STRIDE, TURN, Turn
 
 
 @pytest.fixture
@@ -160,3 +160,21 @@ def test_there_is_one() -> None:
     notes = Notes()
     TURN.at_end(notes.first)
     assert notes.done == ["first"]
+
+
+@pytest.mark.parametrize(("number", "goes"), [(STRIDE, [STRIDE]), (2 * STRIDE + 1, [STRIDE, 2 * STRIDE, None])])
+def test_strides(number: int, goes: list[int | None]) -> None:
+    """Many things of one chunk cause their output in several goes; few cause it at the end."""
+    turn = Turn()
+    done: list[int] = []
+    given: list[int] = []
+
+    def note() -> None:
+        done.append(len(given))
+
+    with turn:
+        for thing in turn.strides(list(range(number))):
+            turn.at_end(note)
+            given.append(thing)
+    assert given == list(range(number))
+    assert done == [number if go is None else go for go in goes]

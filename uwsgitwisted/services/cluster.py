@@ -74,10 +74,8 @@ class ClusterService(Service):
             self.privilegedStartService()
         self._signals.take(signal.SIGHUP, self.reload)
         begun = self._begin()
-        if begun.called and isinstance(
-            begun.result, Failure
-        ):  # the reactor doesn't run yet: it can't be stopped
-            failure = begun.result
+        failure = begun.result if begun.called else None
+        if isinstance(failure, Failure):  # the reactor doesn't run yet, so that it can't be stopped
             begun.addErrback(lambda _: None)
             failure.raiseException()
         begun.addErrback(self._broken)

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.turn import STRIDE, TURN
+from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet
@@ -102,8 +102,7 @@ class AnsweringSession:
         self._heard = self._clock.seconds()
         with TURN:
             try:
-                events = self._session.receive(data)
-                for event in TURN.strides(events) if len(events) > STRIDE else events:
+                for event in TURN.strides(self._session.receive(data)):
                     if isinstance(event, RequestReceived):
                         if self._received or self._full:
                             self._hold(event)

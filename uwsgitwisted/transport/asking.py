@@ -1,6 +1,7 @@
 """The asking side of a session on a Twisted connection: requests out, Deferreds back.
 
-The client's connections and the front's pipes to its worker processes are both this.
+The client's connections are this. The pipes to worker processes, where requests can be had back, are
+:mod:`uwsgitwisted.engines.pipe`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.transport.turn import STRIDE, TURN
+from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
@@ -135,7 +136,7 @@ class AskingSession:
                 self.connection_lost(error)
                 self._writer.abort()
                 return
-            for event in TURN.strides(events) if len(events) > STRIDE else events:
+            for event in TURN.strides(events):
                 if isinstance(event, AnswerReceived):
                     self._settle(event.id, event.packet)
                 elif isinstance(event, ErrorReceived):

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from uwsgitwisted.errors import ProtocolError, RequestCancelled, RequestTimeout, UwsgiError
 from uwsgitwisted.wire.packet import Packet
-
-
-class Withdrawable(Protocol):
-    """The session that a call is in."""
-
-    def withdraw(self, call: Call) -> None:
-        """Forget *call*, and tell the peer."""
 
 
 def _as_it_is(packet: Packet) -> object:

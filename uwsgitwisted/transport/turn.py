@@ -41,8 +41,11 @@ class Turn:
             with self:
                 self._calls[call] = None
 
-    def strides(self, things: Iterable[_T]) -> Iterator[_T]:
+    def strides(self, things: list[_T]) -> Iterable[_T]:
         """Give *things* one by one, and make the calls that were put off after every :data:`STRIDE` of them."""
+        return things if len(things) <= STRIDE else self._strides(things)
+
+    def _strides(self, things: list[_T]) -> Iterator[_T]:
         for count, thing in enumerate(things, 1):
             yield thing
             if not count % STRIDE:
