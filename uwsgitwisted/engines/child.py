@@ -22,6 +22,7 @@ from uwsgitwisted.engines.worker import SOCKET_FD, TOKENS_FD, WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.offering import OfferingProtocol
+from uwsgitwisted.transport.writer import read_more_at_once
 from uwsgitwisted.wire.terms import Terms
 
 #: A longer line of a worker's output is logged in pieces of this size.
@@ -104,6 +105,7 @@ class Child(ProcessProtocol):
         # Twisted's own transport for UNIX sockets would look for file descriptors in each read.
         self._connection = Connection(ours, protocol, self._reactor)
         self._connection.connected = 1
+        read_more_at_once(self._connection, True)
         self._connection.startReading()
         protocol.makeConnection(self._connection)  # type: ignore[no-untyped-call]
 
