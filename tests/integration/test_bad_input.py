@@ -167,10 +167,13 @@ def test_a_truncated_packet(node: Service, data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"\x21", b"\x21\x05\x00\x11abcd"])
 def test_a_peer_that_goes_away(node: Service, data: bytes) -> None:
     """A connection that is reset in the middle of a packet leaves nothing behind."""
+    logged = len(node.log)
     connection = node.connect()
     connection.sendall(data)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+    assert node.ask(("echo", "afterwards")) == "afterwards"
+    assert "Traceback" not in node.log[logged:]
 
 
 def test_a_packet_that_announces_too_much(node: Service) -> None:

@@ -9,13 +9,11 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER
 
-_log = Logger()
 _BACKLOG = 1_024
 
 _LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}

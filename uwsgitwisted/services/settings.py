@@ -12,9 +12,6 @@ from uwsgitwisted.transport.peers import Network
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 
-DEFAULT_PORT = 3033
-DEFAULT_SPOOLER_PORT = 3034
-
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:

@@ -272,7 +272,7 @@ class Session:
             raise MalformedPacket(f"a message of {size} bytes has a piece of {have}")
         if have < MIN_PIECE:
             raise MalformedPacket(f"a message of {size} bytes begins with a piece of {have}")
-        if kind != REQUEST and self._awaited is not None and head[0] not in self._awaited:
+        if self._awaited is not None and head[0] not in self._awaited:
             return None
         self._announced += size
         if self._announced > self.ours.max_message:
