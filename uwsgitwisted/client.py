@@ -17,12 +17,24 @@ from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from uwsgitwisted.address import Address, AddressLike, parse_address
-from uwsgitwisted.errors import InvalidAddress, MisuseError, ProtocolError, SpoolRefused, UwsgiError
+from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
+from uwsgitwisted.tasks import (
+    TaskLike,
+    TaskStatus,
+    Variables,
+    batch_items,
+    encode_batch,
+    read_accepted,
+    read_changed,
+    read_ids,
+    read_single,
+    read_status,
+    read_taken,
+)
 from uwsgitwisted.transport.peer import Peer
-from uwsgitwisted.wire.message import encode_request
-from uwsgitwisted.wire.packet import PING, SPOOL
+from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage, encode_request
+from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
-from uwsgitwisted.wire.vars import VarsValue
 
 
 class Client:
@@ -106,12 +118,7 @@ class Client:
             consumeErrors=True,
         )
 
-    def spool(
-        self,
-        address: AddressLike,
-        task: Mapping[str, VarsValue] | Mapping[bytes, VarsValue],
-        timeout: float = 30,
-    ) -> Deferred[bool]:
+    def spool(self, address: AddressLike, task: Variables, timeout: float = 30) -> Deferred[bool]:
         """Hand *task* to a spooler.
 
         :param task: the variables that the spooler function gets. Of them ``at`` and ``priority`` also tell the
@@ -121,7 +128,78 @@ class Client:
             not take it, or as :meth:`send_message` does; after a timeout or a lost connection the task may have
             been taken nevertheless.
         """
-        return self.send_message(address, SPOOL, 0, task, timeout).addCallback(_taken, address)
+        return self.send_message(address, SPOOL, 0, task, timeout).addCallback(read_taken, address)
+
+    def enqueue(
+        self, address: AddressLike, task: Variables, body: bytes = b"", timeout: float = 30
+    ) -> Deferred[int | None]:
+        """Hand *task* to a spooler and get its id.
+
+        :param task: the variables that the spooler function gets. Of them ``at``, ``priority``, ``spooler`` and
+            ``idempotency_key`` also tell the spooler when and how to run it.
+        :param body: what the function gets besides; it may be as large as the spooler takes messages.
+        :param timeout: seconds for all of it.
+        :return: fires with the id when the task is safely stored; with None if it is, but the spooler gives no
+            ids, as a real uWSGI. Fails as :meth:`spool` does.
+        """
+        answer = self.send_message(address, SPOOL, SPOOL_WITH_ID, TaskMessage(task, body), timeout)
+        return answer.addCallback(read_accepted, address, body)
+
+    def enqueue_many(
+        self, address: AddressLike, tasks: Iterable[TaskLike], timeout: float = 30
+    ) -> Deferred[list[int]]:
+        """Hand several tasks to a spooler, all of them or none.
+
+        :param tasks: up to 10,000: the variables of each, or a pair of these and a body.
+        :param timeout: seconds for all of it.
+        :return: fires with their ids, in the same order, when they are safely stored. Fails as
+            :meth:`send_message` does.
+        """
+        try:
+            batch = encode_batch(batch_items(tasks))
+        except MisuseError as error:
+            error.address = address
+            return fail(error)
+        return self.send_message(address, MARSHAL, 0, batch, timeout).addCallback(read_ids, address)
+
+    def status(self, address: AddressLike, identifier: int, timeout: float = 30) -> Deferred[TaskStatus]:
+        """Ask what a spooler knows of a task.
+
+        :param identifier: the task's id.
+        :param timeout: seconds to wait.
+        :return: fires with it. Fails with ``NoSuchTask`` if there is no such task, or not any more, or as
+            :meth:`send_message` does.
+        """
+        answer = self._manage(address, "status", {"ids": [identifier]}, timeout)
+        return answer.addCallback(read_single, identifier, address)
+
+    def wait(self, address: AddressLike, identifier: int, timeout: float = 30) -> Deferred[TaskStatus]:
+        """Wait until a task is over.
+
+        :param identifier: the task's id.
+        :param timeout: seconds to wait.
+        :return: fires with what the spooler knows of it then. Fails with ``RequestTimeout`` if it is not over
+            in time, and as :meth:`status` does. Cancelling it leaves the task alone.
+        """
+        return self._manage(address, "wait", {"id": identifier}, timeout).addCallback(read_status, address)
+
+    def cancel(
+        self, address: AddressLike, identifiers: Iterable[int], timeout: float = 30
+    ) -> Deferred[list[int]]:
+        """Take tasks back. Those that wait won't run; of those that run, the outcome is dropped.
+
+        :param identifiers: up to 1,000 ids.
+        :param timeout: seconds to wait.
+        :return: fires with the ids of those for which that was possible. Fails with ``NotAllowed`` if the
+            spooler doesn't let this machine manage its queue, or as :meth:`send_message` does.
+        """
+        answer = self._manage(address, "cancel", {"ids": list(identifiers)}, timeout)
+        return answer.addCallback(read_changed, address)
+
+    def _manage(
+        self, address: AddressLike, operation: str, arguments: Mapping[str, object], timeout: float
+    ) -> Deferred[object]:
+        return self.send_message(address, MARSHAL, 0, (operation, dict(arguments)), timeout)
 
     def ping(self, address: AddressLike, timeout: float = 5) -> Deferred[float]:
         """Ask whether a server lives.
@@ -182,11 +260,3 @@ def _split(node: Any) -> tuple[AddressLike, object]:
 def _check_timeout(timeout: float) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
         raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
-
-
-def _taken(answer: object, address: AddressLike) -> bool:
-    if answer is False:
-        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
-    if answer is not True:
-        raise ProtocolError("what answers there is no spooler", address=address)
-    return True

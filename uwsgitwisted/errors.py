@@ -149,6 +149,10 @@ class UnknownModifier(UwsgiError):
         self.modifier1 = modifier1
 
 
+class NotAllowed(UwsgiError):
+    """The peer may not ask for this."""
+
+
 class RemoteError(UwsgiError):
     """The handler at the other end raised.
 
@@ -183,6 +187,17 @@ class SpoolError(UwsgiError):
 
 class SpoolRefused(SpoolError):
     """The spooler answered that it did not take the task (``{255, 0, 0}``); its log says why."""
+
+
+class StoreUnavailable(SpoolError):
+    """The spool can't be used now: a disk that is full, failing or read-only, a lock, a database that is away.
+
+    Nothing was written. The same call may succeed later.
+    """
+
+
+class NoSuchTask(SpoolError):
+    """The spool has no task of that id: it never had, or what was known of it is forgotten."""
 
 
 class SpoolCorrupt(SpoolError):

@@ -90,7 +90,8 @@ ACTIONS = {
 }
 
 def run(task):
-    note(task={key.decode(): value.decode() for key, value in task.items()})
+    name = task.pop("spooler_task_name").decode()
+    note(id=int(name), task={key.decode(): value.decode() for key, value in task.items()})
     return ACTIONS[task.get(b"do", b"").decode()](task.get(b"path", b"").decode())
 
 uwsgi.spooler = run

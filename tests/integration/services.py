@@ -252,6 +252,7 @@ class Launcher:
         handler: str | None = None,
         tcp: bool = False,
         directory: Path | None = None,
+        twistd: Sequence[str] = TWISTD,
     ) -> Service:
         """Start ``twistd -n COMMAND`` and wait until it takes requests.
 
@@ -259,6 +260,7 @@ class Launcher:
         :param handler: the source of its handler module.
         :param tcp: whether it listens on a TCP port of loopback; otherwise on a UNIX socket.
         :param directory: where it runs; None for a new directory.
+        :param twistd: what runs it.
         """
         if directory is None:
             directory = self._directory / f"s{len(self._services)}"
@@ -266,7 +268,7 @@ class Launcher:
         port = free_port()
         address: Any = ("127.0.0.1", port) if tcp else f"unix:{directory}/socket"
         listen = f"tcp:{port}" if tcp else str(address)
-        line = [*TWISTD, "-n", "--pidfile=", command, "--listen", listen, "--node", "here", *options]
+        line = [*twistd, "-n", "--pidfile=", command, "--listen", listen, "--node", "here", *options]
         if handler is not None:
             (directory / "my_handler.py").write_text(handler)
             line += ["--handler", "my_handler"]

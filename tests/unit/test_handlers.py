@@ -12,11 +12,19 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.compat import uwsgi
-from uwsgitwisted.errors import MalformedPacket, StartupError, UnencodableMessage, UnknownModifier, UnsafeObject
+from uwsgitwisted.errors import (
+    MalformedPacket,
+    MisuseError,
+    StartupError,
+    UnencodableMessage,
+    UnknownModifier,
+    UnsafeObject,
+)
 from uwsgitwisted.handlers import marshal as marshal_handler
 from uwsgitwisted.handlers import spool as spool_handler
 from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.handlers.module import load_module
+from uwsgitwisted.spool.task import Task, encode_run
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.vars import encode_vars
 
@@ -176,7 +184,7 @@ def test_the_function_is_taken_away(write: Write) -> None:
         objects[33](Packet(33, 0, b"N"))
     assert caught.value.modifier1 == 33
     with pytest.raises(UnknownModifier, match=r"set no uwsgi\.spooler") as caught:
-        tasks[17](Packet(17, 0))
+        tasks[17](a_run())
     assert caught.value.modifier1 == 17
 
 
@@ -208,7 +216,14 @@ def test_what_marshal_handlers_raise() -> None:
         CALL(Packet(33, 0, marshal.dumps(1, 2)))
 
 
-def run_task(task: dict[str, bytes], result: object = None, **options: object) -> tuple[object, Packet]:
+def a_run(variables: bytes = b"", body: bytes = b"") -> Packet:
+    """Return what a worker gets for the task 12."""
+    return encode_run(Task(variables, 1.0, 1.0, id=12, body=body))
+
+
+def run_task(
+    task: dict[str, bytes], result: object = None, body: bytes = b"", **options: object
+) -> tuple[object, Packet]:
     """Run *task* with a function that returns *result*; return what the function got, and the answer."""
     sys.modules["some_tasks"] = types.ModuleType("some_tasks")
     got: list[object] = []
@@ -219,20 +234,34 @@ def run_task(task: dict[str, bytes], result: object = None, **options: object) -
 
     uwsgi.spooler = spooler
     handlers = spool_handler.load("some_tasks", **options)  # type: ignore[arg-type]
-    answer = handlers[17](Packet(17, 0, encode_vars(task)))
+    answer = handlers[17](a_run(encode_vars(task), body))
     return got[0], answer
 
 
 def test_tasks_are_bytes() -> None:
-    """As in uWSGI on Python 3, a task's keys and values are bytes, except the key with its name."""
-    got, _ = run_task({"key1": b"value1", "body": b"\xff", "spooler_task_name": b"12"})
-    assert got == {b"key1": b"value1", b"body": b"\xff", "spooler_task_name": b"12"}
+    """As in uWSGI on Python 3, a task's keys and values are bytes, except the keys of its name and its body."""
+    got, _ = run_task({"key1": b"value1", "body": b"\xff", "spooler_task_name": b"x"}, body=b"\x00raw")
+    assert got == {
+        b"key1": b"value1",
+        b"body": b"\xff",
+        b"spooler_task_name": b"x",
+        "spooler_task_name": b"12",
+        "body": b"\x00raw",
+    }
 
 
 def test_tasks_as_text() -> None:
     """On request keys and values are text, from which any bytes can be got back."""
-    got, _ = run_task({"key1": "é".encode(), "body": b"\xff", "spooler_task_name": b"12"}, text=True)
+    got, _ = run_task({"key1": "é".encode(), "body": b"\xff", "spooler_task_name": b"x"}, text=True)
     assert got == {"key1": "é", "body": "\udcff", "spooler_task_name": "12"}
+
+
+def test_bodies_are_bytes() -> None:
+    """A body stays bytes, also beside text; where there is none, there is no key for it."""
+    got, _ = run_task({"k": b"v"}, body=b"\xff\x00", text=True)
+    assert got == {"k": "v", "spooler_task_name": "12", "body": b"\xff\x00"}
+    got, _ = run_task({"k": b"v"})
+    assert got == {b"k": b"v", "spooler_task_name": b"12"}
 
 
 @pytest.mark.parametrize(
@@ -241,20 +270,72 @@ def test_tasks_as_text() -> None:
         ("2.0", uwsgi.SPOOL_OK, DONE),
         ("2.0", uwsgi.SPOOL_RETRY, RETRY),
         ("2.0", uwsgi.SPOOL_IGNORE, IGNORE),
+        ("2.0", False, IGNORE),
         ("2.0", None, DONE),
-        ("2.0", True, DONE),
-        ("2.0", 17, DONE),
-        ("2.0", [], DONE),
         ("0.9", 17, RETRY),
         ("0.9", None, DONE),
-        ("0.9", -1, DONE),
-        ("0.9", 0, DONE),
     ],
 )
 def test_verdicts(return_codes: str, result: object, verdict: int) -> None:
-    """The number that the function returns is a verdict, as the chosen uWSGI has it; else it means done."""
+    """The number that the function returns is a verdict, as the chosen uWSGI has it."""
     _, answer = run_task({}, result, return_codes=return_codes)
     assert answer == Packet(255, verdict)
+
+
+@pytest.mark.parametrize(
+    ("return_codes", "result"),
+    [
+        ("2.0", True),
+        ("2.0", 17),
+        ("2.0", -3),
+        ("2.0", -1.0),
+        ("2.0", []),
+        ("2.0", {"a": [b"b"]}),
+        ("0.9", -1),
+        ("0.9", 0),
+        ("0.9", False),
+        ("0.9", "text"),
+    ],
+)
+def test_results(return_codes: str, result: object) -> None:
+    """Any other value is the task's result, and means done."""
+    _, answer = run_task({}, result, return_codes=return_codes)
+    assert answer == Packet(255, DONE, marshal.dumps(result, 2))
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (object(), "its type, builtins.object, is not one that can be sent"),
+        (bytes(1024 * 1024), "it has 1048581 bytes, and 1048576 is the most"),
+    ],
+)
+def test_results_that_are_not_kept(result: object, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A result that can't be kept is dropped, with a line in the worker's log; the task is done."""
+    _, answer = run_task({}, result)
+    assert answer == Packet(255, DONE)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("task 12 is done, but its result is not kept: ")
+    assert reason in line
+
+
+def test_the_largest_result() -> None:
+    """A result of just the limit is kept."""
+    _, answer = run_task({}, bytes(1024 * 1024 - 5))
+    assert len(answer.payload) == 1024 * 1024
+
+
+def test_what_has_not_run_is_not_done() -> None:
+    """A coroutine function, which a worker can't run, fails with the engine that can."""
+
+    async def spooler(task: object) -> None:
+        """Never run."""
+
+    sys.modules["some_tasks"] = types.ModuleType("some_tasks")
+    uwsgi.spooler = spooler
+    run = spool_handler.load("some_tasks")[17]
+    with pytest.raises(MisuseError, match="--engine reactor"):
+        run(a_run())
 
 
 def test_unknown_return_codes() -> None:
@@ -273,6 +354,8 @@ def test_what_spool_handlers_raise() -> None:
     uwsgi.spooler = spooler
     run = spool_handler.load("some_tasks")[17]
     with pytest.raises(MalformedPacket):
+        run(a_run(b"\xff"))
+    with pytest.raises(MalformedPacket):
         run(Packet(17, 0, b"\xff"))
     with pytest.raises(KeyError):
-        run(Packet(17, 0))
+        run(a_run())

@@ -24,7 +24,9 @@ FLOORS = {
     "sessions": 3,
     "blocking": 4,
     "transport": 3,
-    "spool": 3,
+    "spool": 4,
+    "tasks": 3,
+    "queue": 5,
     "client": 4,
     "compat": 5,
     "handlers": 6,
@@ -33,6 +35,7 @@ FLOORS = {
     "services": 8,
     "taps": 9,
     "cli": 10,
+    "__main__": 11,
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
@@ -87,6 +90,7 @@ WITHOUT_TWISTED = [
     "uwsgitwisted.blocking",
     "uwsgitwisted.compat.uwsgi",
     "uwsgitwisted.compat.install",
+    "uwsgitwisted.compat.uwsgidecorators",
     "uwsgitwisted.handlers.marshal",
     "uwsgitwisted.handlers.spool",
     "uwsgitwisted.engines.worker",

@@ -21,7 +21,7 @@ from uwsgitwisted.errors import (
     UnsafeObject,
 )
 from uwsgitwisted.wire.exchange import PlainExchange
-from uwsgitwisted.wire.message import answers_raw, decode_answer, encode_request
+from uwsgitwisted.wire.message import TaskMessage, answers_raw, decode_answer, encode_request, needs_session
 from uwsgitwisted.wire.packet import Packet
 
 VARS = b"\x01\x00k\x01\x00v"
@@ -34,6 +34,8 @@ VARS = b"\x01\x00k\x01\x00v"
         (33, b"bytes", marshal.dumps(b"bytes", 2)),
         (17, {"k": "v"}, VARS),
         (17, VARS, VARS),
+        (17, TaskMessage({"k": "v"}), VARS),
+        (17, TaskMessage({b"k": b"v"}, b"body"), b"\x0e\x00CONTENT_LENGTH\x01\x004" + VARS + b"body"),
         (0, {"k": b"v"}, VARS),
         (30, b"raw", b"raw"),
         (7, "text é", "text é".encode()),
@@ -58,6 +60,10 @@ def test_how_messages_travel(modifier1: int, message: object, payload: bytes) ->
         (17, ["no", "dict"], "a task is a dict, not list"),
         (17, b"\xff", "has to be a vars block: the block ends within a length"),
         (17, {"": "v"}, "an empty key"),
+        (17, TaskMessage({"": "v"}), "an empty key"),
+        (17, TaskMessage({"k": "v"}, "text"), "its body bytes, not dict and str"),  # type: ignore[arg-type]
+        (17, TaskMessage(VARS), "a task is a dict, and its body bytes, not bytes and bytes"),  # type: ignore[arg-type]
+        (17, TaskMessage({"CONTENT_LENGTH": "4"}, b"body"), "CONTENT_LENGTH says the size of its body"),
         (33, object(), "object"),
         (7, "\ud800", "no UTF-8 form"),
         (100, "text", "takes bytes or None, not str"),
@@ -83,6 +89,15 @@ def test_modifiers_are_bytes(modifiers: tuple[int, int]) -> None:
     [
         (Packet(255, 1), True),
         (Packet(255, 0), False),
+        (Packet(255, 1, b"1"), 1),
+        (Packet(255, 1, b"9223372036854775807"), 2**63 - 1),
+        # What is no id is left alone, as it always was.
+        (Packet(255, 0, b"1"), False),
+        (Packet(255, 1, b"0"), True),
+        (Packet(255, 1, b"-1"), True),
+        (Packet(255, 1, b"1\n"), True),
+        (Packet(255, 1, b"9" * 20), True),
+        (Packet(255, 1, b"\xb2"), True),
         (Packet(33, 9, marshal.dumps([1], 2)), [1]),
         (Packet(173, 0, b"x"), b"x"),
         (Packet(100, 1), b""),
@@ -98,6 +113,29 @@ def test_an_unsafe_answer() -> None:
     """An answer that is not plain marshalled data is not loaded."""
     with pytest.raises(UnsafeObject):
         decode_answer(Packet(33, 0, b"junk"))
+
+
+@pytest.mark.parametrize("size", [65_531, 70_000])
+def test_a_large_task(size: int) -> None:
+    """A task's variables fit one packet, as a spool file has it; its body may be larger."""
+    assert len(encode_request(17, 2, TaskMessage({}, bytes(size))).payload) == size + 4 + 14 + 5
+    with pytest.raises(MessageTooLarge, match="The body takes what is large") as caught:
+        encode_request(17, 2, TaskMessage({"k": bytes(33_000), "l": bytes(33_000)}))
+    assert caught.value.limit == 65_535
+
+
+@pytest.mark.parametrize(
+    ("packet", "needed"),
+    [
+        (encode_request(17, 2, TaskMessage({"k": "v"}, b"body")), True),
+        (encode_request(17, 2, TaskMessage({"k": "v"})), False),
+        (encode_request(17, 0, {"CONTENT_LENGTH": "v"}), False),
+        (encode_request(33, 2, b""), False),
+    ],
+)
+def test_what_needs_a_session(packet: Packet, needed: bool) -> None:
+    """A task with a body must not go to a spooler that would take the body for something else."""
+    assert needs_session(packet) is needed
 
 
 def test_which_answers_are_raw() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.python.usage import UsageError
 
+from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps import node, renderer, spooler
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds, size
@@ -65,7 +70,10 @@ class TestCommon:
     def test_defaults(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
         """A service that is told only what it must be listens on loopback with the documented limits."""
         settings = parse(make, *arguments).settings()
-        assert settings == ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
+        expected = ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
+        if make is spooler.Options:
+            expected = replace(expected, timeout=3_600.0, engine=f"processes:{available_cores()}")
+        assert settings == expected
         assert settings.max_message == MAX_MESSAGE
         assert settings.node == socket.gethostname()
         assert settings.tracebacks
@@ -152,6 +160,61 @@ class TestSpooler:
         assert parse(spooler.Options, *SPOOLER)["workers"] >= 1
         assert parse(spooler.Options, *SPOOLER, "--engine", "reactor")["workers"] >= 1
 
+    def test_timeout(self) -> None:
+        """A task may run for longer than a request to a node."""
+        assert parse(spooler.Options, *SPOOLER).settings().timeout == 3600
+        assert parse(spooler.Options, *SPOOLER, "--timeout", "5").settings().timeout == 5
+        assert "3600" in spooler.Options().getUsage(width=200)
+
+    def test_queues(self) -> None:
+        """Queues with workers of their own have processes of their own."""
+        queues = ["--queue", "mail=2", "--queue", "a=b=1"]
+        options = parse(spooler.Options, *SPOOLER, *queues, "--workers", "4")
+        assert options["queues"] == {"mail": 2, "a=b": 1}
+        assert options["engine"] == "processes:7"
+        assert parse(spooler.Options, *SPOOLER, *queues, "--engine", "processes:5")["workers"] == 2
+        with pytest.raises(UsageError, match="leaves no worker"):
+            parse(spooler.Options, *SPOOLER, *queues, "--engine", "processes:3")
+
+    @pytest.mark.parametrize("queue", ["mail", "mail=", "mail=0", "mail=two", "=2", ""])
+    def test_bad_queues(self, queue: str) -> None:
+        """A queue has a name and a number of workers."""
+        with pytest.raises(UsageError, match="for example --queue mail=2"):
+            parse(spooler.Options, *SPOOLER, "--queue", queue)
+
+    def test_cron(self) -> None:
+        """A periodic task is checked at once."""
+        options = parse(spooler.Options, *SPOOLER, "--cron", "*/5 * * * * job=a", "--cron", "0 7 * * * job=b")
+        assert len(options["periodic"]) == 2
+        with pytest.raises(UsageError, match=r"--cron 'soon'.*for example"):
+            parse(spooler.Options, *SPOOLER, "--cron", "soon")
+
+    def test_drain(self) -> None:
+        """What is drained is a directory."""
+        assert parse(spooler.Options, *SPOOLER, "--drain", "dir:/var/spool")["drain"] == "/var/spool"
+        for wrong in ("/var/spool", "dir:", "sqlite:x"):
+            with pytest.raises(UsageError, match="for example --drain dir:"):
+                parse(spooler.Options, *SPOOLER, "--drain", wrong)
+
+    def test_manage(self) -> None:
+        """Who may manage a queue is a list of networks."""
+        options = parse(spooler.Options, *SPOOLER, "--manage", "10.0.0.0/8", "--manage", "::1")
+        assert list(map(str, options["manage"])) == ["10.0.0.0/8", "::1/128"]
+        with pytest.raises(UsageError, match="--manage everybody"):
+            parse(spooler.Options, *SPOOLER, "--manage", "everybody")
+
+    def test_keep_results(self) -> None:
+        """Results are kept for a while, or not at all."""
+        assert parse(spooler.Options, *SPOOLER)["keep-results"] == 3600
+        assert parse(spooler.Options, *SPOOLER, "--keep-results", "0")["keep-results"] == 0
+        with pytest.raises(UsageError):
+            parse(spooler.Options, *SPOOLER, "--keep-results", "-1")
+
+    def test_http_vars(self) -> None:
+        """The variables of a web request are a list."""
+        assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
+        assert parse(spooler.Options, *SPOOLER, "--http-vars", "A, B,")["http-vars"] == ("A", "B")
+
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -167,6 +230,21 @@ class TestServices:
     def test_reactor(self) -> None:
         """The reactor is the one that is installed."""
         assert installed_reactor() is reactor
+
+    def test_steady_timers(self) -> None:
+        """The timers of a service go by a clock that is never set."""
+        program = """
+import time
+from uwsgitwisted.taps.options import installed_reactor
+reactor = installed_reactor()
+assert abs(reactor.seconds() - time.monotonic()) < 10
+reactor.callLater(0.01, reactor.stop)
+reactor.run()
+later = reactor.callLater(5, print)
+reactor.seconds = None
+assert installed_reactor().seconds is None  # what is timed by one clock stays with it
+"""
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
     def test_node(self, modules: Path) -> None:
         """A node is made of its handler module."""

@@ -13,11 +13,14 @@ import pytest
 
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
+from uwsgitwisted.responders import http as http_answers
+from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire import failure, marshal_check, objects, packet, session
 from uwsgitwisted.wire import terms as wire_terms
-from uwsgitwisted.wire.packet import PING, SESSION, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
+from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
     AnswerReceived,
     CancelReceived,
@@ -28,11 +31,12 @@ from uwsgitwisted.wire.session import (
     Session,
 )
 from uwsgitwisted.wire.terms import Terms
-from uwsgitwisted.wire.vars import decode_vars, encode_vars
+from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, split_vars
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 
 _BLOCK = re.compile(r"^```hex\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_HTTP = re.compile(r"^```http\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MENTION = re.compile(r"`([A-Z][A-Z_]+)` \(([\d.]+)")
 _QUOTED = re.compile(r"`([^`]+)`")
 
@@ -139,6 +143,26 @@ def an_object(value: object) -> Said:
     return Said(objects.dumps(value), objects.loads, value)
 
 
+def a_task(variables: dict[bytes, bytes], body: bytes) -> Said:
+    def read(message: bytes) -> object:
+        block, rest, missing = split_vars(message)
+        return decode_vars(block), rest, missing
+
+    told = {b"CONTENT_LENGTH": b"%d" % len(body), **variables}
+    return Said(TaskMessage(variables, body).encode(), read, (told, body, 0))
+
+
+def a_packet_and_its_body(modifier1: int, modifier2: int, variables: dict[bytes, bytes], body: bytes) -> Said:
+    made = Packet(modifier1, modifier2, encode_vars(variables.items()))
+
+    def read(data: bytes) -> object:
+        decoder = PacketDecoder(count=1)
+        (packet,) = decoder.receive(data)
+        return packet, decoder.rest(), body_size(packet.payload)
+
+    return Said(encode_packet(made) + body, read, (made, body, len(body)))
+
+
 def an_offer(**terms: Any) -> Said:
     ours = Terms(**terms)
     return Said(wire_terms.offer(ours), lambda data: wire_terms.offered(*PacketDecoder().receive(data)), ours)
@@ -214,6 +238,8 @@ SAYINGS: dict[str, Callable[..., Said]] = {
     "packet": a_packet,
     "vars": some_vars,
     "marshal": an_object,
+    "task": a_task,
+    "packet_and_body": a_packet_and_its_body,
     "offer": an_offer,
     "grant": a_grant,
     "request": a_request,
@@ -240,8 +266,8 @@ EXAMPLES = examples()
 
 def test_examples_of_everything() -> None:
     """The document has an example of whatever an example can be."""
-    assert {saying.partition("(")[0] for saying, _ in EXAMPLES} == set(SAYINGS)
-    assert len(EXAMPLES) >= 18
+    assert {name for saying, _ in EXAMPLES for name in re.findall(r"(\w+)\(", saying)} >= set(SAYINGS)
+    assert len(EXAMPLES) >= 21
 
 
 @pytest.mark.parametrize(("saying", "data"), EXAMPLES, ids=[saying[:40] for saying, _ in EXAMPLES])
@@ -287,6 +313,42 @@ def test_type_codes() -> None:
         if f"type code 0x{number:02x}" not in str(caught.value):
             accepted.add(chr(number))
     assert {code(row[0]) for row in OBJECTS} == accepted
+
+
+def test_forms_of_tasks() -> None:
+    """The document has the ways to ask for a task, and says of the right ones that a body follows."""
+    rows = tables("Tasks")[0]
+    assert [int(row[0]) for row in rows] == [0, SPOOL_OVER_HTTP, SPOOL_WITH_ID]
+    assert {(SPOOL, int(row[0])) for row in rows if "body" in row[2]} == BODIES
+
+
+def test_answer_in_http() -> None:
+    """The example of an answer to nginx is what ours writes to the example of a request."""
+    (request,) = (saying for saying, _ in EXAMPLES if saying.startswith("packet_and_body"))
+    made: Said = eval(request, dict(SAYINGS))
+    packet, _, _ = made.read(made.data)  # type: ignore[misc]
+    answer = http_answers.accepted(http_answers.HttpRequest.read(packet.payload), 17, "ready")
+    assert _HTTP.findall(DOCUMENT) == [answer.decode().replace("\r\n", "\n")]
+
+
+def test_statuses() -> None:
+    """The document has every status that is answered to nginx."""
+    refusals = {line[1].value for line in http_answers._REFUSALS}
+    others = (
+        http_answers.not_allowed(b"X"),
+        http_answers.not_allowed(b""),
+        http_answers.not_found("", head=False),
+        http_answers.accepted(http_answers.HttpRequest(b"", "", {}), 1, ""),
+    )
+    told = {int(row[0]) for row in tables("Tasks")[1]}
+    assert told == refusals | {int(answer.split()[1]) for answer in others} | {200}
+
+
+def test_variables_of_tasks() -> None:
+    """The document has the variables that always enter a task that nginx asks for, and none of the others."""
+    paragraph = DOCUMENT.partition("The task's variables are those")[2].partition("The latter")[0]
+    assert _QUOTED.findall(paragraph) == [name.decode() for name in http_answers._TASK_VARS]
+    assert not set(HTTP_VARS) & set(_QUOTED.findall(paragraph))
 
 
 def test_terms() -> None:

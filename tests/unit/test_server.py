@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -19,6 +20,7 @@ from uwsgitwisted.transport.peers import parse_network
 from uwsgitwisted.transport.server import Limits, ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.vars import encode_vars, split_vars
 
 ASK = Packet(33, 5, b"ask")
 TOLD = Packet(33, 5, b"told")
@@ -187,6 +189,232 @@ class TestPlain:
         link.client.abortConnection()
         link.flush()
         assert cancelled == [later]
+
+
+class TestBody:
+    limits = Limits(body_timeout=30, max_ignored=10)
+    #: What has a body in these tests.
+    bodies = frozenset({(17, 1)})
+
+    def bench(self, respond: Callable[[Request], Reply] = lambda _: TOLD, largest: int = 1 << 20) -> Bench:
+        return Bench(respond, limits=self.limits, bodies=self.bodies, terms=Terms(max_message=largest))
+
+    @staticmethod
+    def packet(size: object, modifier2: int = 1, **more: str) -> bytes:
+        return encode_packet(Packet(17, modifier2, encode_vars({"CONTENT_LENGTH": str(size), **more})))
+
+    @pytest.mark.parametrize("step", [None, 1, 7])
+    @pytest.mark.parametrize("tail", [b"", b"tail"])
+    def test_body(self, step: int | None, tail: bytes) -> None:
+        """The body behind a packet reaches the responder with it, however it comes and whatever follows."""
+        bench = self.bench()
+        client, link = bench.connect()
+        packet = self.packet(11, to="ann")
+        link.client.write(packet + b"hello world" + tail)
+        link.flush(step)
+        assert client.received == encode_packet(TOLD)
+        assert client.lost is not None
+        assert bench.requests == [Request(Packet(17, 1, packet[4:] + b"hello world"), "192.0.2.7:40001")]
+        assert not bench.clock.getDelayedCalls()
+
+    def test_variables_that_look_like_a_body(self) -> None:
+        """All of the packet is variables, also where as many bytes of them are left as the body has."""
+        bench = self.bench()
+        packet = self.packet(10, to="ann!")
+        assert packet[-10:] == b"\x02\x00to\x04\x00ann!"
+        bench.ask(packet)
+        assert bench.requests == []
+        bench.ask(packet + b"0123456789")
+        assert split_vars(bench.requests[0].packet.payload) == (packet[4:], b"0123456789", 0)
+
+    @pytest.mark.parametrize(
+        "packet",
+        [
+            encode_packet(Packet(17, 1, b"\x01")),
+            encode_packet(Packet(17, 1, encode_vars({"CONTENT_LENGTH": "many"}))),
+            encode_packet(Packet(17, 1, encode_vars({"CONTENT_LENGTH": "0"}))),
+            encode_packet(Packet(17, 1, encode_vars({"to": "ann"}))),
+            encode_packet(Packet(17, 0, encode_vars({"CONTENT_LENGTH": "5"}))),
+            encode_packet(Packet(33, 1, encode_vars({"CONTENT_LENGTH": "5"}))),
+        ],
+    )
+    def test_no_body(self, packet: bytes) -> None:
+        """A packet without a size, with one that is none, or of other modifiers is answered by itself."""
+        bench = self.bench()
+        client, _ = bench.ask(packet)
+        assert client.received == encode_packet(TOLD)
+        assert bench.requests[0].packet.payload == packet[4:]
+
+    @pytest.mark.parametrize(("room", "fits"), [(0, True), (1, False)])
+    def test_largest(self, room: int, fits: bool) -> None:
+        """Packet and body may be as large as a message; of one byte more, only the size is told."""
+        bench = self.bench(largest=1_000)
+        block = len(self.packet(100)) - 4
+        packet = self.packet(1_000 - block + room)
+        client, link = bench.ask(packet)
+        assert len(bench.requests) == (not fits)
+        link.client.write(bytes(1_000 - block + room))
+        link.flush()
+        assert client.received == encode_packet(TOLD)
+        _, body, missing = split_vars(bench.requests[0].packet.payload)
+        assert (len(body), missing) == ((1_000 - block, 0) if fits else (0, 1_001 - block))
+
+    def test_too_large(self) -> None:
+        """A body that is too large is answered at once; what still comes of it is thrown away."""
+        bench = self.bench(largest=1_000)
+        client, link = bench.ask(self.packet(100_000) + bytes(49_999))
+        assert client.received == encode_packet(TOLD)
+        link.client.write(bytes(50_000))
+        link.flush()
+        assert client.lost is None
+        link.client.write(bytes(1))
+        link.flush()
+        assert client.lost is not None
+        assert client.lost.check(ConnectionDone)
+        assert not bench.clock.getDelayedCalls()
+
+    @pytest.mark.parametrize("end", ["time", "close", "half close", "too much", "stop"])
+    def test_lingering(self, end: str) -> None:
+        """A body that never ends is not waited for: a peer has its time for it, and may close before."""
+        bench = self.bench(largest=1_000)
+        client, link = bench.ask(self.packet(2_000 if end == "too much" else "9" * 20))
+        assert client.received == encode_packet(TOLD)
+        assert split_vars(bench.requests[0].packet.payload)[2] in (2_000, 10**20 - 1)
+        with capturedLogs() as logs:
+            for _ in range(29):
+                bench.clock.advance(1)
+                link.client.write(bytes(50))
+                link.flush()
+            assert client.lost is None
+            if end == "time":
+                bench.clock.advance(1)
+            elif end == "close":
+                link.client.loseConnection()
+            elif end == "stop":
+                bench.factory.finish()
+            elif end == "half close":
+                link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
+            else:
+                link.client.write(bytes(2_000))
+            link.flush()
+        assert client.lost is not None
+        assert [event["late"] for event in logs] == ["still sends a body that is too large"] * (end == "time")
+        assert not bench.clock.getDelayedCalls()
+
+    def test_no_answer_to_linger_for(self) -> None:
+        """Where there is no answer to a body that is too large, the connection is closed at once."""
+
+        def respond(_: Request) -> Packet:
+            raise KeyError("x")
+
+        client, _ = self.bench(respond, largest=1_000).ask(self.packet(100_000))
+        assert client.lost is not None
+
+    def test_nothing_is_cut_off_for_a_size(self) -> None:
+        """Of variables whose body is too large, none reaches the responder in the body's place."""
+        bench = self.bench(largest=20)
+        packet = self.packet(10, to="ann!")
+        bench.ask(packet)
+        assert split_vars(bench.requests[0].packet.payload)[1:] == (b"", 10)
+
+    def test_time(self) -> None:
+        """A body may take its time as long as 65535 bytes come within the limit; single bytes don't count."""
+        bench = self.bench()
+        client, link = bench.ask(self.packet(200_000))
+        for _ in range(3):
+            bench.clock.advance(29)
+            link.client.write(bytes(MAX_PAYLOAD))
+            link.flush()
+        assert client.lost is None
+        for _ in range(29):
+            bench.clock.advance(1)
+            link.client.write(b"x")
+            link.flush()
+        assert client.lost is None
+        with capturedLogs() as logs:
+            bench.clock.advance(1)
+        link.flush()
+        assert client.lost is not None
+        assert logs[0]["late"] == "did not go on with the body behind its packet"
+        assert bench.requests == []
+        assert not bench.clock.getDelayedCalls()
+
+    def test_all_together(self) -> None:
+        """All connections together hold a few of the largest bodies; more is refused, but for small ones."""
+        bench = self.bench(largest=100_000)
+        links = [bench.ask(self.packet(99_000) + bytes(98_000)) for _ in range(5)]
+        assert [client.lost is None for client, _ in links] == [True] * 4 + [False]
+        small, _ = bench.ask(self.packet(50_000) + bytes(50_000))
+        assert small.received == encode_packet(TOLD)
+        links[0][1].client.abortConnection()
+        links[0][1].flush()
+        client, link = bench.ask(self.packet(99_000) + bytes(98_000))
+        link.client.write(bytes(1_000))
+        link.flush()
+        assert client.received == encode_packet(TOLD)
+
+    def test_held_until_the_answer(self) -> None:
+        """A body counts until its request is answered."""
+        answers: list[Deferred[Packet]] = [Deferred() for _ in range(5)]
+        bench = self.bench(lambda _: answers[len(bench.requests) - 1], largest=100_000)
+        links = [bench.ask(self.packet(99_000) + bytes(99_000)) for _ in range(4)]
+        with capturedLogs() as logs:
+            client, _ = bench.ask(self.packet(99_000) + bytes(99_000))
+        assert client.lost is not None
+        assert "too large together" in logs[0]["log_format"]
+        answers[0].callback(TOLD)
+        links[0][1].flush()
+        bench.ask(self.packet(99_000) + bytes(99_000))
+        assert len(bench.requests) == 5
+
+    def test_later_answer(self) -> None:
+        """Once the body is there, nothing limits the time until the answer."""
+        later: Deferred[Packet] = Deferred()
+        bench = self.bench(lambda _: later)
+        client, link = bench.ask(self.packet(5) + b"1234")
+        link.client.write(b"5")
+        link.flush()
+        bench.clock.advance(10_000)
+        link.flush()
+        assert client.lost is None
+        later.callback(TOLD)
+        link.flush()
+        assert client.received == encode_packet(TOLD)
+
+    def test_half_close(self) -> None:
+        """A peer that closes its sending side in the middle of a body is dropped, and after it is answered."""
+        later: Deferred[Packet] = Deferred()
+        bench = self.bench(lambda _: later)
+        client, link = bench.ask(self.packet(5) + b"1234")
+        link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
+        link.flush()
+        assert client.lost is not None
+        client, link = bench.ask(self.packet(5) + b"12345")
+        link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
+        later.callback(TOLD)
+        link.flush()
+        assert client.received == encode_packet(TOLD)
+
+    def test_stop(self) -> None:
+        """A connection in the middle of a body is dropped when the server stops."""
+        bench = self.bench()
+        client, link = bench.ask(self.packet(5) + b"1234")
+        finished = bench.factory.finish()
+        link.flush()
+        assert client.lost is not None
+        assert finished.called
+        assert not bench.clock.getDelayedCalls()
+
+    def test_bytes_behind(self) -> None:
+        """What follows a body is ignored up to the limit, in however many pieces."""
+        later: Deferred[Packet] = Deferred()
+        client, link = self.bench(lambda _: later).ask(self.packet(5) + b"12345" + b"12345")
+        link.client.write(b"12345")
+        link.flush()
+        assert client.lost is None
+        link.client.write(b"1")
+        link.flush()
+        assert client.lost is not None
 
 
 class TestTime:

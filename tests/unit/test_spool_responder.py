@@ -1,82 +1,113 @@
-"""The responder of modifier1 17: what it answers, and when."""
+"""The responder of modifier1 17: how tasks are asked for, what is answered, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from uwsgitwisted.errors import (
+    Busy,
+    MalformedPacket,
+    MessageTooLarge,
+    SpoolCorrupt,
+    SpoolError,
+    StoreUnavailable,
+    Unavailable,
+)
 from uwsgitwisted.interfaces import IEngine, IResponder, Request
-from uwsgitwisted.responders.spool import REPORT_INTERVAL, SpoolResponder
+from uwsgitwisted.responders.spool import BODIES, REPORT_INTERVAL, SPOOL_OVER_HTTP, SpoolResponder
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.wire.packet import NO, SPOOL, YES, Packet
-from uwsgitwisted.wire.vars import encode_vars
+from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.task import State, Task, decode_run
+from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
+from uwsgitwisted.wire.objects import dumps
+from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
+from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
-T = TypeVar("T")
-
-
-@implementer(IEngine)
-class IdleEngine:
-    """Runs whatever it is given for ever."""
-
-    description = "idle"
-
-    def start(self) -> Deferred[None]:
-        return succeed(None)
-
-    def stop(self, seconds: float) -> Deferred[None]:
-        return succeed(None)
-
-    def submit(self, request: Request) -> Deferred[Packet]:
-        return Deferred()
+TASK = encode_vars({"to": "ann"})
 
 
-class InlineRunner:
-    """Makes the store's calls at once."""
+def result_of(deferred: Deferred[Any]) -> Any:
+    """Return what *deferred* has fired with."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    assert results, "it has not fired"
+    return results[0]
 
-    def start(self) -> None:
-        """Nothing to begin."""
 
-    def stop(self) -> None:
-        """Nothing to end."""
+class FakeSpooler:
+    """Notes what it is asked; the test says what comes of it."""
 
-    def run(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        return maybeDeferred(function, *args, **kwargs)
+    def __init__(self) -> None:
+        self.enqueued: list[tuple[bytes, bytes]] = []
+        self.stored: Deferred[int] = succeed(7)
+        self.looked_up: list[list[int]] = []
+        self.found: Deferred[list[Record]] = succeed([Record(Task(TASK, 1.0, 1.0, id=7), State.READY)])
+
+    def enqueue(self, variables: bytes, body: bytes = b"") -> Deferred[int]:
+        self.enqueued.append((variables, body))
+        return self.stored
+
+    def find(self, ids: list[int]) -> Deferred[list[Record]]:
+        self.looked_up.append(ids)
+        return self.found
 
 
 class Bench:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, **options: Any) -> None:
         self.clock = Clock()
-        self.store = SqliteStore(str(path))
-        self.spooler = Spooler(self.clock, self.store, IdleEngine(), runner=InlineRunner())
-        self.spooler.start()
-        self.clock.advance(0)
-        self.responder = SpoolResponder(self.spooler, monotonic=self.clock.seconds)
+        self.spooler = FakeSpooler()
+        self.responder = SpoolResponder(
+            self.spooler,  # type: ignore[arg-type]
+            monotonic=self.clock.seconds,
+            **options,
+        )
 
-    def ask(self, payload: bytes) -> Deferred[Any]:
-        return self.responder.respond(Request(Packet(SPOOL, 9, payload), peer="10.0.0.7:5000"))
+    def ask(self, payload: bytes, modifier2: int = 9) -> Deferred[Any]:
+        return self.responder.respond(Request(Packet(SPOOL, modifier2, payload), peer="10.0.0.7:5000"))
+
+    def http(
+        self, method: str, path: str = "/tasks", body: bytes = b"", more: Mapping[str, str] | None = None
+    ) -> Http:
+        """Ask as nginx does."""
+        size = str(len(body)) if body else ""
+        variables = {"REQUEST_METHOD": method, "CONTENT_LENGTH": size, "REQUEST_URI": path, **(more or {})}
+        return Http(result_of(self.ask(encode_vars(variables) + body, SPOOL_OVER_HTTP)))
 
 
-def results_of(deferred: Deferred[Any]) -> list[Any]:
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    return results
+class Http:
+    """An answer, taken apart."""
+
+    def __init__(self, data: bytes) -> None:
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        version, code, self.phrase = status.split(" ", 2)
+        assert version == "HTTP/1.0"
+        self.status = int(code)
+        self.headers = dict(line.split(": ", 1) for line in lines)
+        assert self.headers["Content-Type"] == "application/json"
+
+    @property
+    def told(self) -> Any:
+        """What the body says."""
+        assert int(self.headers["Content-Length"]) == len(self.body)
+        return json.loads(self.body)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "spool.sqlite")
-    yield bench
-    bench.spooler.stop(0)
+def bench() -> Bench:
+    return Bench()
 
 
 @pytest.fixture
@@ -98,65 +129,309 @@ def test_interface(bench: Bench) -> None:
     assert verifyObject(IResponder, bench.responder)
 
 
-def test_yes(bench: Bench) -> None:
-    """The answer is yes, after the commit and not before it."""
-    results = results_of(bench.ask(encode_vars({"a": "b"})))
-    assert results == []
-    bench.clock.advance(0)
-    assert results == [YES]
+class TestPlain:
+    def test_yes(self, bench: Bench) -> None:
+        """The answer is yes, after the commit and not before it."""
+        bench.spooler.stored = Deferred()
+        asked = bench.ask(TASK)
+        assert not asked.called
+        bench.spooler.stored.callback(7)
+        assert result_of(asked) == YES
+        assert bench.spooler.enqueued == [(TASK, b"")]
+
+    def test_no_body(self, bench: Bench) -> None:
+        """A CONTENT_LENGTH means nothing here: the payload is the variables, as uWSGI has it."""
+        block = encode_vars({"CONTENT_LENGTH": 3})
+        bench.ask(block + b"abc")
+        assert bench.spooler.enqueued == [(block + b"abc", b"")]
+
+    @pytest.mark.parametrize(
+        "error",
+        [MalformedPacket("why"), SpoolError("why"), Busy("why"), StoreUnavailable("why"), Unavailable("why")],
+    )
+    def test_no(self, bench: Bench, logged: list[dict[str, Any]], error: Exception) -> None:
+        """What is not stored is answered with no; the log has the reason and the peer."""
+        bench.spooler.stored = fail(error)
+        assert result_of(bench.ask(TASK)) == NO
+        (event,) = logged
+        assert event["reason"] == "why"
+        assert (event["peer"], event["count"]) == ("10.0.0.7:5000", 1)
+
+    def test_defect(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
+        """A defect of ours is answered with no too, and logged with its traceback."""
+        bench.spooler.stored = fail(ZeroDivisionError())
+        assert result_of(bench.ask(TASK)) == NO
+        assert isinstance(logged[0]["log_failure"].value, ZeroDivisionError)
+
+    def test_log_is_bounded(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
+        """However many tasks are refused, the log gets a line in a while, which counts them."""
+
+        def refuse() -> None:
+            bench.spooler.stored = fail(SpoolError("why"))
+            bench.ask(TASK)
+
+        for _ in range(100):
+            refuse()
+        bench.clock.advance(REPORT_INTERVAL)
+        refuse()
+        assert [event["count"] for event in logged] == [1, 100]
+
+    @pytest.mark.parametrize("modifier2", [0, SPOOL_OVER_HTTP, SPOOL_WITH_ID])
+    def test_withdrawn(self, bench: Bench, logged: list[dict[str, Any]], modifier2: int) -> None:
+        """A request that is withdrawn has its task withdrawn, and leaves no line in the log."""
+        withdrawn: list[object] = []
+        bench.spooler.stored = Deferred(withdrawn.append)
+        asked = bench.ask(encode_vars({"REQUEST_METHOD": "POST"}), modifier2)
+        asked.cancel()
+        result = result_of(asked)
+        assert isinstance(result, Failure)
+        assert isinstance(result.value, CancelledError)
+        assert withdrawn == [bench.spooler.stored]
+        assert logged == []
 
 
-@pytest.mark.parametrize(
-    ("payload", "reason"),
-    [
-        (b"\x01", "ends within a length"),
-        (encode_vars({"priority": "../escaped"}), "is no priority"),
-        (encode_vars({"at": "inf"}), "is no time"),
-    ],
-)
-def test_no(bench: Bench, logged: list[dict[str, Any]], payload: bytes, reason: str) -> None:
-    """What can't be understood is refused; the log has the reason and the peer."""
-    assert results_of(bench.ask(payload)) == [NO]
-    (event,) = logged
-    assert reason in event["reason"]
-    assert (event["peer"], event["count"]) == ("10.0.0.7:5000", 1)
+class TestWithId:
+    def test_id(self, bench: Bench) -> None:
+        """The answer to a task with a body is its id; its handler won't see how its body travelled."""
+        payload = TaskMessage({"to": "ann", "priority": 1}, b"a letter").encode()
+        assert result_of(bench.ask(payload, SPOOL_WITH_ID)) == Packet(ANSWER, 1, b"7")
+        assert bench.spooler.enqueued == [(encode_vars({"to": "ann", "priority": 1}), b"a letter")]
+
+    def test_no_body(self, bench: Bench) -> None:
+        """Without a body, the variables are stored as they came."""
+        block = encode_vars([("to", "ann"), ("to", "bob"), ("note", "CONTENT_LENGTH")])
+        result_of(bench.ask(block, SPOOL_WITH_ID))
+        (variables, body), *_ = bench.spooler.enqueued
+        assert (decode_vars(variables), body) == (decode_vars(block), b"")
+
+    @pytest.mark.parametrize(
+        ("payload", "error"),
+        [
+            (b"\x01", MalformedPacket),
+            (encode_vars({"CONTENT_LENGTH": "x"}), MalformedPacket),
+            (encode_vars({"CONTENT_LENGTH": 5}) + b"abc", MalformedPacket),
+            (encode_vars({"CONTENT_LENGTH": 5}), MessageTooLarge),
+            (encode_vars([("k", bytes(40_000)), ("l", bytes(40_000))]), MessageTooLarge),
+        ],
+    )
+    def test_malformed(self, bench: Bench, payload: bytes, error: type[Exception]) -> None:
+        """What is no task fails, and nothing is enqueued."""
+        assert isinstance(result_of(bench.ask(payload, SPOOL_WITH_ID)).value, error)
+        assert bench.spooler.enqueued == []
+
+    def test_refused(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
+        """A refusal goes to the caller as it is; whoever sends it logs it."""
+        bench.spooler.stored = fail(StoreUnavailable("the disk is full"))
+        assert isinstance(result_of(bench.ask(TASK, SPOOL_WITH_ID)).value, StoreUnavailable)
+        assert logged == []
 
 
-def test_refused_by_store(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """When the store can't write, the answer is no."""
-    bench.store._connection.execute("PRAGMA query_only = ON")
-    results = results_of(bench.ask(encode_vars({"a": "b"})))
-    bench.clock.advance(0)
-    assert results == [NO]
-    assert "readonly" in logged[0]["reason"]
-    bench.store._connection.execute("PRAGMA query_only = OFF")
+class TestHttp:
+    @pytest.mark.parametrize("method", ["POST", "PUT"])
+    def test_accepted(self, bench: Bench, method: str) -> None:
+        """A request that enqueues is answered with the task's id and state, and where to ask for it."""
+        answer = bench.http(method, "/tasks?to=ann", b"a letter", {"QUERY_STRING": "to=ann"})
+        assert (answer.status, answer.phrase) == (202, "Accepted")
+        assert answer.headers["Location"] == "/tasks/7"
+        assert answer.told == {"id": 7, "state": "ready"}
+        ((variables, body),) = bench.spooler.enqueued
+        assert decode_vars(variables) == {b"REQUEST_METHOD": method.encode(), b"QUERY_STRING": b"to=ann"}
+        assert body == b"a letter"
+
+    def test_only_what_is_listed(self) -> None:
+        """Only the listed variables enter the task, and those for the spooler, which a browser can't set."""
+        bench = Bench(http_vars=["HTTP_X_USER", "REMOTE_ADDR"])
+        sent = {
+            "HTTP_X_USER": "ann",
+            "HTTP_AT": "5",
+            "HTTP_SPOOLER": "evil",
+            "HTTP_COOKIE": "secret",
+            "UWSGI_FILE": "/etc/passwd",
+            "at": "17",
+            "priority": "3",
+            "spooler": "web",
+            "idempotency_key": "k",
+            "HTTP_IDEMPOTENCY_KEY": "other",
+        }
+        assert bench.http("POST", more=sent).status == 202
+        ((variables, _),) = bench.spooler.enqueued
+        assert decode_vars(variables) == {
+            b"HTTP_X_USER": b"ann",
+            b"at": b"17",
+            b"priority": b"3",
+            b"spooler": b"web",
+            b"idempotency_key": b"k",
+        }
+
+    @pytest.mark.parametrize("own", [{}, {"idempotency_key": ""}])
+    def test_idempotency_key(self, bench: Bench, own: dict[str, str]) -> None:
+        """The header Idempotency-Key is the key where nginx sets none."""
+        bench.http("POST", more={"HTTP_IDEMPOTENCY_KEY": "k-1", **own})
+        assert decode_vars(bench.spooler.enqueued[0][0])[b"idempotency_key"] == b"k-1"
+
+    def test_status(self, bench: Bench) -> None:
+        """A GET of a task's path tells what is known of it."""
+        task = Task(TASK, at=20.5, created=10.0, queue="web", attempts=2, crashes=1, id=7)
+        error = "Traceback ...\n  File secret.py\nValueError: no such user"
+        result = dumps({"sent": [1, None]})
+        bench.spooler.found = succeed([Record(task, State.DONE, 30.0, 31.0, error, result)])
+        answer = bench.http("GET", "/tasks/7?x=1")
+        assert answer.status == 200
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.told == {
+            "id": 7,
+            "state": "done",
+            "queue": "web",
+            "attempts": 2,
+            "crashes": 1,
+            "created": 10.0,
+            "at": 20.5,
+            "started": 30.0,
+            "finished": 31.0,
+            "error": "ValueError: no such user",
+            "result": {"sent": [1, None]},
+        }
+        assert bench.spooler.looked_up == [[7]]
+        assert bench.spooler.enqueued == []
+
+    def test_head(self, bench: Bench) -> None:
+        """A HEAD is answered as a GET, without the body."""
+        get, head = bench.http("GET", "/tasks/7"), bench.http("HEAD", "/tasks/7")
+        assert (head.status, head.headers, head.body) == (200, get.headers, b"")
+
+    @pytest.mark.parametrize("path", ["/tasks/8", "/tasks", "/tasks/7/", "/", "", "/tasks/x7", "/" + "9" * 19])
+    def test_not_found(self, bench: Bench, path: str) -> None:
+        """What is no task, or none that is known, is not found."""
+        bench.spooler.found = succeed([])
+        answer = bench.http("GET", path)
+        assert answer.status == 404
+        assert "error" in answer.told
+        assert bench.http("HEAD", path).body == b""
+
+    @pytest.mark.parametrize("method", ["DELETE", "OPTIONS", "PATCH", "get", "PO\r\nST"])
+    def test_other_methods(self, bench: Bench, method: str) -> None:
+        """Any other method is answered with those that are allowed."""
+        answer = bench.http(method)
+        assert answer.status == 405
+        assert answer.headers["Allow"] == "GET, HEAD, POST, PUT"
+        assert bench.spooler.enqueued == []
+
+    @pytest.mark.parametrize(
+        ("error", "status", "text"),
+        [
+            (MalformedPacket("why"), 400, "why"),
+            (SpoolError("priority='x' is no priority"), 400, "priority='x' is no priority"),
+            (MessageTooLarge("why"), 413, "why"),
+            (Busy("try later"), 503, "try later"),
+            (Unavailable("it starts"), 503, "it starts"),
+            (StoreUnavailable("/secret/spool.db: disk full"), 503, "can't be reached"),
+            (SpoolCorrupt("/secret/spool.db is damaged"), 500, "the spooler failed"),
+            (ZeroDivisionError("/secret"), 500, "the spooler failed"),
+        ],
+    )
+    def test_refused(
+        self, bench: Bench, logged: list[dict[str, Any]], error: Exception, status: int, text: str
+    ) -> None:
+        """A failure has its status, and tells no stranger what only the log should have."""
+        bench.spooler.stored = fail(error)
+        answer = bench.http("POST")
+        assert answer.status == status
+        assert text in answer.told["error"]
+        assert "secret" not in answer.body.decode()
+        assert ("Retry-After" in answer.headers) is (status == 503)
+        assert len(logged) == 1
+
+    @pytest.mark.parametrize(
+        ("payload", "status"),
+        [
+            (b"\x01", 400),
+            (b"", 400),
+            (encode_vars({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": "-1"}), 400),
+            (encode_vars({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": "3"}) + b"ab", 400),
+            (encode_vars([("CONTENT_LENGTH", 1), ("CONTENT_LENGTH", 1)]) + b"a", 400),
+            (encode_vars({"CONTENT_LENGTH": "99999999"}), 413),
+        ],
+    )
+    def test_malformed(self, bench: Bench, payload: bytes, status: int) -> None:
+        """A request that can't be understood is answered, and nothing is enqueued."""
+        assert Http(result_of(bench.ask(payload, SPOOL_OVER_HTTP))).status == status
+        assert bench.spooler.enqueued == []
+
+    def test_accepted_and_gone(self, bench: Bench) -> None:
+        """A task that is over and forgotten at once was accepted all the same."""
+        bench.spooler.found = succeed([])
+        answer = bench.http("POST")
+        assert (answer.status, answer.told) == (202, {"id": 7, "state": "done"})
+
+    def test_accepted_and_unseen(self, bench: Bench) -> None:
+        """A task that is stored is accepted, whatever comes of looking at it."""
+        bench.spooler.found = fail(StoreUnavailable("away"))
+        answer = bench.http("POST")
+        assert (answer.status, answer.told) == (202, {"id": 7, "state": "accepted"})
+
+    def test_status_unavailable(self, bench: Bench) -> None:
+        """A status that can't be looked up now is to be asked for again."""
+        bench.spooler.found = fail(StoreUnavailable("away"))
+        assert bench.http("GET", "/tasks/7").status == 503
 
 
-def test_defect(bench: Bench, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of ours is answered with no too, and logged with its traceback."""
-    monkeypatch.setattr(bench.store, "add", lambda tasks: 1 / 0)
-    results = results_of(bench.ask(encode_vars({"a": "b"})))
-    bench.clock.advance(0)
-    assert results == [NO]
-    assert isinstance(logged[0]["log_failure"].value, ZeroDivisionError)
+def test_bodies() -> None:
+    """The forms that take a body are those that the server reads one for."""
+    assert {(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)} == BODIES
 
 
-def test_log_is_bounded(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """However many tasks are refused, the log gets a line in a while, which counts them."""
-    for _ in range(100):
-        bench.ask(b"\x01")
-    bench.clock.advance(REPORT_INTERVAL)
-    bench.ask(b"\x01")
-    assert [event["count"] for event in logged] == [1, 100]
+# With a spooler and a store.
 
 
-def test_cancelled(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """A request that is withdrawn before its commit leaves no task and no line in the log."""
-    asked = bench.ask(encode_vars({"a": "b"}))
-    asked.cancel()
-    (result,) = results_of(asked)
-    assert isinstance(result, Failure)
-    assert isinstance(result.value, CancelledError)
-    bench.clock.advance(0)
-    assert logged == []
-    assert bench.store.advance([], 1, 1e9).claimed == []
+@implementer(IEngine)
+class IdleEngine:
+    """Runs whatever it is given for ever."""
+
+    description = "idle"
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def start(self) -> Deferred[None]:
+        return succeed(None)
+
+    def stop(self, seconds: float) -> Deferred[None]:
+        return succeed(None)
+
+    def submit(self, request: Request) -> Deferred[Packet]:
+        self.requests.append(request)
+        return Deferred()
+
+
+class InlineRunner:
+    """Makes the store's calls at once."""
+
+    def start(self) -> None:
+        """Nothing to begin."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def run(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return maybeDeferred(function, *args, **kwargs)
+
+
+def test_a_real_spooler(tmp_path: Path) -> None:
+    """What is asked over HTTP is in the store, and the same key twice is one task."""
+    clock = Clock()
+    store, engine = SqliteStore(str(tmp_path / "spool.sqlite")), IdleEngine()
+    spooler = Spooler(clock, store, engine, runner=InlineRunner())
+    spooler.start()
+    clock.advance(0)
+    responder = SpoolResponder(spooler)
+    block = encode_vars({"REQUEST_METHOD": "PUT", "CONTENT_LENGTH": 4, "HTTP_IDEMPOTENCY_KEY": "k"})
+    answers = []
+    for _ in range(2):
+        asked = responder.respond(Request(Packet(SPOOL, SPOOL_OVER_HTTP, block + b"body")))
+        clock.advance(0)
+        answers.append(Http(result_of(asked)))
+    assert [(answer.status, answer.told["id"]) for answer in answers] == [(202, 1), (202, 1)]
+    ((identifier, variables, body),) = map(decode_run, (request.packet for request in engine.requests))
+    assert (identifier, body) == (1, b"body")
+    assert decode_vars(variables) == {b"REQUEST_METHOD": b"PUT", b"idempotency_key": b"k"}
+    spooler.stop(0)

@@ -20,8 +20,8 @@ def judge(ending: Ending, *, attempts: int = 0, crashes: int = 0, random: float 
 
 
 def test_done() -> None:
-    """A task that is done is removed, also in its last attempt."""
-    assert judge(Ending.DONE, attempts=3).action is Action.REMOVE
+    """A task that is done is over, also in its last attempt."""
+    assert judge(Ending.DONE, attempts=3).action is Action.FINISH
 
 
 def test_returned() -> None:

@@ -19,22 +19,25 @@ from zope.interface import implementer
 from uwsgitwisted.errors import (
     Busy,
     MalformedPacket,
+    NoSuchTask,
     RemoteError,
     RequestTimeout,
     SpoolCorrupt,
     SpoolError,
     StartupError,
+    StoreUnavailable,
     Unavailable,
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
+from uwsgitwisted.spool import intake, waiters
 from uwsgitwisted.spool import spooler as spooler_module
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, STORE_PAUSE, Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import DeadLetter, Settlement, StoreUnavailable, Turn
-from uwsgitwisted.spool.task import DONE, IGNORE, RETRY, Task
-from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet
+from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run
+from uwsgitwisted.wire.packet import ANSWER, Packet
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 T = TypeVar("T")
@@ -73,7 +76,7 @@ class MemoryEngine:
         return self.stopping()
 
     def submit(self, request: Request) -> Deferred[Packet]:
-        name = decode_vars(request.packet.payload)[b"name"].decode()
+        name = decode_vars(decode_run(request.packet)[1])[b"name"].decode()
         self.requests.append(request)
         self.seen.append(name)
         how = self.handlers.get(name, DONE)
@@ -132,11 +135,11 @@ class WatchedStore(SqliteStore):
         self.added.append(len(tasks))
         return super().add(tasks)
 
-    def advance(self, settlements: Sequence[Settlement], limit: int, now: float) -> Turn:
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
         self.advances += 1
         if self.broken:
             raise StoreUnavailable("the disk is full")
-        return super().advance(settlements, limit, now)
+        return super().advance(settlements, demand, now)
 
 
 class BoundedClock(Clock):
@@ -200,14 +203,26 @@ class Bench:
         self.pass_time(0)
         assert all(isinstance(outcome(one), int) for one in accepted)
 
-    def left(self) -> tuple[list[str], list[DeadLetter]]:
-        """Stop, and return the names of the tasks that the file still holds, and the dead letters."""
+    def left(self) -> tuple[list[str], list[Record]]:
+        """Stop, and return the names of the tasks in the file that are not over, and the dead letters."""
         self.stop()
-        self.store.open()
-        left = self.store.interrupted() + self.store.advance([], 1000, START * 2).claimed
-        dead = self.store.dead_letters(1000)
+        orphans, claimed = claim_all(self.store)
+        self.store.open(nothing)
+        dead = self.store.records(1000, state=State.DEAD)
         self.store.close()
-        return [decode_vars(task.variables)[b"name"].decode() for task in left], dead
+        return [decode_vars(task.variables)[b"name"].decode() for task in orphans + claimed], dead
+
+
+def nothing() -> None:
+    """Be woken and do nothing."""
+
+
+def claim_all(store: SqliteStore) -> tuple[list[Task], list[Task]]:
+    """Return what ran in a closed store when it was closed, and what waits in it, later ones included."""
+    store.open(nothing)
+    turn = store.advance([], {None: Want(1000)}, START * 2)
+    store.close()
+    return list(turn.orphans), turn.claimed
 
 
 def outcome(deferred: Deferred[T]) -> T | BaseException | str:
@@ -252,7 +267,7 @@ def test_runs(bench: Bench) -> None:
     bench.pass_time(0)
     assert outcome(accepted) == 1
     (request,) = bench.engine.requests
-    assert request.packet == Packet(SPOOL, 0, encode_vars({"name": "one", "priority": "3"}))
+    assert decode_run(request.packet) == (1, encode_vars({"name": "one", "priority": "3"}), b"")
     assert request.peer == "task 1"
     assert bench.left() == ([], [])
 
@@ -457,7 +472,8 @@ def test_buried(
     assert (letter.task.attempts, letter.task.crashes) == (attempts, crashes)
     assert error in letter.error
     assert letter.started is not None
-    assert START < letter.started <= letter.buried
+    assert letter.finished is not None
+    assert START < letter.started <= letter.finished
     assert any("dead letters" in str(event.get("log_format")) for event in logged)
 
 
@@ -596,11 +612,9 @@ def test_stop_gives_back(bench: Bench) -> None:
     bench.engine.handlers["runs"] = None
     bench.accept("runs")
     bench.stop()
-    bench.store.open()
-    assert bench.store.interrupted() == []
-    (task,) = bench.store.advance([], 9, START).claimed
+    orphans, (task,) = claim_all(bench.store)
+    assert orphans == []
     assert task.attempts == 0
-    bench.store.close()
 
 
 def test_stop_during_claim(bench: Bench) -> None:
@@ -754,7 +768,282 @@ def test_with_threads(path: Path) -> Any:
     assert sorted(identifier for _, identifier in ids) == list(range(1, 101))
     assert len(store.added) < 10
     assert sorted(engine.seen) == sorted(names)
-    store.open()
-    assert store.interrupted() == []
-    assert store.advance([], 9, START * 2).claimed == []
-    store.close()
+    assert claim_all(store) == ([], [])
+
+
+def test_look_ahead(path: Path) -> None:
+    """Short tasks are claimed ahead of the workers, many in one turn; ones that turn out slow are not."""
+    bench = Bench(path).start()
+    bench.accept(*[f"first{n}" for n in range(20)])
+    before = bench.store.advances
+    bench.accept(*[f"more{n}" for n in range(200)])
+    assert len(bench.engine.seen) == 220
+    assert bench.store.advances - before < 10
+    bench.engine.handlers["slow"] = None
+    bench.accept("slow")
+    bench.pass_time(1.0)
+    bench.engine.running["slow"].callback(answer(DONE))
+    bench.pass_time(0)
+    bench.engine.handlers = {f"late{n}": None for n in range(5)}
+    bench.accept(*bench.engine.handlers)
+    assert bench.engine.seen[-1] == "late0"
+
+
+def test_look_ahead_is_not_counted(path: Path) -> None:
+    """What was claimed ahead when the spooler was killed counts no attempt, and is not claimed ahead again."""
+    bench = Bench(path).start()
+    bench.accept("warm", "up")
+    bench.engine.handlers = dict.fromkeys("abc")
+    bench.accept("a", "b", "c")
+    assert bench.engine.seen[2:] == ["a", "b", "c"]
+    bench.store.close()  # as the end of the process does
+    bench = Bench(path)
+    bench.engine.handlers = dict.fromkeys("abc")
+    bench.start()
+    assert [bench.store.find([number])[0].task.attempts for number in (3, 4, 5)] == [1, 0, 0]
+    bench.accept("warm", "up")
+    assert list(bench.engine.running) == ["b"]
+
+
+def test_what_is_not_claimed_ahead_waits(path: Path) -> None:
+    """A task that failed waits for a free worker, and no turn is made for it meanwhile."""
+    bench = Bench(path).start()
+    bench.engine.handlers["again"] = RETRY
+    bench.accept("warm", "up", "again")
+    bench.engine.handlers = {"a": None}
+    bench.accept("a")
+    bench.pass_time(10)
+    before = bench.store.advances
+    bench.pass_time(1)
+    assert bench.store.advances - before <= 1
+    bench.engine.running["a"].callback(answer(DONE))
+    bench.pass_time(0)
+    assert bench.engine.seen[-2:] == ["a", "again"]
+
+
+def test_queues(path: Path) -> None:
+    """A queue has its own workers, whatever the others do; all other queues take turns."""
+    bench = Bench(path, workers=1, queues={"mail": 2}).start()
+    names = [f"{queue}{n}" for queue in ("mail", "a", "b") for n in range(3)]
+    bench.engine.handlers = dict.fromkeys(names)
+    for name in names:
+        bench.accept(name, spooler=name[:-1])
+    assert sorted(bench.engine.seen) == ["a0", "mail0", "mail1"]
+    order = []
+    for _ in range(4):
+        order.append(bench.engine.seen[-1])
+        bench.pass_time(1.0)
+        bench.engine.running[order[-1]].callback(answer(DONE))
+        bench.pass_time(0)
+    assert order == ["a0", "b0", "a1", "b1"]
+    bench.engine.running["mail1"].callback(answer(DONE))
+    bench.pass_time(0)
+    assert bench.engine.seen[-1] == "mail2"
+
+
+def test_pause_and_resume(bench: Bench) -> None:
+    """Nothing of a paused queue runs until it is resumed; a restart doesn't change that."""
+    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", True))) is None
+    bench.accept("one", spooler="mail")
+    bench.accept("two")
+    assert bench.engine.seen == ["two"]
+    bench.stop()
+    bench.start()
+    assert bench.engine.seen == ["two"]
+    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", False))) is None
+    bench.pass_time(0)
+    assert bench.engine.seen == ["two", "one"]
+
+
+def test_cancel(bench: Bench) -> None:
+    """A task that waits is taken back at once, one that runs when its answer has been dropped."""
+    bench.engine.handlers["runs"] = None
+    bench.accept("runs", "waits")
+    assert outcome(bench.spooler.manage(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
+    bench.pass_time(0)
+    assert [record.state for record in bench.store.find([1, 2])] == [State.CANCELLED] * 2
+    assert bench.engine.seen == ["runs"]
+    bench.accept("next")
+    assert bench.engine.seen == ["runs", "next"]
+
+
+def test_cancel_that_comes_too_late(bench: Bench) -> None:
+    """A task that ends while it is being cancelled is done; one that would be tried again is cancelled."""
+    for name, how, state in (("done", DONE, State.DONE), ("again", RETRY, State.CANCELLED)):
+        bench.engine.handlers[name] = None
+        accepted = bench.enqueue(name)
+        bench.pass_time(0)
+        identifier = outcome(accepted)
+        assert isinstance(identifier, int)
+        bench.store.cancel([identifier], START)
+        bench.engine.running[name].callback(answer(how))
+        bench.pass_time(0)
+        assert bench.store.find([identifier])[0].state is state
+
+
+def test_result(bench: Bench) -> None:
+    """What the handler returned is kept with the task for a while."""
+    bench.engine.handlers["one"] = None
+    bench.accept("one")
+    waiting = bench.spooler.wait(1)
+    bench.engine.running["one"].callback(Packet(ANSWER, DONE, b"result"))
+    bench.pass_time(0)
+    record = outcome(waiting)
+    assert isinstance(record, Record)
+    assert (record.state, record.result, record.task.attempts) == (State.DONE, b"result", 1)
+    bench.pass_time(3601)
+    bench.accept("two")
+    assert outcome(bench.spooler.find([1])) == []
+
+
+def test_wait(bench: Bench) -> None:
+    """Waiting ends with the task, or at once if that is over; for an unknown one it fails."""
+    bench.engine.handlers = {"one": None, "bad": RETRY}
+    bench.accept("one")
+    first, second, third = (bench.spooler.wait(1) for _ in range(3))
+    second.cancel()
+    assert isinstance(outcome(second), CancelledError)
+    bench.engine.running["one"].callback(answer(DONE))
+    bench.pass_time(0)
+    for waiting in (first, third, bench.spooler.wait(1)):
+        assert isinstance(outcome(waiting), Record)
+    assert isinstance(outcome(bench.spooler.wait(99)), NoSuchTask)
+    bench.accept("bad")
+    buried: list[Record] = []
+    bench.spooler.wait(2).addCallback(buried.append)
+    for _ in range(10):
+        assert not buried
+        bench.pass_time(10)
+        if buried:
+            break
+    assert buried[0].state is State.DEAD
+    bench.stop()
+    assert isinstance(outcome(bench.spooler.wait(1)), Unavailable)
+
+
+def test_wait_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many wait at once; one that leaves makes room."""
+    monkeypatch.setattr(waiters, "MAX_WAITERS", 1)
+    bench.engine.handlers["one"] = None
+    bench.accept("one")
+    waiting = bench.spooler.wait(1)
+    assert isinstance(outcome(bench.spooler.wait(1)), Busy)
+    waiting.addErrback(lambda _: None)
+    waiting.cancel()
+    again = bench.spooler.wait(1)
+    bench.store.broken = True
+    assert not again.called
+
+
+def test_wait_on_a_broken_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits hears of a store that can't be read."""
+
+    def broken(ids: object) -> list[Record]:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(bench.store, "find", broken)
+    assert isinstance(outcome(bench.spooler.wait(1)), StoreUnavailable)
+
+
+def test_idempotency_key(bench: Bench) -> None:
+    """The same key twice is one task, in one batch or later, waiting or done."""
+    first, second = bench.enqueue("one", idempotency_key="k"), bench.enqueue("two", idempotency_key="k")
+    bench.pass_time(0)
+    assert (outcome(first), outcome(second)) == (1, 1)
+    third = bench.enqueue("three", idempotency_key="k")
+    bench.pass_time(0)
+    assert outcome(third) == 1
+    assert bench.engine.seen == ["one"]
+
+
+def test_enqueue_all(bench: Bench) -> None:
+    """A batch is taken whole or not at all, and runs."""
+    tasks = [(encode_vars({"name": name}), b"body") for name in ("one", "two")]
+    assert outcome(bench.spooler.enqueue_all(tasks)) == [1, 2]
+    bench.pass_time(0)
+    assert bench.engine.seen == ["one", "two"]
+    assert decode_run(bench.engine.requests[0].packet)[2] == b"body"
+    assert isinstance(outcome(bench.spooler.enqueue_all([*tasks, (b"\x01", b"")])), MalformedPacket)
+    bench.pass_time(0)
+    assert len(bench.engine.seen) == 2
+
+
+def test_runs_for_ever(bench: Bench) -> None:
+    """A task that is to run again and again does so after a pause, and is never given up."""
+    bench.engine.handlers["one"] = AGAIN
+    bench.accept("one")
+    for _ in range(50):
+        bench.pass_time(10)
+    assert len(bench.engine.seen) == 51
+    assert bench.store.find([1])[0].task.attempts == 0
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
+    """A pause before the next try lasts as long as it should, whatever the clock is set to meanwhile."""
+    bench.engine.handlers["one"] = RETRY
+    bench.accept("one")
+    bench.jump = jump
+    for _ in range(9):
+        bench.pass_time(1)
+    assert bench.engine.seen == ["one"]
+    bench.pass_time(1 + spooler_module.MAX_SLEEP)
+    assert bench.engine.seen == ["one", "one"]
+
+
+def test_clock_set_back(bench: Bench) -> None:
+    """With the clock set back, what is ready still runs, and a task for a time of day waits for that time."""
+    bench.accept("noon", at=str(START + 100))
+    bench.jump = -1000
+    bench.accept("now")
+    assert bench.engine.seen == ["now"]
+    bench.pass_time(1099)
+    assert bench.engine.seen == ["now"]
+    bench.pass_time(1)
+    assert bench.engine.seen == ["now", "noon"]
+
+
+def test_clock_was_wrong(path: Path) -> None:
+    """A pause that a wrong clock put years away doesn't outlast a restart."""
+    bench = Bench(path)
+    bench.jump = 1e9
+    bench.start()
+    bench.engine.handlers["one"] = RETRY
+    bench.accept("one")
+    bench.stop()
+    bench = Bench(path).start()
+    bench.pass_time(POLICY.max_delay)
+    assert bench.engine.seen == ["one"]
+
+
+def test_pending_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that wait for their commit are bounded by their size too; afterwards there is room again."""
+    monkeypatch.setattr(intake, "MAX_PENDING_BYTES", 1000)
+    variables = encode_vars({"name": "x"})
+    taken, withdrawn = (bench.spooler.enqueue(variables, bytes(800)) for _ in range(2))
+    assert isinstance(outcome(bench.spooler.enqueue(variables)), Busy)
+    withdrawn.cancel()
+    assert isinstance(outcome(withdrawn), CancelledError)
+    third = bench.spooler.enqueue(variables, bytes(800))
+    bench.pass_time(0)
+    assert (outcome(taken), outcome(third)) == (1, 2)
+    assert bench.spooler._intake._size == 0
+
+
+def test_woken_by_another_process(bench: Bench) -> None:
+    """When the store says that another process changed something, there is a turn."""
+    before = bench.store.advances
+    bench.clock.callFromThread = lambda call: call()  # type: ignore[attr-defined]
+    bench.spooler._woken_in_a_thread()
+    bench.pass_time(0)
+    assert bench.store.advances == before + 1
+
+
+def test_heartbeat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that wants a sign of life gets one in time, with nothing to do as well."""
+    monkeypatch.setattr(bench.store, "heartbeat", 2.0)
+    bench.accept("one")
+    before = bench.store.advances
+    for _ in range(10):
+        bench.pass_time(2)
+    assert bench.store.advances == before + 10

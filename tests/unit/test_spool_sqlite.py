@@ -8,24 +8,48 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from zope.interface.verify import verifyObject
 
-from uwsgitwisted.errors import SpoolCorrupt, StartupError
-from uwsgitwisted.spool import sqlite
+from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
+from uwsgitwisted.spool import sqlite, sqlite_claim
 from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.retry import Action
+from uwsgitwisted.spool.retry import Action, Verdict
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import DeadLetter, ISpoolStore, Settlement, StoreUnavailable, Turn
-from uwsgitwisted.spool.task import UNPRIORITIZED, Task
+from uwsgitwisted.spool.stores import ISpoolStore, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.task import UNPRIORITIZED, State, Task
 
 NOW = 1_700_000_000.0
 
 
 def task(name: str = "t", *, at: float = NOW, priority: int = UNPRIORITIZED) -> Task:
     return Task(name.encode(), at=at, created=NOW, priority=priority)
+
+
+def nothing() -> None:
+    """Be woken and do nothing."""
+
+
+def advance(store: SqliteStore, limit: int, now: float, *settlements: Settlement) -> Turn:
+    return store.advance(settlements, {None: Want(limit)}, now)
+
+
+def settle(
+    identifier: int,
+    action: Action,
+    attempts: int = 0,
+    crashes: int = 0,
+    delay: float | None = None,
+    error: str = "",
+) -> Settlement:
+    return Settlement(identifier, Verdict(action, attempts, crashes, delay, error))
+
+
+def running(store: SqliteStore) -> list[int]:
+    return [record.task.id for record in store.records(1000, state=State.RUNNING)]
 
 
 def names(turn: Turn) -> list[str]:
@@ -40,14 +64,19 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
     store = SqliteStore(str(path))
-    store.open()
+    store.open(nothing)
     yield store
     store.close()
 
 
+def connection_of(store: SqliteStore) -> sqlite3.Connection:
+    assert store._open_connection is not None
+    return store._open_connection
+
+
 def reopened(store: SqliteStore) -> SqliteStore:
     store.close()
-    store.open()
+    store.open(nothing)
     return store
 
 
@@ -79,72 +108,136 @@ def test_order(store: SqliteStore) -> None:
         ]
     )
     assert ids == [1, 2, 3, 4, 5, 6]
-    turn = store.advance([], 3, NOW)
+    turn = advance(store, 3, NOW)
     assert names(turn) == ["first", "second", "earlier"]
-    assert turn.next_at == NOW
-    turn = store.advance([], 10, NOW)
+    assert (turn.ready, turn.wait) == ({None}, 86400)
+    turn = advance(store, 10, NOW)
     assert names(turn) == ["plain", "plain too"]
-    assert turn.next_at == NOW + 86400
-    assert store.advance([], 10, NOW) == Turn([], NOW + 86400)
-    assert names(store.advance([], 10, NOW + 86400)) == ["tomorrow"]
-    assert store.advance([], 10, NOW + 86400) == Turn([], None)
+    assert (turn.ready, turn.wait) == (set(), 86400)
+    assert advance(store, 10, NOW + 1).wait == 86399
+    assert names(advance(store, 10, NOW + 86400)) == ["tomorrow"]
+    assert advance(store, 10, NOW + 86400).wait is None
 
 
 def test_claimed_task_is_whole(store: SqliteStore) -> None:
     """A claimed task is the one that was added, with its id."""
-    added = Task(b"\x00\xff", at=NOW - 0.25, created=NOW, priority=7, queue="mail", attempts=2, crashes=1)
+    added = Task(
+        b"\x00\xff",
+        at=NOW - 0.25,
+        created=NOW,
+        priority=7,
+        queue="mail",
+        attempts=2,
+        crashes=1,
+        key="once",
+        body=b"\xfe",
+    )
     (identifier,) = store.add([added])
-    (claimed,) = store.advance([], 1, NOW).claimed
-    assert claimed == Task(b"\x00\xff", NOW - 0.25, NOW, 7, "mail", 2, 1, identifier)
+    (claimed,) = advance(store, 1, NOW).claimed
+    assert claimed == replace(added, id=identifier)
 
 
-def test_removed(store: SqliteStore) -> None:
-    """A task that is done is gone, and its id is not given again."""
+def test_forgotten(store: SqliteStore) -> None:
+    """What is not to be kept is gone when it is done, and its id is not given again."""
+    store.keep = 0.0
     store.add([task()])
-    store.advance([], 1, NOW)
-    store.advance([Settlement(1, Action.REMOVE)], 0, NOW)
-    assert reopened(store).interrupted() == []
-    assert store.add([task()]) == [2]
+    advance(store, 1, NOW)
+    advance(store, 0, NOW, settle(1, Action.FINISH))
+    assert store.find([1]) == []
+    assert reopened(store).add([task()]) == [2]
 
 
 def test_retry(store: SqliteStore) -> None:
     """A task to retry waits for its time, with its new counts; without a time it keeps its place."""
     store.add([task("a"), task("b")])
-    store.advance([], 2, NOW)
-    turn = store.advance(
-        [Settlement(1, Action.RETRY, 3, 1, NOW + 10, "why"), Settlement(2, Action.RETRY, 0, 0)], 9, NOW
-    )
+    advance(store, 2, NOW)
+    turn = advance(store, 9, NOW, settle(1, Action.RETRY, 3, 1, 10.0, "why"), settle(2, Action.RETRY))
     assert names(turn) == ["b"]
-    assert turn.next_at == NOW + 10
-    (again,) = store.advance([], 9, NOW + 10).claimed
+    assert turn.wait == 10
+    (again,) = advance(store, 9, NOW + 10).claimed
     assert (again.attempts, again.crashes, again.at) == (3, 1, NOW + 10)
 
 
 def test_bury(store: SqliteStore) -> None:
     """A buried task is a dead letter with its counts, its last error and the times."""
     store.add([task("a"), task("b"), task("c")])
-    store.advance([], 3, NOW + 1)
-    store.advance([Settlement(1, Action.BURY, 4, 2, NOW + 5, "Traceback: KeyError")], 0, NOW + 5)
-    store.advance([Settlement(2, Action.RETRY, 1, 0, NOW, "earlier")], 0, NOW + 5)
-    store.advance([Settlement(2, Action.BURY, 2, 0, NOW + 6)], 0, NOW + 6)
-    first, second = reopened(store).dead_letters(10)
-    assert first == DeadLetter(
-        Task(b"a", NOW, NOW, UNPRIORITIZED, "", 4, 2, 1), "Traceback: KeyError", NOW + 1, NOW + 5
+    advance(store, 3, NOW + 1)
+    advance(store, 0, NOW + 5, settle(1, Action.BURY, 4, 2, error="Traceback: KeyError"))
+    advance(store, 1, NOW + 5, settle(2, Action.RETRY, 1, 0, 0.0, "earlier"))
+    advance(store, 0, NOW + 6, settle(2, Action.BURY, 2))
+    first, second = reopened(store).records(10, state=State.DEAD)
+    assert first == Record(
+        Task(b"a", NOW, NOW, UNPRIORITIZED, "", 4, 2, 1), State.DEAD, NOW + 1, NOW + 5, "Traceback: KeyError"
     )
     assert (second.task.id, second.error) == (2, "earlier")
-    assert store.dead_letters(10, after=1) == [second]
-    assert store.dead_letters(1) == [first]
-    assert [left.id for left in store.interrupted()] == [3]
+    assert running(store) == [3]
 
 
-def test_interrupted(store: SqliteStore) -> None:
-    """What ran when the process ended comes up as interrupted until it is settled; the rest waits on."""
+def test_orphans(store: SqliteStore) -> None:
+    """What ran when the process ended comes up as an orphan, once in each process until it is settled."""
     store.add([task("ran"), task("waits")])
-    store.advance([], 1, NOW)
+    advance(store, 1, NOW)
     for _ in range(2):
-        (interrupted,) = reopened(store).interrupted()
-        assert interrupted.variables == b"ran"
-    assert names(store.advance([], 9, NOW)) == ["waits"]
+        turn = advance(reopened(store), 0, NOW)
+        assert [orphan.variables for orphan in turn.orphans] == [b"ran"]
+        assert not advance(store, 0, NOW).orphans
+    assert names(advance(store, 9, NOW)) == ["waits"]
+
+
+def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
+    """A turn that fails doesn't lose the orphans."""
+    store.add([task("ran")])
+    advance(store, 1, NOW)
+    connection = reopened(store)._open_connection
+    assert connection is not None
+    connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreUnavailable):
+        advance(store, 0, NOW, settle(1, Action.FINISH))
+    connection.execute("PRAGMA query_only = OFF")
+    assert len(advance(store, 0, NOW).orphans) == 1
+
+
+def test_ahead(store: SqliteStore) -> None:
+    """Of tasks that failed before none is claimed ahead, nor any that comes behind one."""
+    store.add([task("failed", priority=2), task("urgent", priority=1), task("plain")])
+    store.advance([], {None: Want(2)}, NOW)
+    advance(store, 0, NOW, settle(1, Action.RETRY, 1, 0, 0.0, "why"), settle(2, Action.RETRY))
+    turn = store.advance([], {None: Want(0, 10)}, NOW)
+    assert names(turn) == ["urgent"]
+    assert turn.claimed[0].ahead
+    assert turn.ready == set()
+    turn = store.advance([], {None: Want(1, 10)}, NOW)
+    assert [(claimed.variables, claimed.ahead) for claimed in turn.claimed] == [
+        (b"failed", False),
+        (b"plain", True),
+    ]
+
+
+def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tasks are not claimed ahead in numbers."""
+    monkeypatch.setattr(sqlite_claim, "AHEAD_BYTES", 1_000)
+    store.add([replace(task(), body=bytes(600)) for _ in range(10)])
+    assert len(store.advance([], {None: Want(1, 10)}, NOW).claimed) == 2
+
+
+def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tasks a queue has, the others get their turns, also if there are many queues."""
+    monkeypatch.setattr(sqlite_claim, "QUEUES_A_TURN", 2)
+    store.add([replace(task(), queue="a") for _ in range(20)])
+    store.add([replace(task(), queue=queue) for queue in "bcd"])
+    store.add([replace(task(), queue="mail") for _ in range(5)])
+    seen = []
+    for _ in range(5):
+        turn = store.advance([], {None: Want(1), "mail": Want(1)}, NOW)
+        seen.append("".join(sorted(claimed.queue[0] for claimed in turn.claimed)))
+    assert seen == ["am", "bm", "cm", "dm", "am"]
+    assert turn.ready == {None}
+
+
+def test_a_large_share(store: SqliteStore) -> None:
+    """What one queue doesn't need goes to the others in the same turn."""
+    store.add([replace(task(), queue="a") for _ in range(20)] + [replace(task(), queue="b")])
+    assert sorted(claimed.queue for claimed in advance(store, 10, NOW).claimed) == ["a"] * 9 + ["b"]
 
 
 def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +245,7 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sqlite, "PROMOTE_LIMIT", 2)
     store.add([task(str(n), at=NOW + n) for n in range(1, 6)])
     seen: list[str] = []
-    while claimed := names(store.advance([], 10, NOW + 100)):
+    while claimed := names(advance(store, 10, NOW + 100)):
         seen += claimed
     assert seen == ["1", "2", "3", "4", "5"]
 
@@ -160,11 +253,16 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (sqlite.NEXT_READY, "tasks_ready"),
-        (sqlite.ANY_READY, "tasks_ready"),
+        (sqlite_claim.READY, "tasks_ready"),
+        (sqlite_claim.ANY_READY, "tasks_ready"),
+        (sqlite_claim.NEXT_QUEUE, "tasks_ready"),
+        (sqlite_claim.FIRST_QUEUE, "tasks_ready"),
         (sqlite.PROMOTE, "tasks_scheduled"),
         (sqlite.NEXT_SCHEDULED, "tasks_scheduled"),
-        (sqlite.INTERRUPTED, "tasks_running"),
+        (sqlite.ORPHANS, "tasks_running"),
+        (sqlite.EXPIRE, "tasks_expiring"),
+        (sqlite.CANCELLING, "tasks_cancelling"),
+        (sqlite.FIND_KEY, "tasks_key"),
     ],
 )
 def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> None:
@@ -182,41 +280,41 @@ def test_durable_settings(store: SqliteStore, path: Path) -> None:
     """The file is in WAL mode and is signed; a commit waits for the disk."""
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     assert query(path, "PRAGMA application_id") == [(0x75775370,)]
-    assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert connection_of(store).execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 def test_failed_batch_leaves_nothing(store: SqliteStore) -> None:
     """A batch is stored whole or not at all."""
     with pytest.raises(OverflowError):
         store.add([task("good"), task("bad", priority=2**70)])
-    assert store.advance([], 9, NOW) == Turn([], None)
+    assert advance(store, 9, NOW).claimed == []
 
 
 def test_full(store: SqliteStore) -> None:
     """A full disk refuses the batch whole; what was there stays, and it goes on when there is space."""
     store.add([task("kept")])
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    (pages,) = connection_of(store).execute("PRAGMA page_count").fetchone()
+    connection_of(store).execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(StoreUnavailable, match="full; nothing was written"):
         store.add([task("small"), task("x" * 60_000)])
-    assert names(store.advance([], 9, NOW)) == ["kept"]
-    store._connection.execute("PRAGMA max_page_count = 100000")
+    assert names(advance(store, 9, NOW)) == ["kept"]
+    connection_of(store).execute("PRAGMA max_page_count = 100000")
     assert len(store.add([task("x" * 60_000)])) == 1
-    assert len(store.advance([Settlement(1, Action.REMOVE)], 9, NOW).claimed) == 1
+    assert len(advance(store, 9, NOW, settle(1, Action.FINISH)).claimed) == 1
 
 
 def test_read_only(store: SqliteStore) -> None:
     """A store that became read-only says so, and works again when it is writable."""
-    store._connection.execute("PRAGMA query_only = ON")
+    connection_of(store).execute("PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable, match="make the file, its directory and the disk writable"):
         store.add([task()])
-    store._connection.execute("PRAGMA query_only = OFF")
+    connection_of(store).execute("PRAGMA query_only = OFF")
     assert store.add([task()]) == [1]
 
 
 def test_another_program_holds_it(store: SqliteStore, path: Path) -> None:
     """While another program writes to the file the store is unavailable, not broken."""
-    store._connection.execute("PRAGMA busy_timeout = 0")
+    connection_of(store).execute("PRAGMA busy_timeout = 0")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match="locked"):
@@ -228,13 +326,13 @@ def test_another_program_holds_it(store: SqliteStore, path: Path) -> None:
 def test_damaged_while_open(store: SqliteStore, path: Path) -> None:
     """Damage that is met while the spool is open is reported as such."""
     store.add([task("x" * 3000) for _ in range(50)])
-    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     damaged = reopened(store)
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xaa" * (path.stat().st_size - 4096))
     with pytest.raises(SpoolCorrupt, match="damaged"):
-        damaged.advance([], 50, NOW)
+        advance(damaged, 50, NOW)
 
 
 def test_not_open(path: Path) -> None:
@@ -250,10 +348,10 @@ def test_file_size_limit(path: Path) -> None:
     program = f"""
 import resource
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import StoreUnavailable
+from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
-store.open()
+store.open(lambda: None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 stored = []
 try:
@@ -269,8 +367,8 @@ print(len(stored))
     count = int(shown.stdout)
     assert count > 2
     store = SqliteStore(str(path))
-    store.open()
-    claimed = store.advance([], 1000, NOW).claimed
+    store.open(nothing)
+    claimed = advance(store, 1000, NOW).claimed
     store.close()
     assert len(claimed) == count
     assert claimed[-1].variables == b"after"
@@ -281,20 +379,22 @@ def test_killed_after_commit(path: Path) -> None:
     program = f"""
 import os, signal
 from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores import Want
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
-store.open()
+store.open(lambda: None)
 store.add([Task(b"one", 1.0, 1.0), Task(b"two", 1.0, 1.0)])
-store.advance([], 1, 2.0)
+store.advance([], {{None: Want(1)}}, 2.0)
 store.add([Task(b"three", 1.0, 1.0)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False)
     assert killed.returncode == -signal.SIGKILL
     store = SqliteStore(str(path))
-    store.open()
-    assert [left.variables for left in store.interrupted()] == [b"one"]
-    assert names(store.advance([], 9, NOW)) == ["two", "three"]
+    store.open(nothing)
+    turn = advance(store, 9, NOW)
+    assert [orphan.variables for orphan in turn.orphans] == [b"one"]
+    assert names(turn) == ["two", "three"]
     store.close()
 
 
@@ -308,7 +408,8 @@ def test_make_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("description", "reason"),
     [
-        ("mysql:x", "begins with one of: sqlite:"),
+        ("mysql:x", "no known kind; write for example sqlite:"),
+        ("postgresql:", "doesn't say where it is"),
         ("sqlite", "no known kind"),
         ("sqlite:", "sqlite:spool.sqlite"),
     ],

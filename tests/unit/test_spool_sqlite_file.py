@@ -15,14 +15,14 @@ import pytest
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError
 from uwsgitwisted.spool import sqlite_file
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.task import State, Task
 
 
 def refused(path: Path, kind: type[SpoolError], reason: str) -> None:
     """Assert that *path* is refused and no byte of it, or of what lies beside it, changed."""
     before = contents(path.parent)
     with pytest.raises(kind, match=reason):
-        SqliteStore(str(path)).open()
+        SqliteStore(str(path)).open(lambda: None)
     assert contents(path.parent) == before
 
 
@@ -37,7 +37,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def spool_of(path: Path, tasks: int) -> None:
     store = SqliteStore(str(path))
-    store.open()
+    store.open(lambda: None)
     store.add([Task(b"x" * 2000, 1.0, 1.0) for _ in range(tasks)])
     store.close()
 
@@ -66,7 +66,7 @@ def test_newer(tmp_path: Path) -> None:
     spool_of(path, 1)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    refused(path, SpoolCorrupt, r"version 99.*knows 1")
+    refused(path, SpoolCorrupt, r"version 99.*knows 2")
 
 
 def test_newer_in_log(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_huge_is_not_read_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(content)
     monkeypatch.setattr(sqlite_file, "QUICK_CHECK_LIMIT", 1000)
     store = SqliteStore(str(path))
-    store.open()
+    store.open(lambda: None)
     store.close()
 
 
@@ -134,7 +134,7 @@ def test_created_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A creation that fails half-way leaves nothing but the lock."""
     monkeypatch.setattr(sqlite_file, "SCHEMA", "BEGIN; CREATE TABLE a (b); nonsense; COMMIT;")
     with pytest.raises(SpoolError, match="syntax error"):
-        SqliteStore(str(tmp_path / "spool.sqlite")).open()
+        SqliteStore(str(tmp_path / "spool.sqlite")).open(lambda: None)
     assert os.listdir(tmp_path) == ["spool.sqlite.lock"]
 
 
@@ -142,7 +142,7 @@ def test_private(tmp_path: Path) -> None:
     """The files can be read by nobody else: tasks hold what people send."""
     path = tmp_path / "spool.sqlite"
     store = SqliteStore(str(path))
-    store.open()
+    store.open(lambda: None)
     store.add([Task(b"", 1.0, 1.0)])
     assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
     store.close()
@@ -161,22 +161,22 @@ def test_impossible_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(SpoolError, match=reason):
-        SqliteStore(path).open()
+        SqliteStore(path).open(lambda: None)
 
 
 def test_fifo(tmp_path: Path) -> None:
     """Something that is no regular file is refused without waiting for it."""
     os.mkfifo(tmp_path / "spool")
     with pytest.raises(SpoolError, match="is not a file"):
-        SqliteStore(str(tmp_path / "spool")).open()
+        SqliteStore(str(tmp_path / "spool")).open(lambda: None)
 
 
 def test_name_too_long(tmp_path: Path) -> None:
     """A name that the file system refuses is reported, also where only the lock's name is."""
     with pytest.raises(SpoolError, match="too long"):
-        SqliteStore(str(tmp_path / ("x" * 300))).open()
+        SqliteStore(str(tmp_path / ("x" * 300))).open(lambda: None)
     with pytest.raises(SpoolError, match="can't create"):
-        SqliteStore(str(tmp_path / ("x" * 248))).open()
+        SqliteStore(str(tmp_path / ("x" * 248))).open(lambda: None)
 
 
 def test_not_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +190,11 @@ def test_second_opener(tmp_path: Path) -> None:
     path = tmp_path / "spool.sqlite"
     (tmp_path / "link").symlink_to(path)
     store = SqliteStore(str(path))
-    store.open()
+    store.open(lambda: None)
     holder = f"process {os.getpid()} on "
     with pytest.raises(SpoolError, match=holder):
-        SqliteStore(str(tmp_path / "link")).open()
-    program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(path)!r}).open()"
+        SqliteStore(str(tmp_path / "link")).open(lambda: None)
+    program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(path)!r}).open(print)"
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert holder in other.stderr
     assert store.add([Task(b"", 1.0, 1.0)]) == [1]
@@ -205,10 +205,10 @@ def test_second_opener(tmp_path: Path) -> None:
 def test_lock_without_a_name(tmp_path: Path) -> None:
     """A lock whose holder could not write its name on a full disk keeps the second one out all the same."""
     store = SqliteStore(str(tmp_path / "spool.sqlite"))
-    store.open()
+    store.open(lambda: None)
     (tmp_path / "spool.sqlite.lock").write_bytes(b"")
     with pytest.raises(SpoolError, match="did not say who it is"):
-        SqliteStore(str(tmp_path / "spool.sqlite")).open()
+        SqliteStore(str(tmp_path / "spool.sqlite")).open(lambda: None)
     store.close()
 
 
@@ -217,4 +217,69 @@ def test_file_system_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "loop"
     path.symlink_to(path)
     with pytest.raises(SpoolError, match="Too many levels"):
-        SqliteStore(str(path)).open()
+        SqliteStore(str(path)).open(lambda: None)
+
+
+# The tables of version 1, as that release made them.
+VERSION_1 = """
+PRAGMA application_id = 1970754416;
+PRAGMA user_version = 1;
+CREATE TABLE tasks (id INTEGER PRIMARY KEY AUTOINCREMENT, state INTEGER NOT NULL, priority INTEGER NOT NULL,
+    at REAL NOT NULL, created REAL NOT NULL, started REAL, attempts INTEGER NOT NULL, crashes INTEGER NOT NULL,
+    queue TEXT NOT NULL, variables BLOB NOT NULL, error TEXT NOT NULL DEFAULT '');
+CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
+CREATE INDEX tasks_ready ON tasks (priority, at, id) WHERE state = 1;
+CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
+CREATE TABLE dead_letters (id INTEGER PRIMARY KEY, priority INTEGER NOT NULL, at REAL NOT NULL,
+    created REAL NOT NULL, started REAL, buried REAL NOT NULL, attempts INTEGER NOT NULL,
+    crashes INTEGER NOT NULL, queue TEXT NOT NULL, variables BLOB NOT NULL, error TEXT NOT NULL);
+"""
+TASKS_1 = """
+INSERT INTO tasks VALUES (3, 0, 5, 2e9, 1.0, NULL, 1, 0, 'mail', x'01', 'why');
+INSERT INTO tasks VALUES (4, 2, 5, 1.0, 1.0, 2.0, 0, 0, '', x'02', '');
+INSERT INTO dead_letters VALUES (1, 5, 1.0, 1.0, 2.0, 3.0, 9, 1, '', x'03', 'Traceback');
+UPDATE sqlite_sequence SET seq = 7;
+"""
+
+
+def test_upgrade(tmp_path: Path) -> None:
+    """A spool of the first version is brought up to date with all that is in it, and no id is given again."""
+    path = tmp_path / "spool.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"PRAGMA journal_mode = WAL; {VERSION_1} {TASKS_1}")
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    dead, scheduled, ran = store.records(10)
+    assert (dead.task.id, dead.state, dead.task.attempts, dead.error) == (1, State.DEAD, 9, "Traceback")
+    assert (dead.started, dead.finished) == (2.0, 3.0)
+    assert (scheduled.task.id, scheduled.state, scheduled.task.queue) == (3, State.SCHEDULED, "mail")
+    assert (ran.task.id, ran.state, ran.task.variables) == (4, State.RUNNING, b"\x02")
+    assert store.add([Task(b"new", 1.0, 1.0)]) == [8]
+    store.close()
+    spool_of(path, 4)
+
+
+def test_upgrade_of_an_empty_spool(tmp_path: Path) -> None:
+    """A spool of the first version that never had a task is brought up to date too."""
+    path = tmp_path / "spool.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    assert store.add([Task(b"new", 1.0, 1.0)]) == [1]
+    store.close()
+
+
+def test_upgrade_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade that fails leaves the spool as it was."""
+    path = tmp_path / "spool.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"{VERSION_1} {TASKS_1}")
+    monkeypatch.setattr(sqlite_file, "UPGRADES", {1: "BEGIN; DROP TABLE dead_letters; nonsense;"})
+    with pytest.raises(SpoolError, match="nonsense"):
+        SqliteStore(str(path)).open(lambda: None)
+    monkeypatch.undo()
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    assert [record.task.id for record in store.records(10)] == [1, 3, 4]
+    store.close()

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, UnencodableMessage
-from uwsgitwisted.wire.vars import decode_items, decode_vars, encode_item, encode_vars, to_bytes
+from uwsgitwisted.wire.vars import (
+    body_size,
+    decode_items,
+    decode_vars,
+    encode_item,
+    encode_vars,
+    split_vars,
+    to_bytes,
+)
 
 BLOCK = b"\x03\x00key\x05\x00value\x05\x00empty\x00\x00"
 
@@ -137,3 +145,116 @@ class TestDecode:
         except MalformedPacket:
             return
         assert all(variables)
+
+
+SIZE = encode_vars({"CONTENT_LENGTH": 3})
+OTHER = encode_vars({"to": "ann"})
+
+
+class TestBodySize:
+    @pytest.mark.parametrize(
+        ("variables", "size"),
+        [
+            ({}, 0),
+            ({"to": "ann"}, 0),
+            ({"CONTENT_LENGTH": ""}, 0),
+            ({"CONTENT_LENGTH": "0"}, 0),
+            ({"CONTENT_LENGTH": "007"}, 7),
+            ({"CONTENT_LENGTH": "9" * 20}, 10**20 - 1),
+            ({"content_length": "5"}, 0),
+        ],
+    )
+    def test_size(self, variables: dict[str, str], size: int) -> None:
+        """The size is the number under CONTENT_LENGTH, and none if that is absent or empty."""
+        assert body_size(encode_vars(variables)) == size
+
+    @pytest.mark.parametrize("value", ["-1", "+1", " 1", "1_0", "0x1", "1.0", "\u0661", "9" * 21])
+    def test_no_number(self, value: str) -> None:
+        """What is no number in decimal digits is refused, by both functions, without being read as one."""
+        block = encode_vars({"CONTENT_LENGTH": value})
+        for function in (body_size, split_vars):
+            with pytest.raises(MalformedPacket, match="takes a number of bytes"):
+                function(block)
+
+    def test_no_block(self) -> None:
+        """Where there is no vars block there is no size."""
+        with pytest.raises(MalformedPacket):
+            body_size(SIZE + b"abc")
+
+
+class TestSplit:
+    @pytest.mark.parametrize(
+        ("block", "body", "missing"),
+        [
+            (b"", b"", 0),
+            (OTHER, b"", 0),
+            (SIZE, b"abc", 0),
+            (SIZE + OTHER, b"abc", 0),
+            (OTHER + SIZE, b"abc", 0),
+            (SIZE, b"", 3),
+            (OTHER + SIZE + OTHER, b"", 3),
+            (encode_vars({"CONTENT_LENGTH": 0, "a": "b"}), b"", 0),
+            (encode_vars({"CONTENT_LENGTH": "", "a": "b"}), b"", 0),
+            (encode_vars({"CONTENT_LENGTH": len(OTHER), "a": "b"}), OTHER, 0),
+            (encode_vars({"CONTENT_LENGTH": len(SIZE)}), SIZE, 0),
+            (encode_vars({"XONTENT_LENGTH": 3, "a": "CONTENT_LENGTH"}), b"", 0),
+            (encode_vars({"CONTENT_LENGTHS": 3, "CONTENT_LENGT": 3}), b"", 0),
+        ],
+    )
+    def test_split(self, block: bytes, body: bytes, missing: int) -> None:
+        """The body is what is behind the block, whatever it looks like and wherever its size stands."""
+        assert split_vars(block + body) == (block, body, missing)
+
+    @pytest.mark.parametrize(
+        ("message", "text"),
+        [
+            (SIZE + OTHER + SIZE + b"abc", "stands in the vars block twice"),
+            (SIZE + SIZE, "stands in the vars block twice"),
+            (SIZE + b"ab", "ends within a key"),
+            (SIZE + b"a", "ends within a length"),
+            (SIZE + b"abcd", "ends within a key"),
+            (OTHER + b"abc", "ends within a key"),
+            (b"\x01\x00k\x01\x00", "announces 1 bytes where 0 are left"),
+            (b"\x01\x00k", "length of its value"),
+        ],
+    )
+    def test_no_split(self, message: bytes, text: str) -> None:
+        """A message that ends elsewhere than its lengths say is refused, as is one with two sizes."""
+        with pytest.raises(MalformedPacket, match=text):
+            split_vars(message)
+
+    @pytest.mark.parametrize(("room", "fits"), [(0, True), (1, False)])
+    def test_largest_block(self, room: int, fits: bool) -> None:
+        """A block may have 65535 bytes and not one more, so that no more is ever walked."""
+        value = b"x" * (65_535 - len(SIZE) - 5 + room)
+        block = SIZE + encode_vars({"k": value})
+        assert len(block) == 65_535 + room
+        if fits:
+            assert split_vars(block + b"abc") == (block, b"abc", 0)
+        else:
+            with pytest.raises(MessageTooLarge) as caught:
+                split_vars(block + b"abc")
+            assert (caught.value.size, caught.value.limit) == (65_536, 65_535)
+
+    @given(
+        st.dictionaries(st.text(min_size=1, max_size=20), st.binary(max_size=50)),
+        st.binary(max_size=200),
+        st.integers(0, 20),
+    )
+    def test_round_trip(self, variables: dict[str, bytes], body: bytes, place: int) -> None:
+        """Wherever among the variables the size stands, the cut is behind the last of them."""
+        pairs: list[tuple[str | int, bytes | int]] = [*variables.items()]
+        pairs.insert(place, ("CONTENT_LENGTH", len(body)))
+        block = encode_vars(pairs)
+        assert split_vars(block + body) == (block, body, 0)
+
+    @given(st.binary(max_size=60), st.binary(max_size=60))
+    def test_junk(self, before: bytes, behind: bytes) -> None:
+        """Junk is cut into pieces that make it up, or is our error."""
+        junk = before + SIZE + behind
+        try:
+            block, body, missing = split_vars(junk)
+        except MalformedPacket:
+            return
+        assert block + body == junk
+        assert len(body) + missing in (0, 3)

@@ -1,4 +1,4 @@
-"""Puts our ``uwsgi`` module where ``import uwsgi`` finds it, and tells it about the process it is in."""
+"""Puts our ``uwsgi`` and ``uwsgidecorators`` where imports find them, and tells the first about its process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from uwsgitwisted.compat import uwsgi as _ours
+from uwsgitwisted.compat import uwsgidecorators as _our_decorators
 
 
 def install() -> ModuleType:
-    """Make ``import uwsgi`` give our module and return what it gives.
+    """Make ``import uwsgi`` and ``import uwsgidecorators`` give our modules; return what the first gives.
 
-    Inside a real uWSGI, where ``uwsgi`` is built into the process, that one stays and is returned.
+    Inside a real uWSGI, where ``uwsgi`` is built into the process, its own stay, and its ``uwsgi`` is returned.
     """
     present = sys.modules.get("uwsgi")
     if present is _ours:
@@ -20,6 +21,7 @@ def install() -> ModuleType:
     if "uwsgi" in sys.builtin_module_names:
         return present if present is not None else __import__("uwsgi")
     sys.modules["uwsgi"] = _ours
+    sys.modules["uwsgidecorators"] = _our_decorators
     return _ours
 
 

@@ -24,8 +24,10 @@ from time import monotonic
 from typing import Any
 
 from uwsgitwisted.compat.install import configure
+from uwsgitwisted.compat.uwsgidecorators import postfork_chain_hook
 from uwsgitwisted.errors import MessageTooLarge, RequestCancelled, RequestTimeout, StartupError, UnknownModifier
 from uwsgitwisted.handlers.handler import Handler
+from uwsgitwisted.handlers.spool import periodic
 from uwsgitwisted.wire.failure import describe, encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
@@ -203,10 +205,15 @@ def _become_worker() -> None:
 def main(arguments: list[str]) -> None:
     """Run a worker, or with ``--check`` only find out whether its handlers can be loaded.
 
+    Then the periodic tasks that they register go to the standard output, as JSON.
+
     :param arguments: ``SPEC NODE WORKER_ID COUNT`` or ``--check SPEC``.
     """
     if arguments[0] == "--check":
-        WorkerSpec.decode(arguments[1]).load()
+        with os.fdopen(os.dup(1), "w") as output:
+            os.dup2(2, 1)  # what a handler module prints is not for who reads the JSON
+            WorkerSpec.decode(arguments[1]).load()
+            json.dump(periodic(), output)
         return
     _become_worker()
     spec = WorkerSpec.decode(arguments[0])
@@ -215,6 +222,7 @@ def main(arguments: list[str]) -> None:
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     handlers = spec.load()
+    postfork_chain_hook()
     with socket.socket(fileno=SOCKET_FD) as connection:
         Worker(connection, TOKENS_FD, spec, handlers, f"{node} worker {worker_id}").serve()
 

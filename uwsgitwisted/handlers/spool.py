@@ -1,18 +1,22 @@
 """Tasks (modifier1 17): calls the function that the handler module put in ``uwsgi.spooler``.
 
-It turns a vars block into the dict that a uWSGI spooler function gets, and the number that the function
-returns into a verdict. What a verdict leads to is the spooler's business.
+It makes of a task the dict that a uWSGI spooler function gets, and of what the function returns a verdict and a
+result. What they lead to is the spooler's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
+from uwsgitwisted.compat import uwsgidecorators
 from uwsgitwisted.compat.install import install
-from uwsgitwisted.errors import StartupError, UnknownModifier
+from uwsgitwisted.compat.uwsgidecorators import Returned
+from uwsgitwisted.errors import MisuseError, StartupError, UnencodableMessage, UnknownModifier
 from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.handlers.module import load_handlers
-from uwsgitwisted.spool.task import DONE, IGNORE, RETRY
+from uwsgitwisted.spool.task import DONE, IGNORE, RETRY, decode_run
+from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet
 from uwsgitwisted.wire.vars import decode_vars
 
@@ -22,17 +26,20 @@ RETURN_CODES: dict[str, Mapping[int, int]] = {
     "2.0": {-2: DONE, -1: RETRY, 0: IGNORE},
     "0.9": {17: RETRY},
 }
+#: The largest result that is kept, in bytes: each one stays in the store for a while.
+RESULT_LIMIT = 1024 * 1024
 
-#: uWSGI hands this one key to Python 3 as text, all others as bytes.
-TASK_NAME = "spooler_task_name"
-_TASK_NAME_KEY = TASK_NAME.encode()
+#: uWSGI hands these two keys to Python 3 as text, all others as bytes.
+TASK_NAME, BODY = "spooler_task_name", "body"
+
+_Function = Callable[[dict[str | bytes, str | bytes]], object]
 
 
 def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[int, Handler]:
     """Import the handler *module* and return what runs its tasks, by modifier1.
 
-    :param text: whether the function gets its keys and values as text; as uWSGI does it on Python 3, they are
-        bytes, except for the key ``'spooler_task_name'``.
+    :param text: whether the function gets its keys and values as text, apart from the body. As uWSGI does it
+        on Python 3, they are bytes, except for the keys ``'spooler_task_name'`` and ``'body'``.
     :param return_codes: which uWSGI's numbers the function returns, ``"2.0"`` or ``"0.9"``.
     :raises StartupError: if it can't be imported, or sets no ``uwsgi.spooler``, or there are no such
         return codes.
@@ -44,17 +51,36 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
     load_handlers(module, "spooler")
 
     def run(request: Packet) -> object:
-        return _spooler()(_task(request.payload, text))
+        identifier, block, body = decode_run(request)
+        variables = decode_vars(block)
+        return _function_for(variables)(_task(identifier, variables, body, text))
 
     def answer(request: Packet, result: object) -> Packet:
-        return Packet(ANSWER, _verdict(result, verdicts))
+        returned = result if isinstance(result, Returned) else _returned(result, verdicts)
+        payload = _result(request, returned.value) if returned.verdict == DONE else b""
+        return Packet(ANSWER, returned.verdict, payload)
 
     return {SPOOL: Handler(run, answer)}
 
 
-def _spooler() -> Callable[[dict[str | bytes, str | bytes]], object]:
-    """Return the function that is set now."""
-    function: Callable[[dict[str | bytes, str | bytes]], object] | None = install().spooler
+def periodic() -> list[dict[str, str | float]]:
+    """Return the periodic tasks of the handler module that was loaded in this process.
+
+    Each has its ``name``, which its tasks carry as ``ud_spool_func``, and either ``cron``, five fields in local
+    time, or ``seconds``. The types are those of JSON, for a front that loads handlers in another process.
+    """
+    return [
+        {"name": one.name, "cron": one.cron} if one.cron else {"name": one.name, "seconds": one.seconds}
+        for one in uwsgidecorators.periodic.values()
+    ]
+
+
+def _function_for(variables: Mapping[bytes, bytes]) -> _Function:
+    """Return what runs a task: the function that is set now, but for periodic tasks the one that knows them."""
+    name = variables.get(b"ud_spool_func", b"").decode(errors="surrogateescape")
+    if name in uwsgidecorators.periodic:
+        return uwsgidecorators.manage_spool_request
+    function: _Function | None = install().spooler
     if function is None:
         raise UnknownModifier(
             "the handler module set no uwsgi.spooler, which would run tasks (modifier1 17); it sets it to a "
@@ -64,17 +90,23 @@ def _spooler() -> Callable[[dict[str | bytes, str | bytes]], object]:
     return function
 
 
-def _task(block: bytes, text: bool) -> dict[str | bytes, str | bytes]:
-    """Return the dict that a spooler function gets for a vars *block*.
+def _task(
+    identifier: int, variables: Mapping[bytes, bytes], body: bytes, text: bool
+) -> dict[str | bytes, str | bytes]:
+    """Return the dict that a spooler function gets.
 
     Bytes that are no UTF-8 become lone surrogates in text, so that none is lost.
     """
-    variables = decode_vars(block)
-    if text:
-        return {_to_text(key): _to_text(value) for key, value in variables.items()}
+    name = str(identifier)
     task: dict[str | bytes, str | bytes] = {}
-    for key, value in variables.items():
-        task[TASK_NAME if key == _TASK_NAME_KEY else key] = value
+    if text:
+        task.update((_to_text(key), _to_text(value)) for key, value in variables.items())
+        task[TASK_NAME] = name
+    else:
+        task.update(variables.items())
+        task[TASK_NAME] = name.encode()
+    if body:
+        task[BODY] = body
     return task
 
 
@@ -82,5 +114,37 @@ def _to_text(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
 
 
-def _verdict(result: object, verdicts: Mapping[int, int]) -> int:
-    return verdicts.get(result, DONE) if isinstance(result, int) else DONE
+def _returned(result: object, verdicts: Mapping[int, int]) -> Returned:
+    """Return what a function means that returned *result*: one of the numbers, or that it is done."""
+    if isinstance(result, int) and result in verdicts:
+        return Returned(verdicts[result])
+    return Returned(DONE, result)
+
+
+def _result(request: Packet, value: object) -> bytes:
+    """Return a result as it is kept; nothing if it can't be, which the log says.
+
+    :raises MisuseError: if the function has not run yet.
+    """
+    if value is None:
+        return b""
+    if isinstance(value, Awaitable):
+        if isinstance(value, Coroutine):
+            value.close()
+        raise MisuseError(
+            "the spooler function returned something to wait for; run such functions with --engine reactor, "
+            "which waits for it"
+        )
+    try:
+        result = dumps(value)
+    except UnencodableMessage as error:
+        return _dropped(request, str(error))
+    if len(result) > RESULT_LIMIT:
+        return _dropped(request, f"it has {len(result)} bytes, and {RESULT_LIMIT} is the most")
+    return result
+
+
+def _dropped(request: Packet, reason: str) -> bytes:
+    identifier, _, _ = decode_run(request)
+    print(f"task {identifier} is done, but its result is not kept: {reason}", file=sys.stderr, flush=True)
+    return b""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -33,6 +35,7 @@ class ClusterService(Service):
     :param settings: what the command line says of ports, limits and time.
     :param engine: runs the handlers.
     :param responders: what answers, by modifier1, besides ping and echo.
+    :param bodies: the modifiers of packets that a body follows.
     """
 
     _log = Logger()
@@ -43,6 +46,8 @@ class ClusterService(Service):
         settings: ServerSettings,
         engine: IEngine,
         responders: Mapping[int, IResponder],
+        *,
+        bodies: Container[tuple[int, int]] = (),
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -57,6 +62,7 @@ class ClusterService(Service):
             limits=settings.limits,
             networks=settings.networks,
             tracebacks=settings.tracebacks,
+            bodies=bodies,
         )
 
     def privilegedStartService(self) -> None:
@@ -148,12 +154,15 @@ class ClusterService(Service):
 _LAST_ANSWERS = 10.0
 
 
-def check_handlers(spec: WorkerSpec) -> None:
+def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:
     """Find out whether a worker can load its handlers, by loading them in a process of their own.
 
+    :return: the periodic tasks that they register; see :func:`uwsgitwisted.handlers.spool.periodic`.
     :raises StartupError: if it can't; its text says why.
     """
     command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.engines.worker", "--check", spec.encode()]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise StartupError(ended.stderr.strip() or f"the handlers can't be loaded: status {ended.returncode}")
+    tasks: list[dict[str, Any]] = json.loads(ended.stdout)
+    return tasks

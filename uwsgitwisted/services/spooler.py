@@ -2,68 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 from twisted.internet.defer import Deferred
 
 from uwsgitwisted.errors import SpoolError, StartupError
-from uwsgitwisted.interfaces import IEngine, IProcessReactor
-from uwsgitwisted.responders.spool import SpoolResponder
+from uwsgitwisted.interfaces import IProcessReactor, IResponder
+from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
+from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.spool.descriptions import make_store
+from uwsgitwisted.spool.directory import SpoolDirectory
+from uwsgitwisted.spool.drain import Drain
+from uwsgitwisted.spool.periodic import Cron, Interval, Periodic, Timetable
+from uwsgitwisted.spool.pools import MAX_AHEAD
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.stores import ISpoolStore
-from uwsgitwisted.wire.packet import SPOOL
+from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
+from uwsgitwisted.spool.task import Task
+from uwsgitwisted.transport.peers import Network
+from uwsgitwisted.wire.packet import MARSHAL, SPOOL
+from uwsgitwisted.wire.vars import encode_vars
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """What a spooler is told besides.
+
+    :param spool: where the tasks are kept, such as ``sqlite:PATH``.
+    :param policy: how often a task is tried.
+    :param workers: how many tasks run at once of the queues that share workers.
+    :param queues: how many run at once of each queue that has workers of its own.
+    :param keep_results: for how long what is known of a task that is over is kept, in seconds.
+    :param periodic: tasks that come again and again.
+    :param drain: a real uWSGI's spool directory, whose tasks are moved into the spool; None for none.
+    :param managers: the networks whose peers may manage the queue.
+    :param http_vars: which variables of a web request enter the task that it asks for.
+    :param text: whether the function gets text instead of bytes.
+    :param return_codes: which uWSGI's numbers the function returns.
+    """
+
+    spool: str
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    workers: int = 1
+    queues: Mapping[str, int] = field(default_factory=dict)
+    keep_results: float = KEEP_RESULTS
+    periodic: Sequence[Periodic] = ()
+    drain: str | None = None
+    managers: Sequence[Network] = LOOPBACK
+    http_vars: Sequence[str] = HTTP_VARS
+    text: bool = False
+    return_codes: str = "2.0"
 
 
 class SpoolerService(ClusterService):
     """A server whose engine works off a queue of tasks.
 
     :param spooler: the queue; it owns the engine.
+    :param timetable: enqueues periodic tasks.
+    :param drain: enqueues the tasks of a real uWSGI's spool directory.
     """
 
     def __init__(
-        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine, spooler: Spooler
+        self,
+        reactor: IProcessReactor,
+        settings: ServerSettings,
+        spooler: Spooler,
+        responders: Mapping[int, IResponder],
+        timetable: Timetable,
+        drain: Drain | None,
     ) -> None:
-        super().__init__(reactor, settings, engine, {SPOOL: SpoolResponder(spooler)})
+        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
         self._spooler = spooler
+        self._timetable = timetable
+        self._drain = drain
 
     def _begin(self) -> Deferred[None]:
-        return self._spooler.start().addCallback(self._announce)
+        return self._spooler.start().addCallback(self._begin_to_add).addCallback(self._announce)
+
+    def _begin_to_add(self, _: None) -> None:
+        """Begin with what adds tasks without being asked."""
+        self._timetable.start()
+        if self._drain is not None:
+            self._drain.start()
 
     async def _end(self) -> None:
+        self._timetable.stop()
+        if self._drain is not None:
+            await self._drain.stop()
         await self._spooler.stop(self._settings.drain_timeout)
 
 
 def make_spooler(
-    reactor: IProcessReactor,
-    settings: ServerSettings,
-    module: str,
-    spool: str,
-    *,
-    policy: RetryPolicy | None = None,
-    workers: int = 1,
-    text: bool = False,
-    return_codes: str = "2.0",
+    reactor: IProcessReactor, settings: ServerSettings, module: str, spooling: SpoolSettings
 ) -> SpoolerService:
     """Return the service of a spooler.
 
     :param module: the handler module's name.
-    :param spool: where the tasks are kept, such as ``sqlite:PATH``.
-    :param policy: how often a task is tried.
-    :param workers: how many tasks run at once.
-    :param text: whether the function gets text instead of bytes.
-    :param return_codes: which uWSGI's numbers the function returns.
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
     """
     spec = settings.worker_spec(
-        "uwsgitwisted.handlers.spool:load", module=module, text=text, return_codes=return_codes
+        "uwsgitwisted.handlers.spool:load",
+        module=module,
+        text=spooling.text,
+        return_codes=spooling.return_codes,
     )
-    check_handlers(spec)
-    store = make_store(spool)
+    decorated = [_decorated(**task) for task in check_handlers(spec)]
+    store = make_store(spooling.spool, spooling.keep_results)
     check_store(store)
-    engine = settings.make_engine(reactor, spec)
-    return SpoolerService(reactor, settings, engine, Spooler(reactor, store, engine, policy, workers=workers))
+    spooler = Spooler(
+        reactor,
+        store,
+        settings.make_engine(reactor, spec),
+        spooling.policy,
+        workers=spooling.workers,
+        queues=spooling.queues,
+        # What is ahead must not fill the engine's own queue.
+        max_ahead=min(MAX_AHEAD, settings.max_queue // (2 * (1 + len(spooling.queues)))),
+    )
+    timetable = Timetable(reactor, [*spooling.periodic, *decorated], spooler.manage)
+    responders: dict[int, IResponder] = {
+        SPOOL: SpoolResponder(spooler, http_vars=spooling.http_vars),
+        MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
+    }
+    drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
+    return SpoolerService(reactor, settings, spooler, responders, timetable, drain)
+
+
+def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
+    def store(tasks: list[Task]) -> Deferred[list[int]]:
+        return spooler.manage(lambda store: store.add(tasks))
+
+    directory = SpoolDirectory(path)
+    try:
+        directory.check()
+    except SpoolError as error:
+        raise StartupError(str(error)) from error
+    return Drain(reactor, directory, store)
+
+
+def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> Periodic:
+    """Return the periodic task that the handler module registers with ``uwsgidecorators``."""
+    schedule = Cron(cron) if cron else Interval(seconds)
+    return Periodic(name, schedule, encode_vars({"ud_spool_func": name}))
 
 
 def check_store(store: ISpoolStore) -> None:
@@ -72,7 +155,7 @@ def check_store(store: ISpoolStore) -> None:
     :raises StartupError: if it can't; its text says why.
     """
     try:
-        store.open()
+        store.open(lambda: None)
         store.close()
     except SpoolError as error:
         raise StartupError(str(error)) from error

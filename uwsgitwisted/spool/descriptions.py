@@ -4,29 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uwsgitwisted.errors import StartupError
+from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
 
-#: What makes a store of the text behind its prefix.
-STORES: dict[str, Callable[[str], ISpoolStore]] = {
-    "sqlite": SqliteStore,
+
+def _sqlite(description: str, keep: float) -> ISpoolStore:
+    return SqliteStore(description.partition(":")[2], keep=keep)
+
+
+def _postgres(description: str, keep: float) -> ISpoolStore:
+    from uwsgitwisted.spool.postgres import PostgresStore  # it needs a library that not everybody has
+
+    return PostgresStore(description, keep=keep)
+
+
+#: What makes a store of a description, by its prefix, and an example of one.
+STORES: dict[str, tuple[Callable[[str, float], ISpoolStore], str]] = {
+    "sqlite": (_sqlite, "sqlite:spool.sqlite"),
+    "postgresql": (_postgres, "postgresql://user:password@host/database"),
 }
 
 
-def make_store(description: str) -> ISpoolStore:
+def is_store(text: str) -> bool:
+    """Whether *text* describes a store rather than the address of a spooler."""
+    return text.partition(":")[0] in STORES
+
+
+def make_store(description: str, keep: float = KEEP_RESULTS) -> ISpoolStore:
     """Return the store that *description* means, not opened yet: nothing is touched on the disk.
 
-    :param description: ``sqlite:PATH``.
+    :param description: ``sqlite:PATH`` or ``postgresql://...``.
+    :param keep: for how long what is known of a task that is over is kept, in seconds.
     :raises StartupError: if there is no such kind of store, or the description is incomplete.
     """
     prefix, colon, rest = description.partition(":")
-    maker = STORES.get(prefix) if colon else None
-    if maker is None:
-        known = ", ".join(f"{name}:" for name in STORES)
-        raise StartupError(f"the spool {description!r} is of no known kind; it begins with one of: {known}")
+    known = STORES.get(prefix) if colon else None
+    if known is None:
+        examples = ", ".join(example for _, example in STORES.values())
+        raise StartupError(f"the spool {description!r} is of no known kind; write for example {examples}")
+    make, example = known
     if not rest:
-        raise StartupError(
-            f"the spool {description!r} doesn't say where it is; write for example {prefix}:spool.{prefix}"
-        )
-    return maker(rest)
+        raise StartupError(f"the spool {description!r} doesn't say where it is; write for example {example}")
+    try:
+        return make(description, keep)
+    except SpoolError as error:
+        raise StartupError(str(error)) from error

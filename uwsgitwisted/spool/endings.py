@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 
@@ -14,15 +16,14 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.spool.retry import Ending, Outcome
-from uwsgitwisted.spool.task import DONE, IGNORE, RETRY
+from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY
 from uwsgitwisted.wire.packet import ANSWER, Packet
 
 _ANSWERS = {
-    (ANSWER, DONE): Outcome(Ending.DONE),
-    (ANSWER, RETRY): Outcome(Ending.RETRY, "the handler asked for another run"),
-    (ANSWER, IGNORE): Outcome(
-        Ending.IGNORED, "the handler left the task for others (SPOOL_IGNORE); there are none"
-    ),
+    DONE: Outcome(Ending.DONE),
+    RETRY: Outcome(Ending.RETRY, "the handler asked for another run"),
+    IGNORE: Outcome(Ending.IGNORED, "the handler left the task for others (SPOOL_IGNORE); there are none"),
+    AGAIN: Outcome(Ending.AGAIN),
 }
 
 _FAILURES: tuple[tuple[type[Exception], Ending], ...] = (
@@ -37,9 +38,9 @@ _FAILURES: tuple[tuple[type[Exception], Ending], ...] = (
 
 def outcome_of_answer(answer: Packet) -> Outcome:
     """Return how the run ended that the engine answered with *answer*."""
-    known = _ANSWERS.get((answer.modifier1, answer.modifier2))
+    known = _ANSWERS.get(answer.modifier2) if answer.modifier1 == ANSWER else None
     if known is not None:
-        return known
+        return replace(known, result=answer.payload) if answer.payload else known
     return Outcome(
         Ending.FAILED,
         f"the handler's answer has the modifiers {answer.modifier1} and {answer.modifier2}, which say nothing "

@@ -14,6 +14,9 @@ from uwsgitwisted.spool.stores import ISpoolStore
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.thread import Runner
 
+#: How many bytes the tasks that wait for their commit may have together, bodies included.
+MAX_PENDING_BYTES = 256 * 1024 * 1024
+
 _log = Logger()
 
 
@@ -38,6 +41,7 @@ class Intake:
         self._runner = runner
         self._max_pending = max_pending
         self._committed = committed
+        self._size = 0
         self._waiting: dict[Deferred[int], Task] = {}
         self._committing: dict[Deferred[int], Task] = {}
         self._scheduled = False
@@ -54,13 +58,18 @@ class Intake:
             return fail(
                 Busy(f"{self._max_pending} tasks wait to be written to the disk already; try again later")
             )
+        if self._size > MAX_PENDING_BYTES:
+            return fail(Busy(f"{self._size} bytes of tasks wait to be written to the disk; try again later"))
         stored: Deferred[int] = Deferred(self._withdraw)
         self._waiting[stored] = task
+        self._size += task.size
         self._schedule()
         return stored
 
     def _withdraw(self, stored: Deferred[int]) -> None:
-        self._waiting.pop(stored, None)
+        task = self._waiting.pop(stored, None)
+        if task is not None:
+            self._size -= task.size
 
     def _schedule(self) -> None:
         """Commit when this turn of the reactor is over, together with what else it brings."""
@@ -96,6 +105,7 @@ class Intake:
 
     def _finish(self) -> None:
         """Let the next commit begin before anybody is told of this one."""
+        self._size -= sum(task.size for task in self._committing.values())
         self._committing = {}
         self._schedule()
 

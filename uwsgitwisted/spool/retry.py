@@ -20,6 +20,8 @@ class Ending(Enum):
     DONE = "done"
     #: The handler asked to run it again.
     RETRY = "retry"
+    #: The handler wants it to run for ever.
+    AGAIN = "again"
     #: The handler left it for others.
     IGNORED = "ignored"
     #: The handler raised.
@@ -30,22 +32,30 @@ class Ending(Enum):
     INTERRUPTED = "interrupted"
     #: It did not run: the engine had no room, or is stopping.
     RETURNED = "returned"
+    #: Somebody asked to take it back while it ran.
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, and the error's text or traceback where there was one."""
+    """How a run ended.
+
+    :param error: the error's text or traceback, where there was one.
+    :param result: what the handler returned, marshalled; empty if it was nothing but a return code.
+    """
 
     ending: Ending
     error: str = ""
+    result: bytes = b""
 
 
 class Action(Enum):
     """What a store is to do with a task that ran."""
 
-    REMOVE = "remove"
+    FINISH = "finish"
     RETRY = "retry"
     BURY = "bury"
+    CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,8 @@ class Verdict:
 #:
 #: INTERRUPTED counts as an attempt, not as a crash: whoever kills a spooler rarely means the task, but a task
 #: that takes the whole machine down must come to an end too. IGNORED counts because there is no other spooler
-#: to leave the task for; without a limit it would stay for ever.
+#: to leave the task for; without a limit it would stay for ever. A task that was claimed ahead may not even
+#: have begun when its spooler ended; that counts for nothing, and it isn't claimed ahead again.
 _COUNTS = {
     Ending.RETRY: (1, 0),
     Ending.IGNORED: (1, 0),
@@ -118,9 +129,15 @@ class RetryPolicy:
         :param random: gives numbers from 0 up to 1, as ``random.random`` does.
         """
         if outcome.ending is Ending.DONE:
-            return Verdict(Action.REMOVE, task.attempts + 1, task.crashes)
+            return Verdict(Action.FINISH, task.attempts + 1, task.crashes)
+        if outcome.ending is Ending.CANCELLED:
+            return Verdict(Action.CANCEL, task.attempts, task.crashes)
+        if outcome.ending is Ending.AGAIN:
+            return Verdict(Action.RETRY, task.attempts, task.crashes, self.first_delay)
         if outcome.ending is Ending.RETURNED:
             return Verdict(Action.RETRY, task.attempts, task.crashes)
+        if outcome.ending is Ending.INTERRUPTED and task.ahead:
+            return Verdict(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
         more_attempts, more_crashes = _COUNTS[outcome.ending]
         attempts, crashes = task.attempts + more_attempts, task.crashes + more_crashes
         error = _storable(outcome.error)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
-from typing import cast
+from typing import NamedTuple, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredLock, fail, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
@@ -20,25 +21,29 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Unavailable, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
+from uwsgitwisted.spool.clock import ClockWatch
 from uwsgitwisted.spool.endings import outcome_of_answer, outcome_of_failure
 from uwsgitwisted.spool.intake import Intake
+from uwsgitwisted.spool.pools import MAX_AHEAD, Pools
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import ISpoolStore, Settlement, Turn
-from uwsgitwisted.spool.task import Task, new_task
+from uwsgitwisted.spool.stores import Demand, ISpoolStore, Record, Settlement, Turn
+from uwsgitwisted.spool.task import Task, encode_run, new_task
 from uwsgitwisted.spool.thread import Runner, StoreThread
-from uwsgitwisted.wire.packet import SPOOL, Packet
+from uwsgitwisted.spool.waiters import Waiters
+from uwsgitwisted.wire.packet import Packet
 
 #: How many tasks may wait for their commit: at 64 KiB each, 64 MiB of memory.
 MAX_PENDING = 1_000
 #: How long to leave a store alone that failed, and an engine that had no room, in seconds.
 STORE_PAUSE = 1.0
 ENGINE_PAUSE = 1.0
-#: The longest sleep, in seconds. Tasks wait for a time of day, timers measure how much time has passed: when
-#: the clock is set, they part, for no longer than this.
-MAX_SLEEP = 30.0
+#: The longest sleep while tasks wait for a time of day, in seconds: within it, it is noticed that the clock was
+#: set.
+MAX_SLEEP = 5.0
 #: How often to try to write down, at the end, how the last tasks ended. What can't be written runs again.
 FLUSH_ATTEMPTS = 3
 
+_T = TypeVar("_T")
 _log = Logger()
 
 
@@ -49,6 +54,13 @@ class _State(Enum):
     STOPPING = "stopping"
 
 
+class _Run(NamedTuple):
+    """A task in the engine's hands."""
+
+    task: Task
+    answer: Deferred[Packet]
+
+
 class Spooler:
     """A durable queue in front of an engine.
 
@@ -57,8 +69,11 @@ class Spooler:
     A turn of its loop writes down how tasks ended and claims the next ones, in one transaction. One turn is
     under way at a time; what ends meanwhile goes into the next one.
 
+    :param reactor: its clock must be one that is never set.
     :param policy: how often a task is tried.
-    :param workers: how many tasks the engine is given at once.
+    :param workers: how many tasks run at once of the queues that share workers.
+    :param queues: how many run at once of each queue that has workers of its own.
+    :param max_ahead: how many more the engine is given of each, while they are short.
     :param max_pending: how many tasks may wait for their commit before more are refused.
     :param runner: makes the store's blocking calls; None for a thread of its own.
     :param now: the time of day, in unix seconds.
@@ -73,6 +88,8 @@ class Spooler:
         policy: RetryPolicy | None = None,
         *,
         workers: int = 1,
+        queues: Mapping[str, int] | None = None,
+        max_ahead: int = MAX_AHEAD,
         max_pending: int = MAX_PENDING,
         runner: Runner | None = None,
         now: Callable[[], float] = time.time,
@@ -80,23 +97,28 @@ class Spooler:
     ) -> None:
         self._reactor = reactor
         self._store = store
-        self._engine = engine
+        #: Runs the handlers.
+        self.engine = engine
         self._policy = policy or RetryPolicy()
-        self._workers = workers
+        self._pools = Pools(workers, queues or {}, max_ahead)
         self._runner: Runner = runner or StoreThread(IReactorFromThreads(reactor))
         self._now = now
         self._random = random
         self._intake = Intake(
-            reactor, store, self._runner, max_pending=max_pending, committed=self._task_committed
+            reactor, store, self._runner, max_pending=max_pending, committed=self._tasks_committed
         )
+        self._waiters = Waiters(self.find)
+        self._clock = ClockWatch(now, reactor.seconds)
         self._state = _State.STOPPED
         self._changing_state = DeferredLock()
         self._turning = DeferredLock()
         self._timer: IDelayedCall | None = None
-        self._running: dict[int, Deferred[Packet]] = {}
+        self._running: dict[int, _Run] = {}
+        self._cancelling: set[int] = set()
         self._settlements: list[Settlement] = []
-        self._next_at: float | None = None
+        self._ready: frozenset[str | None] = frozenset()
         # In the reactor's time.
+        self._next_turn_at: float | None = None
         self._no_turn_before = 0.0
         self._no_claim_before = 0.0
         self._store_failed = False
@@ -117,19 +139,17 @@ class Spooler:
         self._runner.start()
         self._state = _State.STARTING
         try:
-            await self._runner.run(self._store.open)
-            interrupted = await self._runner.run(self._store.interrupted)
-            await self._engine.start()
+            await self._runner.run(self._store.open, self._woken_in_a_thread)
+            # A clock that was wrong when a pause began must not make it last for years.
+            await self._runner.run(self._store.shift, 0.0, self._latest_retry())
+            await self.engine.start()
         except BaseException:
             self._state = _State.STOPPED
             await self._close()
             raise
         self._state = _State.RUNNING
         self._settlements = []
-        self._next_at = self._now()
-        for task in interrupted:
-            self._settle(task, Outcome(Ending.INTERRUPTED, "the spooler ended while the task ran"))
-        self._wake()
+        self._woken()
 
     def stop(self, seconds: float) -> Deferred[None]:
         """Refuse new tasks, claim none, let those that run finish, write down how, and close the store.
@@ -146,11 +166,11 @@ class Spooler:
         self._state = _State.STOPPING
         await self._intake.drained()
         try:
-            await self._engine.stop(seconds)
+            await self.engine.stop(seconds)
         except Exception:
-            _log.failure("stopping the engine {engine}", engine=self._engine.description)
-        for running in list(self._running.values()):
-            running.cancel()
+            _log.failure("stopping the engine {engine}", engine=self.engine.description)
+        for run in list(self._running.values()):
+            run.answer.cancel()
         await self._flush()
         await self._close()
         self._state = _State.STOPPED
@@ -164,7 +184,7 @@ class Spooler:
                 if not batch:
                     break
                 try:
-                    await self._runner.run(self._store.advance, batch, 0, self._now())
+                    await self._runner.run(self._store.advance, batch, self._demand(), self._now())
                     self._settlements = self._settlements[len(batch) :]
                 except Exception:
                     _log.failure("writing down how {n} tasks ended", n=len(batch))
@@ -183,91 +203,162 @@ class Spooler:
             _log.failure("closing the spool {store}", store=self._store.description)
         self._runner.stop()
 
-    # New tasks.
+    # Tasks, as callers see them.
 
-    def enqueue(self, variables: bytes) -> Deferred[int]:
+    def enqueue(self, variables: bytes, body: bytes = b"") -> Deferred[int]:
         """Accept a task.
 
         :param variables: its vars block.
-        :return: fires with its id when it is on the disk. Fails with ``MalformedPacket`` or ``SpoolError`` if
-            it can't be understood or stored, ``Busy`` if too many wait, and ``Unavailable`` if the spooler
-            doesn't run. Cancelling it takes the task out if its commit has not begun; otherwise it stays.
+        :param body: what its handler gets besides.
+        :return: fires with its id when it is on the disk. Fails with ``MalformedPacket``, ``MessageTooLarge``
+            or ``SpoolError`` if it can't be understood or stored, ``Busy`` if too many wait, and
+            ``Unavailable`` if the spooler doesn't run. Cancelling it takes the task out if its commit has not
+            begun; otherwise it stays.
         """
-        # While it starts, the store's thread opens the store before it comes to the task.
-        if self._state not in (_State.STARTING, _State.RUNNING):
-            return fail(Unavailable("the spooler is not running; try again later"))
+        if not self._takes_requests:
+            return fail(_not_running())
         try:
-            task = new_task(variables, self._now())
+            task = new_task(variables, self._now(), body)
         except UwsgiError as error:
             return fail(error)
         return self._intake.add(task)
 
-    def _task_committed(self, tasks: Collection[Task]) -> None:
-        earliest = min(task.at for task in tasks)
-        if self._next_at is None or earliest < self._next_at:
-            self._next_at = earliest
+    def enqueue_all(self, tasks: Sequence[tuple[bytes, bytes]]) -> Deferred[list[int]]:
+        """Accept several tasks, each a vars block and a body, in one transaction: all of them or none.
+
+        :return: fires with their ids, in the same order, when they are on the disk. Fails as :meth:`enqueue`.
+        """
+        now = self._now()
+        try:
+            made = [new_task(variables, now, body) for variables, body in tasks]
+        except UwsgiError as error:
+            return fail(error)
+        return self.manage(lambda store: store.add(made))
+
+    def wait(self, identifier: int) -> Deferred[Record]:
+        """Wait until a task is over.
+
+        :return: fires with what is known of it then. Fails with ``NoSuchTask``, or ``Busy`` if too many wait.
+            Cancelling it leaves the task alone.
+        """
+        return self._waiters.wait(identifier) if self._takes_requests else fail(_not_running())
+
+    def find(self, ids: Sequence[int]) -> Deferred[list[Record]]:
+        """Look tasks up.
+
+        :return: fires with what is known of them, in the order of their ids; unknown ones are left out.
+        """
+        return self._ask(lambda store: store.find(ids))
+
+    def manage(self, change: Callable[[ISpoolStore], _T]) -> Deferred[_T]:
+        """Call *change* with the store, where it may block, and act on what has changed.
+
+        :return: fires with what it returned; fails with what it raised.
+        """
+        return self._ask(change).addCallback(self._changed)
+
+    def _ask(self, question: Callable[[ISpoolStore], _T]) -> Deferred[_T]:
+        return self._runner.run(question, self._store) if self._takes_requests else fail(_not_running())
+
+    def _changed(self, result: _T) -> _T:
+        self._woken()
+        return result
+
+    @property
+    def _takes_requests(self) -> bool:
+        # While it starts, the store's thread opens the store before it comes to the request.
+        return self._state in (_State.STARTING, _State.RUNNING)
+
+    def _tasks_committed(self, tasks: Collection[Task]) -> None:
+        due = {self._pools.name_of(task.queue) for task in tasks if task.at <= task.created}
+        self._ready |= due
+        if len(due) < len(tasks):
+            times = [task.at - task.created for task in tasks if task.at > task.created]
+            self._look_within(min(times, default=MAX_SLEEP))
         self._plan_turn()
 
     # The loop.
 
+    def _woken_in_a_thread(self) -> None:
+        cast(IReactorFromThreads, self._reactor).callFromThread(self._woken)
+
+    def _woken(self) -> None:
+        """Have a turn soon: something has changed, and only the store knows what."""
+        self._ready = frozenset(self._pools.names)
+        self._waiters.look()
+        self._look_within(0.0)
+        self._plan_turn()
+
+    def _look_within(self, seconds: float) -> None:
+        """Have a turn in at most so many seconds, whatever else is to be done."""
+        at = self._reactor.seconds() + min(seconds, MAX_SLEEP)
+        if self._next_turn_at is None or at < self._next_turn_at:
+            self._next_turn_at = at
+
     def _plan_turn(self) -> None:
-        """See to it that the next turn comes when there is something to do."""
-        if self._state is _State.STARTING:
+        """See to it that the next turn comes when there is something to do; a turn does so when it ends."""
+        if self._turning.locked or self._state not in (_State.RUNNING, _State.STOPPING):
             return
-        if self._settlements:
-            self._wake()
-        elif self._next_at is not None and self._free_slots():
-            self._wake(min(max(self._next_at - self._now(), 0.0), MAX_SLEEP))
+        now = self._reactor.seconds()
+        times = [now] if self._settlements else []
+        if self._state is _State.RUNNING:
+            if self._pools.hungry(self._ready):
+                times.append(max(now, self._no_claim_before))
+            if self._next_turn_at is not None:
+                times.append(self._next_turn_at)
+        if times:
+            self._wake(max(min(times), self._no_turn_before) - now)
 
-    def _free_slots(self) -> int:
-        return self._workers - len(self._running) if self._state is _State.RUNNING else 0
-
-    def _wake(self, delay: float = 0.0) -> None:
-        """Have a turn in *delay* seconds, if none comes sooner, and not while the store is left alone."""
-        wait = max(delay, self._no_turn_before - self._reactor.seconds())
+    def _wake(self, delay: float) -> None:
+        """Have a turn in *delay* seconds, if none comes sooner."""
+        delay = max(delay, 0.0)
         if self._timer is None or not self._timer.active():
-            self._timer = self._reactor.callLater(wait, self._turn)
-        elif self._timer.getTime() > self._reactor.seconds() + wait:
-            self._timer.reset(wait)
+            self._timer = self._reactor.callLater(delay, self._turn)
+        elif self._timer.getTime() > self._reactor.seconds() + delay:
+            self._timer.reset(delay)
 
-    def _claimable(self) -> int:
-        """Return how many tasks to claim in this turn."""
-        due = self._next_at is not None and self._next_at <= self._now()
-        return self._free_slots() if due and self._reactor.seconds() >= self._no_claim_before else 0
+    def _demand(self) -> Demand:
+        """Return what to claim in this turn."""
+        claiming = self._state is _State.RUNNING and self._reactor.seconds() >= self._no_claim_before
+        return self._pools.demand(claiming=claiming)
 
     def _turn(self) -> None:
         if self._turning.locked or self._state is _State.STOPPED:
             return
-        if self._reactor.seconds() < self._no_turn_before:
-            self._wake()
-            return
-        limit = self._claimable()
-        if not self._settlements and not limit:
-            self._sleep()
-            return
         self._turning.acquire()
+        self._next_turn_at = None
         batch, self._settlements = self._settlements, []
-        turning = self._runner.run(self._store.advance, batch, limit, self._now())
-        turning.addCallbacks(self._turned, self._turn_failed, errbackArgs=(batch,))
+        turning = self._runner.run(self._advance, batch, self._demand(), self._now(), self._clock.jump())
+        turning.addCallbacks(self._turned, self._turn_failed, callbackArgs=(batch,), errbackArgs=(batch,))
         turning.addErrback(_unexpected)
         turning.addBoth(lambda _: self._turning.release())
+        turning.addCallback(lambda _: self._plan_turn())
 
-    def _sleep(self) -> None:
-        """Wait for the end of the engine's pause, or for the next task's time."""
-        pause = self._no_claim_before - self._reactor.seconds()
-        if pause > 0 and self._free_slots():
-            self._wake(pause)
-        else:
-            self._plan_turn()
+    def _advance(self, batch: list[Settlement], demand: Demand, now: float, jump: float) -> Turn:
+        """Do a turn's work in the store's thread."""
+        if jump:
+            self._store.shift(jump, now + self._policy.max_delay)
+        return self._store.advance(batch, demand, now)
 
-    def _turned(self, turn: Turn) -> None:
+    def _latest_retry(self) -> float:
+        return self._now() + self._policy.max_delay
+
+    def _turned(self, turn: Turn, batch: list[Settlement]) -> None:
         if self._store_failed:
             self._store_failed = False
             _log.info("the spool {store} can be written again", store=self._store.description)
-        self._next_at = turn.next_at
+        self._ready = turn.ready
+        if turn.wait is not None:
+            self._look_within(turn.wait)
+        if self._store.heartbeat is not None:
+            self._look_within(self._store.heartbeat)
+        for task in turn.orphans:
+            self._settle(task, Outcome(Ending.INTERRUPTED, "the spooler ended while the task ran"))
         for task in turn.claimed:
             self._run(task)
-        self._plan_turn()
+        for identifier in turn.cancelling:
+            self._cancel(identifier)
+        self._waiters.look(settlement.id for settlement in batch)
 
     def _turn_failed(self, failure: Failure, batch: list[Settlement]) -> None:
         """Keep what could not be written down: its tasks are marked as running, so that none runs twice."""
@@ -276,40 +367,49 @@ class Spooler:
             self._store_failed = True
             _log.failure("the spool {store} can't be written", failure, store=self._store.description)
         self._no_turn_before = self._reactor.seconds() + STORE_PAUSE
-        self._wake()
+        self._look_within(STORE_PAUSE)
 
     def _run(self, task: Task) -> None:
         if self._state is not _State.RUNNING:
             self._settle(task, Outcome(Ending.RETURNED))
             return
-        request = Request(Packet(SPOOL, 0, task.variables), peer=f"task {task.id}")
-        submit = cast(Callable[[Request], Packet], self._engine.submit)  # or a Deferred of it
-        running = maybeDeferred(submit, request)
-        self._running[task.id] = running
-        ended = running.addCallbacks(outcome_of_answer, outcome_of_failure)
-        ended.addCallback(self._ended, task)
+        request = Request(encode_run(task), peer=f"task {task.id}")
+        submit = cast(Callable[[Request], Packet], self.engine.submit)  # or a Deferred of it
+        answer = maybeDeferred(submit, request)
+        # The body is the engine's now.
+        self._running[task.id] = _Run(replace(task, body=b"") if task.body else task, answer)
+        self._pools.started(task.queue, task.id, self._reactor.seconds())
+        ended = answer.addCallbacks(outcome_of_answer, outcome_of_failure)
+        ended.addCallback(self._ended, task.id)
         ended.addErrback(_unexpected)
 
-    def _ended(self, outcome: Outcome, task: Task) -> None:
-        del self._running[task.id]
+    def _cancel(self, identifier: int) -> None:
+        run = self._running.get(identifier)
+        if run is not None:
+            self._cancelling.add(identifier)
+            run.answer.cancel()
+
+    def _ended(self, outcome: Outcome, identifier: int) -> None:
+        task = self._running.pop(identifier).task
+        self._pools.ended(task.queue, identifier, self._reactor.seconds())
         if outcome.ending is Ending.RETURNED:
-            self._no_claim_before = self._reactor.seconds() + ENGINE_PAUSE
+            if identifier in self._cancelling:
+                outcome = Outcome(Ending.CANCELLED)
+            else:
+                self._no_claim_before = self._reactor.seconds() + ENGINE_PAUSE
+        self._cancelling.discard(identifier)
         self._settle(task, outcome)
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """Decide what becomes of *task* and have it written down in the next turn."""
         verdict = self._policy.verdict(task, outcome, self._random)
         _report(task, outcome, verdict)
-        self._settlements.append(_settlement(task, verdict, self._now()))
-        self._wake()
+        self._settlements.append(Settlement(task.id, verdict, outcome.result))
+        self._plan_turn()
 
 
-def _settlement(task: Task, verdict: Verdict, now: float) -> Settlement:
-    """Return what the store is to write down. A task that is given back keeps its time, and so its place."""
-    at = None if verdict.delay is None else now + verdict.delay
-    if verdict.action is Action.BURY:
-        at = now
-    return Settlement(task.id, verdict.action, verdict.attempts, verdict.crashes, at, verdict.error)
+def _not_running() -> Unavailable:
+    return Unavailable("the spooler is not running; try again later")
 
 
 def _report(task: Task, outcome: Outcome, verdict: Verdict) -> None:
@@ -322,7 +422,7 @@ def _report(task: Task, outcome: Outcome, verdict: Verdict) -> None:
             crashes=verdict.crashes,
             error=verdict.error,
         )
-    elif verdict.delay is not None:
+    elif verdict.delay is not None and outcome.ending is not Ending.AGAIN:
         _log.warn(
             "task {id} runs again in {delay:.1f} s ({ending}, attempt {attempts}): {error}",
             id=task.id,

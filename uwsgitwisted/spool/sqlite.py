@@ -4,45 +4,68 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from zope.interface import implementer
 
+from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.lock import FileLock
 from uwsgitwisted.spool.retry import Action
+from uwsgitwisted.spool.sqlite_claim import PAUSED, TASK, Claimer, task_of
 from uwsgitwisted.spool.sqlite_file import errors_of_ours, open_database
-from uwsgitwisted.spool.stores import DeadLetter, ISpoolStore, Settlement, StoreUnavailable, Turn
-from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.stores import (
+    KEEP_RESULTS,
+    OCCURRENCE_SPAN,
+    Demand,
+    ISpoolStore,
+    Record,
+    Settlement,
+    Turn,
+    possible_ids,
+)
+from uwsgitwisted.spool.task import State, Task
 
-#: How many tasks whose time has come are made ready in one turn. With more, the earliest go first, and a claim
-#: takes no longer than it takes for these, about five milliseconds.
-PROMOTE_LIMIT = 1_000
+#: How many tasks whose time has come are made ready in one turn, and how many that are over are forgotten. With
+#: more, the earliest go first, and a turn takes no longer than it takes for these, about five milliseconds.
+PROMOTE_LIMIT = EXPIRE_LIMIT = 1_000
 
-# The states, as the partial indexes have them. They stand in the statements as literals, or SQLite would not
-# use those indexes.
-_SCHEDULED, _READY, _RUNNING = 0, 1, 2
+_BODILESS = TASK.replace("body", "x''")
+_RECORD = f"{_BODILESS}, state, started, finished, error, result, length(body)"
 
-_COLUMNS = "variables, at, created, priority, queue, attempts, crashes, id"
-
-ADD = """INSERT INTO tasks (state, variables, at, created, priority, queue, attempts, crashes)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-INTERRUPTED = f"SELECT {_COLUMNS} FROM tasks WHERE state = 2 ORDER BY id"  # noqa: S608 - a constant
+# ruff: noqa: S608 - the statements are put together from constants
+ADD = """INSERT INTO tasks (state, variables, at, created, priority, queue, attempts, crashes, key, body)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), ?) ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING"""
+FIND_KEY = "SELECT id FROM tasks WHERE key = ?"
+ORPHANS = f"SELECT {_BODILESS} FROM tasks WHERE state = 2 ORDER BY id"
 PROMOTE = """UPDATE tasks SET state = 1 WHERE id IN
     (SELECT id FROM tasks WHERE state = 0 AND at <= ? ORDER BY at LIMIT ?)"""
-NEXT_READY = f"SELECT {_COLUMNS} FROM tasks WHERE state = 1 ORDER BY priority, at, id LIMIT ?"  # noqa: S608
-CLAIM = "UPDATE tasks SET state = 2, started = ? WHERE id = ?"
-ANY_READY = "SELECT 1 FROM tasks WHERE state = 1 LIMIT 1"
+EXPIRE = """DELETE FROM tasks WHERE id IN
+    (SELECT id FROM tasks WHERE expires <= ? ORDER BY expires LIMIT ?)"""
 NEXT_SCHEDULED = "SELECT at FROM tasks WHERE state = 0 ORDER BY at LIMIT 1"
-REMOVE = "DELETE FROM tasks WHERE id = ?"
-POSTPONE = """UPDATE tasks SET state = ?, at = coalesce(?, at), attempts = ?, crashes = ?,
-    error = coalesce(nullif(?, ''), error) WHERE id = ?"""
-BURY = """INSERT INTO dead_letters
-        (id, priority, at, created, started, buried, attempts, crashes, queue, variables, error)
-    SELECT id, priority, at, created, started, ?, ?, ?, queue, variables, coalesce(nullif(?, ''), error)
-    FROM tasks WHERE id = ?"""
-DEAD_LETTERS = f"""SELECT {_COLUMNS}, error, started, buried FROM dead_letters
-    WHERE id > ? ORDER BY id LIMIT ?"""  # noqa: S608
+CANCELLING = "SELECT id FROM tasks WHERE cancelling = 1"
+SHIFT = "UPDATE tasks SET at = min(at + ?, ?) WHERE state = 0 AND retrying = 1"
+
+FORGET = "DELETE FROM tasks WHERE id = ? AND state = 2"
+FINISH = """UPDATE tasks SET state = 3, attempts = ?, crashes = ?, finished = ?, expires = ?, result = ?,
+    body = x'', cancelling = 0 WHERE id = ? AND state = 2"""
+POSTPONE = """UPDATE tasks SET state = ?, attempts = ?, crashes = ?, at = coalesce(?, at), retrying = ?,
+    error = coalesce(nullif(?, ''), error) WHERE id = ? AND state = 2 AND cancelling = 0"""
+BURY = """UPDATE tasks SET state = 4, attempts = ?, crashes = ?, finished = ?,
+    error = coalesce(nullif(?, ''), error), cancelling = 0 WHERE id = ? AND state = 2"""
+CANCELLED = """UPDATE tasks SET state = 5, finished = ?, expires = ?, cancelling = 0
+    WHERE id = ? AND state = 2"""
+
+CANCEL_WAITING = """UPDATE tasks SET state = 5, finished = ?, expires = ? WHERE id = ? AND state IN (0, 1)"""
+CANCEL_RUNNING = "UPDATE tasks SET cancelling = 1 WHERE id = ? AND state = 2 AND cancelling = 0"
+AGAIN = """UPDATE tasks SET state = 1, at = ?, attempts = 0, crashes = 0, finished = NULL, expires = NULL,
+    retrying = 0 WHERE id = ? AND state IN (4, 5)"""
+DROP = "DELETE FROM tasks WHERE id = ? AND state >= 3"
+FIND = f"SELECT {_RECORD} FROM tasks WHERE id = ?"
+RECORDS = f"SELECT {_RECORD} FROM tasks WHERE id > ?"
+OCCURRED = """INSERT INTO periodic (name, at) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET at = excluded.at WHERE at < excluded.at OR at > excluded.at + ?"""
 
 
 @implementer(ISpoolStore)
@@ -51,16 +74,22 @@ class SqliteStore:
 
     :param path: of the file; it is created when it is opened, with ``PATH.lock``, ``PATH-wal`` and
         ``PATH-shm`` beside it.
+    :param keep: for how long what is known of a task that is over is kept, in seconds.
     """
 
-    def __init__(self, path: str) -> None:
+    heartbeat = None
+
+    def __init__(self, path: str, *, keep: float = KEEP_RESULTS) -> None:
         self.description = f"sqlite:{path}"
+        self.keep = keep
         self._path = path
         self._lock: FileLock | None = None
         self._open_connection: sqlite3.Connection | None = None
+        self._orphaned = False
+        self._claimer = Claimer()
 
-    def open(self) -> None:
-        """Open the file, or create it.
+    def open(self, woken: Callable[[], None]) -> None:
+        """Open the file, or create it. Nobody else can have it open, so *woken* is never called.
 
         :raises SpoolCorrupt: if it is no spool of ours, or a damaged or newer one; it was left as it is.
         :raises SpoolError: if another spooler has it, or it can't be opened.
@@ -75,6 +104,7 @@ class SqliteStore:
             lock.release()
             raise
         self._lock = lock
+        self._orphaned = True
 
     def close(self) -> None:
         """Close the file and release its lock."""
@@ -88,17 +118,17 @@ class SqliteStore:
             if lock is not None:
                 lock.release()
 
-    @property
-    def _connection(self) -> sqlite3.Connection:
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
         if self._open_connection is None:
             raise StoreUnavailable(f"the spool {self._path} is not open")
-        return self._open_connection
+        with errors_of_ours(self._path):
+            yield self._open_connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit what the block does, durably, or undo all of it."""
-        connection = self._connection
-        with errors_of_ours(self._path):
+        with self._reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -109,70 +139,186 @@ class SqliteStore:
                     connection.execute("ROLLBACK")
                 raise
 
+    # What the spooler's loop calls.
+
     def add(self, tasks: Sequence[Task]) -> list[int]:
         """Store *tasks* in one transaction and return their ids, in the same order."""
         with self._transaction() as connection:
-            return [_inserted(connection, task) for task in tasks]
+            return [_insert(connection, task) for task in tasks]
 
-    def interrupted(self) -> list[Task]:
-        """Return the tasks that were running when the process that ran them ended."""
-        connection = self._connection
-        with errors_of_ours(self._path):
-            return [Task(*row) for row in connection.execute(INTERRUPTED)]
-
-    def advance(self, settlements: Sequence[Settlement], limit: int, now: float) -> Turn:
-        """Write down how tasks ended and claim up to *limit* next ones, in one transaction."""
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
+        """Write down how tasks ended and claim the next ones, in one transaction."""
         with self._transaction() as connection:
+            orphans = [task_of(row) for row in connection.execute(ORPHANS)] if self._orphaned else []
             for settlement in settlements:
-                _SETTLE[settlement.action](connection, settlement)
+                _SETTLE[settlement.verdict.action](connection, settlement, now, self.keep)
+            connection.execute(EXPIRE, (now, EXPIRE_LIMIT))
             connection.execute(PROMOTE, (now, PROMOTE_LIMIT))
-            claimed = [Task(*row) for row in connection.execute(NEXT_READY, (limit,))]
-            connection.executemany(CLAIM, [(now, task.id) for task in claimed])
-            return Turn(claimed, _next_at(connection, now))
+            claimed, ready = self._claimer.claim(connection, demand, now)
+            cancelling = [identifier for (identifier,) in connection.execute(CANCELLING)]
+            next_at = connection.execute(NEXT_SCHEDULED).fetchone()
+        self._orphaned = False
+        wait = None if next_at is None else max(next_at[0] - now, 0.0)
+        return Turn(claimed, ready, wait, orphans, cancelling)
 
-    def dead_letters(self, limit: int, after: int = 0) -> list[DeadLetter]:
-        """Return up to *limit* dead letters in the order of their ids, from the first above *after*."""
-        connection = self._connection
-        with errors_of_ours(self._path):
-            rows = connection.execute(DEAD_LETTERS, (after, limit)).fetchall()
-        return [DeadLetter(Task(*row[:-3]), *row[-3:]) for row in rows]
+    def shift(self, seconds: float, latest: float) -> None:
+        """Move the times of tasks that wait for their next try, since the clock was set by *seconds*."""
+        with self._transaction() as connection:
+            connection.execute(SHIFT, (seconds, latest))
+
+    def occur(self, name: str, at: float, task: Task | None) -> bool:
+        """Store an occurrence of the periodic task *name*, if that is still to be done."""
+        with self._transaction() as connection:
+            new = connection.execute(OCCURRED, (name, at, OCCURRENCE_SPAN)).rowcount == 1
+            if new and task is not None:
+                _insert(connection, task)
+            return new
+
+    def last_occurrence(self, name: str) -> float | None:
+        """Return the time of the last occurrence of the periodic task *name*, in unix seconds."""
+        with self._reading() as connection:
+            row: tuple[float] | None = connection.execute(
+                "SELECT at FROM periodic WHERE name = ?", (name,)
+            ).fetchone()
+        return None if row is None else row[0]
+
+    # What people ask.
+
+    def find(self, ids: Iterable[int]) -> list[Record]:
+        """Return what is known of the tasks *ids*, in the order of their ids."""
+        with self._reading() as connection:
+            rows = [row for identifier in possible_ids(ids) for row in connection.execute(FIND, (identifier,))]
+        return list(map(_record, rows))
+
+    def body(self, identifier: int) -> bytes:
+        """Return the body of a task; empty if it has none, or is unknown."""
+        with self._reading() as connection:
+            for known in possible_ids([identifier]):
+                for (body,) in connection.execute("SELECT body FROM tasks WHERE id = ?", (known,)):
+                    return bytes(body)
+        return b""
+
+    def records(
+        self, limit: int, after: int = 0, *, state: State | None = None, queue: str | None = None
+    ) -> list[Record]:
+        """Return up to *limit* tasks in the order of their ids, from the first above *after*."""
+        statement, values = RECORDS, [after]
+        if state is not None:
+            statement += f" AND state = {int(state)}"
+        if queue is not None:
+            statement += " AND queue = ?"
+            values.append(queue)  # type: ignore[arg-type]
+        with self._reading() as connection:
+            rows = connection.execute(f"{statement} ORDER BY id LIMIT ?", (*values, limit)).fetchall()
+        return list(map(_record, rows))
+
+    def counts(self) -> dict[tuple[str, State], int]:
+        """Return how many tasks there are, by queue and state."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT queue, state, count(*) FROM tasks GROUP BY 1, 2").fetchall()
+        return {(queue, State(state)): number for queue, state, number in rows}
+
+    def paused(self) -> set[str]:
+        """Return the queues that are paused."""
+        with self._reading() as connection:
+            return {queue for (queue,) in connection.execute(PAUSED)}
+
+    def pause(self, queue: str, paused: bool) -> None:
+        """Give out no task of *queue* any more, or do so again."""
+        statement = (
+            "INSERT OR IGNORE INTO paused VALUES (?)" if paused else "DELETE FROM paused WHERE queue = ?"
+        )
+        with self._transaction() as connection:
+            connection.execute(statement, (queue,))
+
+    def cancel(self, ids: Iterable[int], now: float) -> list[int]:
+        """Take tasks back that wait; those that run are reported to the spooler in its next turn."""
+
+        def cancel(connection: sqlite3.Connection, identifier: int) -> int:
+            if self._change(connection, CANCEL_WAITING, now, now + self.keep, identifier):
+                return 1
+            return self._change(connection, CANCEL_RUNNING, identifier)
+
+        return self._for_each(ids, cancel)
+
+    def retry(self, ids: Iterable[int], now: float) -> list[int]:
+        """Have dead letters and cancelled tasks run again, as if they had never run."""
+        return self._for_each(
+            ids, lambda connection, identifier: self._change(connection, AGAIN, now, identifier)
+        )
+
+    def drop(self, ids: Iterable[int]) -> list[int]:
+        """Forget tasks that are over."""
+        return self._for_each(ids, lambda connection, identifier: self._change(connection, DROP, identifier))
+
+    def _for_each(self, ids: Iterable[int], change: Callable[[sqlite3.Connection, int], int]) -> list[int]:
+        """Make a change to each of the tasks *ids* and return those that it changed."""
+        with self._transaction() as connection:
+            return [identifier for identifier in possible_ids(ids) if change(connection, identifier)]
+
+    @staticmethod
+    def _change(connection: sqlite3.Connection, statement: str, *values: float) -> int:
+        return connection.execute(statement, values).rowcount
 
 
-def _inserted(connection: sqlite3.Connection, task: Task) -> int:
-    """Insert *task* and return the id that it got."""
-    state = _READY if task.at <= task.created else _SCHEDULED
+def _insert(connection: sqlite3.Connection, task: Task) -> int:
+    """Insert *task*, unless its key is there already, and return the id of what is there then."""
+    state = State.READY if task.at <= task.created else State.SCHEDULED
     values = (task.variables, task.at, task.created, task.priority, task.queue, task.attempts, task.crashes)
-    identifier = connection.execute(ADD, (state, *values)).lastrowid
-    assert identifier is not None, "an INSERT has a row"
-    return identifier
+    cursor = connection.execute(ADD, (state, *values, task.key, task.body))
+    if task.key and not cursor.rowcount:
+        identifier: int = connection.execute(FIND_KEY, (task.key,)).fetchone()[0]
+        return identifier
+    assert cursor.lastrowid is not None, "an INSERT has a row"
+    return cursor.lastrowid
 
 
-def _next_at(connection: sqlite3.Connection, now: float) -> float | None:
-    """Return when the earliest task that waits may run; None if none waits."""
-    if connection.execute(ANY_READY).fetchone():
-        return now
-    row: tuple[float] | None = connection.execute(NEXT_SCHEDULED).fetchone()
-    return row[0] if row else None
+def _record(row: tuple[Any, ...]) -> Record:
+    *task, state, started, finished, error, result, body_size = row
+    return Record(task_of(task), State(state), started, finished, error, result, body_size)
 
 
-def _remove(connection: sqlite3.Connection, settlement: Settlement) -> None:
-    connection.execute(REMOVE, (settlement.id,))
+# How each action is written down: with the connection, the settlement, the time, and for how long what is over
+# is kept.
 
 
-def _postpone(connection: sqlite3.Connection, settlement: Settlement) -> None:
-    state = _READY if settlement.at is None else _SCHEDULED
-    counts = (settlement.attempts, settlement.crashes)
-    connection.execute(POSTPONE, (state, settlement.at, *counts, settlement.error, settlement.id))
+def _finish(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+    verdict = settlement.verdict
+    if keep:
+        counts = (verdict.attempts, verdict.crashes)
+        connection.execute(FINISH, (*counts, now, now + keep, settlement.result, settlement.id))
+    else:
+        connection.execute(FORGET, (settlement.id,))
 
 
-def _bury(connection: sqlite3.Connection, settlement: Settlement) -> None:
-    counts = (settlement.attempts, settlement.crashes)
-    connection.execute(BURY, (settlement.at, *counts, settlement.error, settlement.id))
-    connection.execute(REMOVE, (settlement.id,))
+def _postpone(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+    verdict = settlement.verdict
+    if verdict.delay is None:
+        times: tuple[State, float | None, bool] = State.READY, None, False
+    else:
+        times = State.SCHEDULED, now + verdict.delay, True
+    state, at, retrying = times
+    counts = (verdict.attempts, verdict.crashes)
+    postponed = connection.execute(POSTPONE, (state, *counts, at, retrying, verdict.error, settlement.id))
+    if not postponed.rowcount:  # somebody asked to cancel it meanwhile
+        _cancel(connection, settlement, now, keep)
 
 
-_SETTLE: dict[Action, Callable[[sqlite3.Connection, Settlement], None]] = {
-    Action.REMOVE: _remove,
+def _bury(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+    verdict = settlement.verdict
+    connection.execute(BURY, (verdict.attempts, verdict.crashes, now, verdict.error, settlement.id))
+
+
+def _cancel(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+    if keep:
+        connection.execute(CANCELLED, (now, now + keep, settlement.id))
+    else:
+        connection.execute(FORGET, (settlement.id,))
+
+
+_SETTLE: dict[Action, Callable[[sqlite3.Connection, Settlement, float, float], None]] = {
+    Action.FINISH: _finish,
     Action.RETRY: _postpone,
     Action.BURY: _bury,
+    Action.CANCEL: _cancel,
 }

@@ -11,13 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
-from uwsgitwisted.errors import SpoolCorrupt, SpoolError
-from uwsgitwisted.spool.stores import StoreUnavailable
-
-#: "uwSp" in the field of SQLite's header that says whose database it is.
-APPLICATION_ID = 0x75775370
-#: To be raised with every change of the schema, together with a way up from the one before.
-SCHEMA_VERSION = 1
+from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
+from uwsgitwisted.spool.sqlite_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, UPGRADES
 
 #: Larger files are not read through when they are opened: it would take seconds a gibibyte, before the first
 #: task is accepted. Damage in one shows itself when the damaged page is read.
@@ -31,47 +26,6 @@ _LOCK_WAIT = 5.0
 # at 68.
 _MAGIC = b"SQLite format 3\0"
 _HEADER = struct.Struct(">16s44xI4xI28x")
-
-# A task is SCHEDULED until its time has come, then READY. One index in the order of running can't serve both:
-# with a million tasks of tomorrow ahead of it, every claim would step over them. The partial indexes cover the
-# tasks of one state each, so that a claim reads as many entries as it takes tasks, whatever else waits.
-# An id is never given twice (AUTOINCREMENT), since people keep them. The large columns come last: SQLite reads
-# a row from its start.
-SCHEMA = f"""
-BEGIN;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE tasks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    state INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    at REAL NOT NULL,
-    created REAL NOT NULL,
-    started REAL,
-    attempts INTEGER NOT NULL,
-    crashes INTEGER NOT NULL,
-    queue TEXT NOT NULL,
-    variables BLOB NOT NULL,
-    error TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
-CREATE INDEX tasks_ready ON tasks (priority, at, id) WHERE state = 1;
-CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
-CREATE TABLE dead_letters (
-    id INTEGER PRIMARY KEY,
-    priority INTEGER NOT NULL,
-    at REAL NOT NULL,
-    created REAL NOT NULL,
-    started REAL,
-    buried REAL NOT NULL,
-    attempts INTEGER NOT NULL,
-    crashes INTEGER NOT NULL,
-    queue TEXT NOT NULL,
-    variables BLOB NOT NULL,
-    error TEXT NOT NULL
-);
-COMMIT;
-"""
 
 #: What SQLite's words mean for whoever runs the spooler. By text, because Python 3.10 gives no codes.
 _MEANINGS: tuple[tuple[str, type[SpoolError], str], ...] = (
@@ -124,6 +78,7 @@ def open_database(path: str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         try:
             _make_durable(connection, path)
+            _upgrade(connection)
         except BaseException:
             connection.close()
             raise
@@ -182,7 +137,7 @@ def _check_header(path: str) -> None:
 
 
 def _check_version(path: str, version: int) -> None:
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and version not in UPGRADES:
         raise SpoolCorrupt(
             f"the spool {path} has version {version}, this program knows {SCHEMA_VERSION}; nothing was "
             "changed. Use the release that wrote it"
@@ -223,6 +178,13 @@ def _create(path: str) -> None:
         _sync_directory(directory)
     except OSError as error:
         raise SpoolError(f"can't create the spool {path}: {error.strerror}") from error
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring a spool that an earlier release wrote up to date."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for step in range(version, SCHEMA_VERSION):
+        connection.executescript(UPGRADES[step])
 
 
 def _sync_directory(directory: str) -> None:

@@ -4,66 +4,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zope.interface import Attribute, Interface
 
-from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.retry import Verdict
+from uwsgitwisted.spool.task import State, Task
 
-
-class StoreUnavailable(SpoolError):
-    """The store can't be read or written now: a disk that is full, failing or read-only, a lock.
-
-    Nothing was written. The same call may succeed later.
-    """
+#: The largest id that a store can hold.
+LARGEST_ID = 2**63 - 1
+#: A later occurrence of a periodic task keeps an earlier one from being stored, unless it is later by more than
+#: this, in seconds.
+OCCURRENCE_SPAN = 86_400.0
+#: For how long a store keeps what is known of a task that is over, unless it is told otherwise, in seconds.
+KEEP_RESULTS = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What a store is to write down about a task that was claimed.
 
-    :param at: for a retry, when it may run again, in unix seconds; for a burial, the time of it; None to leave
-        the task the time that it has.
-    :param error: its last error; empty to keep the one before.
+    :param result: what its handler returned, marshalled; empty for nothing.
     """
 
     id: int
-    action: Action
-    attempts: int = 0
-    crashes: int = 0
-    at: float | None = None
-    error: str = ""
+    verdict: Verdict
+    result: bytes = b""
+
+
+class Want(NamedTuple):
+    """How many tasks a pool of workers takes now.
+
+    :param now: how many it begins at once.
+    :param ahead: how many more it takes so that no worker waits for the next turn. Only tasks that never
+        failed are given out ahead: what is ahead when its spooler ends may not have begun, and isn't counted.
+    """
+
+    now: int
+    ahead: int = 0
+
+
+#: What each pool takes: the queues that have workers of their own by their names, all others as None. A queue
+#: stands here as long as it has workers of its own, whatever it takes now.
+Demand = Mapping[str | None, Want]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What a store gives out for the next turn of the run loop.
 
-    :param claimed: the tasks to run now; they are marked as running.
-    :param next_at: when the earliest task that waits may run, in unix seconds, possibly in the past; None if
-        none waits.
+    :param claimed: the tasks to run now; they are marked as running, by this spooler.
+    :param orphans: tasks whose spooler ended while they ran. They are marked as running by this one and are
+        to be settled, not run.
+    :param cancelling: the ids of tasks that this spooler runs and that somebody asked to cancel.
+    :param ready: the pools for which tasks wait that might run now.
+    :param wait: seconds until the next task's time comes, at least 0; None if none waits for its time.
     """
 
     claimed: list[Task]
-    next_at: float | None
+    ready: frozenset[str | None] = frozenset()
+    wait: float | None = None
+    orphans: Sequence[Task] = ()
+    cancelling: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A task that was given up.
+class Record:
+    """All that a store knows of a task, but for its body, which may be large: that of *task* is empty.
 
-    :param error: the last error, with its traceback where there was one.
     :param started: when it last began to run, in unix seconds; None if it never did.
-    :param buried: when it was given up, in unix seconds.
+    :param finished: when it was done, given up or cancelled, in unix seconds; None before that.
+    :param error: the last error, with its traceback where there was one.
+    :param result: what its handler returned, marshalled; empty for nothing.
+    :param body_size: how many bytes its body has. One that is done has none any more.
     """
 
     task: Task
-    error: str
-    started: float | None
-    buried: float
+    state: State
+    started: float | None = None
+    finished: float | None = None
+    error: str = ""
+    result: bytes = b""
+    body_size: int = 0
 
 
 class ISpoolStore(Interface):
@@ -71,15 +95,24 @@ class ISpoolStore(Interface):
 
     A method that changes something does so wholly and durably before it returns, or not at all.
 
-    Every method raises :class:`StoreUnavailable` if the store can't be used now, and
-    :class:`~uwsgitwisted.errors.SpoolCorrupt` if it is damaged.
+    Every method raises :class:`~uwsgitwisted.errors.StoreUnavailable` if the store can't be used now, and
+    :class:`~uwsgitwisted.errors.SpoolCorrupt` if it is damaged. A method that was called while the store could
+    not be used may be called again later.
     """
 
     description: str = Attribute("The string that describes it, such as ``sqlite:spool.sqlite``.")
+    keep: float = Attribute(
+        "For how long what is known of a task that is done or cancelled is kept, in seconds; 0 for not at all."
+    )
+    heartbeat: float | None = Attribute(
+        "How often ``advance`` must be called so that this spooler is known to live, in seconds; None if it "
+        "need not."
+    )
 
-    def open() -> None:
+    def open(woken: Callable[[], None]) -> None:
         """Make the store ready, creating it where there is none.
 
+        :param woken: is called, in any thread, when another process may have given this one something to do.
         :raises SpoolCorrupt: if what is there is no store of ours; it was left as it is.
         :raises SpoolError: if another spooler has it, or it can't be created.
         """
@@ -87,21 +120,88 @@ class ISpoolStore(Interface):
     def close() -> None:
         """Let go of the store. Closing it twice is no mistake."""
 
+    # What the spooler's loop calls.
+
     def add(tasks: Sequence[Task]) -> list[int]:
-        """Store *tasks* in one transaction and return their ids, in the same order."""
+        """Store *tasks* in one transaction and return their ids, in the same order.
 
-    def interrupted() -> list[Task]:
-        """Return the tasks that were running when the process that ran them ended without settling them.
-
-        They stay marked as running until they are settled. To be called before the first claim.
+        A task whose idempotency key is that of a stored one, however that ended, is not stored again; its id is
+        that one's.
         """
 
-    def advance(settlements: Sequence[Settlement], limit: int, now: float) -> Turn:
+    def advance(settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
         """Write down how tasks ended and claim the next ones, in one transaction.
 
-        :param limit: how many to claim at most. They come in the order of priority, time and id.
-        :param now: the time, in unix seconds.
+        Of a queue, the tasks come in the order of priority, time and id; queues that share workers take turns.
+        A settlement of a task that this spooler does not run any more, as it was taken over, changes nothing.
+
+        :param now: the time, in unix seconds; a store with a clock of its own goes by that.
         """
 
-    def dead_letters(limit: int, after: int = 0) -> list[DeadLetter]:
-        """Return up to *limit* dead letters in the order of their ids, from the first above *after*."""
+    def shift(seconds: float, latest: float) -> None:
+        """Move the times of tasks that wait for their next try, since the clock was set by *seconds*.
+
+        The times that were asked for, by the key ``at``, stay. A store with a clock of its own does nothing.
+
+        :param latest: none of them waits longer than until then, in unix seconds.
+        """
+
+    def occur(name: str, at: float, task: Task | None) -> bool:
+        """Store *task*, which is what the periodic task *name* is at the time *at*, unless that was done.
+
+        :param task: None to write down only that occurrences count from *at* on.
+        :return: whether it was: not if it, or a later one, has been stored before, by whomever. One that is
+            more than a day later is taken for the trace of a clock that was wrong.
+        """
+
+    def last_occurrence(name: str) -> float | None:
+        """Return the time of the last occurrence of the periodic task *name*, in unix seconds; None if none."""
+
+    # What people ask.
+
+    def find(ids: Iterable[int]) -> list[Record]:
+        """Return what is known of the tasks *ids*, in the order of their ids; unknown ones are left out."""
+
+    def body(identifier: int) -> bytes:
+        """Return the body of a task; empty if it has none, or is unknown."""
+
+    def records(
+        limit: int, after: int = 0, *, state: State | None = None, queue: str | None = None
+    ) -> list[Record]:
+        """Return up to *limit* tasks in the order of their ids, from the first above *after*.
+
+        :param state: only those in this state; None for all.
+        :param queue: only those of this queue; None for all.
+        """
+
+    def counts() -> dict[tuple[str, State], int]:
+        """Return how many tasks there are, by queue and state."""
+
+    def paused() -> set[str]:
+        """Return the queues that are paused."""
+
+    def pause(queue: str, paused: bool) -> None:
+        """Give out no task of *queue* any more, or do so again. What runs goes on."""
+
+    def cancel(ids: Iterable[int], now: float) -> list[int]:
+        """Take tasks back that wait; those that run are reported to their spooler, in its next turn.
+
+        :return: those that this changed, in the order of their ids.
+        """
+
+    def retry(ids: Iterable[int], now: float) -> list[int]:
+        """Have dead letters and cancelled tasks run again, as if they had never run.
+
+        :return: those that this changed, in the order of their ids.
+        """
+
+    def drop(ids: Iterable[int]) -> list[int]:
+        """Forget tasks that are over.
+
+        :return: those that this changed, in the order of their ids.
+        """
+
+
+def possible_ids(ids: Iterable[int]) -> list[int]:
+    """Return those of *ids* that a store can hold, each once, in order; there is no task of another one."""
+    return sorted(identifier for identifier in set(ids) if 0 < identifier <= LARGEST_ID)

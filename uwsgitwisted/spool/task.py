@@ -6,9 +6,12 @@ A worker process imports this module too, so it knows neither Twisted nor a data
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
+from enum import IntEnum
 
-from uwsgitwisted.errors import SpoolError
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, SpoolError
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, SPOOL, Packet
 from uwsgitwisted.wire.vars import decode_vars
 
 # What a handler says about a task when it returns: the modifier2 of the answer ``Packet(ANSWER, code)``.
@@ -18,6 +21,8 @@ IGNORE = 0
 DONE = 1
 #: Run it again later (``SPOOL_RETRY``).
 RETRY = 2
+#: It is to run for ever: run it again after the usual pause, and count this run for nothing.
+AGAIN = 3
 
 #: The priorities that a request may ask for, in either direction: what a database's 32-bit integer holds.
 PRIORITY_LIMIT = 2**31 - 1
@@ -26,11 +31,35 @@ PRIORITY_LIMIT = 2**31 - 1
 UNPRIORITIZED = PRIORITY_LIMIT + 1
 #: The end of the year 9999, in unix seconds: later than that is a mistake, not a date.
 LATEST = 253_402_300_799.0
-#: The longest queue name, in bytes.
-QUEUE_LIMIT = 255
+#: The longest queue name and the longest idempotency key, in bytes.
+QUEUE_LIMIT, KEY_LIMIT = 255, 255
 
 _TIME = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{0,32})?")
 _INTEGER = re.compile(rb"-?[0-9]{1,10}")
+#: What stands before a task's vars block on its way to a worker: its id, and the size of the block.
+_RUN_HEAD = struct.Struct("<QH")
+
+
+class State(IntEnum):
+    """Where a task is in its life. A store keeps the number."""
+
+    #: It waits for its time.
+    SCHEDULED = 0
+    #: It waits for a worker.
+    READY = 1
+    #: It has been given to a spooler, which runs it, or is about to.
+    RUNNING = 2
+    #: It ran to its end.
+    DONE = 3
+    #: It was given up: a dead letter.
+    DEAD = 4
+    #: It was taken back before it ran to its end.
+    CANCELLED = 5
+
+    @property
+    def final(self) -> bool:
+        """Whether it won't run any more unless somebody asks for it."""
+        return self >= State.DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +75,9 @@ class Task:
     :param attempts: how often it was run to an end that counts, crashes included.
     :param crashes: how often it took its worker with it.
     :param id: its number in the store, never given twice; 0 until it is stored.
+    :param key: the idempotency key; of two tasks with the same one, only the first is stored. Empty for none.
+    :param body: bytes that came behind the variables.
+    :param ahead: whether it was claimed while all workers were busy, so that it may not have begun.
     """
 
     variables: bytes
@@ -56,25 +88,65 @@ class Task:
     attempts: int = 0
     crashes: int = 0
     id: int = 0
+    key: str = ""
+    body: bytes = b""
+    ahead: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it brings with it."""
+        return len(self.variables) + len(self.body)
 
 
-def new_task(variables: bytes, now: float) -> Task:
+def new_task(variables: bytes, now: float, body: bytes = b"") -> Task:
     """Return the task that the vars block *variables* asks for.
 
-    The keys ``at``, ``priority`` and ``spooler`` are read; an empty one is taken as absent, as uWSGI does.
+    The keys ``at``, ``priority``, ``spooler`` and ``idempotency_key`` are read; an empty one is taken as
+    absent, as uWSGI does.
 
     :param now: the time, in unix seconds.
+    :param body: what came behind the block.
     :raises MalformedPacket: if *variables* is not a vars block.
+    :raises MessageTooLarge: if it is larger than a spool file can have it, which is 65535 bytes.
     :raises SpoolError: if one of those keys holds something that it can't mean.
     """
+    size = len(variables)
+    if size > MAX_PAYLOAD:
+        raise MessageTooLarge(
+            f"the variables are {size} bytes; {MAX_PAYLOAD} is the most. Put what is large in the body",
+            size=size,
+            limit=MAX_PAYLOAD,
+        )
     keys = decode_vars(variables)
     return Task(
         variables=variables,
         at=_time(keys.get(b"at", b""), now),
         created=now,
         priority=_priority(keys.get(b"priority", b"")),
-        queue=_queue(keys.get(b"spooler", b"")),
+        queue=_name(keys.get(b"spooler", b""), "spooler", QUEUE_LIMIT),
+        key=_name(keys.get(b"idempotency_key", b""), "idempotency_key", KEY_LIMIT),
+        body=body,
     )
+
+
+def encode_run(task: Task) -> Packet:
+    """Return what a worker gets to run *task*."""
+    return Packet(SPOOL, 0, _RUN_HEAD.pack(task.id, len(task.variables)) + task.variables + task.body)
+
+
+def decode_run(packet: Packet) -> tuple[int, bytes, bytes]:
+    """Return the id, the vars block and the body of a task that a worker gets.
+
+    :raises MalformedPacket: if it is none.
+    """
+    payload = packet.payload
+    if len(payload) < _RUN_HEAD.size:
+        raise MalformedPacket("a run ends within its head")
+    identifier, size = _RUN_HEAD.unpack_from(payload)
+    body_at = _RUN_HEAD.size + size
+    if len(payload) < body_at:
+        raise MalformedPacket("a run ends within its variables")
+    return identifier, payload[_RUN_HEAD.size : body_at], payload[body_at:]
 
 
 def _time(text: bytes, now: float) -> float:
@@ -99,13 +171,16 @@ def _priority(text: bytes) -> int:
     return priority
 
 
-def _queue(name: bytes) -> str:
-    if len(name) > QUEUE_LIMIT:
-        raise SpoolError(f"spooler={_shown(name)} is too long for a queue's name: at most {QUEUE_LIMIT} bytes")
+def _name(text: bytes, variable: str, limit: int) -> str:
+    if len(text) > limit:
+        raise SpoolError(f"{variable}={_shown(text)} is too long: at most {limit} bytes")
     try:
-        return name.decode()
+        name = text.decode()
     except UnicodeDecodeError as error:
-        raise SpoolError(f"spooler={_shown(name)} is no queue's name: it takes UTF-8") from error
+        raise SpoolError(f"{variable}={_shown(text)} is no name: it takes UTF-8") from error
+    if "\0" in name:  # no text to a database
+        raise SpoolError(f"{variable}={_shown(text)} is no name: it has a zero byte in it")
+    return name
 
 
 def _shown(text: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 from twisted.python import usage
@@ -10,7 +11,7 @@ from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import on_loopback
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.transport.peers import parse_network
+from uwsgitwisted.transport.peers import Network, parse_network
 from uwsgitwisted.transport.server import Limits
 
 _DEFAULTS = ServerSettings(listen=())
@@ -36,7 +37,12 @@ def installed_reactor() -> IProcessReactor:
     """Return the reactor that twistd has chosen."""
     from twisted.internet import reactor  # importing it installs one, so not before twistd has
 
-    return cast(IProcessReactor, reactor)
+    chosen = cast(IProcessReactor, reactor)
+    if not chosen.getDelayedCalls():
+        # Twisted's timers go by the time of day: with that set back by an hour, every one would ring an hour
+        # late. What was timed already would be with a change, so it is for a reactor that times nothing yet.
+        chosen.seconds = time.monotonic  # type: ignore[method-assign]
+    return chosen
 
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -54,14 +60,27 @@ def engine(text: str) -> str:
     return text
 
 
+def parse_allowed(option: str, text: str) -> Network:
+    """Return the network that is given to *option*.
+
+    :raises UsageError: if it is none.
+    """
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        raise usage.UsageError(f"--{option} {text}: {error}") from error
+
+
 class ServerOptions(usage.Options):
     """What a node, a renderer and a spooler have in common.
 
-    A subclass says :attr:`default_listen`, adds its own options, and makes its service of :meth:`settings`.
+    A subclass says :attr:`default_listen`, may say :attr:`default_timeout`, adds its own options, and makes its service of :meth:`settings`.
     """
 
     #: Where the service listens if it isn't told.
     default_listen = ""
+    #: How long a request may run if it isn't told, in seconds.
+    default_timeout = _DEFAULTS.timeout
 
     optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
@@ -85,6 +104,7 @@ class ServerOptions(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self["timeout"] = self.defaults["timeout"] = self.default_timeout
         self["listen"] = []
         self["allow"] = []
 
@@ -102,10 +122,7 @@ class ServerOptions(usage.Options):
 
         --listen tcp:PORT is then on every interface.
         """
-        try:
-            self["allow"].append(parse_network(network))
-        except ValueError as error:
-            raise usage.UsageError(f"--allow {network}: {error}") from error
+        self["allow"].append(parse_allowed("allow", network))
 
     def postOptions(self) -> None:
         """Settle where to listen."""

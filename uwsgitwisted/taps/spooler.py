@@ -7,11 +7,16 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from uwsgitwisted.engines.descriptions import available_cores
+from uwsgitwisted.engines.descriptions import DEFAULT, available_cores
+from uwsgitwisted.errors import StartupError
 from uwsgitwisted.handlers.spool import RETURN_CODES
-from uwsgitwisted.services.spooler import make_spooler
+from uwsgitwisted.responders.manage import LOOPBACK
+from uwsgitwisted.responders.spool import HTTP_VARS
+from uwsgitwisted.services.spooler import SpoolSettings, make_spooler
+from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
-from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds
+from uwsgitwisted.spool.stores import KEEP_RESULTS
+from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, parse_allowed, seconds
 
 _POLICY = RetryPolicy()
 
@@ -20,6 +25,14 @@ def _return_codes(text: str) -> str:
     if text not in RETURN_CODES:
         raise ValueError(f"{text!r} is none of {', '.join(sorted(RETURN_CODES))}")
     return text
+
+
+def _keep(text: str) -> float:
+    return 0.0 if text.strip() == "0" else seconds(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 class Options(ServerOptions):
@@ -31,15 +44,18 @@ class Options(ServerOptions):
         "handler module puts in uwsgi.spooler, until it succeeds or is set aside as a dead letter."
     )
     default_listen = "tcp:3034"
+    default_timeout = 3_600.0
 
     optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["handler", None, None, "The module that runs tasks, as an import statement names it"],
-        ["spool", "s", None, "Where tasks are kept: sqlite:PATH"],
+        ["spool", "s", None, "Where tasks are kept: sqlite:PATH, or postgresql://user:password@host/database, which several spoolers may share"],
         ["max-attempts", None, _POLICY.max_attempts, "How often a task is run before it becomes a dead letter", count],
         ["max-crashes", None, _POLICY.max_crashes, "How many workers a task may crash before it becomes one", count],
         ["first-delay", None, _POLICY.first_delay, "Seconds until the first retry; doubled for each later one", seconds],
         ["max-delay", None, _POLICY.max_delay, "The longest time between two tries, in seconds", seconds],
-        ["workers", "w", None, "How many tasks run at once (default: as many as the engine has processes)", count],
+        ["workers", "w", None, "How many tasks run at once, of all queues that have no workers of their own (default: one for each core)", count],
+        ["keep-results", None, KEEP_RESULTS, "Seconds for which the state and the result of a task that is over can be asked for; 0 for not at all", _keep],
+        ["http-vars", None, ",".join(HTTP_VARS), "Which variables of a web request that asks for a task (modifier2 1) enter the task"],
         ["return-codes", None, "2.0", "Which uWSGI's return codes the handler uses: 2.0 or 0.9", _return_codes],
     ]  # fmt: skip
 
@@ -47,15 +63,71 @@ class Options(ServerOptions):
         ["text", None, "Give the handler keys and values as text instead of bytes"],
     ]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self["queues"] = {}
+        self["periodic"] = []
+        self["manage"] = []
+
+    def opt_queue(self, text: str) -> None:
+        """Give a queue workers of its own, such as mail=2; may be given again.
+
+        A task names its queue under the key 'spooler'. All other queues take turns at the --workers.
+        """
+        name, _, number = text.rpartition("=")
+        try:
+            self["queues"][name] = count(number)
+        except ValueError as error:
+            raise usage.UsageError(f"--queue {text}: {error}; write for example --queue mail=2") from error
+        if not name:
+            raise usage.UsageError(f"--queue {text}: name the queue, for example --queue mail=2")
+
+    def opt_cron(self, line: str) -> None:
+        """Enqueue a task again and again: five cron fields, then its keys and values, such as '*/5 * * * * job=cleanup'.
+
+        May be given again. The times are of the local time zone.
+        """
+        try:
+            self["periodic"].append(parse_cron(line))
+        except StartupError as error:
+            raise usage.UsageError(f"--cron {error}") from error
+
+    def opt_drain(self, description: str) -> None:
+        """Move the tasks of a real uWSGI's spool directory into the queue, as they come: dir:PATH."""
+        prefix, _, path = description.partition(":")
+        if prefix != "dir" or not path:
+            raise usage.UsageError(f"--drain {description}: write for example --drain dir:/var/spool/uwsgi")
+        self["drain"] = path
+
+    def opt_manage(self, network: str) -> None:
+        """Let this network manage the queue, such as 10.0.0.5/32; may be given again.
+
+        Without it, only this machine may list, retry, cancel or drop tasks and pause queues.
+        """
+        self["manage"].append(parse_allowed("manage", network))
+
     def postOptions(self) -> None:
-        """Check that there is a handler and a spool."""
+        """Check that there is a handler and a spool, and settle how many tasks run at once."""
         super().postOptions()
         self.require("handler", "my_tasks")
         self.require("spool", "sqlite:spool.sqlite")
         if self["first-delay"] > self["max-delay"]:
             raise usage.UsageError("--first-delay is longer than --max-delay")
-        number = self["engine"].partition(":")[2]
-        self["workers"] = self["workers"] or (int(number) if number else available_cores())
+        self["http-vars"] = _names(self["http-vars"])
+        reserved = sum(self["queues"].values())
+        engine, _, number = self["engine"].partition(":")
+        if engine == DEFAULT and not number:
+            self["workers"] = self["workers"] or available_cores()
+            self["engine"] = f"{engine}:{self['workers'] + reserved}"
+        elif number.isdecimal():
+            self["workers"] = self["workers"] or int(number) - reserved
+            if self["workers"] < 1:
+                raise usage.UsageError(
+                    f"--engine {self['engine']} leaves no worker for queues other than those of --queue, which have "
+                    f"{reserved}; give it more"
+                )
+        else:
+            self["workers"] = self["workers"] or available_cores()
 
 
 def makeService(options: Options) -> IService:
@@ -64,14 +136,22 @@ def makeService(options: Options) -> IService:
         installed_reactor(),
         options.settings(),
         options["handler"],
-        options["spool"],
-        policy=RetryPolicy(
-            max_attempts=options["max-attempts"],
-            max_crashes=options["max-crashes"],
-            first_delay=options["first-delay"],
-            max_delay=options["max-delay"],
+        SpoolSettings(
+            options["spool"],
+            policy=RetryPolicy(
+                max_attempts=options["max-attempts"],
+                max_crashes=options["max-crashes"],
+                first_delay=options["first-delay"],
+                max_delay=options["max-delay"],
+            ),
+            workers=options["workers"],
+            queues=options["queues"],
+            keep_results=options["keep-results"],
+            periodic=options["periodic"],
+            drain=options.get("drain"),
+            managers=[*LOOPBACK, *options["manage"]],
+            http_vars=options["http-vars"],
+            text=bool(options["text"]),
+            return_codes=options["return-codes"],
         ),
-        workers=options["workers"],
-        text=bool(options["text"]),
-        return_codes=options["return-codes"],
     )

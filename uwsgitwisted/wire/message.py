@@ -6,13 +6,16 @@ that old code imports.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from uwsgitwisted.errors import MalformedPacket, MisuseError, UnencodableMessage
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, MisuseError, UnencodableMessage
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, SPOOL, WSGI, Packet
-from uwsgitwisted.wire.vars import decode_vars, encode_vars, to_bytes
+from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, MAX_PAYLOAD, PING, SPOOL, WSGI, Packet
+from uwsgitwisted.wire.vars import CONTENT_LENGTH, VarsValue, decode_vars, encode_item, encode_vars, to_bytes
 
 #: WSGI as 0, but the server takes SCRIPT_NAME off PATH_INFO.
 WSGI_STRIPPED = 30
@@ -21,6 +24,61 @@ RPC = 173
 RPC_RAW = 1
 #: The modifier2 of an RPC that is asked and answered as HTTP.
 RPC_HTTP = 2
+#: The modifier2 of a task whose answer brings its id, and that a body may follow.
+SPOOL_WITH_ID = 2
+
+#: An id, as the answer to a task brings it.
+_ID = re.compile(rb"[1-9][0-9]{0,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMessage:
+    """A task and its body: what modifier1 17 takes, besides a dict, with the modifier2 :data:`SPOOL_WITH_ID`.
+
+    :param variables: what says what is to be done, under keys of text or bytes.
+    :param body: what its handler gets besides.
+    """
+
+    variables: Mapping[Any, VarsValue]
+    body: bytes = b""
+
+    def block(self) -> bytes:
+        """Return the vars block.
+
+        :raises UnencodableMessage: if the variables can't travel.
+        :raises MessageTooLarge: if they are over 65535 bytes.
+        """
+        if not isinstance(self.variables, Mapping) or not isinstance(self.body, bytes):
+            raise UnencodableMessage(
+                f"a task is a dict, and its body bytes, not {type(self.variables).__name__} and "
+                f"{type(self.body).__name__}"
+            )
+        return _check_size(encode_vars(self.variables.items()))
+
+    def encode(self) -> bytes:
+        """Return the vars block, and behind it the body, whose size the block's first key says.
+
+        :raises UnencodableMessage: if the variables say a size themselves, or can't travel.
+        :raises MessageTooLarge: if the variables are over 65535 bytes; the body may be longer.
+        """
+        block = self.block()
+        if CONTENT_LENGTH in map(to_bytes, self.variables):
+            raise UnencodableMessage("a task's key CONTENT_LENGTH says the size of its body; leave it out")
+        if not self.body:
+            return block
+        return _check_size(encode_vars([(CONTENT_LENGTH, len(self.body))]) + block) + self.body
+
+
+def _check_size(block: bytes) -> bytes:
+    """Return a task's vars *block*, which is to fit one packet."""
+    if len(block) > MAX_PAYLOAD:
+        raise MessageTooLarge(
+            f"a task's variables are {len(block)} bytes; at most {MAX_PAYLOAD} are taken. The body takes "
+            "what is large",
+            size=len(block),
+            limit=MAX_PAYLOAD,
+        )
+    return block
 
 
 def _by_type(message: object) -> bytes:
@@ -33,6 +91,8 @@ def _by_type(message: object) -> bytes:
 
 
 def _task(message: object) -> bytes:
+    if isinstance(message, TaskMessage):
+        return message.encode()
     if isinstance(message, Mapping):
         return encode_vars(message)
     if not isinstance(message, bytes):
@@ -79,9 +139,10 @@ _BYTE = range(0x100)
 def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
     """Return the request that carries *message*.
 
-    :param modifier1: what is asked for. 33 marshals the message; 17 takes a dict, or bytes that are a vars
-        block; 100 and 101 take bytes or None; 173 takes a list of the function's name and its arguments. Any
-        other sends a dict as a vars block, bytes as they are, text as UTF-8, and marshals the rest.
+    :param modifier1: what is asked for. 33 marshals the message; 17 takes a dict, bytes that are a vars block,
+        or a :class:`TaskMessage`; 100 and 101 take bytes or None; 173 takes a list of the function's name and
+        its arguments. Any other sends a dict as a vars block, bytes as they are, text as UTF-8, and marshals
+        the rest.
     :param modifier2: for the handler to read, 0 to 255.
     :raises MisuseError: if a modifier is out of range.
     :raises UnencodableMessage: if the message can't travel that way.
@@ -99,6 +160,8 @@ def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
 
 
 def _yes_or_no(packet: Packet) -> object:
+    if packet.payload and packet.modifier2 and _ID.fullmatch(packet.payload):
+        return int(packet.payload)
     return bool(packet.modifier2)
 
 
@@ -112,11 +175,24 @@ _DECODERS: dict[int, Callable[[Packet], object]] = {ANSWER: _yes_or_no, MARSHAL:
 def decode_answer(packet: Packet) -> object:
     """Return what the answer *packet* means to the caller.
 
-    :return: True or False for a 255, the object for a 33, the payload's bytes for anything else.
+    :return: True or False for a 255, or the id that its yes brings; the object for a 33, the payload's bytes
+        for anything else.
     :raises UnsafeObject: if a 33 carries bytes that are not a plain marshalled object.
     """
     decoder = _DECODERS.get(packet.modifier1)
     return packet.payload if decoder is None else decoder(packet)
+
+
+def needs_session(packet: Packet) -> bool:
+    """Whether *packet* must not go to a plain peer: it is a task with a body.
+
+    uWSGI ignores the modifier2, so that it would take the body for variables, or store the task without it.
+    """
+    return (
+        packet.modifier1 == SPOOL
+        and packet.modifier2 == SPOOL_WITH_ID
+        and packet.payload.startswith(encode_item(CONTENT_LENGTH))
+    )
 
 
 def answers_raw(modifier1: int, modifier2: int) -> bool:

@@ -1,6 +1,7 @@
 """The vars block: repeated ``u16 length, key, u16 length, value``, little-endian.
 
-Web requests, spooled tasks and the terms of a session travel in it.
+Web requests, spooled tasks and the terms of a session travel in it. Behind it there may be a *body*: as many
+bytes as the block has under ``CONTENT_LENGTH``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from uwsgitwisted.wire.packet import MAX_PAYLOAD
 _LENGTH = struct.Struct("<H")
 _pack_length = _LENGTH.pack
 _unpack_length = _LENGTH.unpack_from
+
+#: The variable that says how many bytes of body come behind the block.
+CONTENT_LENGTH = b"CONTENT_LENGTH"
+#: The most digits that it may have, so that nobody makes us read a number of 60,000.
+_MAX_DIGITS = 20
 
 #: What a vars block takes as a key or value besides bytes: text as UTF-8, numbers as their decimal digits,
 #: which is what uWSGI's own spooler makes of them.
@@ -105,3 +111,71 @@ def decode_vars(block: bytes) -> dict[bytes, bytes]:
     if b"" in variables:
         raise MalformedPacket("a key of length 0 in the vars block")
     return variables
+
+
+def body_size(block: bytes) -> int:
+    """Return how many bytes of body *block* announces: its CONTENT_LENGTH, or 0 if that is absent or empty.
+
+    :param block: a vars block with nothing behind it.
+    :raises MalformedPacket: if *block* is no vars block, or its CONTENT_LENGTH no number of bytes.
+    """
+    return _number(decode_vars(block).get(CONTENT_LENGTH, b""))
+
+
+def split_vars(message: bytes) -> tuple[bytes, bytes, int]:
+    """Cut *message* into its vars block and the body behind that.
+
+    The block ends where exactly as many bytes are left as its CONTENT_LENGTH says. Where the body is there, no
+    other place can be the end: before it, keys and values are left besides. A second CONTENT_LENGTH would make
+    it a matter of opinion, so it is refused.
+
+    :return: the block, the body, and how many bytes are missing: 0, or all if the body isn't there.
+    :raises MalformedPacket: if there is no such place, or a CONTENT_LENGTH is no number of bytes, or there are
+        two. What is in the block otherwise is for :func:`decode_vars` to check.
+    :raises MessageTooLarge: if the block is over 65535 bytes. No more of *message* is looked at.
+    """
+    left = len(message)
+    announced: int | None = None
+    while left and left != announced:
+        key_at, value_at, end = _pair_at(message, len(message) - left)
+        if value_at - key_at == _KEY_SPAN and message.startswith(CONTENT_LENGTH, key_at):
+            if announced is not None:
+                raise MalformedPacket("CONTENT_LENGTH stands in the vars block twice")
+            announced = _number(message[value_at:end])
+        if end > MAX_PAYLOAD:
+            raise MessageTooLarge(
+                f"a vars block of over {MAX_PAYLOAD} bytes; put what is large in the body",
+                size=end,
+                limit=MAX_PAYLOAD,
+            )
+        left = len(message) - end
+    size = len(message) - left
+    return message[:size], message[size:], (announced or 0) - left
+
+
+#: From the first byte of the key CONTENT_LENGTH to that of its value.
+_KEY_SPAN = len(CONTENT_LENGTH) + 2
+
+
+def _pair_at(message: bytes, position: int) -> tuple[int, int, int]:
+    """Return where the key of the pair at *position* begins, where its value begins, and where that ends."""
+    available = len(message)
+    key_at = position + 2
+    if key_at > available:
+        raise MalformedPacket("the vars block ends within a length")
+    value_at = key_at + int(_unpack_length(message, position)[0]) + 2
+    if value_at > available:
+        raise MalformedPacket("the vars block ends within a key or the length of its value")
+    end = value_at + int(_unpack_length(message, value_at - 2)[0])
+    if end > available:
+        raise MalformedPacket(f"a value announces {end - value_at} bytes where {available - value_at} are left")
+    return key_at, value_at, end
+
+
+def _number(text: bytes) -> int:
+    """Return the number of bytes that a CONTENT_LENGTH says."""
+    if not text:
+        return 0
+    if not text.isdigit() or len(text) > _MAX_DIGITS:
+        raise MalformedPacket(f"CONTENT_LENGTH is {text[:40]!r}; it takes a number of bytes, in decimal digits")
+    return int(text)

@@ -1,0 +1,407 @@
+"""The responder of modifier1 33 of a spooler: who may ask for what, and what becomes of it."""
+
+from __future__ import annotations
+
+import marshal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from uwsgitwisted.errors import (
+    Busy,
+    MalformedPacket,
+    MessageTooLarge,
+    NoSuchTask,
+    NotAllowed,
+    RequestTimeout,
+    SpoolError,
+    StoreUnavailable,
+    Unavailable,
+    UnsafeObject,
+    UwsgiError,
+)
+from uwsgitwisted.interfaces import IResponder, Request
+from uwsgitwisted.responders import manage
+from uwsgitwisted.responders.manage import LOOPBACK, MAX_QUESTION, ManageResponder, may_manage
+from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores import ISpoolStore, Record
+from uwsgitwisted.spool.task import State, Task
+from uwsgitwisted.tasks import MAX_BATCH, batch_items, encode_batch
+from uwsgitwisted.transport.peers import parse_network
+from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.vars import encode_vars
+
+NOW = 1_700_000_000.0
+HERE, ELSEWHERE = "127.0.0.1:5000", "10.0.0.7:5000"
+TASK = Task(encode_vars({"to": "ann"}), NOW, NOW, id=7)
+
+
+class FakeSpooler:
+    """Asks a store at once, or when it is released; the test says when a task is over."""
+
+    def __init__(self, store: ISpoolStore) -> None:
+        self._store = store
+        self.held: list[Callable[[], None]] | None = None
+        self.waiting: list[tuple[int, Deferred[Record]]] = []
+        self.cancelled: list[int] = []
+
+    def manage(self, change: Callable[[ISpoolStore], Any]) -> Deferred[Any]:
+        if self.held is None:
+            return maybeDeferred(change, self._store)
+        asked: Deferred[Any] = Deferred()
+        self.held.append(lambda: maybeDeferred(change, self._store).chainDeferred(asked))
+        return asked
+
+    def find(self, ids: Sequence[int]) -> Deferred[list[Record]]:
+        return maybeDeferred(self._store.find, ids)
+
+    def wait(self, identifier: int) -> Deferred[Record]:
+        over: Deferred[Record] = Deferred(lambda _: self.cancelled.append(identifier))
+        self.waiting.append((identifier, over))
+        return over
+
+    def release(self) -> None:
+        """Make the calls that are held."""
+        calls, self.held = self.held or [], None
+        for call in calls:
+            call()
+
+
+class Bench:
+    def __init__(self, path: Path) -> None:
+        self.clock = Clock()
+        self.store = SqliteStore(str(path))
+        self.store.open(lambda: None)
+        self.spooler = FakeSpooler(self.store)
+        self.responder = ManageResponder(self.clock, self.spooler, now=lambda: NOW)  # type: ignore[arg-type]
+
+    def send(
+        self, payload: bytes, peer: str = HERE, seconds: float | None = None, modifier2: int = 0
+    ) -> Deferred[Packet]:
+        packet = Packet(MARSHAL, modifier2, payload)
+        return self.responder.respond(Request(packet, peer=peer, seconds=seconds))
+
+    def ask(
+        self, operation: object, *, peer: str = HERE, seconds: float | None = None, **arguments: object
+    ) -> Any:
+        """Ask, and return the answer, or the error that it failed with."""
+        return value_of(self.send(dumps((operation, arguments)), peer, seconds))
+
+    def enqueue(self, *tasks: Any, peer: str = ELSEWHERE) -> Any:
+        return value_of(self.send(dumps(encode_batch(batch_items(tasks))), peer))
+
+
+def value_of(deferred: Deferred[Packet]) -> Any:
+    """Return what an answer that is there says."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    assert results, "there is no answer yet"
+    if isinstance(results[0], Failure):
+        raise results[0].value  # type: ignore[misc]
+    return loads(results[0].payload)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path / "spool.sqlite")
+    yield made
+    made.store.close()
+
+
+def test_interface(bench: Bench) -> None:
+    """It is a responder."""
+    assert verifyObject(IResponder, bench.responder)
+
+
+@pytest.mark.parametrize("modifier2", [0, 17, 255])
+def test_answer(bench: Bench, modifier2: int) -> None:
+    """The answer has the request's modifiers, as a node's has."""
+    results: list[Packet] = []
+    bench.send(dumps(("stats", {})), modifier2=modifier2).addCallback(results.append)
+    assert results == [Packet(MARSHAL, modifier2, dumps([]))]
+
+
+# What everybody may.
+
+
+def test_batch(bench: Bench) -> None:
+    """Tasks that come together are stored together, with their bodies."""
+    ids = bench.enqueue({"to": "ann", "priority": 1}, ({b"to": b"bob"}, b"body"))
+    first, second = bench.store.find(ids)
+    assert (first.task.priority, first.task.created) == (1, NOW)
+    assert bench.store.body(second.task.id) == b"body"
+
+
+def test_empty_batch(bench: Bench) -> None:
+    """No tasks, no ids."""
+    assert bench.enqueue() == []
+
+
+def test_a_large_batch(bench: Bench) -> None:
+    """A batch may be far larger than a question."""
+    assert len(bench.enqueue(*[({"n": n}, bytes(1_000)) for n in range(1_000)])) == 1_000
+
+
+def test_batch_by_other_hands(bench: Bench) -> None:
+    """The bytes of a batch may have been marshalled in any version."""
+    batch = encode_batch(batch_items([{"a": "b"}]))
+    assert all(value_of(bench.send(marshal.dumps(batch, version))) for version in range(5))
+
+
+@pytest.mark.parametrize(
+    "task", [{"priority": "../x"}, {"at": "never"}, {f"k{n}": "x" * 60_000 for n in range(2)}]
+)
+def test_refused_batch(bench: Bench, task: dict[str, str]) -> None:
+    """A task that is refused keeps the others of its batch from being stored."""
+    blocks = [encode_vars({"a": "b"}), encode_vars(task)]
+    batch = b"".join(len(block).to_bytes(4, "little") + bytes(8) + block for block in blocks)
+    with pytest.raises(UwsgiError):
+        value_of(bench.send(dumps(batch)))
+    assert bench.store.records(10) == []
+
+
+@pytest.mark.parametrize("batch", [b"x", bytes(11), b"\xff" * 12, bytes(12) * (MAX_BATCH + 1)])
+def test_broken_batch(bench: Bench, batch: bytes) -> None:
+    """Bytes that are no batch are refused."""
+    with pytest.raises(MalformedPacket):
+        value_of(bench.send(dumps(batch)))
+
+
+def test_status(bench: Bench) -> None:
+    """Whoever knows its id may ask for a task."""
+    (identifier,) = bench.enqueue({"a": "b"})
+    (status,) = bench.ask("status", ids=[identifier, 99], peer=ELSEWHERE)
+    assert (status["id"], status["state"]) == (identifier, "ready")
+
+
+def test_wait(bench: Bench) -> None:
+    """Whoever waits is told when the task is over."""
+    waiting = bench.send(dumps(("wait", {"id": 7})), ELSEWHERE, 60.0)
+    assert not waiting.called
+    ((identifier, over),) = bench.spooler.waiting
+    assert identifier == 7
+    over.callback(Record(TASK, State.DONE, finished=NOW, result=dumps([1])))
+    assert value_of(waiting)["result"] == [1]
+    assert not bench.clock.getDelayedCalls()
+
+
+def test_wait_without_a_deadline(bench: Bench) -> None:
+    """A plain peer can't say how long it waits, so it may wait for ever."""
+    waiting = bench.send(dumps(("wait", {"id": 7})))
+    bench.clock.advance(1e6)
+    assert not waiting.called
+
+
+def test_wait_that_is_over_first(bench: Bench) -> None:
+    """When its time is over, the request fails, and nothing waits for the task any more."""
+    waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
+    bench.clock.advance(4.9)
+    assert not waiting.called
+    bench.clock.advance(0.2)
+    with pytest.raises(RequestTimeout, match="not over after 5 s"):
+        value_of(waiting)
+    assert bench.spooler.cancelled == [7]
+
+
+def test_wait_that_is_withdrawn(bench: Bench) -> None:
+    """When the peer is gone, nothing waits for the task any more."""
+    waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
+    waiting.cancel()
+    with pytest.raises(CancelledError):
+        value_of(waiting)
+    assert bench.spooler.cancelled == [7]
+    assert not bench.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("error", [NoSuchTask("x"), Busy("x"), Unavailable("x"), StoreUnavailable("x")])
+def test_wait_that_fails(bench: Bench, error: UwsgiError) -> None:
+    """What the spooler says goes to the peer."""
+    waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
+    bench.spooler.waiting[0][1].errback(error)
+    with pytest.raises(type(error)):
+        value_of(waiting)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"id": 0}, {"id": "7"}, {"id": 7, "x": 1}, [], None])
+def test_wait_for_what(bench: Bench, arguments: object) -> None:
+    """A wait needs an id."""
+    with pytest.raises(SpoolError, match="wait"):
+        bench.send(dumps(("wait", arguments)))
+
+
+# What managers may.
+
+
+def test_managing(bench: Bench) -> None:
+    """A manager may do everything, and the spooler hears of it."""
+    ids = bench.enqueue({"a": "b"}, {"a": "c"})
+    assert bench.ask("cancel", ids=ids[:1])["changed"] == ids[:1]
+    assert [task["state"] for task in bench.ask("list")] == ["cancelled", "ready"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "list",
+        "show",
+        "stats",
+        "dead",
+        "export",
+        "retry",
+        "drop",
+        "cancel",
+        "pause",
+        "resume",
+        "enqueue",
+        "nothing",
+    ],
+)
+def test_not_for_others(bench: Bench, operation: str) -> None:
+    """Nobody else may, and is told who may."""
+    (identifier,) = bench.enqueue({"a": "b"})
+    with pytest.raises(NotAllowed, match=r"10\.0\.0\.7:5000 may not manage this queue; .*--manage"):
+        bench.ask(operation, ids=[identifier], peer=ELSEWHERE)
+    assert [record.state for record in bench.store.records(10)] == [State.READY]
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ("127.0.0.1:5000", True),
+        ("127.8.9.1:5000", True),
+        ("[::1]:5000", True),
+        ("[::ffff:127.0.0.1]:5000", True),
+        ("a local socket", True),
+        ("10.0.0.7:5000", False),
+        ("[::2]:5000", False),
+        ("[::ffff:10.0.0.7]:5000", False),
+        ("[fe80::1%lo]:5000", False),
+        ("[fe80::1%127.0.0.1]:5000", False),
+        ("", False),
+        (":5000", False),
+        ("localhost:5000", False),
+        ("127.0.0.1.evil.example:5000", False),
+        ("a local socket:5000", False),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("UNIXAddress('x')", False),
+    ],
+)
+def test_who_is_here(peer: str, allowed: bool) -> None:
+    """Who is on this machine is told by the peer's address, in whatever form it has."""
+    assert may_manage(peer, LOOPBACK) is allowed
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ("10.1.2.3:5000", True),
+        ("[::ffff:10.1.2.3]:5000", True),
+        ("[fe80::1%eth0]:5000", True),
+        ("a local socket", True),
+        ("127.0.0.1:5000", False),
+        ("11.0.0.1:5000", False),
+    ],
+)
+def test_managers_that_are_named(peer: str, allowed: bool) -> None:
+    """Where networks are named, it is these that count."""
+    assert may_manage(peer, [parse_network("10.0.0.0/8"), parse_network("fe80::/10")]) is allowed
+
+
+# What is no question.
+
+
+@pytest.mark.parametrize(
+    "message",
+    [None, 1, "list", [], ("list",), ("list", {}, {}), (1, {}), (b"list", {}), ({}, "list"), {"list": {}}],
+)
+def test_no_question(bench: Bench, message: object) -> None:
+    """A message of another form is refused, with the form that is wanted."""
+    with pytest.raises(SpoolError, match=r"\(operation, arguments\)"):
+        bench.send(dumps(message))
+
+
+@pytest.mark.parametrize("payload", [b"", b"junk", b"s", b"s\x05\x00\x00\x00x", b"c\x00", b"(\xff\xff\xff\x7f"])
+def test_no_object(bench: Bench, payload: bytes) -> None:
+    """Bytes that are not safe to load are not loaded."""
+    with pytest.raises(UnsafeObject):
+        value_of(bench.send(payload))
+
+
+@given(payload=st.binary(max_size=200))
+def test_junk(shared: Bench, payload: bytes) -> None:
+    """Junk gives one of our errors, and nothing else."""
+    with suppress(UwsgiError):
+        value_of(shared.send(payload))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(tmp_path_factory.mktemp("shared") / "spool.sqlite")
+    yield made
+    made.store.close()
+
+
+def test_a_question_is_small(bench: Bench) -> None:
+    """What has to be unmarshalled is bounded; keys that collide can't hold up the spooler for long."""
+    with pytest.raises(MessageTooLarge) as caught:
+        bench.ask("list", queue="x" * MAX_QUESTION)
+    assert caught.value.limit == MAX_QUESTION
+    colliding = dumps(("list", {"queue": {n * (2**61 - 1): None for n in range(1, 2_000)}}))
+    assert len(colliding) < MAX_QUESTION
+    start = time.process_time()
+    with pytest.raises(SpoolError, match="queue has to be"):
+        value_of(bench.send(colliding))
+    assert time.process_time() - start < 5
+
+
+# What waits for the store.
+
+
+def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many requests wait for the store; the next one is refused until one is done."""
+    monkeypatch.setattr(manage, "MAX_PENDING", 2)
+    bench.spooler.held = []
+    waiting = [bench.send(dumps(("stats", {}))) for _ in range(2)]
+    with pytest.raises(Busy):
+        bench.send(dumps(("stats", {})))
+    bench.spooler.release()
+    assert [value_of(each) for each in waiting] == [[], []]
+    assert bench.ask("stats") == []
+
+
+def test_too_large_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is with their bytes, also when the peers of those that wait are gone."""
+    monkeypatch.setattr(manage, "MAX_PENDING_BYTES", 1_000)
+    bench.spooler.held = []
+    withdrawn = bench.send(dumps(encode_batch(batch_items([({}, bytes(900))]))))
+    withdrawn.cancel()
+    with pytest.raises(CancelledError):
+        value_of(withdrawn)
+    with pytest.raises(Busy):
+        bench.enqueue(({}, bytes(900)))
+    bench.spooler.release()
+    assert len(bench.enqueue(({}, bytes(900)))) == 1
+    assert len(bench.store.records(10)) == 2
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), Unavailable("not running")])
+def test_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: UwsgiError) -> None:
+    """What goes wrong there fails the request, and counts no longer."""
+    monkeypatch.setattr(manage, "MAX_PENDING", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.spooler, "manage", lambda change: fail(error))
+        with pytest.raises(type(error)):
+            bench.ask("stats")
+    assert bench.ask("stats") == []

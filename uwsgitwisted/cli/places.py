@@ -1,0 +1,139 @@
+"""Where a queue is: in a spooler that runs, or in the store of one that doesn't."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from uwsgitwisted.address import AddressLike, parse_address
+from uwsgitwisted.blocking import send_message
+from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, StartupError
+from uwsgitwisted.spool.descriptions import is_store, make_store
+from uwsgitwisted.spool.management import CHANGES, manage
+from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.task import UNPRIORITIZED, Task
+from uwsgitwisted.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
+from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.wire.vars import VarsValue, encode_vars
+
+#: What names a place.
+FORMS = (
+    "the address of a running spooler, such as 127.0.0.1:3034 or /run/spooler.sock, or the spool of a stopped "
+    "one, such as sqlite:spool.sqlite, or postgresql://user:password@host/database, running or not"
+)
+
+#: What the answers to an operation are, where they are no lists.
+_ANSWERS: dict[str, type] = {**dict.fromkeys(CHANGES, dict), "pause": type(None), "resume": type(None)}
+
+
+class Place(Protocol):
+    """A queue that can be managed."""
+
+    def ask(self, operation: str, **arguments: object) -> Any:
+        """Return what *operation* of :mod:`uwsgitwisted.spool.management` returns.
+
+        :param arguments: what it takes; those that are None are left out.
+        """
+
+    def add(self, tasks: Sequence[Task]) -> list[int]:
+        """Enqueue tasks, all of them or none, and return their ids."""
+
+
+class RunningSpooler:
+    """The queue of a spooler that runs.
+
+    :param timeout: seconds for each question.
+    """
+
+    def __init__(self, address: AddressLike, timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+
+    def ask(self, operation: str, **arguments: object) -> Any:
+        """Ask the spooler."""
+        answer = send_message(self._address, MARSHAL, 0, (operation, _given(arguments)), self._timeout)
+        if not isinstance(answer, _ANSWERS.get(operation, list)):
+            raise not_a_spooler(self._address)
+        return answer
+
+    def add(self, tasks: Sequence[Task]) -> Any:
+        """Send the tasks to the spooler."""
+        batch = encode_batch(map(batch_item, tasks))
+        return read_ids(send_message(self._address, MARSHAL, 0, batch, self._timeout), self._address)
+
+
+class OpenStore:
+    """The store of a spooler that doesn't run."""
+
+    def __init__(self, store: ISpoolStore) -> None:
+        self._store = store
+
+    def ask(self, operation: str, **arguments: object) -> Any:
+        """Do it here."""
+        return manage(self._store, operation, _given(arguments), time.time())
+
+    def add(self, tasks: Sequence[Task]) -> Any:
+        """Store the tasks."""
+        return self.ask("enqueue", tasks=list(map(batch_item, tasks)))
+
+
+def _given(arguments: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+@contextmanager
+def opened(where: str, timeout: float, *, create: bool = False) -> Iterator[Place]:
+    """Give the queue at *where*.
+
+    :param timeout: seconds for each question to a running spooler.
+    :param create: whether a store that isn't there is made.
+    :raises MisuseError: if *where* is neither an address nor a store.
+    :raises SpoolError: if the store can't be opened; the text says what to do.
+    """
+    if not is_store(where):
+        try:
+            parse_address(where)
+        except InvalidAddress as error:
+            raise MisuseError(f"{where!r} is not {FORMS}") from error
+        yield RunningSpooler(where, timeout)
+        return
+    store = _open(where, create)
+    try:
+        yield OpenStore(store)
+    finally:
+        store.close()
+
+
+def _open(where: str, create: bool) -> ISpoolStore:
+    try:
+        store = make_store(where)
+    except StartupError as error:
+        raise MisuseError(error.text) from error
+    kind, _, path = where.partition(":")
+    if kind == "sqlite" and not create and not os.path.exists(path):
+        raise SpoolError(f"there is no spool {path}")
+    try:
+        store.open(lambda: None)
+    except SpoolError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            raise SpoolError(
+                f"{where} is in use by a spooler that runs; name that one's address instead, such as "
+                "127.0.0.1:3034"
+            ) from error
+        raise
+    return store
+
+
+def batch_item(task: Task) -> BatchItem:
+    """Return *task* as it travels, with all that its spooler goes by."""
+    settings: dict[str, VarsValue] = {
+        "at": f"{task.at:.6f}",
+        "spooler": task.queue,
+        "idempotency_key": task.key,
+    }
+    if task.priority != UNPRIORITIZED:
+        settings["priority"] = task.priority
+    return BatchItem(task.variables, task.body, encode_vars(settings))

@@ -1,0 +1,104 @@
+"""Tasks for plain scripts: calls that enqueue them, wait for them and take them back.
+
+    from uwsgitwisted.queue import enqueue, wait
+
+    task = enqueue(("10.0.0.5", 3034), {"to": "ann@example.com"})
+    print(wait(("10.0.0.5", 3034), task, timeout=60).result)
+
+They block, raise our errors and import no Twisted, as those of :mod:`uwsgitwisted.blocking`, on which they are
+built; :class:`uwsgitwisted.client.Client` has the same ones with Deferreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from uwsgitwisted.address import AddressLike
+from uwsgitwisted.blocking import send_message
+from uwsgitwisted.tasks import (
+    TaskLike,
+    TaskStatus,
+    Variables,
+    batch_items,
+    encode_batch,
+    read_accepted,
+    read_changed,
+    read_ids,
+    read_single,
+    read_status,
+)
+from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
+from uwsgitwisted.wire.packet import MARSHAL, SPOOL
+
+__all__ = ["TaskStatus", "cancel", "enqueue", "enqueue_many", "manage", "status", "wait"]
+
+
+def enqueue(address: AddressLike, task: Variables, body: bytes = b"", timeout: float = 30) -> int | None:
+    """Hand *task* to a spooler and return its id.
+
+    :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint description.
+    :param task: the variables that the spooler function gets. Of them ``at``, ``priority``, ``spooler`` and
+        ``idempotency_key`` also tell the spooler when and how to run it.
+    :param body: what the function gets besides; it may be as large as the spooler takes messages.
+    :param timeout: seconds for all of it.
+    :return: the id, when the task is safely stored; None if that is so, but the spooler gives no ids, as a real
+        uWSGI.
+    :raises SpoolRefused: if the spooler did not take it.
+    :raises UwsgiError: as :func:`uwsgitwisted.blocking.send_message` does. After a timeout or a broken
+        connection the task may have been taken nevertheless; with an ``idempotency_key`` it can be sent again.
+    """
+    answer = send_message(address, SPOOL, SPOOL_WITH_ID, TaskMessage(task, body), timeout)
+    return read_accepted(answer, address, body)
+
+
+def enqueue_many(address: AddressLike, tasks: Iterable[TaskLike], timeout: float = 30) -> list[int]:
+    """Hand several tasks to a spooler, all of them or none, and return their ids in the same order.
+
+    :param tasks: up to 10,000: the variables of each, or a pair of these and a body.
+    :raises UwsgiError: as :func:`enqueue` does.
+    """
+    return read_ids(send_message(address, MARSHAL, 0, encode_batch(batch_items(tasks)), timeout), address)
+
+
+def status(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStatus:
+    """Return what a spooler knows of a task.
+
+    :param identifier: the task's id.
+    :raises NoSuchTask: if there is no such task, or not any more.
+    """
+    return read_single(manage(address, "status", {"ids": [identifier]}, timeout), identifier, address)
+
+
+def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStatus:
+    """Wait until a task is over, and return what the spooler knows of it then.
+
+    :param identifier: the task's id.
+    :param timeout: seconds to wait.
+    :raises NoSuchTask: if there is no such task, or not any more.
+    :raises RequestTimeout: if it is not over in time; the task goes on.
+    """
+    return read_status(manage(address, "wait", {"id": identifier}, timeout), address)
+
+
+def cancel(address: AddressLike, identifiers: Sequence[int], timeout: float = 30) -> list[int]:
+    """Take tasks back, and return the ids of those for which that was possible.
+
+    Those that wait won't run; of those that run, the outcome is dropped.
+
+    :param identifiers: up to 1,000 ids.
+    :raises NotAllowed: if the spooler doesn't let this machine manage its queue.
+    """
+    return read_changed(manage(address, "cancel", {"ids": list(identifiers)}, timeout), address)
+
+
+def manage(
+    address: AddressLike, operation: str, arguments: Mapping[str, object], timeout: float = 30
+) -> object:
+    """Ask a spooler something about its queue, or to change it, as the command ``uwsgitwisted queue`` does.
+
+    :param operation: one of :data:`uwsgitwisted.spool.management.OPERATIONS`, or ``wait``.
+    :param arguments: what it takes.
+    :return: what it returns.
+    :raises UwsgiError: as :func:`uwsgitwisted.blocking.send_message` does.
+    """
+    return send_message(address, MARSHAL, 0, (operation, dict(arguments)), timeout)

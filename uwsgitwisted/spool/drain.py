@@ -1,0 +1,110 @@
+"""Moves the tasks of a real uWSGI's spool directory into a spooler, as long as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from uwsgitwisted.errors import UwsgiError
+from uwsgitwisted.spool.directory import Batch, SpoolDirectory
+from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.thread import Runner, StoreThread
+
+_log = Logger()
+
+
+class Drain:
+    """Looks into a spool directory again and again, and has the tasks that are there stored.
+
+    :param reactor: keeps the time.
+    :param store_tasks: stores tasks, all of them or none; its Deferred fires when that is on the disk.
+    :param interval: seconds between two looks, also after a failure.
+    :param runner: reads and deletes the files; it is started and stopped here. None for a thread of its own.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        directory: SpoolDirectory,
+        store_tasks: Callable[[list[Task]], Deferred[list[int]]],
+        interval: float = 1.0,
+        *,
+        runner: Runner | None = None,
+    ) -> None:
+        self._directory = directory
+        self._store_tasks = store_tasks
+        self._interval = interval
+        self._runner: Runner = runner or StoreThread(IReactorFromThreads(reactor))
+        self._looping = LoopingCall(lambda: Deferred.fromCoroutine(self._look()))
+        self._looping.clock = reactor
+        self._ended: Deferred[LoopingCall] | None = None
+        # What was logged already, and need not be again while it stays so.
+        self._failing = False
+        self._leaving = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._runner.start()
+        self._ended = self._looping.start(self._interval)
+
+    def stop(self) -> Deferred[None]:
+        """Take no further batch.
+
+        :return: fires when the one that is under way is stored and its files are deleted, or it is given back.
+            It doesn't fail.
+        """
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return succeed(None)
+        self._looping.stop()
+        return ended.addCallback(lambda _: self._runner.stop())
+
+    async def _look(self) -> None:
+        """Go through the directory once. It doesn't fail."""
+        try:
+            left = await self._go_through(self._directory.batches())
+        except Exception as error:
+            self._failed(error)
+            return
+        if self._failing:
+            self._failing = False
+            _log.info("the spool directory {path} is drained again", path=self._directory.path)
+        if left and not self._leaving:
+            _log.warn("there is what stays in {path}: {left}", path=self._directory.path, left=left[0])
+        self._leaving = bool(left)
+
+    async def _go_through(self, batches: Generator[Batch, None, None]) -> list[str]:
+        """Move one batch after the other; return some of what could not be taken."""
+        left: list[str] = []
+        try:
+            while self._looping.running:
+                batch = await self._runner.run(_following, batches)
+                if batch is None:
+                    break
+                left = left or batch.left
+                for text in batch.set_aside:
+                    _log.error("set aside in {path}: {text}", path=self._directory.path, text=text)
+                if batch.tasks:
+                    await self._store_tasks(batch.tasks)
+                    await self._runner.run(batch.remove)
+        finally:
+            await self._runner.run(batches.close)
+        return left
+
+    def _failed(self, error: Exception) -> None:
+        if self._failing:
+            return
+        self._failing = True
+        path = self._directory.path
+        if isinstance(error, UwsgiError):
+            _log.error("{path} is not drained, until this passes: {error}", path=path, error=str(error))
+        else:
+            _log.failure("draining {path}", path=path)
+
+
+def _following(batches: Generator[Batch, None, None]) -> Batch | None:
+    return next(batches, None)

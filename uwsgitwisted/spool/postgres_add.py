@@ -1,0 +1,104 @@
+"""How new tasks enter a PostgreSQL spool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from psycopg import Connection
+
+from uwsgitwisted.spool.postgres_lease import Lease
+from uwsgitwisted.spool.task import Task
+
+#: How many bytes are sent to the server in one statement, or one value if that is larger.
+CHUNK_BYTES = 8 * 1024 * 1024
+
+NEW_IDS = "SELECT nextval('task_ids') FROM generate_series(1, %s)"
+ADD = """INSERT INTO tasks (id, state, variables, at, created, priority, queue, attempts, crashes, key, body)
+    SELECT id, CASE WHEN at <= created THEN 1 ELSE 0 END,
+        variables, at, created, priority, queue, attempts, crashes, nullif(key, ''), body
+    FROM unnest(%b::bigint[], %b::bytea[], %b::float8[], %b::float8[], %b::bigint[], %b::text[], %b::integer[],
+        %b::integer[], %b::text[], %b::bytea[])
+        AS given (id, variables, at, created, priority, queue, attempts, crashes, key, body)
+    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING RETURNING id"""
+FIND_KEYS = "SELECT key, id FROM tasks WHERE key = ANY(%s::text[])"
+NEXT_SCHEDULED = "SELECT at FROM tasks WHERE state = 0 ORDER BY at LIMIT 1"
+#: Tells all spoolers, when the transaction is committed, that there may be something for them to do.
+NOTIFY = "SELECT pg_notify(current_schema(), '')"
+
+_Item = TypeVar("_Item")
+
+
+def add_tasks(connection: Connection[Any], tasks: Sequence[Task], lease: Lease) -> list[int]:
+    """Store *tasks*, but for those whose keys are there, and return all their ids."""
+    if not tasks:
+        return []
+    ids = [identifier for (identifier,) in connection.execute(NEW_IDS, (len(tasks),))]
+    known: dict[str, int] = {}  # by their keys
+    waiting = _first_of_each_key(ids, tasks)
+    while waiting:
+        stored = _insert(connection, waiting, lease)
+        known |= {task.key: identifier for identifier, task in waiting if identifier in stored}
+        missing = [task.key for identifier, task in waiting if identifier not in stored]
+        if missing:
+            known |= dict(connection.execute(FIND_KEYS, (missing,)).fetchall())
+        # A key that was there a moment ago may have been forgotten by now.
+        waiting = [(identifier, task) for identifier, task in waiting if task.key and task.key not in known]
+    _notify_of(connection, tasks)
+    return [known[task.key] if task.key else identifier for identifier, task in zip(ids, tasks, strict=True)]
+
+
+def _first_of_each_key(ids: Sequence[int], tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+    """Return the tasks to store, with their ids, in the order of their keys.
+
+    Spoolers that store the same keys at the same time wait for each other. In the same order, they do so one
+    after the other.
+    """
+    first: dict[str, int] = {}
+    rows = [
+        (identifier, task)
+        for identifier, task in zip(ids, tasks, strict=True)
+        if not task.key or first.setdefault(task.key, identifier) == identifier
+    ]
+    return sorted(rows, key=lambda row: row[1].key)
+
+
+def _insert(connection: Connection[Any], rows: Sequence[tuple[int, Task]], lease: Lease) -> set[int]:
+    """Insert tasks, but for those whose keys are there, and return the ids of those that were inserted."""
+    stored: set[int] = set()
+    for number, chunk in enumerate(chunks(rows, lambda row: row[1].size)):
+        if number:
+            lease.show(connection)
+        columns = map(list, zip(*(_row(*row) for row in chunk), strict=True))
+        stored.update(identifier for (identifier,) in connection.execute(ADD, list(columns)))
+    return stored
+
+
+def _row(identifier: int, task: Task) -> tuple[Any, ...]:
+    times = (float(task.at), float(task.created))
+    counts = (task.attempts, task.crashes)
+    return (identifier, task.variables, *times, task.priority, task.queue, *counts, task.key, task.body)
+
+
+def _notify_of(connection: Connection[Any], tasks: Sequence[Task]) -> None:
+    """Tell the other spoolers, if there is something for them to do, or sooner than they know."""
+    later = [task.at for task in tasks if task.at > task.created]
+    if len(later) == len(tasks):
+        next_at = connection.execute(NEXT_SCHEDULED).fetchone()
+        if next_at is None or min(later) > next_at[0]:
+            return
+    connection.execute(NOTIFY)
+
+
+def chunks(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """Yield *items* in pieces that are not too large for one statement."""
+    chunk: list[_Item] = []
+    total = 0
+    for item in items:
+        if chunk and total + size(item) > CHUNK_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(item)
+        total += size(item)
+    if chunk:
+        yield chunk
