@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 #: How to install the peers.
 HOW_TO_INSTALL = "pip install '.[bench]'"
-_PEERS = ("Twisted", "Pyro5", "uWSGI")
+_PEERS = ("Twisted", "Pyro5", "uWSGI", "huey")
 
 
 class MissingError(Exception):
@@ -30,11 +30,15 @@ class Scale:
     :param rounds: how often each contender runs.
     :param seconds: how long one run takes.
     :param sessions: how many idle sessions are opened.
+    :param tasks: how many tasks are enqueued and run.
+    :param waiting: among how many tasks others are enqueued and claimed.
     """
 
     rounds: int
     seconds: float
     sessions: int
+    tasks: int
+    waiting: int
 
     @property
     def smallest(self) -> bool:
@@ -43,9 +47,9 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(rounds=5, seconds=0.5, sessions=10_000),
-    "quick": Scale(rounds=3, seconds=0.2, sessions=2_000),
-    "tiny": Scale(rounds=1, seconds=0.02, sessions=20),
+    "full": Scale(rounds=5, seconds=0.5, sessions=10_000, tasks=10_000, waiting=1_000_000),
+    "quick": Scale(rounds=3, seconds=0.2, sessions=2_000, tasks=2_000, waiting=50_000),
+    "tiny": Scale(rounds=1, seconds=0.02, sessions=20, tasks=20, waiting=200),
 }
 
 

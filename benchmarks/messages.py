@@ -15,3 +15,7 @@ def large(kind: str, size: int) -> object:
         return b"x" * size
     # A row takes about 39 bytes in marshal's version 2.
     return [(number, f"name {number:08}", number / 7) for number in range(size // 39)]
+
+
+#: The file in which each run of a task leaves a byte, in the directory where all processes run.
+MARKS = "marks"

@@ -161,6 +161,20 @@ class Servers:
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.handlers", "--engine", engine]
         return self._start([twistd, "-n", "--pidfile=", "uwsgi-node", *listen, *options], port)
 
+    def spooler(self, *options: str) -> Server:
+        """Start a spooler of ours, with a file of its own."""
+        port = free_port()
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.spool_tasks"]
+        spool = ["--spool", f"sqlite:{port}.sqlite"]
+        return self._start([twistd, "-n", "--pidfile=", "uwsgi-spooler", *listen, *spool, *options], port)
+
+    def huey(self) -> None:
+        """Start Huey's consumer with two processes."""
+        consumer = str(Path(sys.executable).with_name("huey_consumer"))
+        command = [consumer, "benchmarks.huey_tasks.huey", "--workers", "2", "--worker-type", "process"]
+        self._ends.callback(Server(command, 0, self._directory, self._core).stop)
+
     def uwsgi(self) -> Server:
         """Start a real uWSGI of one process that has an RPC function and logs no requests."""
         port = free_port()
