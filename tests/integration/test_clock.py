@@ -13,7 +13,7 @@ from tests.integration.handlers import TASKS
 from tests.integration.services import TWISTD, Launcher, Service, script, until
 from uwsgitwisted import blocking
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("faketime")]
 
 DAY = 86_400.0
 

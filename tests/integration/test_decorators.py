@@ -109,6 +109,7 @@ def test_in_our_spooler(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> No
     assert _dead_letters(service) == []
 
 
+@pytest.mark.needs("uwsgi")
 def test_in_a_real_uwsgi(tmp_path: Path) -> None:
     """The same module does the same in a real uWSGI, with that one's own decorators."""
     spool = tmp_path / "spool"
@@ -150,6 +151,7 @@ def test_a_pickle_bomb(launch: Launcher, tmp_path: Path) -> None:
     assert len(service.workers()) == 1
 
 
+@pytest.mark.needs("uwsgi")
 def test_what_a_real_uwsgi_has_spooled(launch: Launcher, tmp_path: Path) -> None:
     """Tasks that a real application has left run in our worker, apart from pickled arguments."""
     spool = tmp_path / "spool"

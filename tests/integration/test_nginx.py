@@ -18,7 +18,7 @@ from tests.integration.services import PATIENCE, Launcher, Service, until
 from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx")]
 
 #: A spooler function that returns what it got.
 HANDLER = """

@@ -20,7 +20,7 @@ from uwsgitwisted import blocking
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.spool.postgres_lease import HEARTBEAT, LEASE
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 #: Seconds after which the tasks of a dead spooler must have been taken over.
 TAKEN_OVER = LEASE + 2 * HEARTBEAT + 10

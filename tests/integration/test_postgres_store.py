@@ -32,7 +32,7 @@ from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores import Settlement, Want
 from uwsgitwisted.spool.task import State, Task
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 _numbers = itertools.count(1)
 

@@ -19,7 +19,7 @@ from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task, new_task
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.needs("uwsgi")]
 
 #: A spooler function that notes each task, and waits in one with ``wait`` until that file is there.
 NOTE = """
