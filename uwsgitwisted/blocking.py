@@ -20,11 +20,11 @@ from uwsgitwisted.errors import (
     FanOutError,
     MisuseError,
     ProtocolError,
-    SpoolRefused,
     UwsgiError,
 )
 from uwsgitwisted.sessions import ask, ask_now
 from uwsgitwisted.sockets import Deadline, Steps, converse, describe, drive, run
+from uwsgitwisted.tasks import read_taken
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL, Packet
@@ -111,12 +111,7 @@ def spool(
     :raises UwsgiError: as :func:`send_uwsgi_message` does. After a timeout or a broken connection the task may
         have been taken nevertheless.
     """
-    answer = send_message(address, SPOOL, 0, task, timeout)
-    if answer is False:
-        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
-    if answer is not True:
-        raise ProtocolError("what answers there is no spooler", address=address)
-    return True
+    return read_taken(send_message(address, SPOOL, 0, task, timeout), address)
 
 
 def ping(address: AddressLike, timeout: float = 5) -> float:

@@ -196,6 +196,10 @@ class StoreUnavailable(SpoolError):
     """
 
 
+class SpoolInUse(SpoolError):
+    """Another process has the spool open, which is for one at a time."""
+
+
 class NoSuchTask(SpoolError):
     """The spool has no task of that id: it never had, or what was known of it is forgotten."""
 

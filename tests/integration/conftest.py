@@ -34,7 +34,7 @@ def _missing(item: pytest.Item) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests of real servers that aren't there, and say so; where changes are checked, leave out none."""
+    """Leave out tests of real servers that aren't there, and say so; but none where changes are checked."""
     if os.environ.get("CI"):
         return
     left_out = {item: missing for item in items if (missing := _missing(item))}

@@ -197,6 +197,19 @@ def test_key_is_forgotten_meanwhile(spool: Spool, bench: Bench) -> None:
     assert list(bench.states()) == [new]
 
 
+def test_key_is_forgotten_between(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose key was there when it was tried, and is gone when that one is looked up, is stored too."""
+    (old,) = bench.add("a", key="k")
+    monkeypatch.setattr(
+        postgres_add,
+        "FIND_KEYS",
+        "WITH gone AS (DELETE FROM tasks WHERE key = ANY(%s::text[])) SELECT key, id FROM tasks WHERE false",
+    )
+    first, second, third = bench.store.add([bench.task(key="k"), bench.task(), bench.task(key="k")])
+    assert old < first == third < second
+    assert list(bench.states()) == [first, second]
+
+
 def test_occurrence_at_the_same_time(spool: Spool) -> None:
     """Of several spoolers that have the same occurrence, one stores it."""
     benches = [spool.open(), spool.open()]
@@ -227,6 +240,18 @@ def test_cancelled_while_it_is_claimed(spool: Spool, bench: Bench) -> None:
         assert cancelling.result(PATIENCE) == [identifier]
     lease_of(bench).held.add(identifier)
     assert bench.turn(0).cancelling == [identifier]
+
+
+def test_cancelled_while_it_ends(spool: Spool, bench: Bench) -> None:
+    """A task that is cancelled at the moment when it ends for another try isn't tried again."""
+    (identifier,) = bench.run("a")
+    with ThreadPoolExecutor(1) as pool:
+        with spool.transaction() as other:
+            other.execute("UPDATE tasks SET cancelling = true")
+            settling = pool.submit(bench.turn, 9, settle(identifier, Action.RETRY, 1, 0, 0.0))
+            until(spool.blocked, "the end waits for the cancelling")
+        assert settling.result(PATIENCE).claimed == []
+    assert bench.states() == {identifier: State.CANCELLED}
 
 
 class Turmoil:
@@ -480,6 +505,14 @@ def test_lost_answer_to_a_takeover(spool: Spool, monkeypatch: pytest.MonkeyPatch
             other.turn(5)
     turn = other.turn(5)
     assert ([orphan.id for orphan in turn.orphans], turn.claimed) == ([identifier], [])
+    # When it runs again, it is no orphan any more.
+    other.turn(0, settle(identifier, Action.RETRY, 1))
+    with monkeypatch.context() as patch:
+        lose_answers(other, patch)
+        with pytest.raises(StoreUnavailable):
+            other.turn(5)
+    turn = other.turn(5)
+    assert ([claimed.id for claimed in turn.claimed], turn.orphans) == ([identifier], [])
 
 
 def test_lost_answer_to_a_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,6 @@ from uwsgitwisted.errors import (
     RequestTimeout,
     SpoolRefused,
     UnencodableMessage,
-    UwsgiError,
 )
 from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.tasks import BatchItem, TaskStatus, batch_items, decode_batch, encode_batch
@@ -418,9 +417,10 @@ class TestBlocking:
             queue.status(server.address, 7)
 
     def test_a_body_for_another_kind_of_spooler(self) -> None:
-        """A plain peer can't know of a body, which is said."""
-        with ScriptedServer(answering(frame(255, 1))) as server, pytest.raises(UwsgiError, match="body"):
+        """A plain peer can't know of a body, so nothing is sent to it."""
+        with ScriptedServer(answering(frame(255, 1))) as server, pytest.raises(MisuseError, match="body"):
             queue.enqueue(server.address, {"a": "b"}, b"body")
+        assert server.requests == []
 
     def test_refused(self) -> None:
         """So is one that was not accepted."""

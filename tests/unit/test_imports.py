@@ -88,6 +88,8 @@ WITHOUT_TWISTED = [
     "uwsgitwisted.address",
     "uwsgitwisted.sockets",
     "uwsgitwisted.blocking",
+    "uwsgitwisted.tasks",
+    "uwsgitwisted.queue",
     "uwsgitwisted.compat.uwsgi",
     "uwsgitwisted.compat.install",
     "uwsgitwisted.compat.uwsgidecorators",

@@ -15,6 +15,8 @@ from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
 from uwsgitwisted.responders import http as http_answers
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
+from uwsgitwisted.spool.management import OPERATIONS
+from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire import failure, marshal_check, objects, packet, session
@@ -45,6 +47,7 @@ MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
+    "MAX_BATCH": MAX_BATCH,
     **{
         name: value
         for name, value in {**vars(session), **vars(wire_terms)}.items()
@@ -163,6 +166,14 @@ def a_packet_and_its_body(modifier1: int, modifier2: int, variables: dict[bytes,
     return Said(encode_packet(made) + body, read, (made, body, len(body)))
 
 
+def a_batch(*tasks: tuple[dict[bytes, bytes], bytes, dict[bytes, bytes]]) -> Said:
+    items = [
+        BatchItem(encode_vars(task.items()), body, encode_vars(settings.items()))
+        for task, body, settings in tasks
+    ]
+    return Said(encode_batch(items), decode_batch, items)
+
+
 def an_offer(**terms: Any) -> Said:
     ours = Terms(**terms)
     return Said(wire_terms.offer(ours), lambda data: wire_terms.offered(*PacketDecoder().receive(data)), ours)
@@ -240,6 +251,7 @@ SAYINGS: dict[str, Callable[..., Said]] = {
     "marshal": an_object,
     "task": a_task,
     "packet_and_body": a_packet_and_its_body,
+    "batch": a_batch,
     "offer": an_offer,
     "grant": a_grant,
     "request": a_request,
@@ -320,6 +332,13 @@ def test_forms_of_tasks() -> None:
     rows = tables("Tasks")[0]
     assert [int(row[0]) for row in rows] == [0, SPOOL_OVER_HTTP, SPOOL_WITH_ID]
     assert {(SPOOL, int(row[0])) for row in rows if "body" in row[2]} == BODIES
+
+
+def test_operations() -> None:
+    """The document names every operation that a spooler can be asked for, but for what a batch replaces."""
+    rows = next(table for table in tables("Tasks") if any("`stats`" in row[0] for row in table))
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {*OPERATIONS, "wait"} - {"enqueue"}
 
 
 def test_answer_in_http() -> None:

@@ -36,7 +36,7 @@ from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, STORE_PAUSE, Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
-from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run
+from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run, new_task
 from uwsgitwisted.wire.packet import ANSWER, Packet
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
@@ -956,16 +956,29 @@ def test_idempotency_key(bench: Bench) -> None:
     assert bench.engine.seen == ["one"]
 
 
-def test_enqueue_all(bench: Bench) -> None:
-    """A batch is taken whole or not at all, and runs."""
-    tasks = [(encode_vars({"name": name}), b"body") for name in ("one", "two")]
-    assert outcome(bench.spooler.enqueue_all(tasks)) == [1, 2]
+def test_what_is_added_behind_its_back_runs(bench: Bench) -> None:
+    """What a change of the store brings is run at once."""
+    tasks = [new_task(encode_vars({"name": name}), START, b"body") for name in ("one", "two")]
+    assert outcome(bench.spooler.manage(lambda store: store.add(tasks))) == [1, 2]
     bench.pass_time(0)
     assert bench.engine.seen == ["one", "two"]
     assert decode_run(bench.engine.requests[0].packet)[2] == b"body"
-    assert isinstance(outcome(bench.spooler.enqueue_all([*tasks, (b"\x01", b"")])), MalformedPacket)
+
+
+def test_who_waits_when_it_stops(bench: Bench) -> None:
+    """Who waits for a task that ends while the spooler stops hears of that, all others of the stop."""
+    bench.engine.handlers["one"] = None
+    bench.accept("one", "two")
+    first, second = bench.spooler.wait(1), bench.spooler.wait(2)
+    ending: Deferred[None] = Deferred()
+    bench.engine.stopping = lambda: ending
+    stopped = bench.spooler.stop(5.0)
+    bench.engine.running["one"].callback(answer(DONE))
+    ending.callback(None)
     bench.pass_time(0)
-    assert len(bench.engine.seen) == 2
+    assert outcome(stopped) is None
+    assert isinstance(outcome(first), Record)
+    assert isinstance(outcome(second), Unavailable)
 
 
 def test_runs_for_ever(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.blocking import send_message
-from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, StartupError
+from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, SpoolInUse, StartupError
 from uwsgitwisted.spool.descriptions import is_store, make_store
 from uwsgitwisted.spool.management import CHANGES, manage
 from uwsgitwisted.spool.stores import ISpoolStore
@@ -117,13 +117,10 @@ def _open(where: str, create: bool) -> ISpoolStore:
         raise SpoolError(f"there is no spool {path}")
     try:
         store.open(lambda: None)
-    except SpoolError as error:
-        if isinstance(error.__cause__, BlockingIOError):
-            raise SpoolError(
-                f"{where} is in use by a spooler that runs; name that one's address instead, such as "
-                "127.0.0.1:3034"
-            ) from error
-        raise
+    except SpoolInUse as error:
+        raise SpoolError(
+            f"{where} is in use by a spooler that runs; name that one's address instead, such as 127.0.0.1:3034"
+        ) from error
     return store
 
 

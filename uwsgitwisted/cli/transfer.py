@@ -17,6 +17,7 @@ from uwsgitwisted.cli.places import Place
 from uwsgitwisted.cli.progress import progress
 from uwsgitwisted.errors import ConnectionFailed, MisuseError, RequestTimeout, SpoolError, UwsgiError
 from uwsgitwisted.spool.directory import SpoolDirectory
+from uwsgitwisted.spool.disk import sync_directory
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 
 #: The standard input or output, and what stands before the path of a spool directory.
@@ -223,16 +224,8 @@ def _text_output(target: str) -> Iterator[IO[str]]:
             file.flush()
             os.fsync(descriptor)
         os.rename(temporary, target)
-        _sync(directory)
+        sync_directory(directory)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

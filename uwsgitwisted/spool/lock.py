@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 
-from uwsgitwisted.errors import SpoolError
+from uwsgitwisted.errors import SpoolError, SpoolInUse
 
 
 class FileLock:
@@ -28,7 +28,8 @@ class FileLock:
     def acquire(self) -> None:
         """Take the lock.
 
-        :raises SpoolError: if another holds it, or the file can't be made.
+        :raises SpoolInUse: if another holds it.
+        :raises SpoolError: if the file can't be made.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -48,7 +49,7 @@ class FileLock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise SpoolError(f"can't lock {self._path}: {error.strerror}") from error
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            raise SpoolError(
+            raise SpoolInUse(
                 f"{self._guarded} is in use by another spooler ({holder or 'which did not say who it is'}); "
                 "stop that one first, or give this one a file of its own"
             ) from error

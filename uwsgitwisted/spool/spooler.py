@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple, TypeVar, cast
@@ -172,6 +172,8 @@ class Spooler:
         for run in list(self._running.values()):
             run.answer.cancel()
         await self._flush()
+        await self._waiters.look()
+        self._waiters.give_up(Unavailable("the spooler is stopping, and the task is not over"))
         await self._close()
         self._state = _State.STOPPED
 
@@ -223,18 +225,6 @@ class Spooler:
             return fail(error)
         return self._intake.add(task)
 
-    def enqueue_all(self, tasks: Sequence[tuple[bytes, bytes]]) -> Deferred[list[int]]:
-        """Accept several tasks, each a vars block and a body, in one transaction: all of them or none.
-
-        :return: fires with their ids, in the same order, when they are on the disk. Fails as :meth:`enqueue`.
-        """
-        now = self._now()
-        try:
-            made = [new_task(variables, now, body) for variables, body in tasks]
-        except UwsgiError as error:
-            return fail(error)
-        return self.manage(lambda store: store.add(made))
-
     def wait(self, identifier: int) -> Deferred[Record]:
         """Wait until a task is over.
 
@@ -243,7 +233,7 @@ class Spooler:
         """
         return self._waiters.wait(identifier) if self._takes_requests else fail(_not_running())
 
-    def find(self, ids: Sequence[int]) -> Deferred[list[Record]]:
+    def find(self, ids: Iterable[int]) -> Deferred[list[Record]]:
         """Look tasks up.
 
         :return: fires with what is known of them, in the order of their ids; unknown ones are left out.
@@ -258,7 +248,9 @@ class Spooler:
         return self._ask(change).addCallback(self._changed)
 
     def _ask(self, question: Callable[[ISpoolStore], _T]) -> Deferred[_T]:
-        return self._runner.run(question, self._store) if self._takes_requests else fail(_not_running())
+        if self._state is _State.STOPPED:
+            return fail(_not_running())
+        return self._runner.run(question, self._store)
 
     def _changed(self, result: _T) -> _T:
         self._woken()

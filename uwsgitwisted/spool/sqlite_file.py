@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
+from uwsgitwisted.spool.disk import sync_directory
 from uwsgitwisted.spool.sqlite_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, UPGRADES
 
 #: Larger files are not read through when they are opened: it would take seconds a gibibyte, before the first
@@ -175,7 +176,7 @@ def _create(path: str) -> None:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_directory(directory)
+        sync_directory(directory)
     except OSError as error:
         raise SpoolError(f"can't create the spool {path}: {error.strerror}") from error
 
@@ -185,15 +186,6 @@ def _upgrade(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for step in range(version, SCHEMA_VERSION):
         connection.executescript(UPGRADES[step])
-
-
-def _sync_directory(directory: str) -> None:
-    """Have the names in *directory* on the disk: a file without its name is lost too."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make_durable(connection: sqlite3.Connection, path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -42,15 +42,24 @@ class Waiters:
         self.look([identifier])
         return over
 
-    def look(self, ids: Iterable[int] | None = None) -> None:
-        """See whether tasks are over: those of *ids* for which somebody waits, or all of these."""
+    def give_up(self, error: Exception) -> None:
+        """Fail all who still wait."""
+        for identifier in list(self._waiting):
+            self._settle(identifier, error)
+
+    def look(self, ids: Iterable[int] | None = None) -> Deferred[None]:
+        """See whether tasks are over: those of *ids* for which somebody waits, or all of these.
+
+        :return: fires when who waited for one that is over has been told. It doesn't fail.
+        """
         wanted = [
             identifier for identifier in (self._waiting if ids is None else ids) if identifier in self._waiting
         ]
-        if wanted:
-            self._find(wanted).addCallbacks(
-                self._found, self._failed, callbackArgs=(wanted,), errbackArgs=(wanted,)
-            )
+        if not wanted:
+            return succeed(None)
+        return self._find(wanted).addCallbacks(
+            self._found, self._failed, callbackArgs=(wanted,), errbackArgs=(wanted,)
+        )
 
     def _found(self, records: list[Record], wanted: list[int]) -> None:
         known = {record.task.id: record for record in records}

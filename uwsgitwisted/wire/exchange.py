@@ -6,8 +6,8 @@ Whoever owns the connection sends :attr:`PlainExchange.outgoing`, hands in what 
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, NoAnswer, PacketTooLarge
-from uwsgitwisted.wire.message import RPC, answers_raw, decode_answer
+from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, MisuseError, NoAnswer, PacketTooLarge
+from uwsgitwisted.wire.message import RPC, answers_raw, decode_answer, needs_session
 from uwsgitwisted.wire.packet import ECHO, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.vars import decode_vars
 
@@ -25,11 +25,17 @@ class PlainExchange:
     :param request: what to ask.
     :param limit: the most bytes to take of a raw answer, or of an RPC's long one.
     :raises MessageTooLarge: if the request's payload is over 65535 bytes.
+    :raises MisuseError: if it is a task with a body, which a plain spooler would take for something else.
     """
 
     __slots__ = ("_chunks", "_decoder", "_limit", "_need", "_raw", "_request", "_size", "answer", "outgoing")
 
     def __init__(self, request: Packet, *, limit: int = MAX_RAW_ANSWER) -> None:
+        if needs_session(request):
+            raise MisuseError(
+                "a task with a body can be sent to a spooler of ours only; what is there grants no session, or "
+                "not now"
+            )
         #: The request's bytes.
         self.outgoing = encode_packet(request)
         #: A packet, or the bytes of a raw answer; None until it is whole.
