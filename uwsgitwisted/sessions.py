@@ -14,7 +14,6 @@ import select
 import socket
 import threading
 import time
-from types import TracebackType
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.errors import (
@@ -41,7 +40,7 @@ from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms,
 
 _TERMS = Terms()
 _READ_SIZE = 65_536
-#: Seconds after its last use for which a session is not looked at before it is used again.
+#: Seconds after a call began for which its session is not looked at before it is used again.
 _FRESH = 0.005
 
 
@@ -57,7 +56,7 @@ class KeptSession:
         self._sock = sock
         self._session = Session(Role.CLIENT, _TERMS, theirs)
         self._ids = itertools.count(1)
-        self._used = time.monotonic()
+        self._used = 0.0
         #: Whether the peer has said that it takes no further request.
         self.leaving = False
         # Under TLS, a part of the answer may have been read while the socket has nothing more.
@@ -74,10 +73,14 @@ class KeptSession:
         """Close the connection."""
         self._sock.close()
 
-    @property
-    def usable(self) -> bool:
-        """Whether the peer goes on taking requests, as far as it has said."""
-        if not self.leaving and time.monotonic() - self._used < _FRESH:
+    def is_usable(self, now: float) -> bool:
+        """Whether the peer goes on taking requests, as far as it has said.
+
+        :param now: the monotonic clock's time.
+        """
+        fresh = now - self._used < _FRESH
+        self._used = now
+        if fresh and not self.leaving:
             return True
         try:
             while not self.leaving:
@@ -145,7 +148,6 @@ class KeptSession:
                 result = event.error
             elif isinstance(event, GoodbyeReceived):
                 self.leaving = True
-        self._used = time.monotonic()
         return result
 
 
@@ -191,8 +193,12 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
             exchange = PlainExchange(packet)
             yield from converse(address, exchange, deadline)
             return exchange.result()
-        with _Use(address, session):
+        try:
             answer = yield from session.ask(packet, deadline)
+        except BaseException as error:
+            _give_back(_kept.sessions, address, session, error)
+            raise
+        _give_back(_kept.sessions, address, session)
         if not (isinstance(answer, Unavailable) and session.leaving):
             return _result(answer)
         # It crossed the peer's goodbye, and was not run.
@@ -200,13 +206,18 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
 
 def ask_now(address: Address, packet: Packet, deadline: Deadline) -> object:
     """Do all that :func:`ask` does, with as little as possible around what nearly every call is."""
-    session = _kept.sessions.pop(address, None)
-    if session is None or not session.usable:
+    kept = _kept.sessions
+    session = kept.pop(address, None)
+    if session is None or not session.is_usable(deadline.at - deadline.seconds):
         if session is not None:
             session.close()
         return drive(ask(address, packet, deadline))
-    with _Use(address, session):
+    try:
         answer = session.ask_now(packet, deadline)
+    except BaseException as error:
+        _give_back(kept, address, session, error)
+        raise
+    _give_back(kept, address, session)
     if isinstance(answer, Packet):
         return decode_answer(answer)
     if isinstance(answer, Unavailable) and session.leaving:
@@ -220,39 +231,29 @@ def _result(answer: Packet | UwsgiError) -> object:
     return decode_answer(answer)
 
 
-class _Use:
-    """The time for which a call has a session to itself; afterwards it is kept for the next, or closed.
+def _give_back(
+    kept: dict[Address, KeptSession],
+    address: Address,
+    session: KeptSession,
+    error: BaseException | None = None,
+) -> None:
+    """Keep a session for the next call, or close it.
 
     It is closed when something went wrong: a late answer must not be there at the next request.
+
+    :param error: what its use raised.
     """
-
-    __slots__ = ("_address", "_session")
-
-    def __init__(self, address: Address, session: KeptSession) -> None:
-        self._address = address
-        self._session = session
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        exc_traceback: TracebackType | None,
-    ) -> None:
-        kept = _kept.sessions
-        if self._session.leaving or exc_type not in (None, MessageTooLarge) or self._address in kept:
-            self._session.close()
-        else:
-            kept[self._address] = self._session
+    wrong = error is not None and not isinstance(error, MessageTooLarge)
+    # Another may be kept by now: a signal handler's, or that of a call beside this one.
+    if wrong or session.leaving or kept.setdefault(address, session) is not session:
+        session.close()
 
 
 def _find_session(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:
     """Return a session that nobody else uses, or None if the peer grants none."""
     session = _kept.sessions.pop(address, None)
     if session is not None:
-        if session.usable:
+        if session.is_usable(time.monotonic()):
             return session
         session.close()
     if time.monotonic() < _plain_until.get(address, 0.0):

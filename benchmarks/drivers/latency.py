@@ -10,6 +10,8 @@ from benchmarks.messages import COMPUTE, ECHO, MAKE, SMALL
 
 _HOST = "127.0.0.1"
 _COMPUTE_SECONDS = 0.1
+#: The modifier1 that a node answers with the same bytes.
+_ECHO_BYTES = 101
 #: Calls of the least run, whatever its time.
 _LEAST = 20
 
@@ -67,6 +69,16 @@ def fair(port: int, _seconds: float, size: str, number: str) -> list[float]:
     :param size: of each of them, in bytes; 0 for none.
     :param number: how many.
     """
+    return _beside(port, int(number), (33, MAKE, int(size)) if int(size) else None)
+
+
+def fair_bytes(port: int, _seconds: float, size: str, number: str) -> list[float]:
+    """Do the same while bytes are sent there and back, which neither side loads as an object."""
+    return _beside(port, int(number), (_ECHO_BYTES, 0, bytes(int(size))))
+
+
+def _beside(port: int, number: int, large: tuple[int, int, object] | None) -> list[float]:
+    """Return how long small requests take beside *large* ones, given as modifiers and message."""
     from benchmarks.drivers.pace import react
     from uwsgitwisted.client import Client
 
@@ -76,8 +88,8 @@ def fair(port: int, _seconds: float, size: str, number: str) -> list[float]:
         samples: list[float] = []
         for _ in range(100):
             await client.send_message(address, 33, ECHO, SMALL)
-        for _ in range(int(number)):
-            answer = client.send_message(address, 33, MAKE, int(size)) if int(size) else None
+        for _ in range(number):
+            answer = client.send_message(address, *large) if large else None
             least = len(samples) + _LEAST
             while (answer is not None and not answer.called) or (answer is None and len(samples) < least):
                 start = perf_counter()

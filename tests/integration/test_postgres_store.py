@@ -703,13 +703,14 @@ def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = spool.open()
     pid = store_of(bench)._server.process
     os.kill(pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(StoreUnavailable, match="the connection broke"):
-            bench.add("a")
-        monkeypatch.setattr(server_module, "CALL_LIMIT", 60.0)
-        assert len(bench.add("b")) == 1
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with pytest.raises(StoreUnavailable, match="the connection broke"):
+                pool.submit(bench.add, "a").result(PATIENCE)
+            monkeypatch.setattr(server_module, "CALL_LIMIT", 60.0)
+            assert len(pool.submit(bench.add, "b").result(PATIENCE)) == 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_busy_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

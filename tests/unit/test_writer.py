@@ -16,7 +16,14 @@ from twisted.python.failure import Failure
 
 from tests.unit.transports import CLIENT, SERVER, MemoryTransport
 from uwsgitwisted.transport.turn import Turn
-from uwsgitwisted.transport.writer import Writer, set_keepalive, set_nodelay
+from uwsgitwisted.transport.writer import (
+    RECEIVE_BUFFER,
+    UNSENT,
+    Writer,
+    bound_buffer,
+    set_keepalive,
+    set_nodelay,
+)
 
 
 class IdleReactor(Clock):
@@ -201,6 +208,16 @@ class TestOptions:
         set_keepalive(transport)
         assert (transport.nodelay, transport.keepalive) == (True, True)
 
+    def test_bounded_buffers(self) -> None:
+        """The kernel takes little ahead of what is read, and of what it can't send yet."""
+        with socket.socket() as connection:
+            transport = Connection(connection, Protocol(), IdleReactor())
+            set_nodelay(transport)
+            bound_buffer(transport)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BUFFER
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
+
     def test_probes(self) -> None:
         """The probes of a real socket come after a minute, not after hours."""
         with socket.socket() as connection:
@@ -213,6 +230,7 @@ class TestOptions:
     def test_others(self) -> None:
         """A transport that has no such option is left alone."""
         set_nodelay(object())
+        bound_buffer(object())
         set_keepalive(object())
 
 

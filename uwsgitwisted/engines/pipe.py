@@ -205,8 +205,8 @@ class Pipe:
             return
         if job is self._large:
             self._large = None
-        self._took = max(took, 0.9 * self._took + 0.1 * took)
-        self._depth = max(1, min(MAX_GIVEN, int(AHEAD_TIME / max(self._took, 1e-6))))
+        self._took = took = max(took, 0.9 * self._took + 0.1 * took)
+        self._depth = MAX_GIVEN if took <= AHEAD_TIME / MAX_GIVEN else max(1, int(AHEAD_TIME / took))
         job.settle(result)
 
     def connection_lost(self) -> None:

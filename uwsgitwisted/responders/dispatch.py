@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UnknownModifier, UwsgiError
 from uwsgitwisted.interfaces import IResponder, Reply, Request
 from uwsgitwisted.transport.peers import Once
+from uwsgitwisted.wire.packet import Packet
 
 
 class Dispatcher:
@@ -38,7 +39,7 @@ class Dispatcher:
         except Exception:
             self._log_failure(Failure(), request)
             raise
-        if isinstance(answer, Deferred):
+        if not isinstance(answer, (Packet, bytes)):  # nearly every answer that is there at once is one of these
             answer.addErrback(self._log_failure, request)
         return answer
 

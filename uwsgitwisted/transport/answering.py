@@ -195,7 +195,7 @@ class AnsweringSession:
         except Exception as error:
             self._refuse(request, error)
             return
-        if not isinstance(answer, Deferred):
+        if isinstance(answer, (Packet, bytes)):
             self._answer(answer, request, packet)
             return
         self._running[request] = answer

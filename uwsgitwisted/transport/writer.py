@@ -23,6 +23,9 @@ READ_SIZE, LARGE_READ_SIZE = FileDescriptor.bufferSize, 4 * FileDescriptor.buffe
 #: How many bytes the kernel takes ahead, where it would take megabytes, for which a small message would wait
 #: behind a large one. On a way of 10 ms, this bounds one connection to about 50 MB/s.
 RECEIVE_BUFFER = 512 * 1024
+#: How many bytes the kernel takes ahead that it can't send yet, for the same reason; what is on its way is not
+#: bounded by this.
+UNSENT = 128 * 1024
 
 
 def _is_tcp(transport: object) -> TypeGuard[ITCPTransport]:
@@ -31,19 +34,27 @@ def _is_tcp(transport: object) -> TypeGuard[ITCPTransport]:
 
 
 def set_nodelay(transport: object) -> None:
-    """Set TCP_NODELAY where *transport* is TCP.
+    """Have small packets go out at once where *transport* is TCP.
 
-    Without it, small packets wait for the peer's delayed acknowledgements.
+    With Nagle's algorithm they wait for the peer's delayed acknowledgements; with the kernel's usual buffer,
+    behind megabytes of a large message.
     """
     if _is_tcp(transport):
         transport.setTcpNoDelay(True)
+        _set(transport, socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", None), UNSENT)
 
 
 def bound_buffer(transport: object) -> None:
     """Have the kernel take no more than :data:`RECEIVE_BUFFER` of a TCP connection ahead of us."""
-    connection = getattr(transport, "getHandle", lambda: None)() if _is_tcp(transport) else None
-    if isinstance(connection, socket.socket):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    if _is_tcp(transport):
+        _set(transport, socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
+def _set(transport: object, level: int, option: int | None, value: int) -> None:
+    """Set an option of a socket, if the system has it and the transport, which may be TLS, has the socket."""
+    connection = getattr(transport, "getHandle", lambda: None)()
+    if option is not None and isinstance(connection, socket.socket):
+        connection.setsockopt(level, option, value)
 
 
 def read_more_at_once(transport: object, more: bool) -> None:
@@ -56,10 +67,8 @@ def set_keepalive(transport: object) -> None:
     """Have a TCP connection probed, so that a peer whose machine lost its power is noticed in minutes."""
     if _is_tcp(transport):
         transport.setTcpKeepAlive(True)
-        connection = getattr(transport, "getHandle", lambda: None)()  # under TLS it is no socket
         for option, value in _PROBES:
-            if option is not None and isinstance(connection, socket.socket):
-                connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            _set(transport, socket.IPPROTO_TCP, option, value)
 
 
 #: After a minute of silence a probe every 15 seconds, and the end after four that nobody answers.

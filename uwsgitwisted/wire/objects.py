@@ -12,7 +12,7 @@ number.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from uwsgitwisted.errors import UnencodableMessage, UnsafeObject
@@ -54,6 +54,8 @@ _ALLOWED: Final = _ATOMS | _CONTAINERS
 #: From how many containers of one depth on it pays to look whether some are the same. A list that holds itself
 #: twice doubles at each depth until then.
 _MANY: Final = 16
+#: Up to so many members of a container are rather looked at one by one than first all together.
+_FEW: Final = 4
 #: Up to this depth, the quick look goes; each level may double its time if a value holds itself twice.
 _SHALLOW: Final = 8
 
@@ -90,18 +92,16 @@ def _is_shallow_and_plain(value: object, depth: int = _SHALLOW) -> bool:
     :param depth: how many containers may still be within each other.
     """
     kind = type(value)
-    if kind in _ATOMS:
-        return True
-    members: Iterable[Any]
+    members: Any
     if kind is dict:
         if not _ATOMS.issuperset(map(type, value)):  # type: ignore[call-overload]
             return False
         members = value.values()  # type: ignore[attr-defined]
     elif kind in _CONTAINERS:
-        members = value  # type: ignore[assignment]
+        members = value
     else:
-        return False
-    if _ATOMS.issuperset(map(type, members)):
+        return kind in _ATOMS
+    if (len(members) > _FEW or kind in _SETS) and _ATOMS.issuperset(map(type, members)):
         return depth > 0
     if depth <= 0 or kind in _SETS:
         return False
