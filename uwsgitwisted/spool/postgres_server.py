@@ -56,7 +56,6 @@ _SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
     ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'),
     ('enable_bitmapscan', 'off'),
-    ('enable_sort', 'off'),
     ('jit', 'off')) AS settings (name, value)"""
 
 _LOST = "the connection broke; what was asked for may have been done, or not. See that the server runs"
