@@ -1,4 +1,4 @@
-"""The SQLite store: order, durability, and what happens when the disk is full."""
+"""The SQLite store: its plans, durability, and what happens when the disk is full. See also the contract."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from zope.interface.verify import verifyObject
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
 from uwsgitwisted.spool import sqlite, sqlite_claim
 from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.retry import Action, Verdict
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.stores import Settlement, Turn, Want
 from uwsgitwisted.spool.task import UNPRIORITIZED, State, Task
 
 NOW = 1_700_000_000.0
@@ -89,99 +88,9 @@ def query(path: Path, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-def test_interface(store: SqliteStore, path: Path) -> None:
-    """It is a store, and says which."""
-    assert verifyObject(ISpoolStore, store)
+def test_description(store: SqliteStore, path: Path) -> None:
+    """It says which it is."""
     assert store.description == f"sqlite:{path}"
-
-
-def test_order(store: SqliteStore) -> None:
-    """Tasks come by priority, then time, then id; later ones not at all."""
-    ids = store.add(
-        [
-            task("plain"),
-            task("second", priority=5),
-            task("earlier", at=NOW - 9),
-            task("first", priority=-1),
-            task("plain too"),
-            task("tomorrow", at=NOW + 86400, priority=-9),
-        ]
-    )
-    assert ids == [1, 2, 3, 4, 5, 6]
-    turn = advance(store, 3, NOW)
-    assert names(turn) == ["first", "second", "earlier"]
-    assert (turn.ready, turn.wait) == ({None}, 86400)
-    turn = advance(store, 10, NOW)
-    assert names(turn) == ["plain", "plain too"]
-    assert (turn.ready, turn.wait) == (set(), 86400)
-    assert advance(store, 10, NOW + 1).wait == 86399
-    assert names(advance(store, 10, NOW + 86400)) == ["tomorrow"]
-    assert advance(store, 10, NOW + 86400).wait is None
-
-
-def test_claimed_task_is_whole(store: SqliteStore) -> None:
-    """A claimed task is the one that was added, with its id."""
-    added = Task(
-        b"\x00\xff",
-        at=NOW - 0.25,
-        created=NOW,
-        priority=7,
-        queue="mail",
-        attempts=2,
-        crashes=1,
-        key="once",
-        body=b"\xfe",
-    )
-    (identifier,) = store.add([added])
-    (claimed,) = advance(store, 1, NOW).claimed
-    assert claimed == replace(added, id=identifier)
-
-
-def test_forgotten(store: SqliteStore) -> None:
-    """What is not to be kept is gone when it is done, and its id is not given again."""
-    store.keep = 0.0
-    store.add([task()])
-    advance(store, 1, NOW)
-    advance(store, 0, NOW, settle(1, Action.FINISH))
-    assert store.find([1]) == []
-    assert reopened(store).add([task()]) == [2]
-
-
-def test_retry(store: SqliteStore) -> None:
-    """A task to retry waits for its time, with its new counts; without a time it keeps its place."""
-    store.add([task("a"), task("b")])
-    advance(store, 2, NOW)
-    turn = advance(store, 9, NOW, settle(1, Action.RETRY, 3, 1, 10.0, "why"), settle(2, Action.RETRY))
-    assert names(turn) == ["b"]
-    assert turn.wait == 10
-    (again,) = advance(store, 9, NOW + 10).claimed
-    assert (again.attempts, again.crashes, again.at) == (3, 1, NOW + 10)
-
-
-def test_bury(store: SqliteStore) -> None:
-    """A buried task is a dead letter with its counts, its last error and the times."""
-    store.add([task("a"), task("b"), task("c")])
-    advance(store, 3, NOW + 1)
-    advance(store, 0, NOW + 5, settle(1, Action.BURY, 4, 2, error="Traceback: KeyError"))
-    advance(store, 1, NOW + 5, settle(2, Action.RETRY, 1, 0, 0.0, "earlier"))
-    advance(store, 0, NOW + 6, settle(2, Action.BURY, 2))
-    first, second = reopened(store).records(10, state=State.DEAD)
-    assert first == Record(
-        Task(b"a", NOW, NOW, UNPRIORITIZED, "", 4, 2, 1), State.DEAD, NOW + 1, NOW + 5, "Traceback: KeyError"
-    )
-    assert (second.task.id, second.error) == (2, "earlier")
-    assert running(store) == [3]
-
-
-def test_orphans(store: SqliteStore) -> None:
-    """What ran when the process ended comes up as an orphan, once in each process until it is settled."""
-    store.add([task("ran"), task("waits")])
-    advance(store, 1, NOW)
-    for _ in range(2):
-        turn = advance(reopened(store), 0, NOW)
-        assert [orphan.variables for orphan in turn.orphans] == [b"ran"]
-        assert not advance(store, 0, NOW).orphans
-    assert names(advance(store, 9, NOW)) == ["waits"]
 
 
 def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
@@ -195,22 +104,6 @@ def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
         advance(store, 0, NOW, settle(1, Action.FINISH))
     connection.execute("PRAGMA query_only = OFF")
     assert len(advance(store, 0, NOW).orphans) == 1
-
-
-def test_ahead(store: SqliteStore) -> None:
-    """Of tasks that failed before none is claimed ahead, nor any that comes behind one."""
-    store.add([task("failed", priority=2), task("urgent", priority=1), task("plain")])
-    store.advance([], {None: Want(2)}, NOW)
-    advance(store, 0, NOW, settle(1, Action.RETRY, 1, 0, 0.0, "why"), settle(2, Action.RETRY))
-    turn = store.advance([], {None: Want(0, 10)}, NOW)
-    assert names(turn) == ["urgent"]
-    assert turn.claimed[0].ahead
-    assert turn.ready == set()
-    turn = store.advance([], {None: Want(1, 10)}, NOW)
-    assert [(claimed.variables, claimed.ahead) for claimed in turn.claimed] == [
-        (b"failed", False),
-        (b"plain", True),
-    ]
 
 
 def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,12 +125,6 @@ def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) 
         seen.append("".join(sorted(claimed.queue[0] for claimed in turn.claimed)))
     assert seen == ["am", "bm", "cm", "dm", "am"]
     assert turn.ready == {None}
-
-
-def test_a_large_share(store: SqliteStore) -> None:
-    """What one queue doesn't need goes to the others in the same turn."""
-    store.add([replace(task(), queue="a") for _ in range(20)] + [replace(task(), queue="b")])
-    assert sorted(claimed.queue for claimed in advance(store, 10, NOW).claimed) == ["a"] * 9 + ["b"]
 
 
 def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,13 +168,6 @@ def test_durable_settings(store: SqliteStore, path: Path) -> None:
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     assert query(path, "PRAGMA application_id") == [(0x75775370,)]
     assert connection_of(store).execute("PRAGMA synchronous").fetchone() == (2,)
-
-
-def test_failed_batch_leaves_nothing(store: SqliteStore) -> None:
-    """A batch is stored whole or not at all."""
-    with pytest.raises(OverflowError):
-        store.add([task("good"), task("bad", priority=2**70)])
-    assert advance(store, 9, NOW).claimed == []
 
 
 def test_full(store: SqliteStore) -> None:
