@@ -1,15 +1,17 @@
-"""A real PostgreSQL server for the tests: created in a directory of its own, reached over a socket there."""
+"""A real PostgreSQL server for the tests, in a directory of its own, and spools on it."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,11 +19,16 @@ from urllib.parse import quote
 import psycopg
 
 from tests.integration.services import PATIENCE, until
+from tests.store_contract import Bench, nothing
+from uwsgitwisted.spool.postgres import PostgresStore
+from uwsgitwisted.spool.postgres_lease import Lease
 
 #: Where Debian has the programs, which are not on the path there; the highest version comes last.
 _DEBIAN = Path("/usr/lib/postgresql")
 #: In a socket's name only: nothing listens on a port.
 _PORT = 5432
+
+_numbers = itertools.count(1)
 
 
 def program(name: str) -> str:
@@ -147,3 +154,63 @@ def postgres_server() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop(signal.SIGQUIT)
+
+
+class Spool:
+    """A schema for one test, and its stores."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.schema = f"spool_{next(_numbers)}"
+        self.url = server.url(schema=self.schema)
+        self._stores: list[PostgresStore] = []
+
+    def open(self, woken: Callable[[], None] = nothing, **options: Any) -> Bench:
+        """Return another spooler's bench."""
+        store = PostgresStore(self.url, **options)
+        store.open(woken)
+        self._stores.append(store)
+        return Bench(store, time.time, self.pass_time)  # the server has this machine's clock
+
+    def close(self) -> None:
+        """Close all its stores."""
+        for store in self._stores:
+            store.close()
+
+    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Do what an administrator would; the schema stands in the statement as ``{}``."""
+        return self.server.execute(statement.replace("{}", self.schema), *values)
+
+    def server_age(self) -> float:
+        """Return for how many seconds the server has run."""
+        return time.time() - float(self.execute("SELECT extract(epoch FROM pg_postmaster_start_time())")[0][0])
+
+    def pass_time(self, seconds: float) -> None:
+        """Move all times back: the server's clock can't be set."""
+        self.execute("UPDATE {}.tasks SET at = at - %s, expires = expires - %s", seconds, seconds)
+
+    def silence(self, bench: Bench, seconds: float = 1000.0) -> None:
+        """Have the last heartbeat of a spooler be so much older."""
+        owner = lease_of(bench).owner
+        self.execute("UPDATE {}.spoolers SET beat = beat - %s WHERE id = %s", seconds, owner)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """Give another program's connection, whose transaction is committed when the block ends."""
+        with psycopg.connect(self.server.url(), options=f"-csearch_path={self.schema}") as connection:
+            yield connection
+
+    def blocked(self) -> bool:
+        """Whether somebody waits for a lock."""
+        return bool(self.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+
+def store_of(bench: Bench) -> PostgresStore:
+    """Return the store of a bench."""
+    assert isinstance(bench.store, PostgresStore)
+    return bench.store
+
+
+def lease_of(bench: Bench) -> Lease:
+    """Return the lease of a bench's spooler."""
+    return store_of(bench)._lease

@@ -19,7 +19,7 @@ from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.retry import Action, Verdict
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Settlement, Turn, Want
-from uwsgitwisted.spool.task import UNPRIORITIZED, State, Task
+from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 
 NOW = 1_700_000_000.0
 
@@ -45,10 +45,6 @@ def settle(
     error: str = "",
 ) -> Settlement:
     return Settlement(identifier, Verdict(action, attempts, crashes, delay, error))
-
-
-def running(store: SqliteStore) -> list[int]:
-    return [record.task.id for record in store.records(1000, state=State.RUNNING)]
 
 
 def names(turn: Turn) -> list[str]:

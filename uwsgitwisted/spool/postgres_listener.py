@@ -73,7 +73,8 @@ class Listener:
             while not self._stopped.is_set():
                 self._session.wait(WATCH_INTERVAL)
                 self._server.cut_if_hung()
-                if any(heard.pid != self._server.process for heard in connection.notifies(timeout=0)):
+                heard = list(connection.notifies(timeout=0))
+                if any(notification.pid != self._server.process for notification in heard):
                     self._woken()
                     self._stopped.wait(PAUSE)
 

@@ -25,8 +25,8 @@ BODILESS = TASK.replace("body", "''::bytea")
 # Names are compared byte by byte ("C"): the order is only there to go through them.
 #
 # Every change of a task leaves a dead row behind. The default is to clear these away when a fifth of the table
-# is dead, which is late for one where every row changes three times. Bodies are not compressed, which would take
-# longer than it takes to write them.
+# is dead, which is late for one where every row changes three times. Bodies are not compressed: that would take
+# longer than to write them.
 #
 #   owner       the spooler that runs it
 #   expires     when a task that is over is forgotten
