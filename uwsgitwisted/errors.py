@@ -192,7 +192,7 @@ class SpoolRefused(SpoolError):
 class StoreUnavailable(SpoolError):
     """The spool can't be used now: a disk that is full, failing or read-only, a lock, a database that is away.
 
-    Nothing was written. The same call may succeed later.
+    Nothing was written, unless the text says that this isn't known. The same call may succeed later.
     """
 
 

@@ -795,7 +795,8 @@ def test_look_ahead_is_not_counted(path: Path) -> None:
     bench.accept("warm", "up")
     bench.engine.handlers = dict.fromkeys("abc")
     bench.accept("a", "b", "c")
-    assert bench.engine.seen[2:] == ["a", "b", "c"]
+    assert bench.engine.seen[2:] == ["a"]
+    assert [record.task.id for record in bench.store.records(9, state=State.RUNNING)] == [3, 4, 5]
     bench.store.close()  # as the end of the process does
     bench = Bench(path)
     bench.engine.handlers = dict.fromkeys("abc")
@@ -803,6 +804,48 @@ def test_look_ahead_is_not_counted(path: Path) -> None:
     assert [bench.store.find([number])[0].task.attempts for number in (3, 4, 5)] == [1, 0, 0]
     bench.accept("warm", "up")
     assert list(bench.engine.running) == ["b"]
+
+
+def test_what_waits_for_long_goes_back(path: Path) -> None:
+    """What was claimed ahead of a task that turns out slow goes back uncounted, and is not claimed again."""
+    bench = Bench(path).start()
+    bench.accept("warm", "up")
+    bench.engine.handlers = {"slow": None}
+    bench.accept("slow", "b", "c")
+    assert bench.store.find([5])[0].state is State.RUNNING
+    bench.pass_time(0.3)
+    assert [(record.state, record.task.attempts) for record in bench.store.find([4, 5])] == [
+        (State.READY, 0)
+    ] * 2
+    before = bench.store.advances
+    for _ in range(20):
+        bench.pass_time(0.5)
+    assert bench.store.advances == before
+    bench.engine.running["slow"].callback(answer(DONE))
+    bench.pass_time(0)
+    assert bench.engine.seen[2:] == ["slow", "b", "c"]
+
+
+def test_cancel_ahead(bench: Bench) -> None:
+    """A task that was claimed ahead is cancelled without having run."""
+    bench.accept("warm", "up")
+    bench.engine.handlers = {"slow": None}
+    bench.accept("slow", "b")
+    bench.spooler.manage(lambda store: store.cancel([4], START))
+    bench.pass_time(0)
+    assert bench.store.find([4])[0].state is State.CANCELLED
+    bench.engine.running["slow"].callback(answer(DONE))
+    bench.pass_time(0)
+    assert bench.engine.seen[2:] == ["slow"]
+
+
+def test_stop_gives_back_what_is_ahead(bench: Bench) -> None:
+    """What was claimed ahead when the spooler stops goes back, and what runs is finished."""
+    bench.accept("warm", "up")
+    bench.engine.handlers = {"slow": None}
+    bench.accept("slow", "b", "c")
+    bench.engine.stopping = lambda: succeed(bench.engine.running["slow"].callback(answer(DONE)))
+    assert bench.left() == (["b", "c"], [])
 
 
 def test_what_is_not_claimed_ahead_waits(path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 from psycopg import Connection
 
 from uwsgitwisted.spool.postgres_schema import TASK
-from uwsgitwisted.spool.sqlite_claim import AHEAD_BYTES, QUEUES_A_TURN
-from uwsgitwisted.spool.stores import Demand, Want
+from uwsgitwisted.spool.stores import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
 from uwsgitwisted.spool.task import Task
 
 # ruff: noqa: S608 - the statements are put together from constants

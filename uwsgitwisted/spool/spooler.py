@@ -24,7 +24,7 @@ from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.spool.clock import ClockWatch
 from uwsgitwisted.spool.endings import outcome_of_answer, outcome_of_failure
 from uwsgitwisted.spool.intake import Intake
-from uwsgitwisted.spool.pools import MAX_AHEAD, Pools
+from uwsgitwisted.spool.pools import MAX_AHEAD, PATIENCE, Pools
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
 from uwsgitwisted.spool.stores import Demand, ISpoolStore, Record, Settlement, Turn
 from uwsgitwisted.spool.task import Task, encode_run, new_task
@@ -115,6 +115,7 @@ class Spooler:
         self._timer: IDelayedCall | None = None
         self._running: dict[int, _Run] = {}
         self._cancelling: set[int] = set()
+        self._beginning = False
         self._settlements: list[Settlement] = []
         self._ready: frozenset[str | None] = frozenset()
         # In the reactor's time.
@@ -165,6 +166,7 @@ class Spooler:
             return
         self._state = _State.STOPPING
         await self._intake.drained()
+        self._give_back(self._pools.give_back())
         try:
             await self.engine.stop(seconds)
         except Exception:
@@ -294,8 +296,10 @@ class Spooler:
         now = self._reactor.seconds()
         times = [now] if self._settlements else []
         if self._state is _State.RUNNING:
-            if self._pools.hungry(self._ready):
+            if self._pools.hungry(self._ready, now):
                 times.append(max(now, self._no_claim_before))
+            if self._pools.waiting:
+                times.append(now + PATIENCE)
             if self._next_turn_at is not None:
                 times.append(self._next_turn_at)
         if times:
@@ -311,14 +315,15 @@ class Spooler:
 
     def _demand(self) -> Demand:
         """Return what to claim in this turn."""
-        claiming = self._state is _State.RUNNING and self._reactor.seconds() >= self._no_claim_before
-        return self._pools.demand(claiming=claiming)
+        now = self._reactor.seconds()
+        return self._pools.demand(now, claiming=self._state is _State.RUNNING and now >= self._no_claim_before)
 
     def _turn(self) -> None:
         if self._turning.locked or self._state is _State.STOPPED:
             return
         self._turning.acquire()
         self._next_turn_at = None
+        self._give_back(self._pools.overdue(self._reactor.seconds()))
         batch, self._settlements = self._settlements, []
         turning = self._runner.run(self._advance, batch, self._demand(), self._now(), self._clock.jump())
         turning.addCallbacks(self._turned, self._turn_failed, callbackArgs=(batch,), errbackArgs=(batch,))
@@ -347,9 +352,13 @@ class Spooler:
         for task in turn.orphans:
             self._settle(task, Outcome(Ending.INTERRUPTED, "the spooler ended while the task ran"))
         for task in turn.claimed:
-            self._run(task)
+            self._pools.put(task, self._reactor.seconds())
         for identifier in turn.cancelling:
             self._cancel(identifier)
+        if self._state is _State.RUNNING:
+            self._begin()
+        else:
+            self._give_back(self._pools.give_back())
         self._waiters.look(settlement.id for settlement in batch)
 
     def _turn_failed(self, failure: Failure, batch: list[Settlement]) -> None:
@@ -361,36 +370,52 @@ class Spooler:
         self._no_turn_before = self._reactor.seconds() + STORE_PAUSE
         self._look_within(STORE_PAUSE)
 
-    def _run(self, task: Task) -> None:
-        if self._state is not _State.RUNNING:
-            self._settle(task, Outcome(Ending.RETURNED))
+    def _begin(self) -> None:
+        """Give the engine what waits, as long as workers are free."""
+        if self._beginning:  # a handler in the reactor has ended already
             return
+        self._beginning = True
+        try:
+            while (task := self._pools.next(self._reactor.seconds())) is not None:
+                self._run(task)
+        finally:
+            self._beginning = False
+
+    def _give_back(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            self._settle(task, Outcome(Ending.RETURNED))
+
+    def _run(self, task: Task) -> None:
         request = Request(encode_run(task), peer=f"task {task.id}")
         submit = cast(Callable[[Request], Packet], self.engine.submit)  # or a Deferred of it
         answer = maybeDeferred(submit, request)
         # The body is the engine's now.
         self._running[task.id] = _Run(replace(task, body=b"") if task.body else task, answer)
-        self._pools.started(task.queue, task.id, self._reactor.seconds())
         ended = answer.addCallbacks(outcome_of_answer, outcome_of_failure)
         ended.addCallback(self._ended, task.id)
         ended.addErrback(_unexpected)
 
     def _cancel(self, identifier: int) -> None:
         run = self._running.get(identifier)
+        task = self._pools.withdraw(identifier)
         if run is not None:
             self._cancelling.add(identifier)
             run.answer.cancel()
+        elif task is not None:
+            self._settle(task, Outcome(Ending.CANCELLED))
 
     def _ended(self, outcome: Outcome, identifier: int) -> None:
         task = self._running.pop(identifier).task
-        self._pools.ended(task.queue, identifier, self._reactor.seconds())
+        self._pools.ended(task, self._reactor.seconds())
         if outcome.ending is Ending.RETURNED:
             if identifier in self._cancelling:
                 outcome = Outcome(Ending.CANCELLED)
             else:
                 self._no_claim_before = self._reactor.seconds() + ENGINE_PAUSE
+                self._give_back(self._pools.give_back())
         self._cancelling.discard(identifier)
         self._settle(task, outcome)
+        self._begin()
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """Decide what becomes of *task* and have it written down in the next turn."""

@@ -6,13 +6,8 @@ import sqlite3
 from collections.abc import Container, Sequence
 from typing import Any
 
-from uwsgitwisted.spool.stores import Demand, Want
+from uwsgitwisted.spool.stores import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
 from uwsgitwisted.spool.task import Task
-
-#: No more tasks are claimed ahead once those of the same pool and turn have bodies of so many bytes.
-AHEAD_BYTES = 16 * 1024 * 1024
-#: How many of the queues that share workers are looked at in one turn; the next turn goes on behind the last.
-QUEUES_A_TURN = 64
 
 #: The columns of a task, as :func:`task_of` reads them.
 TASK = "variables, at, created, priority, queue, attempts, crashes, id, coalesce(key, ''), body, ahead"

@@ -13,6 +13,10 @@ from zope.interface import Attribute, Interface
 from uwsgitwisted.spool.retry import Verdict
 from uwsgitwisted.spool.task import State, Task
 
+#: No more tasks are claimed ahead once those of the same pool and turn have bodies of so many bytes.
+AHEAD_BYTES = 16 * 1024 * 1024
+#: How many of the queues that share workers are looked at in one turn; the next turn goes on behind the last.
+QUEUES_A_TURN = 64
 #: The largest id that a store can hold.
 LARGEST_ID = 2**63 - 1
 #: A later occurrence of a periodic task keeps an earlier one from being stored, unless it is later by more than
