@@ -1,8 +1,9 @@
 """Which tasks may run at once: each queue with workers of its own is a pool, all other queues share one.
 
-A pool claims a little more than it has workers as long as its tasks are short, so that the workers go on while
-the next ones are claimed, and one commit serves many of them. What was claimed ahead waits here for a worker. If
-that takes long, it goes back to the queue, where other spoolers find it, and whatever is more urgent goes first.
+A pool claims a little more than it has workers as long as its tasks are short, so that the workers go on
+while the next ones are claimed, and one commit serves many of them. What was claimed ahead waits here for a
+worker. If that takes long, it goes back to the queue, where other spoolers find it, and whatever is more urgent
+goes first.
 """
 
 from __future__ import annotations

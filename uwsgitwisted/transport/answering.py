@@ -19,6 +19,7 @@ from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
+    Event,
     GoodbyeReceived,
     RequestReceived,
     Role,
@@ -100,25 +101,32 @@ class AnsweringSession:
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
         self._heard = self._clock.seconds()
-        with TURN:
-            try:
-                for event in TURN.strides(self._session.receive(data)):
-                    if isinstance(event, RequestReceived):
-                        if self._received or self._full:
-                            self._hold(event)
-                        else:
-                            self._start(event)
-                    elif isinstance(event, CancelReceived):
-                        self._cancel(event.id)
-                    elif isinstance(event, GoodbyeReceived):
-                        self._peer_leaving = True
-            except ProtocolError as error:
-                self._break_off(error)
-                return
-            unfinished = self._session.unfinished
-            if unfinished != self._unfinished:
-                self._watch_unfinished(unfinished)
-            TURN.at_end(self._flush)
+        try:
+            events = self._session.receive(data)
+        except ProtocolError as error:
+            self._break_off(error)
+            return
+        if self._session.unfinished != self._unfinished:
+            self._watch_unfinished(self._session.unfinished)
+        if len(events) == 1:  # nothing to gather
+            self._take(events[0])
+            self._flush()
+        else:
+            with TURN:
+                for event in TURN.strides(events):
+                    self._take(event)
+                TURN.at_end(self._flush)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, RequestReceived):
+            if self._received or self._full:
+                self._hold(event)
+            else:
+                self._start(event)
+        elif isinstance(event, CancelReceived):
+            self._cancel(event.id)
+        elif isinstance(event, GoodbyeReceived):
+            self._peer_leaving = True
 
     def _watch_unfinished(self, unfinished: int) -> None:
         """Give a peer that is sending a large message its time for each step of it."""
