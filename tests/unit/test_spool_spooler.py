@@ -1047,6 +1047,22 @@ def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
     assert bench.engine.seen == ["one", "one"]
 
 
+def test_clock_set_while_the_disk_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the clock was set is not forgotten when it can't be acted on at once."""
+    bench.engine.handlers["one"] = RETRY
+    bench.accept("one")
+
+    def full(seconds: float, latest: float) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(bench.store, "shift", full)
+    bench.jump = -86400
+    bench.pass_time(8)
+    monkeypatch.undo()
+    bench.pass_time(2 + spooler_module.MAX_SLEEP)
+    assert bench.engine.seen == ["one", "one"]
+
+
 def test_clock_set_back(bench: Bench) -> None:
     """With the clock set back, what is ready still runs, and a task for a time of day waits for that time."""
     bench.accept("noon", at=str(START + 100))

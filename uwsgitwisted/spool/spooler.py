@@ -109,6 +109,8 @@ class Spooler:
         )
         self._waiters = Waiters(self.find)
         self._clock = ClockWatch(now, reactor.seconds)
+        #: By how much the clock was set since the store last heard of it, in seconds.
+        self._jump = 0.0
         self._state = _State.STOPPED
         self._changing_state = DeferredLock()
         self._turning = DeferredLock()
@@ -264,11 +266,10 @@ class Spooler:
         return self._state in (_State.STARTING, _State.RUNNING)
 
     def _tasks_committed(self, tasks: Collection[Task]) -> None:
-        due = {self._pools.name_of(task.queue) for task in tasks if task.at <= task.created}
-        self._ready |= due
-        if len(due) < len(tasks):
-            times = [task.at - task.created for task in tasks if task.at > task.created]
-            self._look_within(min(times, default=MAX_SLEEP))
+        self._ready |= {self._pools.name_of(task.queue) for task in tasks if task.at <= task.created}
+        for task in tasks:
+            if task.at > task.created:
+                self._look_within(task.at - task.created)
         self._plan_turn()
 
     # The loop.
@@ -325,16 +326,18 @@ class Spooler:
         self._next_turn_at = None
         self._give_back(self._pools.overdue(self._reactor.seconds()))
         batch, self._settlements = self._settlements, []
-        turning = self._runner.run(self._advance, batch, self._demand(), self._now(), self._clock.jump())
+        self._jump += self._clock.jump()
+        turning = self._runner.run(self._advance, batch, self._demand(), self._now())
         turning.addCallbacks(self._turned, self._turn_failed, callbackArgs=(batch,), errbackArgs=(batch,))
         turning.addErrback(_unexpected)
         turning.addBoth(lambda _: self._turning.release())
         turning.addCallback(lambda _: self._plan_turn())
 
-    def _advance(self, batch: list[Settlement], demand: Demand, now: float, jump: float) -> Turn:
+    def _advance(self, batch: list[Settlement], demand: Demand, now: float) -> Turn:
         """Do a turn's work in the store's thread."""
-        if jump:
-            self._store.shift(jump, now + self._policy.max_delay)
+        if self._jump:
+            self._store.shift(self._jump, self._latest_retry())
+            self._jump = 0.0
         return self._store.advance(batch, demand, now)
 
     def _latest_retry(self) -> float:
