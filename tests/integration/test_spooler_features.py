@@ -15,6 +15,7 @@ import pytest_twisted
 from tests.integration.services import Launcher, Service, eventually, script, until
 from uwsgitwisted import blocking, queue
 from uwsgitwisted.client import Client
+from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout
 from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.task import new_task
@@ -97,6 +98,15 @@ def test_ids_and_results(launch: Launcher) -> None:
     with pytest.raises(NoSuchTask):
         script(queue.status, spooler.address, 99)
     assert [run["body"] for run in _runs(spooler, "one")] == [300_000]
+
+
+def test_a_body_of_old_code(launch: Launcher) -> None:
+    """What old code has under the key body is the task's body, of any size."""
+    spooler = _start(launch)
+    task = {"key": "bodied", "spooler": spooler.address, "body": b"x" * 100_000}
+    assert script(uwsgi.spool, task) is True
+    until(lambda: _runs(spooler, "bodied"), "the run")
+    assert _runs(spooler, "bodied")[0]["body"] == 100_000
 
 
 @pytest_twisted.ensureDeferred

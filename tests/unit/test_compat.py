@@ -134,6 +134,13 @@ def test_a_spooler_that_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert server.requests[1].endswith(str(tmp_path).encode())
 
 
+def test_a_body_for_another_uwsgi() -> None:
+    """A spooler that knows of no bodies gets it as a variable, as uWSGI sends it over a network."""
+    with ScriptedServer(answering(YES)) as server:
+        assert uwsgi.spool(k="v", body=b"x", spooler=f"127.0.0.1:{server.port}") is True
+    assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x00v\x04\x00body\x01\x00x")]
+
+
 @pytest.mark.integration
 def test_a_spooler_on_a_unix_socket(tmp_path: Path) -> None:
     """A path is an address if a socket is there, and one that begins with ``unix:`` always is."""

@@ -12,10 +12,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
-from uwsgitwisted import __version__, blocking
+from uwsgitwisted import __version__, blocking, queue
 from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.wire.vars import VarsValue, to_bytes
@@ -116,7 +117,7 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
 
     The spooler is the address under the task's key ``spooler``, else under ``spooler`` in :data:`opt`, else
     in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
-    task: the spooler takes it as the name of a queue.
+    task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
 
     :param task: the task's variables.
     :param variables: more of them, which win.
@@ -133,6 +134,12 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
             "no spooler is known; name its address in the task's key 'spooler', in the service's options or "
             f"in the environment variable {SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
         )
+    body = whole.get(b"body")
+    if body:
+        rest = {name: value for name, value in whole.items() if name != b"body"}
+        with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
+            queue.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
+            return True
     return blocking.spool(address, whole, _DEFAULT_TIMEOUT)
 
 
