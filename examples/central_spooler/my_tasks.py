@@ -15,12 +15,13 @@ LOG = os.environ.get("TASKS_LOG", "tasks.log")
 
 
 def run(task):
-    """Write a task down. Keys and values are bytes, as uWSGI has them on Python 3."""
+    """Write a task down. Keys and values are bytes, as uWSGI has them on Python 3, but for this one key."""
+    number = task.pop("spooler_task_name").decode()
     line = " ".join(f"{name.decode()}={value.decode()}" for name, value in sorted(task.items()))
     with open(LOG, "a") as log:
         log.write(f"{line}\n")
     # What is printed goes to the spooler's log.
-    print(f"worker {uwsgi.worker_id()} ran: {line}", flush=True)
+    print(f"worker {uwsgi.worker_id()} ran task {number}: {line}", flush=True)
     return uwsgi.SPOOL_OK
 
 
