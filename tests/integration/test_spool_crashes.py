@@ -52,6 +52,8 @@ OPTIONS = (
 )
 #: How long tasks are killed at random, in seconds.
 CRASH_SECONDS = float(os.environ.get("CRASH_SECONDS", "6"))
+#: Nothing is enqueued while more than this wait: kills shall meet tasks that run, not a backlog.
+MOST_WAITING = 2000
 
 
 class Sender(threading.Thread):
@@ -61,6 +63,8 @@ class Sender(threading.Thread):
         super().__init__(daemon=True)
         self.accepted: list[str] = []
         self.stopping = False
+        #: Whether it waits, since there is enough to do.
+        self.holding = False
         self._address = address
         self._name = name
 
@@ -68,6 +72,9 @@ class Sender(threading.Thread):
         """Send."""
         number = 0
         while not self.stopping:
+            if self.holding:
+                time.sleep(0.01)
+                continue
             number += 1
             key = f"{self._name}.{number}"
             try:
@@ -140,6 +147,9 @@ def test_killed_at_random(launch: Launcher) -> None:
     end = time.monotonic() + CRASH_SECONDS
     while time.monotonic() < end:
         time.sleep(chance.uniform(0.01, 0.4))  # the moments of the kills, which are what is tried
+        enough = _unfinished(spooler.directory) > MOST_WAITING
+        for sender in senders:
+            sender.holding = enough
         if chance.random() < 0.6:
             spooler, victims = _kill_a_worker(spooler, chance)
         else:

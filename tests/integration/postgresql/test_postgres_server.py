@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.integration.postgres import PostgresServer, Spool, postgres_server, store_of
+from tests.integration.postgresql.postgres import PostgresServer, Spool, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, names, nothing, settle
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StartupError, StoreUnavailable
@@ -28,24 +28,6 @@ from uwsgitwisted.spool.stores import Want
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
-
-
-@pytest.fixture
-def spool(server: PostgresServer) -> Iterator[Spool]:
-    spool = Spool(server)
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
-def bench(spool: Spool) -> Bench:
-    return spool.open()
 
 
 # Being woken.

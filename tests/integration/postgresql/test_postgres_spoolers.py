@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.postgres import PostgresServer, postgres_server
+from tests.integration.postgresql.postgres import PostgresServer, postgres_server
 from tests.integration.services import Launcher, Service, script, until
 from tests.integration.test_spool_crashes import HANDLER, reconcile
 from uwsgitwisted import blocking

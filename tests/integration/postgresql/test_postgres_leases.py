@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.integration.postgres import PostgresServer, Spool, lease_of, postgres_server, store_of
+from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import until
 from tests.store_contract import Bench, about, names, settle
 from uwsgitwisted.errors import StoreUnavailable
@@ -21,24 +21,6 @@ from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
-
-
-@pytest.fixture
-def spool(server: PostgresServer) -> Iterator[Spool]:
-    spool = Spool(server)
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
-def bench(spool: Spool) -> Bench:
-    return spool.open()
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.integration.postgres import PostgresServer, Spool, lease_of, postgres_server, store_of
+from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, StoreContract, names, settle
 from uwsgitwisted.spool import postgres, postgres_add, postgres_claim, postgres_lease
@@ -22,24 +22,6 @@ from uwsgitwisted.spool.stores import Settlement
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
-
-
-@pytest.fixture
-def spool(server: PostgresServer) -> Iterator[Spool]:
-    spool = Spool(server)
-    yield spool
-    spool.close()
-
-
-@pytest.fixture
-def bench(spool: Spool) -> Bench:
-    return spool.open()
 
 
 class TestPostgresStore(StoreContract):
