@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.errors import Busy, RemoteError, RequestCancelled, UnknownModifier
+from uwsgitwisted.errors import Busy, NotAllowed, RemoteError, RequestCancelled, UnknownModifier
 from uwsgitwisted.interfaces import IResponder, Reply, Request
 from uwsgitwisted.responders.dispatch import Dispatcher
+from uwsgitwisted.responders.failures import REPORT_INTERVAL, Failures
 from uwsgitwisted.wire.packet import Packet
 
 TOLD = Packet(33, 0, b"told")
@@ -103,3 +105,22 @@ def test_withdrawn_requests_are_not_logged(error: Exception) -> None:
     with capturedLogs() as logs:
         answer.addErrback(lambda failure: None)
     assert logs == []
+
+
+def test_log_is_bounded() -> None:
+    """However many requests are refused, the log gets a line of each kind in a while, which counts them."""
+    clock = Clock()
+    failures = Failures(clock.seconds)
+
+    def refuse(error: Exception) -> None:
+        failures.log(Failure(error), ask(33))
+
+    with capturedLogs() as logs:
+        for _ in range(100):
+            refuse(Busy("full"))
+            refuse(NotAllowed("no"))
+        clock.advance(REPORT_INTERVAL)
+        refuse(Busy("still full"))
+    where = "192.0.2.7:40001: modifier1 33: "
+    lines = [formatEvent(event) for event in logs]
+    assert lines == [f"{where}full", f"{where}no", f"{where}still full (100 requests since the last such line)"]

@@ -25,7 +25,8 @@ from uwsgitwisted.errors import (
     Unavailable,
 )
 from uwsgitwisted.interfaces import IEngine, IResponder, Request
-from uwsgitwisted.responders.spool import BODIES, REPORT_INTERVAL, SPOOL_OVER_HTTP, SpoolResponder
+from uwsgitwisted.responders.failures import REPORT_INTERVAL
+from uwsgitwisted.responders.spool import BODIES, SPOOL_OVER_HTTP, SpoolResponder
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Record
@@ -116,7 +117,7 @@ def logged() -> Iterator[list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
 
     def observe(event: dict[str, Any]) -> None:
-        if event["log_namespace"] == "uwsgitwisted.responders.spool":
+        if event["log_namespace"] == "uwsgitwisted.responders.failures.Failures":
             events.append(event)
 
     globalLogPublisher.addObserver(observe)

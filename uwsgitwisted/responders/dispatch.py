@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import RemoteError, RequestCancelled, UnknownModifier, UwsgiError
+from uwsgitwisted.errors import RemoteError, UnknownModifier
 from uwsgitwisted.interfaces import IResponder, Reply, Request
+from uwsgitwisted.responders.failures import Failures
 from uwsgitwisted.transport.peers import Once
 from uwsgitwisted.wire.packet import Packet
 
@@ -25,6 +25,7 @@ class Dispatcher:
     def __init__(self, responders: Mapping[int, IResponder]) -> None:
         self._responders = dict(responders)
         self._unknown = Once()
+        self._failures = Failures()
 
     def respond(self, request: Request) -> Reply:
         """Return the responder's answer, or a Deferred of it; failures are logged on the way.
@@ -55,21 +56,14 @@ class Dispatcher:
 
     def _log_failure(self, failure: Failure, request: Request) -> Failure:
         error = failure.value
-        if isinstance(error, (RequestCancelled, CancelledError)):
-            return failure
-        peer, modifier1 = request.peer, request.packet.modifier1
         if isinstance(error, RemoteError):
             self._log.error(
                 "{peer}: the handler of modifier1 {modifier1} raised {error}\n{traceback}",
-                peer=peer,
-                modifier1=modifier1,
+                peer=request.peer,
+                modifier1=request.packet.modifier1,
                 error=error,
                 traceback=error.traceback,
             )
-        elif isinstance(error, UwsgiError):
-            self._log.error(
-                "{peer}: modifier1 {modifier1}: {error}", peer=peer, modifier1=modifier1, error=error
-            )
         else:
-            self._log.failure("{peer}: modifier1 {modifier1}", failure, peer=peer, modifier1=modifier1)
+            self._failures.log(failure, request)
         return failure

@@ -8,12 +8,12 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.errors import MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import Answer, IResponder, Request
+from uwsgitwisted.responders.failures import Failures
 from uwsgitwisted.responders.http import (
     ASKING,
     ENQUEUING,
@@ -31,17 +31,12 @@ from uwsgitwisted.wire.message import SPOOL_WITH_ID
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_vars, split_vars
 
-__all__ = ["BODIES", "HTTP_VARS", "REPORT_INTERVAL", "SPOOL_OVER_HTTP", "SpoolResponder"]
+__all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
 
 #: The modifier2 of a task that nginx asks for, whose answer is HTTP.
 SPOOL_OVER_HTTP = 1
 #: The modifiers of packets that a body follows.
 BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
-#: A peer can send refused tasks as fast as the network carries them; the log gets one line in this many
-#: seconds, which says how many it stands for.
-REPORT_INTERVAL = 1.0
-
-_log = Logger()
 
 
 class _Form(NamedTuple):
@@ -80,9 +75,7 @@ class SpoolResponder:
     ) -> None:
         self._spooler = spooler
         self._http_vars = tuple(name.encode() for name in http_vars)
-        self._monotonic = monotonic
-        self._silent_until = float("-inf")
-        self._unreported = 0
+        self._failures = Failures(monotonic)
         self._plain = _Form(self._ask_plain, lambda _: NO)
         self._forms = {
             SPOOL_OVER_HTTP: _Form(self._ask_over_http, refused),
@@ -98,7 +91,7 @@ class SpoolResponder:
         form = self._forms.get(modifier2, self._plain)
         asked = maybeDeferred(form.ask, payload)
         if form.refused is not None:
-            asked.addErrback(self._refused, form.refused, request.peer)
+            asked.addErrback(self._refused, form.refused, request)
         return asked
 
     # The forms.
@@ -144,32 +137,14 @@ class SpoolResponder:
             return not_found("no task of that id is known, or it is over and forgotten", head=head)
         return json_answer(HTTPStatus.OK, for_json(describe_record(found[0])), head=head)
 
-    # Refusals.
-
-    def _refused(self, failure: Failure, answer: Callable[[BaseException], Answer], peer: str) -> Answer:
+    def _refused(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:
         """Answer no, with the reason in the log; a request that was withdrawn needs neither."""
         error = failure.value
         assert error is not None
         if isinstance(error, CancelledError):
             failure.raiseException()
-        self._unreported += 1
-        if self._monotonic() >= self._silent_until:
-            self._silent_until = self._monotonic() + REPORT_INTERVAL
-            count, self._unreported = self._unreported, 0
-            self._report(failure, peer, count)
+        self._failures.log(failure, request)
         return answer(error)
-
-    def _report(self, failure: Failure, peer: str, count: int) -> None:
-        if isinstance(failure.value, UwsgiError):
-            reason = failure.getErrorMessage()
-            _log.warn(
-                "refused {count} requests, the last from {peer}: {reason}",
-                count=count,
-                peer=peer,
-                reason=reason,
-            )
-        else:
-            _log.failure("refused {count} requests, the last from {peer}", failure, count=count, peer=peer)
 
 
 def _split(payload: bytes) -> tuple[bytes, bytes]:
