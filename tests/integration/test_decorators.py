@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -193,3 +194,17 @@ def test_what_comes_again(launch: Launcher) -> None:
         assert script(blocking.spool, service.address, {"ud_spool_func": task["name"]}) is True
     until(lambda: _noted(_runs(service), "seldom"), "the run of the second")
     assert (_noted(_runs(service), "often"), _noted(_runs(service), "seldom")) == ([0], [1])
+
+
+def test_fresh_code_comes_again(launch: Launcher) -> None:
+    """After SIGHUP the periodic tasks are those of the fresh code; if that is broken, they stay."""
+    service = _start(launch)
+    module = service.directory / "my_handler.py"
+    before = module.read_text()
+    module.write_text("import no_such_module")
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("the old ones stay; mend the handler")
+    module.write_text(before.replace("@timer(60)", "@timer(1)"))
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("2 periodic tasks from now on")
+    until(lambda: len(_noted(_runs(service), "often")) >= 2, "two runs of what came once a minute before")

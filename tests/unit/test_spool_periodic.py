@@ -46,7 +46,8 @@ class Bench:
         self.jump = 0.0
         self.store = store
         self.broken = False
-        self.timetable = Timetable(self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump)
+        self.tasks = tasks
+        self.timetable = Timetable(self.clock, self.manage, now=lambda: self.clock.seconds() + self.jump)
 
     def manage(self, change: Callable[[ISpoolStore], float]) -> Deferred[float]:
         def call() -> float:
@@ -57,7 +58,7 @@ class Bench:
         return maybeDeferred(call)
 
     def start(self) -> Bench:
-        self.timetable.start()
+        self.timetable.set(self.tasks)
         self.pass_time(0)
         return self
 
@@ -101,13 +102,29 @@ def test_interval(store: SqliteStore) -> None:
 def test_stopped(store: SqliteStore) -> None:
     """A stopped timetable sets no timer and stores nothing."""
     bench = Bench(store, every(60)).start()
-    bench.timetable.stop()
+    bench.timetable.set(())
     assert bench.clock.getDelayedCalls() == []
+
+
+def test_replaced(store: SqliteStore) -> None:
+    """Tasks that replace others come in their stead, also if the store was just asked about the others."""
+    bench = Bench(store, every(60), every(60, "old"))
+    answers: list[Deferred[float]] = []
+    asked = bench.timetable._manage
+    bench.timetable._manage = lambda change: answers.append(Deferred()) or answers[-1]  # type: ignore[func-returns-value]
+    bench.start()
+    bench.timetable._manage = asked
+    bench.timetable.set([every(60), every(60, "new")])
+    for answer in answers:
+        answer.callback(NOON + 60)
+    bench.pass_time(60)
+    assert sorted(bench.stored()) == ["new", "tick"]
+    assert len(bench.clock.getDelayedCalls()) == 2
 
 
 def test_made_up_for_once(store: SqliteStore) -> None:
     """Of what was missed while no spooler ran, the last occurrence is stored, once."""
-    Bench(store, every(60)).start().timetable.stop()
+    Bench(store, every(60)).start().timetable.set(())
     bench = Bench(store, every(60))
     bench.clock.rightNow = NOON + 3 * DAY + 10
     bench.start()
@@ -150,7 +167,7 @@ def test_clock_was_wrong(store: SqliteStore) -> None:
     bench = Bench(store, every(60))
     bench.jump = 1e9
     bench.start()
-    bench.timetable.stop()
+    bench.timetable.set(())
     again = Bench(store, every(60)).start()
     again.pass_time(60)
     assert again.stored() == ["tick"]
