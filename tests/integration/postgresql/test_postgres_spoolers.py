@@ -144,13 +144,13 @@ def test_killed_at_random(cluster: Cluster) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    killed: set[int] = set()
+    killed: dict[int, float] = {}
     for _ in range(3):
         before = len(accepted)
         until(lambda before=before: len(accepted) > before + 20, "some accepted tasks")  # type: ignore[misc]
         victim = spoolers.pop(0)
-        killed.add(victim.pid)
         victim.kill()
+        killed[victim.pid] = time.monotonic()
         spoolers.append(cluster.start())
     stopping.set()
     sender.join()
