@@ -46,8 +46,7 @@ class Bench:
         self.jump = 0.0
         self.store = store
         self.broken = False
-        self.tasks = tasks
-        self.timetable = Timetable(self.clock, self.manage, now=lambda: self.clock.seconds() + self.jump)
+        self.timetable = Timetable(self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump)
 
     def manage(self, change: Callable[[ISpoolStore], float]) -> Deferred[float]:
         def call() -> float:
@@ -58,7 +57,7 @@ class Bench:
         return maybeDeferred(call)
 
     def start(self) -> Bench:
-        self.timetable.set(self.tasks)
+        self.timetable.start()
         self.pass_time(0)
         return self
 
@@ -102,29 +101,24 @@ def test_interval(store: SqliteStore) -> None:
 def test_stopped(store: SqliteStore) -> None:
     """A stopped timetable sets no timer and stores nothing."""
     bench = Bench(store, every(60)).start()
-    bench.timetable.set(())
+    bench.timetable.stop()
     assert bench.clock.getDelayedCalls() == []
 
 
-def test_replaced(store: SqliteStore) -> None:
-    """Tasks that replace others come in their stead, also if the store was just asked about the others."""
-    bench = Bench(store, every(60), every(60, "old"))
-    answers: list[Deferred[float]] = []
-    asked = bench.timetable._manage
-    bench.timetable._manage = lambda change: answers.append(Deferred()) or answers[-1]  # type: ignore[func-returns-value]
-    bench.start()
-    bench.timetable._manage = asked
-    bench.timetable.set([every(60), every(60, "new")])
-    for answer in answers:
-        answer.callback(NOON + 60)
-    bench.pass_time(60)
-    assert sorted(bench.stored()) == ["new", "tick"]
-    assert len(bench.clock.getDelayedCalls()) == 2
+def test_stopped_while_it_asks(store: SqliteStore) -> None:
+    """A timetable that is stopped while the store answers sets no timer when the answer is there."""
+    answer: Deferred[float] = Deferred()
+    clock = Clock()
+    timetable = Timetable(clock, [every(60)], lambda change: answer, now=clock.seconds)
+    timetable.start()
+    timetable.stop()
+    answer.callback(60.0)
+    assert clock.getDelayedCalls() == []
 
 
 def test_made_up_for_once(store: SqliteStore) -> None:
     """Of what was missed while no spooler ran, the last occurrence is stored, once."""
-    Bench(store, every(60)).start().timetable.set(())
+    Bench(store, every(60)).start().timetable.stop()
     bench = Bench(store, every(60))
     bench.clock.rightNow = NOON + 3 * DAY + 10
     bench.start()
@@ -167,7 +161,7 @@ def test_clock_was_wrong(store: SqliteStore) -> None:
     bench = Bench(store, every(60))
     bench.jump = 1e9
     bench.start()
-    bench.timetable.set(())
+    bench.timetable.stop()
     again = Bench(store, every(60)).start()
     again.pass_time(60)
     assert again.stored() == ["tick"]

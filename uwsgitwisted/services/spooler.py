@@ -64,8 +64,7 @@ class SpoolerService(ClusterService):
 
     :param spooler: the queue; it owns the engine.
     :param timetable: enqueues periodic tasks.
-    :param periodic: the tasks that it begins with.
-    :param find_periodic: finds those of fresh handlers; it blocks, since it loads these.
+    :param renew: makes a timetable for fresh code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
     """
 
@@ -76,15 +75,13 @@ class SpoolerService(ClusterService):
         spooler: Spooler,
         responders: Mapping[int, IResponder],
         timetable: Timetable,
-        periodic: Sequence[Periodic],
-        find_periodic: Callable[[], Sequence[Periodic]],
+        renew: Callable[[], Timetable],
         drain: Drain | None,
     ) -> None:
         super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
         self._spooler = spooler
         self._timetable = timetable
-        self._periodic = periodic
-        self._find_periodic = find_periodic
+        self._renew = renew
         self._drain = drain
 
     def _begin(self) -> Deferred[None]:
@@ -92,25 +89,27 @@ class SpoolerService(ClusterService):
 
     def _begin_to_add(self, _: None) -> None:
         """Begin with what adds tasks without being asked."""
-        self._timetable.set(self._periodic)
+        self._timetable.start()
         if self._drain is not None:
             self._drain.start()
 
     def _reloaded(self, complete: bool) -> None:
         super()._reloaded(complete)
         if complete:
-            deferToThread(self._find_periodic).addCallback(self._set_periodic).addErrback(self._not_found)
+            deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
 
-    def _set_periodic(self, tasks: Sequence[Periodic]) -> None:
-        if self.running:
-            self._timetable.set(tasks)
-            self._log.info("{count} periodic tasks from now on", count=len(tasks))
+    def _renewed(self, timetable: Timetable) -> None:
+        before, self._timetable = self._timetable, timetable
+        if before.running:  # else this service has not begun yet, or has ended
+            before.stop()
+            timetable.start()
+            self._log.info("the periodic tasks are those of the fresh code")
 
-    def _not_found(self, failure: Failure) -> None:
+    def _not_renewed(self, failure: Failure) -> None:
         self._log.error("the periodic tasks stay as they were: {reason}", reason=failure.getErrorMessage())
 
     async def _end(self) -> None:
-        self._timetable.set(())
+        self._timetable.stop()
         if self._drain is not None:
             await self._drain.stop()
         await self._spooler.stop(self._settings.drain_timeout)
@@ -130,13 +129,7 @@ def make_spooler(
         text=spooling.text,
         return_codes=spooling.return_codes,
     )
-
-    def find_periodic() -> list[Periodic]:
-        return [*spooling.periodic, *(_decorated(**task) for task in check_handlers(spec))]
-
-    periodic = find_periodic()
     store = make_store(spooling.spool, spooling.keep_results)
-    check_store(store)
     spooler = Spooler(
         reactor,
         store,
@@ -147,13 +140,19 @@ def make_spooler(
         # What is ahead must not fill the engine's own queue.
         max_ahead=min(MAX_AHEAD, settings.max_queue // (2 * (1 + len(spooling.queues)))),
     )
-    timetable = Timetable(reactor, spooler.manage)
+
+    def renew() -> Timetable:
+        decorated = (_decorated(**task) for task in check_handlers(spec))
+        return Timetable(reactor, [*spooling.periodic, *decorated], spooler.manage)
+
+    timetable = renew()
+    check_store(store)
     responders: dict[int, IResponder] = {
         SPOOL: SpoolResponder(spooler, http_vars=spooling.http_vars),
         MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
-    return SpoolerService(reactor, settings, spooler, responders, timetable, periodic, find_periodic, drain)
+    return SpoolerService(reactor, settings, spooler, responders, timetable, renew, drain)
 
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:

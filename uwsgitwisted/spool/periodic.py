@@ -129,23 +129,30 @@ class Timetable:
     def __init__(
         self,
         clock: IReactorTime,
+        tasks: Iterable[Periodic],
         manage: Callable[[Callable[[ISpoolStore], float]], Deferred[float]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        self._tasks = list(tasks)
         self._manage = manage
         self._now = now
-        self._tasks: dict[str, Periodic] = {}
         self._calls: dict[str, IDelayedCall] = {}
+        #: Whether it was started, and not stopped since.
+        self.running = False
 
-    def set(self, tasks: Iterable[Periodic]) -> None:
-        """Begin no further occurrence of the tasks it has, and have these from now on."""
+    def start(self) -> None:
+        """Begin."""
+        self.running = True
+        for task in self._tasks:
+            self._look(task, 0.0)
+
+    def stop(self) -> None:
+        """Begin no further occurrence."""
+        self.running = False
         for call in self._calls.values():
             call.cancel()
         self._calls.clear()
-        self._tasks = {task.name: task for task in tasks}
-        for task in self._tasks.values():
-            self._look(task, 0.0)
 
     def _look(self, task: Periodic, at: float) -> None:
         """Have an occurrence stored if its time *at* has come, or wait for it."""
@@ -160,7 +167,7 @@ class Timetable:
         )
 
     def _call(self, delay: float, task: Periodic, at: float) -> None:
-        if self._tasks.get(task.name) is task:  # else it was replaced while the store was asked
+        if self.running:
             self._calls[task.name] = self._clock.callLater(delay, self._look, task, at)
 
     def _failed(self, failure: Failure, task: Periodic) -> None:
