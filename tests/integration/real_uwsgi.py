@@ -72,14 +72,15 @@ class RealUwsgi:
         return (self._directory / "uwsgi.log").read_text(errors="replace")
 
     def end(self) -> None:
-        """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(PATIENCE)
-            raise
+        """End it; while it starts it may take no notice of a signal, so that it gets more than one."""
+        for _ in range(int(PATIENCE)):
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+                return
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        raise AssertionError(f"it did not end:\n{self.log}")
 
 
 @contextlib.contextmanager
