@@ -164,8 +164,9 @@ def test_quiet_turns_write_nothing(spool: Spool, bench: Bench) -> None:
     assert spool.execute(count)[0][0] - before < 20
 
 
-def lose_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the next transactions be committed, and their answers be lost."""
+@contextmanager
+def lost_answers(bench: Bench) -> Iterator[None]:
+    """Have a transaction be committed, and its answer be lost, which its caller is told by an error."""
     server = store_of(bench)._server
     transaction = server.transaction
 
@@ -175,17 +176,18 @@ def lose_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
             yield connection
         raise StoreUnavailable("the connection broke")
 
-    monkeypatch.setattr(server, "transaction", lost)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "transaction", lost)
+        with pytest.raises(StoreUnavailable):
+            yield
 
 
-def test_lost_answer_to_a_claim(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answer_to_a_claim(bench: Bench) -> None:
     """Tasks of which the spooler never heard that it claimed them are given out once more, as they were."""
     (running,) = bench.run("runs")
     ids = bench.add("a", "b")
-    with monkeypatch.context() as patch:
-        lose_answers(bench, patch)
-        with pytest.raises(StoreUnavailable):
-            bench.turn(2)
+    with lost_answers(bench):
+        bench.turn(2)
     assert bench.states() == dict.fromkeys([running, *ids], State.RUNNING)
     turn = bench.turn(1)
     assert [(task.id, task.attempts) for task in turn.claimed] == [(ids[0], 0)]
@@ -193,14 +195,12 @@ def test_lost_answer_to_a_claim(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     assert bench.states() == {running: State.RUNNING, ids[0]: State.RUNNING, ids[1]: State.READY}
 
 
-def test_lost_answer_to_a_settlement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answer_to_a_settlement(bench: Bench) -> None:
     """How tasks ended may be written down twice, also of one that was claimed again in the lost turn."""
     done, retried = bench.run("a", "b")
     endings = [settle(done, Action.FINISH, 1), settle(retried, Action.RETRY, 1, 0, 0.0, "why")]
-    with monkeypatch.context() as patch:
-        lose_answers(bench, patch)
-        with pytest.raises(StoreUnavailable):
-            bench.turn(5, *endings)
+    with lost_answers(bench):
+        bench.turn(5, *endings)
     assert bench.states() == {done: State.DONE, retried: State.RUNNING}
     (again,) = bench.turn(5, *endings).claimed
     assert (again.id, again.attempts) == (retried, 1)
@@ -208,32 +208,26 @@ def test_lost_answer_to_a_settlement(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("hasty")
-def test_lost_answer_to_a_takeover(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answer_to_a_takeover(spool: Spool) -> None:
     """Orphans of which the spooler never heard come up in the next turn, still as orphans."""
     holder, other = spool.open(), spool.open()
     (identifier,) = holder.run("a")
     holder.store.close()
-    with monkeypatch.context() as patch:
-        lose_answers(other, patch)
-        with pytest.raises(StoreUnavailable):
-            other.turn(5)
+    with lost_answers(other):
+        other.turn(5)
     turn = other.turn(5)
     assert ([orphan.id for orphan in turn.orphans], turn.claimed) == ([identifier], [])
     # When it runs again, it is no orphan any more.
     other.turn(0, settle(identifier, Action.RETRY, 1))
-    with monkeypatch.context() as patch:
-        lose_answers(other, patch)
-        with pytest.raises(StoreUnavailable):
-            other.turn(5)
+    with lost_answers(other):
+        other.turn(5)
     turn = other.turn(5)
     assert ([claimed.id for claimed in turn.claimed], turn.orphans) == ([identifier], [])
 
 
-def test_lost_answer_to_a_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answer_to_a_batch(bench: Bench) -> None:
     """A batch whose answer was lost is stored twice if it is sent again, unless it has keys."""
-    with monkeypatch.context() as patch:
-        lose_answers(bench, patch)
-        with pytest.raises(StoreUnavailable):
-            bench.store.add([bench.task("a", key="k"), bench.task("b")])
+    with lost_answers(bench):
+        bench.store.add([bench.task("a", key="k"), bench.task("b")])
     bench.store.add([bench.task("a", key="k"), bench.task("b")])
     assert names(bench.turn(9)) == ["a", "b", "b"]
