@@ -105,7 +105,7 @@ def test_stopped(store: SqliteStore) -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
-def test_stopped_while_it_asks(store: SqliteStore) -> None:
+def test_stopped_while_it_asks() -> None:
     """A timetable that is stopped while the store answers sets no timer when the answer is there."""
     answer: Deferred[float] = Deferred()
     clock = Clock()
