@@ -1,0 +1,1 @@
+"""Attacks on real services, and what a good caller beside them notices."""
