@@ -11,13 +11,15 @@ from types import ModuleType, TracebackType
 
 from uwsgitwisted.compat.install import install
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.handlers.source import import_from_source
 
 
 def load_module(name: str) -> ModuleType:
     """Import the handler module *name*.
 
     The current directory comes first on ``sys.path``, and ``import uwsgi`` gives our module, except inside a
-    real uWSGI, whose own is never replaced.
+    real uWSGI, whose own is never replaced. The module, and what it imports from outside of the library
+    directories, is compiled from its source.
 
     :param name: as an import statement has it, such as ``my_server`` or ``package.my_server``.
     :raises StartupError: if there is no such module, or it raises or exits while it is imported.
@@ -27,6 +29,7 @@ def load_module(name: str) -> ModuleType:
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
     install()
+    import_from_source()
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
