@@ -7,6 +7,7 @@ import enum
 import marshal
 import math
 import random
+import re
 import struct
 import sys
 import tracemalloc
@@ -20,11 +21,20 @@ from hypothesis import strategies as st
 
 from uwsgitwisted.errors import UnencodableMessage, UnsafeObject
 from uwsgitwisted.wire import objects
-from uwsgitwisted.wire.objects import MAX_DEPTH, MAX_SET_DEPTH, MAX_SHARED, check, dumps, loads
+from uwsgitwisted.wire.marshal_check import OVERRUN, overrun, walk
+from uwsgitwisted.wire.objects import MAX_DEPTH, MAX_SET_DEPTH, MAX_SHARED, dumps, loads, loads_plain
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 CONTAINERS = (tuple, list, dict, set, frozenset)
 EXAMPLE = ("mytemplate.txt", {"fib_sequence": [1, 1, 2, 3, 5, 8, 13], "whattimeisit": 1.0})
+
+
+def check(data: bytes) -> bytes:
+    """Walk over *data*, as ``loads`` does first, and return what C would get."""
+    try:
+        return walk(data, MAX_DEPTH, MAX_SHARED)
+    except OVERRUN:
+        raise overrun(data) from None
 
 
 def u32(number: int) -> bytes:
@@ -656,3 +666,43 @@ class TestDumps:
         monkeypatch.setattr(objects.marshal, "dumps", fail)
         with pytest.raises(UnencodableMessage, match="can't write the value: unmarshallable"):
             dumps(1)
+
+
+class TestPlain:
+    """What a service loads in its own process."""
+
+    @given(values)
+    def test_what_is_accepted_is_the_same(self, value: object) -> None:
+        """A value either means what it always does, or is refused for what it holds."""
+        data = dumps(value)
+        try:
+            loaded = loads_plain(data)
+        except UnsafeObject as error:
+            assert re.search("a set|a container as a key", str(error))  # noqa: PT017 - nor need it raise
+        else:
+            assert exact(loaded) == exact(value)
+
+    def test_what_our_clients_ask(self) -> None:
+        """Questions as our own clients send them are plain."""
+        question = ("status", {"ids": list(range(1_000)), "queue": "mail", "after": None, b"x": 1.5, 7: True})
+        assert loads_plain(dumps(question)) == question
+
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            ({1}, "a set"),
+            ([frozenset()], "a set"),
+            ({(1, 2): 3}, "a container as a key"),
+        ],
+    )
+    def test_refused(self, value: object, reason: str) -> None:
+        """Sets, and containers as keys, are refused with their place."""
+        with pytest.raises(UnsafeObject, match=rf"offset \d+: {reason}"):
+            loads_plain(dumps(value))
+
+    @pytest.mark.parametrize("version", [3, 4])
+    def test_references(self, version: int) -> None:
+        """References are refused, also to an atom."""
+        text = "x" * 10
+        with pytest.raises(UnsafeObject, match="references add more than 0 bytes"):
+            loads_plain(marshal.dumps([text, text], version))

@@ -19,7 +19,7 @@ from uwsgitwisted.spool.management import OPERATIONS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
-from uwsgitwisted.wire import failure, marshal_check, objects, packet, session
+from uwsgitwisted.wire import failure, key_check, marshal_check, objects, packet, session
 from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
@@ -61,6 +61,9 @@ NUMBERS: dict[str, float] = {
     "MAX_TEXT": failure.MAX_TEXT,
     "MAX_DEPTH": marshal_check.MAX_DEPTH,
     "MAX_SHARED": marshal_check.MAX_SHARED,
+    "FEW_KEYS": key_check.FEW_KEYS,
+    "MAX_KEY_DEPTH": key_check.MAX_KEY_DEPTH,
+    "MAX_KEY_SHARED": key_check.MAX_KEY_SHARED,
     "MAX_SET_DEPTH": objects.MAX_SET_DEPTH,
     "MAX_GIVEN": pipe.MAX_GIVEN,
 }
@@ -321,7 +324,7 @@ def test_type_codes() -> None:
     accepted = set()
     for number in range(128):
         with pytest.raises(errors.UnsafeObject) as caught:
-            objects.check(bytes((number,)) + bytes(20))
+            objects.loads(bytes((number,)) + bytes(20))
         if f"type code 0x{number:02x}" not in str(caught.value):
             accepted.add(chr(number))
     assert {code(row[0]) for row in OBJECTS} == accepted

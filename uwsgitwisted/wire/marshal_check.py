@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from uwsgitwisted.errors import UnsafeObject
+from uwsgitwisted.wire.key_check import FEW_KEYS, check_keys
 
 #: How deep containers may be nested, references followed. C's own limit is 2000 (1000 in some builds), past
 #: which it raises or crashes; code that recurses over a value, such as ``repr`` or ``copy``, ends before that.
@@ -30,10 +31,11 @@ _FLAG: Final = 0x80
 _BYTES: Final = 32  # four bytes of length, then the content
 _SHORT: Final = 33  # one byte of length, then the content
 _SEQUENCE: Final = 34  # four bytes of count, then the items
-_SMALL_TUPLE: Final = 35  # one byte of count, then the items
-_DICT: Final = 36  # keys and values in turn, then _END
-_END: Final = 37
-_RARE: Final = 38  # see _Rare
+_SET: Final = 35  # the same
+_SMALL_TUPLE: Final = 36  # one byte of count, then the items
+_DICT: Final = 37  # keys and values in turn, then _END
+_END: Final = 38
+_RARE: Final = 39  # see _Rare
 _DONE: Final = 0
 
 _unpack_length = struct.Struct("<I").unpack_from  # unsigned: a negative one is larger than any message
@@ -51,7 +53,8 @@ def _kinds() -> tuple[int, ...]:
         (b"y", 17),
         (b"su", _BYTES),
         (b"zZ", _SHORT),
-        (b"([<>", _SEQUENCE),
+        (b"([", _SEQUENCE),
+        (b"<>", _SET),
         (b")", _SMALL_TUPLE),
         (b"{", _DICT),
         (b"0", _END),
@@ -66,6 +69,7 @@ _CODES: Final = tuple(bytes((code,)) for code in range(256))
 _INTERNED: Final = ord("t")
 _INTERNED_REFERENCE: Final = ord("R")
 _REFERENCE: Final = ord("r")
+_STRINGS: Final = frozenset(b"sutaAzZR")
 _FLAGGED_BYTES: Final = ord("s") | _FLAG
 _REFUSED: Final = {
     ord("c"): "a code object",
@@ -149,6 +153,7 @@ class _Rare:
         "_shared",
         "_shared_limit",
         "_sizes",
+        "refers_to_containers",
     )
 
     def __init__(self, data: bytes, depth_limit: int, shared_limit: int) -> None:
@@ -163,6 +168,8 @@ class _Rare:
         self._modern = False  # whether a code of version 3 or 4 was met
         self._interned: list[int] = []
         self._interned_references: list[int] = []
+        #: Whether a reference is to a container.
+        self.refers_to_containers = False
 
     def take(self, code: int, position: int, depth: int) -> tuple[int, int]:
         """Step over the value at *position*, which lies in *depth* containers.
@@ -216,7 +223,10 @@ class _Rare:
         size = self._sizes[index]
         if not size:
             raise _unsafe(position, "a reference to a container from within")
-        depth += self._heights.get(index, 0)
+        height = self._heights.get(index, 0)
+        if height:
+            self.refers_to_containers = True
+        depth += height
         if depth > self._depth_limit:
             raise _unsafe(position, f"nested deeper than {self._depth_limit} levels, through a reference")
         self.enter(depth)
@@ -274,15 +284,20 @@ def _is_run(data: bytes, position: int, count: int) -> bool:
 OVERRUN: Final = (IndexError, struct.error)
 
 
-def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C901 - calls would double its time
+def walk(  # noqa: C901 - calls would double its time
+    data: bytes, depth_limit: int, shared_limit: int, *, plain: bool = False
+) -> bytes:
     """Return *data* as C is to get it, after a walk over all of it.
 
     A position past the end is not looked for at each step: reading there raises one of :data:`OVERRUN`.
+
+    :param plain: whether sets, and containers as keys, are refused.
     """
     size = len(data)
     position = owed = 0  # owed: how many values the containers around the innermost still wait for
     left = 1  # how many the innermost waits for; in a dict it counts down from -1
     outer: list[int] = []  # the same for the containers around it
+    risky = 0  # how many keys and members are no strings, or more
     modern = False
     rare: _Rare | None = None
     while True:
@@ -292,6 +307,8 @@ def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C9
             kind = _KINDS[code]
             if kind < _BYTES:
                 position += kind
+                if left < 0 and not left & 1:
+                    risky += 1
                 continue
             if kind == _BYTES:
                 position += 5 + _unpack_length(data, position + 1)[0]
@@ -307,7 +324,13 @@ def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C9
                 rare = rare or _Rare(data, depth_limit, shared_limit)
                 position, kind = rare.take(code, position, len(outer))
                 if kind == _DONE:
+                    if left < 0 and not left & 1 and code & ~_FLAG not in _STRINGS:
+                        risky += 1
                     continue
+            if left < 0 and not left & 1:
+                risky += 1
+                if plain:
+                    raise _unsafe(position, "a container as a key")
             outer.append(left)
             if len(outer) > depth_limit:
                 raise _unsafe(position, f"nested deeper than {depth_limit} levels")
@@ -319,9 +342,13 @@ def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C9
                 left = -1
                 position += 1
                 continue
-            if kind == _SEQUENCE:
+            if kind != _SMALL_TUPLE:
                 left = _unpack_length(data, position + 1)[0]
                 position += 5
+                if kind == _SET:
+                    risky += left
+                    if plain:
+                        raise _unsafe(position, "a set")
             else:
                 left = data[position + 1]
                 position += 2
@@ -344,28 +371,12 @@ def walk(data: bytes, depth_limit: int, shared_limit: int) -> bytes:  # noqa: C9
         raise _unsafe(size, "the bytes end within a value")
     if position < size:
         raise _unsafe(position, f"{size - position} bytes follow the value")
-    return rare.rewrite(modern) if rare else data
+    checked = rare.rewrite(modern) if rare else data
+    if risky > FEW_KEYS or (risky and rare and rare.refers_to_containers):
+        check_keys(checked)
+    return checked
 
 
 def overrun(data: bytes) -> UnsafeObject:
     """Return the error that :data:`OVERRUN` means."""
     return _unsafe(len(data), "the bytes end within a value")
-
-
-def check(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_SHARED) -> bytes:
-    """Return *data* in a form that C's ``marshal.loads`` can be trusted with.
-
-    That call can still raise, for text that is no UTF-8 or no number and for keys that can't be hashed; but it
-    does nothing else than build values of the allowed types, in memory proportional to the bytes.
-
-    :param data: one marshalled value, of any version up to 4.
-    :param depth_limit: how deep containers may be nested.
-    :param shared_limit: how many bytes references may add to the value if it were written without them.
-    :return: the same bytes, except that strings interned by Python 2 are marked as bytes.
-    :raises UnsafeObject: if anything in it is not what the module's documentation lists, or broken; the text
-        says what, and at which offset.
-    """
-    try:
-        return walk(data, depth_limit, shared_limit)
-    except OVERRUN:
-        raise overrun(data) from None
