@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.retry import ERROR_LIMIT, Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import OCCURRENCE_SPAN, ISpoolStore, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.stores import EXPIRE_BYTES, OCCURRENCE_SPAN, ISpoolStore, Record, Settlement, Turn, Want
 from uwsgitwisted.spool.task import LATEST, PRIORITY_LIMIT, UNPRIORITIZED, State, Task
 
 #: How far a store's clock may be from the bench's, and how long a test may take between two looks at it, in
@@ -250,6 +250,31 @@ class StoreContract:
         bench.pass_time(200)
         bench.turn(0)
         assert bench.states() == {dead: State.DEAD}
+
+    def test_upkeep(self, bench: Bench) -> None:
+        """A turn says when the next one is to be, so that what is over is forgotten in time."""
+        bench.store.keep = 1000.0
+        assert bench.turn(0).upkeep is None
+        (done,) = bench.run("a")
+        bench.add("waits", later=50)
+        bench.finish(done)
+        turn = bench.turn(0)
+        assert (turn.upkeep, turn.wait) == (about(1000), about(50))
+        bench.pass_time(1100)
+        assert bench.turn(0).upkeep is None
+        assert done not in bench.states()
+
+    def test_much_is_forgotten_in_pieces(self, bench: Bench) -> None:
+        """Not more is forgotten in one turn than so many bytes, and the turn says that there is more."""
+        bench.store.keep = 1000.0
+        ids = bench.run(*"abcdefgh")
+        result = bytes(EXPIRE_BYTES // 4)
+        bench.turn(0, *(settle(identifier, Action.FINISH, 1, result=result) for identifier in ids))
+        bench.pass_time(1100)
+        assert bench.turn(0).upkeep == 0.0
+        assert len(bench.states()) == 3
+        bench.turn(0)
+        assert bench.states() == {}
 
     def test_retry(self, bench: Bench) -> None:
         """A task to retry waits for its time, with its new counts; without a time it keeps its place."""

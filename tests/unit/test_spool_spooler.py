@@ -30,10 +30,10 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
-from uwsgitwisted.spool import intake, waiters
+from uwsgitwisted.spool import intake, sqlite, waiters
 from uwsgitwisted.spool import spooler as spooler_module
 from uwsgitwisted.spool.retry import RetryPolicy
-from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, STORE_PAUSE, Spooler
+from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
 from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run, new_task
@@ -309,6 +309,37 @@ def test_bounded(path: Path) -> None:
     bench.pass_time(0)
     assert [outcome(one) for one in waiting] == [1, 2, 3]
     bench.accept("e")
+
+
+def test_results_expire_while_idle(bench: Bench) -> None:
+    """What is over is forgotten in time though nothing happens, and without a turn before that."""
+    bench.store.keep = 1000.0
+    bench.accept("one", "two")
+    turns = bench.store.advances
+    bench.pass_time(900)
+    assert bench.store.advances == turns
+    assert len(bench.store.records(10)) == 2
+    bench.pass_time(101)
+    assert bench.store.records(10) == []
+    assert bench.store.advances == turns + 1
+
+
+def test_many_results_expire_while_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one turn forgets are forgotten in the turns that follow at once."""
+    monkeypatch.setattr(sqlite, "EXPIRE_LIMIT", 2)
+    bench.store.keep = 1000.0
+    bench.accept(*"abcdefg")
+    bench.pass_time(1000)
+    for _ in range(4):
+        bench.pass_time(MIN_UPKEEP)
+    assert bench.store.records(10) == []
+
+
+def test_the_longest_sleep_is_bounded(bench: Bench) -> None:
+    """However long results are kept, no timer is longer than a reactor can sleep."""
+    bench.store.keep = 1e12
+    bench.accept("one")
+    assert [call.getTime() - START for call in bench.clock.getDelayedCalls()] == [MAX_UPKEEP]
 
 
 def test_withdrawn(bench: Bench) -> None:

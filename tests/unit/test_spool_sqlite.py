@@ -143,7 +143,8 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
         (sqlite.PROMOTE, "tasks_scheduled"),
         (sqlite.NEXT_SCHEDULED, "tasks_scheduled"),
         (sqlite.ORPHANS, "tasks_running"),
-        (sqlite.EXPIRE, "tasks_expiring"),
+        (sqlite.EXPIRED, "tasks_expiring"),
+        (sqlite.NEXT_EXPIRY, "tasks_expiring"),
         (sqlite.CANCELLING, "tasks_cancelling"),
         (sqlite.FIND_KEY, "tasks_key"),
     ],
@@ -157,6 +158,52 @@ def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> No
     steps = [str(row[3]) for row in query(path, f"EXPLAIN QUERY PLAN {bound}")]
     assert any(f"USING INDEX {index}" in step or f"USING COVERING INDEX {index}" in step for step in steps)
     assert not [step for step in steps if "TEMP B-TREE" in step or ("SCAN" in step and index not in step)]
+
+
+def test_space_is_given_back(store: SqliteStore, path: Path) -> None:
+    """A file that was large becomes small again when nothing is left to do, a few pages each turn."""
+    store.keep = 0.0
+    store.add([task("x" * 60_000) for _ in range(400)])
+    claimed = advance(store, 1000, NOW).claimed
+    connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    large = path.stat().st_size
+    turn = advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
+    assert turn.upkeep == sqlite.BUSY_PAUSE
+    turns = 0
+    while (turn := advance(store, 0, NOW)).upkeep is not None:
+        assert turn.upkeep == 0.0
+        turns += 1
+    connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert large > 20e6
+    assert path.stat().st_size < 5e6
+    assert turns > 10
+    assert query(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_space_is_kept_while_the_disk_is_full(store: SqliteStore) -> None:
+    """That space can't be given back now doesn't fail the turn, and isn't tried all the time."""
+    store.keep = 0.0
+    store.add([task("x" * 60_000) for _ in range(400)])
+    claimed = advance(store, 1000, NOW).claimed
+    advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
+    connection = connection_of(store)
+    store._open_connection = _Unshrinkable(connection)  # type: ignore[assignment]
+    assert advance(store, 0, NOW).upkeep == sqlite.SHRINK_PAUSE
+    store._open_connection = connection
+    assert advance(store, 0, NOW).upkeep == 0.0
+
+
+class _Unshrinkable:
+    """A connection that can't give space back."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def executescript(self, script: str) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_durable_settings(store: SqliteStore, path: Path) -> None:

@@ -29,6 +29,7 @@ from uwsgitwisted.spool.postgres_schema import BODILESS, NOW
 from uwsgitwisted.spool.postgres_server import Server, parse_address
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores import (
+    EXPIRE_LIMIT,
     KEEP_RESULTS,
     OCCURRENCE_SPAN,
     Demand,
@@ -36,22 +37,24 @@ from uwsgitwisted.spool.stores import (
     Record,
     Settlement,
     Turn,
+    first_expired,
     possible_ids,
 )
 from uwsgitwisted.spool.task import State, Task
 
-#: How many tasks whose time has come are made ready in one turn, and how many that are over are forgotten. With
-#: more, the earliest go first.
-PROMOTE_LIMIT = EXPIRE_LIMIT = 1_000
+#: How many tasks whose time has come are made ready in one turn. With more, the earliest go first.
+PROMOTE_LIMIT = 1_000
 
 # ruff: noqa: S608 - the statements are put together from constants
 PROMOTE = """WITH due AS MATERIALIZED (
         SELECT id FROM tasks WHERE state = 0 AND at <= %s ORDER BY at LIMIT %s FOR UPDATE SKIP LOCKED)
     UPDATE tasks SET state = 1 FROM due WHERE tasks.id = due.id"""
-EXPIRE = """WITH over AS MATERIALIZED (
-        SELECT id FROM tasks WHERE expires <= %s ORDER BY expires LIMIT %s FOR UPDATE SKIP LOCKED)
-    DELETE FROM tasks USING over WHERE tasks.id = over.id"""
-OUTLOOK = f"SELECT ({NEXT_SCHEDULED}), ARRAY(SELECT id FROM tasks WHERE cancelling AND owner = %s)"
+EXPIRED = """SELECT id, octet_length(body) + octet_length(result) FROM tasks WHERE expires <= %s
+    ORDER BY expires LIMIT %s FOR UPDATE SKIP LOCKED"""
+EXPIRE = "DELETE FROM tasks WHERE id = ANY(%s)"
+NEXT_EXPIRY = "SELECT expires FROM tasks WHERE expires IS NOT NULL ORDER BY expires LIMIT 1"
+OUTLOOK = f"""SELECT ({NEXT_SCHEDULED}), ({NEXT_EXPIRY}),
+    ARRAY(SELECT id FROM tasks WHERE cancelling AND owner = %s)"""
 
 MINE = """SELECT id, cancelling FROM tasks WHERE id = ANY(%(ids)s) AND state = 2 AND owner = %(owner)s
     ORDER BY id FOR UPDATE"""
@@ -168,16 +171,19 @@ class PostgresStore:
         moment = self._lease.begin(connection)
         now = moment.now
         settled = self._settle(connection, settlements, now)
-        connection.execute(EXPIRE, (now, EXPIRE_LIMIT))
+        over = first_expired(connection.execute(EXPIRED, (now, EXPIRE_LIMIT)))
+        if over:
+            connection.execute(EXPIRE, (over,))
         connection.execute(PROMOTE, (now, PROMOTE_LIMIT))
         held = self._lease.held.difference(settlement.id for settlement in settlements)
         claimant = {"owner": self._lease.owner, "held": list(held), "now": now}
         claimed, ready = self._claimer.claim(connection, demand, claimant)
-        ((next_at, cancelling),) = connection.execute(OUTLOOK, (self._lease.owner,))
+        ((next_at, next_expiry, cancelling),) = connection.execute(OUTLOOK, (self._lease.owner,))
         if settled:
             connection.execute(NOTIFY)
         wait = None if next_at is None else max(next_at - now, 0.0)
-        return moment, Turn(claimed, ready, wait, moment.orphans, cancelling)
+        upkeep = None if next_expiry is None else max(next_expiry - now, 0.0)
+        return moment, Turn(claimed, ready, wait, moment.orphans, cancelling, upkeep)
 
     def _settle(self, connection: Connection[Any], settlements: Sequence[Settlement], now: float) -> bool:
         """Write down how tasks ended, those that are still this spooler's; return whether there were any."""

@@ -40,6 +40,9 @@ ENGINE_PAUSE = 1.0
 #: The longest sleep while tasks wait for a time of day, in seconds: within it, it is noticed that the clock was
 #: set.
 MAX_SLEEP = 5.0
+#: The shortest and the longest time until a turn that the store needs for its own sake, in seconds. Tasks that
+#: are over at almost the same time are forgotten together; a reactor can't sleep for more than 24 days.
+MIN_UPKEEP, MAX_UPKEEP = 0.05, 86_400.0
 #: How often to try to write down, at the end, how the last tasks ended. What can't be written runs again.
 FLUSH_ATTEMPTS = 3
 
@@ -284,9 +287,9 @@ class Spooler:
         self._look_within(0.0)
         self._plan_turn()
 
-    def _look_within(self, seconds: float) -> None:
-        """Have a turn in at most so many seconds, whatever else is to be done."""
-        at = self._reactor.seconds() + min(seconds, MAX_SLEEP)
+    def _look_within(self, seconds: float, longest: float = MAX_SLEEP) -> None:
+        """Have a turn in at most so many seconds, and *longest*, whatever else is to be done."""
+        at = self._reactor.seconds() + min(seconds, longest)
         if self._next_turn_at is None or at < self._next_turn_at:
             self._next_turn_at = at
 
@@ -350,6 +353,8 @@ class Spooler:
         self._ready = turn.ready
         if turn.wait is not None:
             self._look_within(turn.wait)
+        if turn.upkeep is not None:
+            self._look_within(max(turn.upkeep, MIN_UPKEEP), MAX_UPKEEP)
         if self._store.heartbeat is not None:
             self._look_within(self._store.heartbeat)
         for task in turn.orphans:

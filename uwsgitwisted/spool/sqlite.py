@@ -14,8 +14,16 @@ from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.lock import FileLock
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.sqlite_claim import PAUSED, TASK, Claimer, task_of
-from uwsgitwisted.spool.sqlite_file import errors_of_ours, open_database
+from uwsgitwisted.spool.sqlite_file import (
+    SLACK_PAGES,
+    can_shrink,
+    errors_of_ours,
+    free_pages,
+    open_database,
+    shrink,
+)
 from uwsgitwisted.spool.stores import (
+    EXPIRE_LIMIT,
     KEEP_RESULTS,
     OCCURRENCE_SPAN,
     Demand,
@@ -23,13 +31,16 @@ from uwsgitwisted.spool.stores import (
     Record,
     Settlement,
     Turn,
+    first_expired,
     possible_ids,
 )
 from uwsgitwisted.spool.task import State, Task
 
-#: How many tasks whose time has come are made ready in one turn, and how many that are over are forgotten. With
-#: more, the earliest go first, and a turn takes no longer than it takes for these, about five milliseconds.
-PROMOTE_LIMIT = EXPIRE_LIMIT = 1_000
+#: How many tasks whose time has come are made ready in one turn. With more, the earliest go first, and a turn
+#: takes no longer than it takes for these, about five milliseconds.
+PROMOTE_LIMIT = 1_000
+#: How long to leave free space alone while tasks come and go, or after the disk failed, in seconds.
+BUSY_PAUSE, SHRINK_PAUSE = 1.0, 60.0
 
 _BODILESS = TASK.replace("body", "x''")
 _RECORD = f"{_BODILESS}, state, started, finished, error, result, length(body)"
@@ -41,8 +52,10 @@ FIND_KEY = "SELECT id FROM tasks WHERE key = ?"
 ORPHANS = f"SELECT {_BODILESS} FROM tasks WHERE state = 2 ORDER BY id"
 PROMOTE = """UPDATE tasks SET state = 1 WHERE id IN
     (SELECT id FROM tasks WHERE state = 0 AND at <= ? ORDER BY at LIMIT ?)"""
-EXPIRE = """DELETE FROM tasks WHERE id IN
-    (SELECT id FROM tasks WHERE expires <= ? ORDER BY expires LIMIT ?)"""
+EXPIRED = """SELECT id, length(body) + length(result) FROM tasks WHERE expires <= ?
+    ORDER BY expires LIMIT ?"""
+EXPIRE = "DELETE FROM tasks WHERE id = ?"
+NEXT_EXPIRY = "SELECT expires FROM tasks WHERE expires IS NOT NULL ORDER BY expires LIMIT 1"
 NEXT_SCHEDULED = "SELECT at FROM tasks WHERE state = 0 ORDER BY at LIMIT 1"
 CANCELLING = "SELECT id FROM tasks WHERE cancelling = 1"
 SHIFT = "UPDATE tasks SET at = min(at + ?, ?) WHERE state = 0 AND retrying = 1"
@@ -86,6 +99,7 @@ class SqliteStore:
         self._lock: FileLock | None = None
         self._open_connection: sqlite3.Connection | None = None
         self._orphaned = False
+        self._shrinks = False
         self._claimer = Claimer()
 
     def open(self, woken: Callable[[], None]) -> None:
@@ -100,6 +114,7 @@ class SqliteStore:
         lock.acquire()
         try:
             self._open_connection = open_database(path)
+            self._shrinks = can_shrink(self._open_connection)
         except BaseException:
             lock.release()
             raise
@@ -152,14 +167,27 @@ class SqliteStore:
             orphans = [task_of(row) for row in connection.execute(ORPHANS)] if self._orphaned else []
             for settlement in settlements:
                 _SETTLE[settlement.verdict.action](connection, settlement, now, self.keep)
-            connection.execute(EXPIRE, (now, EXPIRE_LIMIT))
+            over = first_expired(connection.execute(EXPIRED, (now, EXPIRE_LIMIT)))
+            connection.executemany(EXPIRE, [(identifier,) for identifier in over])
             connection.execute(PROMOTE, (now, PROMOTE_LIMIT))
             claimed, ready = self._claimer.claim(connection, demand, now)
             cancelling = [identifier for (identifier,) in connection.execute(CANCELLING)]
             next_at = connection.execute(NEXT_SCHEDULED).fetchone()
+            next_expiry = connection.execute(NEXT_EXPIRY).fetchone()
+            shrinking = self._shrink_pause(connection, idle=not settlements and not claimed)
         self._orphaned = False
         wait = None if next_at is None else max(next_at[0] - now, 0.0)
-        return Turn(claimed, ready, wait, orphans, cancelling)
+        expiry = None if next_expiry is None else max(next_expiry[0] - now, 0.0)
+        if shrinking == 0.0 and not shrink(connection):
+            shrinking = SHRINK_PAUSE
+        upkeep = min((pause for pause in (expiry, shrinking) if pause is not None), default=None)
+        return Turn(claimed, ready, wait, orphans, cancelling, upkeep)
+
+    def _shrink_pause(self, connection: sqlite3.Connection, *, idle: bool) -> float | None:
+        """Return in how many seconds to give space back to the disk; None if there is none to give."""
+        if not self._shrinks or free_pages(connection) <= SLACK_PAGES:
+            return None
+        return 0.0 if idle else BUSY_PAUSE
 
     def shift(self, seconds: float, latest: float) -> None:
         """Move the times of tasks that wait for their next try, since the clock was set by *seconds*."""

@@ -20,6 +20,10 @@ from uwsgitwisted.spool.sqlite_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERS
 QUICK_CHECK_LIMIT = 256 * 1024 * 1024
 #: What the write-ahead log is cut down to when a burst is over, in bytes.
 _LOG_LIMIT = 64 * 1024 * 1024
+#: How many free pages a file keeps for the tasks to come; more are given back to the disk. Four mebibytes.
+SLACK_PAGES = 1_024
+#: How many pages are given back at once. It takes a few milliseconds, in which nothing else can be written.
+_SHRINK_PAGES = 256
 #: How long to wait for another program's lock on the file, such as the ``sqlite3`` shell's, in seconds.
 _LOCK_WAIT = 5.0
 
@@ -170,6 +174,7 @@ def _create(path: str) -> None:
         os.close(descriptor)
         try:
             with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before there is a table
                 connection.executescript(SCHEMA)
             os.rename(temporary, path)
         except BaseException:
@@ -199,3 +204,28 @@ def _make_durable(connection: sqlite3.Connection, path: str) -> None:
             f"{synchronous}, not 2; put it on a local file system"
         )
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT}")
+
+
+# How a file becomes smaller again.
+
+
+def can_shrink(connection: sqlite3.Connection) -> bool:
+    """Return whether the file can give pages back; those of earlier releases can't, unless vacuumed."""
+    (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    return bool(mode == 2)
+
+
+def free_pages(connection: sqlite3.Connection) -> int:
+    """Return how many pages of the file hold nothing."""
+    (pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return int(pages)
+
+
+def shrink(connection: sqlite3.Connection) -> bool:
+    """Give some pages back to the disk, in a transaction of its own; return whether that was possible."""
+    try:
+        # As a script, since ``execute`` ends such a statement after its first page.
+        connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+    except sqlite3.Error:  # a full disk: there has to be space in the log for it first
+        return False
+    return True

@@ -17,6 +17,9 @@ from uwsgitwisted.spool.task import State, Task
 AHEAD_BYTES = 16 * 1024 * 1024
 #: How many of the queues that share workers are looked at in one turn; the next turn goes on behind the last.
 QUEUES_A_TURN = 64
+#: How many tasks that are over are forgotten in one turn, and up to how many bytes of them: a turn takes no
+#: longer than it takes for these, some ten milliseconds.
+EXPIRE_LIMIT, EXPIRE_BYTES = 1_000, 16 * 1024 * 1024
 #: The largest id that a store can hold.
 LARGEST_ID = 2**63 - 1
 #: A later occurrence of a periodic task keeps an earlier one from being stored, unless it is later by more than
@@ -65,6 +68,8 @@ class Turn:
     :param cancelling: the ids of tasks that this spooler runs and that somebody asked to cancel.
     :param ready: the pools for which tasks wait that might run now.
     :param wait: seconds until the next task's time comes, at least 0; None if none waits for its time.
+    :param upkeep: seconds until the store needs a turn for its own sake, at least 0: to forget tasks that are
+        over, or to give space back to the disk; None if it needs none.
     """
 
     claimed: list[Task]
@@ -72,6 +77,7 @@ class Turn:
     wait: float | None = None
     orphans: Sequence[Task] = ()
     cancelling: Sequence[int] = ()
+    upkeep: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +210,18 @@ class ISpoolStore(Interface):
 
         :return: those that this changed, in the order of their ids.
         """
+
+
+def first_expired(rows: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the ids of the first of *rows*, (id, size in bytes) each, that are to be forgotten in one turn."""
+    ids: list[int] = []
+    total = 0
+    for identifier, size in rows:
+        ids.append(identifier)
+        total += size
+        if total > EXPIRE_BYTES:
+            break
+    return ids
 
 
 def possible_ids(ids: Iterable[int]) -> list[int]:
