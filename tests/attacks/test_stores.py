@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.services import Launcher, Service, script, until
+from tests.integration.services import TWISTD, Launcher, Service, run_to_end, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.wire.packet import SPOOL
 
@@ -52,7 +52,7 @@ def read(service: Service, query: str) -> list[tuple[Any, ...]]:
 
 def count(service: Service, where: str = "true") -> int:
     """Return how many tasks the file holds."""
-    return int(read(service, f"SELECT count(*) FROM tasks WHERE {where}")[0][0])  # noqa: S608 - of this module
+    return int(read(service, f"SELECT count(*) FROM tasks WHERE {where}")[0][0])
 
 
 def test_results_of_an_idle_spooler(launch: Launcher) -> None:
@@ -61,3 +61,25 @@ def test_results_of_an_idle_spooler(launch: Launcher) -> None:
     assert enqueue(service, key="value")
     until(lambda: count(service, "state = 3"), "the end of the task")
     until(lambda: not count(service), "the end of its result")
+
+
+@pytest.mark.parametrize("how", ["hard link", "lock removed", "moved"])
+def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
+    """A second spooler on the same file doesn't start, however it comes to it, and the first goes on."""
+    service = start(launch)
+    path = service.directory / "spool.db"
+    assert enqueue(service, key="before", at=FAR_AHEAD)
+    if how == "hard link":
+        path.with_name("other.db").hardlink_to(path)
+    elif how == "moved":
+        path = path.rename(path.with_name("other.db"))
+    else:
+        path.with_name("spool.db.lock").unlink()
+    name = "spool.db" if how == "lock removed" else "other.db"
+    line = [*TWISTD, "-n", "--pidfile=", "uwsgi-spooler", "--listen", f"unix:{service.directory}/second"]
+    second = run_to_end([*line, "--spool", f"sqlite:{name}", "--handler", "my_handler"], service.directory)
+    assert second.returncode == 1
+    assert ("has 2 names" if how == "hard link" else "is in use by another spooler") in second.stderr
+    assert enqueue(service, key="after", at=FAR_AHEAD)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

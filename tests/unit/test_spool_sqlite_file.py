@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from uwsgitwisted.errors import SpoolCorrupt, SpoolError
+from uwsgitwisted.errors import SpoolCorrupt, SpoolError, SpoolInUse
 from uwsgitwisted.spool import sqlite_file
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.task import State, Task
@@ -200,6 +200,62 @@ def test_second_opener(tmp_path: Path) -> None:
     assert store.add([Task(b"", 1.0, 1.0)]) == [1]
     store.close()
     spool_of(path, 1)
+
+
+@pytest.mark.parametrize("process", ["this", "another"])
+@pytest.mark.parametrize("how", ["the lock was removed", "the file was moved"])
+def test_second_opener_without_the_lock(tmp_path: Path, how: str, process: str) -> None:
+    """A second spooler is refused by the file itself too, and nothing drops the locks that SQLite has on it."""
+    path = other = tmp_path / "spool.sqlite"
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    if how == "the lock was removed":
+        path.with_name("spool.sqlite.lock").unlink()
+    else:
+        other = path.rename(tmp_path / "moved.sqlite")
+    locks = _locks_of(other)
+    if process == "this":
+        with pytest.raises(SpoolInUse, match=r"opened it under another name, or whose \.lock file was"):
+            SqliteStore(str(other)).open(lambda: None)
+    else:
+        program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(other)!r}).open(print)"
+        second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert "SpoolInUse" in second.stderr
+    assert _locks_of(other) == locks
+    assert {kind for kind, _ in locks} == {"FLOCK", "POSIX"}
+    store.close()
+    assert _locks_of(other) == set()
+
+
+def _locks_of(path: Path) -> set[tuple[str, str]]:
+    """Return which locks this process has on a file, as Linux lists them: their kinds and their ranges."""
+    held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    inode = str(path.stat().st_ino)
+    return {
+        (line[1], f"{line[6]}-{line[7]}")
+        for line in held
+        if line[4] == str(os.getpid()) and line[5].rpartition(":")[2] == inode
+    }
+
+
+def test_hard_link(tmp_path: Path) -> None:
+    """A file that has two names is refused under both: its log is found by its name."""
+    path, link = tmp_path / "spool.sqlite", tmp_path / "link.sqlite"
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    store.add([Task(b"", 1.0, 1.0)])
+    link.hardlink_to(path)
+    for name in (link, link):
+        with pytest.raises(SpoolError, match=r"has 2 names \(hard links\)"):
+            SqliteStore(str(name)).open(lambda: None)
+    assert store.add([Task(b"", 1.0, 1.0)]) == [2]
+    store.close()
+    with pytest.raises(SpoolError, match="keep one of them and remove the others"):
+        SqliteStore(str(path)).open(lambda: None)
+    link.unlink()
+    store.open(lambda: None)
+    assert len(store.records(10)) == 2
+    store.close()
 
 
 def test_lock_without_a_name(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from uwsgitwisted.spool.sqlite_file import (
     errors_of_ours,
     free_pages,
     open_database,
+    prepare_file,
     shrink,
 )
 from uwsgitwisted.spool.stores import (
@@ -106,13 +107,15 @@ class SqliteStore:
         """Open the file, or create it. Nobody else can have it open, so *woken* is never called.
 
         :raises SpoolCorrupt: if it is no spool of ours, or a damaged or newer one; it was left as it is.
-        :raises SpoolError: if another spooler has it, or it can't be opened.
+        :raises SpoolError: if another spooler has it, it has several names, or it can't be opened.
         """
         # By its real name, so that no second one comes in over a symbolic link.
         path = os.path.realpath(self._path)
         lock = FileLock(path)
         lock.acquire()
         try:
+            prepare_file(path)
+            lock.hold_file()
             self._open_connection = open_database(path)
             self._shrinks = can_shrink(self._open_connection)
         except BaseException:

@@ -64,21 +64,31 @@ def errors_of_ours(path: str) -> Iterator[None]:
         raise SpoolError(f"the spool {path}: {error}") from error
 
 
-def open_database(path: str) -> sqlite3.Connection:
-    """Open the spool at *path*, creating it if there is nothing.
+def prepare_file(path: str) -> None:
+    """See that a spool is at *path*, creating it if there is nothing.
 
-    Every commit on the connection is on the disk when it returns. Call it only while holding the lock: it
-    reads the file beside SQLite, which would drop the locks of a connection in the same process.
+    Call it only while holding the lock: it reads the file beside SQLite, which would drop the locks of a
+    connection in the same process.
 
     :raises SpoolCorrupt: if the file is no spool, a damaged one, or one of a newer version; it was left as it
         is.
-    :raises SpoolError: if it can't be opened or created.
+    :raises SpoolError: if it can't be read or created.
     """
     with errors_of_ours(path):
         if _is_spool(path):
             _verify(path)
         else:
             _create(path)
+
+
+def open_database(path: str) -> sqlite3.Connection:
+    """Open the spool that :func:`prepare_file` found or made.
+
+    Every commit on the connection is on the disk when it returns.
+
+    :raises SpoolError: if it can't be opened.
+    """
+    with errors_of_ours(path):
         # From one thread at a time, but not always from the same one.
         connection = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         try:
