@@ -470,6 +470,18 @@ class StoreContract:
         assert bench.add("f", key="k") == [first]
         assert sorted(names(bench.turn(9))) == ["a", "c", "d", "e"]
 
+    def test_keys_are_of_their_queue(self, bench: Bench) -> None:
+        """The same key in another queue is another key, within a batch and across batches."""
+        batch = [bench.task(queue=queue, key="k") for queue in ("", "a", "b", "a")]
+        unnamed, first, second, again = bench.store.add(batch)
+        assert first == again
+        assert len({unnamed, first, second}) == 3
+        assert [bench.add("t", queue=queue, key="k") for queue in ("b", "a", "")] == [
+            [second],
+            [first],
+            [unnamed],
+        ]
+
     def test_key_of_one_that_is_over(self, bench: Bench) -> None:
         """A key stands for its task however that ended, until the task is forgotten."""
         bench.store.keep = 1000.0

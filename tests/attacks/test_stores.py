@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from tests.integration.services import TWISTD, Launcher, Service, run_to_end, script, until
 from uwsgitwisted import blocking
-from uwsgitwisted.wire.packet import SPOOL
+from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
+from uwsgitwisted.wire.packet import SPOOL, Packet, encode_packet
+from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration
 
@@ -83,3 +86,23 @@ def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
     assert enqueue(service, key="after", at=FAR_AHEAD)
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def ask_over_http(service: Service, queue: str, key: str) -> int:
+    """Ask for a task as nginx does for a browser that sends an idempotency key, and return its id."""
+    variables = {"REQUEST_METHOD": "POST", "spooler": queue, "at": str(FAR_AHEAD), "HTTP_IDEMPOTENCY_KEY": key}
+    answer = service.exchange(encode_packet(Packet(SPOOL, SPOOL_OVER_HTTP, encode_vars(variables.items()))))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 202"), answer
+    return int(json.loads(body)["id"])
+
+
+def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
+    """The key that a browser chose keeps no task from being stored but one of its own queue's browsers."""
+    service = start(launch)
+    first = ask_over_http(service, "web", "order-17")
+    assert ask_over_http(service, "web", "order-17") == first
+    assert ask_over_http(service, "mail", "order-17") != first
+    for queue in ("", "web", "mail"):
+        assert enqueue(service, spooler=queue, idempotency_key="order-17", at=FAR_AHEAD)
+    assert count(service) == 5

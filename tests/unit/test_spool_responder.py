@@ -268,7 +268,12 @@ class TestHttp:
     def test_idempotency_key(self, bench: Bench, own: dict[str, str]) -> None:
         """The header Idempotency-Key is the key where nginx sets none."""
         bench.http("POST", more={"HTTP_IDEMPOTENCY_KEY": "k-1", **own})
-        assert decode_vars(bench.spooler.enqueued[0][0])[b"idempotency_key"] == b"k-1"
+        assert decode_vars(bench.spooler.enqueued[0][0])[b"idempotency_key"] == b"http:k-1"
+
+    def test_no_idempotency_key(self, bench: Bench) -> None:
+        """An empty header is no key, and no two tasks are one because of it."""
+        bench.http("POST", more={"HTTP_IDEMPOTENCY_KEY": ""})
+        assert b"idempotency_key" not in decode_vars(bench.spooler.enqueued[0][0])
 
     def test_status(self, bench: Bench) -> None:
         """A GET of a task's path tells what is known of it."""
@@ -434,5 +439,5 @@ def test_a_real_spooler(tmp_path: Path) -> None:
     assert [(answer.status, answer.told["id"]) for answer in answers] == [(202, 1), (202, 1)]
     ((identifier, variables, body),) = map(decode_run, (request.packet for request in engine.requests))
     assert (identifier, body) == (1, b"body")
-    assert decode_vars(variables) == {b"REQUEST_METHOD": b"PUT", b"idempotency_key": b"k"}
+    assert decode_vars(variables) == {b"REQUEST_METHOD": b"PUT", b"idempotency_key": b"http:k"}
     spooler.stop(0)

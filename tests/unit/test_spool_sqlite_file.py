@@ -66,7 +66,7 @@ def test_newer(tmp_path: Path) -> None:
     spool_of(path, 1)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    refused(path, SpoolCorrupt, r"version 99.*knows 2")
+    refused(path, SpoolCorrupt, r"version 99.*knows 3")
 
 
 def test_newer_in_log(tmp_path: Path) -> None:
@@ -313,6 +313,28 @@ def test_upgrade(tmp_path: Path) -> None:
     assert store.add([Task(b"new", 1.0, 1.0)]) == [8]
     store.close()
     spool_of(path, 4)
+
+
+# What was different in version 2.
+VERSION_2 = """
+DROP INDEX tasks_key;
+CREATE UNIQUE INDEX tasks_key ON tasks (key) WHERE key IS NOT NULL;
+PRAGMA user_version = 2;
+"""
+
+
+def test_upgrade_of_the_second_version(tmp_path: Path) -> None:
+    """In a spool of the second version a key was one of all queues; after the upgrade it is one of its own."""
+    path = tmp_path / "spool.sqlite"
+    spool_of(path, 3)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_2)
+    store = SqliteStore(str(path))
+    store.open(lambda: None)
+    assert len(store.records(10)) == 3
+    ids = store.add([Task(b"", 1.0, 1.0, queue=queue, key="k") for queue in ("a", "b", "a")])
+    assert ids == [4, 5, 4]
+    store.close()
 
 
 def test_upgrade_of_an_empty_spool(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ HTTP_VARS = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE")
 #: The variables that tell the spooler something. They always enter: only nginx's ``uwsgi_param`` can set them,
 #: as what a browser sends is called HTTP_ and something.
 _TASK_VARS = (b"at", b"priority", b"spooler", b"idempotency_key")
-#: Becomes the ``idempotency_key`` if nginx sets none.
-_KEY_HEADER = b"HTTP_IDEMPOTENCY_KEY"
+#: Becomes the ``idempotency_key`` if nginx sets none, with the prefix: a browser's key is never one that
+#: another caller has chosen.
+_KEY_HEADER, _KEY_PREFIX = b"HTTP_IDEMPOTENCY_KEY", b"http:"
 
 #: Seconds after which to try again what could not be done now.
 RETRY_AFTER = 5
@@ -84,8 +85,8 @@ class HttpRequest:
         """
         told = self.variables
         task = {name: told[name] for name in (*names, *_TASK_VARS) if name in told}
-        if not task.get(b"idempotency_key") and _KEY_HEADER in told:
-            task[b"idempotency_key"] = told[_KEY_HEADER]
+        if not task.get(b"idempotency_key") and told.get(_KEY_HEADER):
+            task[b"idempotency_key"] = _KEY_PREFIX + told[_KEY_HEADER]
         return encode_vars(task.items())
 
 

@@ -20,8 +20,10 @@ ADD = """INSERT INTO tasks (id, state, variables, at, created, priority, queue, 
     FROM unnest(%b::bigint[], %b::bytea[], %b::float8[], %b::float8[], %b::bigint[], %b::text[], %b::integer[],
         %b::integer[], %b::text[], %b::bytea[])
         AS given (id, variables, at, created, priority, queue, attempts, crashes, key, body)
-    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING RETURNING id"""
-FIND_KEYS = "SELECT key, id FROM tasks WHERE key = ANY(%s::text[])"
+    ON CONFLICT (queue, key) WHERE key IS NOT NULL DO NOTHING RETURNING id"""
+FIND_KEYS = """SELECT tasks.queue, tasks.key, tasks.id
+    FROM unnest(%s::text[], %s::text[]) AS given (queue, key), tasks
+    WHERE tasks.queue = given.queue AND tasks.key = given.key"""
 NEXT_SCHEDULED = "SELECT at FROM tasks WHERE state = 0 ORDER BY at LIMIT 1"
 #: Tells all spoolers, when the transaction is committed, that there may be something for them to do.
 NOTIFY = "SELECT pg_notify(current_schema(), '')"
@@ -34,18 +36,25 @@ def add_tasks(connection: Connection[Any], tasks: Sequence[Task], lease: Lease) 
     if not tasks:
         return []
     ids = [identifier for (identifier,) in connection.execute(NEW_IDS, (len(tasks),))]
-    known: dict[str, int] = {}  # by their keys
+    known: dict[tuple[str, str], int] = {}  # by their queues and keys
     waiting = _first_of_each_key(ids, tasks)
     while waiting:
         stored = _insert(connection, waiting, lease)
-        known |= {task.key: identifier for identifier, task in waiting if identifier in stored}
-        missing = [task.key for identifier, task in waiting if identifier not in stored]
+        known |= {_key(task): identifier for identifier, task in waiting if identifier in stored}
+        missing = [_key(task) for identifier, task in waiting if identifier not in stored]
         if missing:
-            known |= dict(connection.execute(FIND_KEYS, (missing,)).fetchall())
+            queues, keys = map(list, zip(*missing, strict=True))
+            found = connection.execute(FIND_KEYS, (queues, keys))
+            known |= {(queue, key): identifier for queue, key, identifier in found}
         # A key that was there a moment ago may have been forgotten by now.
-        waiting = [(identifier, task) for identifier, task in waiting if task.key and task.key not in known]
+        waiting = [(identifier, task) for identifier, task in waiting if task.key and _key(task) not in known]
     _notify_of(connection, tasks)
-    return [known[task.key] if task.key else identifier for identifier, task in zip(ids, tasks, strict=True)]
+    return [known[_key(task)] if task.key else identifier for identifier, task in zip(ids, tasks, strict=True)]
+
+
+def _key(task: Task) -> tuple[str, str]:
+    """Return the idempotency key of a task, which is one of its queue."""
+    return task.queue, task.key
 
 
 def _first_of_each_key(ids: Sequence[int], tasks: Sequence[Task]) -> list[tuple[int, Task]]:
@@ -54,13 +63,13 @@ def _first_of_each_key(ids: Sequence[int], tasks: Sequence[Task]) -> list[tuple[
     Spoolers that store the same keys at the same time wait for each other. In the same order, they do so one
     after the other.
     """
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     rows = [
         (identifier, task)
         for identifier, task in zip(ids, tasks, strict=True)
-        if not task.key or first.setdefault(task.key, identifier) == identifier
+        if not task.key or first.setdefault(_key(task), identifier) == identifier
     ]
-    return sorted(rows, key=lambda row: row[1].key)
+    return sorted(rows, key=lambda row: _key(row[1]))
 
 
 def _insert(connection: Connection[Any], rows: Sequence[tuple[int, Task]], lease: Lease) -> set[int]:

@@ -9,7 +9,7 @@ from psycopg import Connection, errors, sql
 from uwsgitwisted.errors import SpoolCorrupt
 
 #: To be raised with every change of the tables, together with a way up from the ones before.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: The server's clock, in unix seconds. All spoolers go by it.
 NOW = "extract(epoch FROM clock_timestamp())::double precision"
@@ -65,11 +65,19 @@ CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
 CREATE INDEX tasks_dead ON tasks (id) WHERE state = 4;
 CREATE INDEX tasks_cancelling ON tasks (id) WHERE cancelling;
 CREATE INDEX tasks_expiring ON tasks (expires) WHERE expires IS NOT NULL;
-CREATE UNIQUE INDEX tasks_key ON tasks (key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
 CREATE TABLE paused (queue text COLLATE "C" PRIMARY KEY);
 CREATE TABLE periodic (name text COLLATE "C" PRIMARY KEY, at double precision NOT NULL);
 CREATE TABLE spoolers (id uuid PRIMARY KEY, beat double precision NOT NULL);
 """
+#: What brings the tables of an earlier version up to the next. A spooler of the release before that still runs
+#: can no longer store tasks, and refuses them.
+_UPGRADES = {
+    1: """
+DROP INDEX tasks_key;
+CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
+""",
+}
 # Two that come at once must not both create it. The number is one that no other program is likely to lock.
 _LOCK = "SELECT pg_advisory_xact_lock(1970754416, hashtext(%s))"
 _EXISTS = "SELECT to_regnamespace(%s) IS NOT NULL"
@@ -89,6 +97,27 @@ def create_tables(connection: Connection[Any], schema: str) -> None:
             connection.execute("INSERT INTO spool VALUES (%s)", (SCHEMA_VERSION,))
 
 
+def upgrade_tables(connection: Connection[Any]) -> None:
+    """Bring tables of an earlier release up to date; what is none of ours is left to :func:`check_tables`."""
+    if _version(connection) not in _UPGRADES:
+        return
+    with connection.transaction():
+        connection.execute("SET LOCAL statement_timeout = 0")  # an index takes its time
+        connection.execute("LOCK TABLE spool")  # others that come at the same time wait
+        while (version := _version(connection)) in _UPGRADES:
+            connection.execute(_UPGRADES[version])
+            connection.execute("UPDATE spool SET version = %s", (version + 1,))
+
+
+def _version(connection: Connection[Any]) -> Any:
+    """Return the version of the tables; None if there is none."""
+    try:
+        row = connection.execute("SELECT version FROM spool").fetchone()
+    except (errors.UndefinedTable, errors.UndefinedColumn):
+        return None
+    return row[0] if row else None
+
+
 def _value(connection: Connection[Any], statement: str, schema: str) -> bool:
     row = connection.execute(statement, (schema,)).fetchone()
     return row is not None and bool(row[0])
@@ -99,14 +128,12 @@ def check_tables(connection: Connection[Any], description: str) -> None:
 
     :raises SpoolCorrupt: if they are not; nothing was changed.
     """
-    try:
-        row = connection.execute("SELECT version FROM spool").fetchone()
-    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+    version = _version(connection)
+    if version is None:
         raise SpoolCorrupt(
             f"in the schema of the spool {description} is something else, or nothing any more; nothing was "
             "changed. Restore it, or name another with schema=..."
-        ) from error
-    version = row[0] if row else None
+        )
     if version != SCHEMA_VERSION:
         raise SpoolCorrupt(
             f"the spool {description} has version {version}, this program knows {SCHEMA_VERSION}; nothing was "

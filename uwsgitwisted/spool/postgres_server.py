@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
-from uwsgitwisted.spool.postgres_schema import check_tables, create_tables
+from uwsgitwisted.spool.postgres_schema import check_tables, create_tables, upgrade_tables
 
 #: How long a statement may take at the server, in seconds: it must not keep this spooler from its heartbeat.
 STATEMENT_LIMIT = 5.0
@@ -256,6 +256,7 @@ class Server:
         try:
             with errors_of_ours(self.address.description):
                 create_tables(self._session.connection, self.address.schema)
+                upgrade_tables(self._session.connection)
                 check_tables(self._session.connection, self.address.description)
         except BaseException:
             self.close()

@@ -48,8 +48,9 @@ _RECORD = f"{_BODILESS}, state, started, finished, error, result, length(body)"
 
 # ruff: noqa: S608 - the statements are put together from constants
 ADD = """INSERT INTO tasks (state, variables, at, created, priority, queue, attempts, crashes, key, body)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), ?) ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING"""
-FIND_KEY = "SELECT id FROM tasks WHERE key = ?"
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), ?)
+    ON CONFLICT (queue, key) WHERE key IS NOT NULL DO NOTHING"""
+FIND_KEY = "SELECT id FROM tasks WHERE queue = ? AND key = ?"
 ORPHANS = f"SELECT {_BODILESS} FROM tasks WHERE state = 2 ORDER BY id"
 PROMOTE = """UPDATE tasks SET state = 1 WHERE id IN
     (SELECT id FROM tasks WHERE state = 0 AND at <= ? ORDER BY at LIMIT ?)"""
@@ -298,7 +299,7 @@ def _insert(connection: sqlite3.Connection, task: Task) -> int:
     values = (task.variables, task.at, task.created, task.priority, task.queue, task.attempts, task.crashes)
     cursor = connection.execute(ADD, (state, *values, task.key, task.body))
     if task.key and not cursor.rowcount:
-        identifier: int = connection.execute(FIND_KEY, (task.key,)).fetchone()[0]
+        identifier: int = connection.execute(FIND_KEY, (task.queue, task.key)).fetchone()[0]
         return identifier
     assert cursor.lastrowid is not None, "an INSERT has a row"
     return cursor.lastrowid

@@ -166,7 +166,7 @@ def _verify(path: str) -> None:
     uri = f"file:{quote(path)}?{way}"
     connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_WAIT, isolation_level=None)
     with closing(connection):
-        _check_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
+        _check_version(path, _version(connection))
         if os.path.getsize(path) > QUICK_CHECK_LIMIT:
             return
         (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -198,9 +198,13 @@ def _create(path: str) -> None:
 
 def _upgrade(connection: sqlite3.Connection) -> None:
     """Bring a spool that an earlier release wrote up to date."""
+    while (version := _version(connection)) != SCHEMA_VERSION:
+        connection.executescript(UPGRADES[version])
+
+
+def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for step in range(version, SCHEMA_VERSION):
-        connection.executescript(UPGRADES[step])
+    return int(version)
 
 
 def _make_durable(connection: sqlite3.Connection, path: str) -> None:

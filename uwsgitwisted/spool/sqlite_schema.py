@@ -7,7 +7,7 @@ from __future__ import annotations
 #: "uwSp" in the field of SQLite's header that says whose database it is.
 APPLICATION_ID = 0x75775370
 #: To be raised with every change of the tables, together with a way up from the ones before.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # The states in the partial indexes and in the statements are the numbers of spool.task.State; they stand there
 # as literals, or SQLite would not use those indexes.
@@ -50,7 +50,7 @@ CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
 CREATE INDEX tasks_dead ON tasks (id) WHERE state = 4;
 CREATE INDEX tasks_cancelling ON tasks (id) WHERE cancelling = 1;
 CREATE INDEX tasks_expiring ON tasks (expires) WHERE expires IS NOT NULL;
-CREATE UNIQUE INDEX tasks_key ON tasks (key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
 CREATE TABLE paused (queue TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE periodic (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
@@ -63,7 +63,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
 
-#: What brings a spool of the version before up to date, in one transaction.
+#: What brings a spool of an earlier version up to date, or to a later one, in one transaction.
 UPGRADES = {
     1: f"""
 BEGIN IMMEDIATE;
@@ -85,7 +85,14 @@ INSERT INTO sqlite_sequence (name, seq)
     AND NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'tasks');
 DROP TABLE tasks_1;
 DROP TABLE dead_letters;
-PRAGMA user_version = 2;
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+""",
+    2: """
+BEGIN IMMEDIATE;
+DROP INDEX tasks_key;
+CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
+PRAGMA user_version = 3;
 COMMIT;
 """,
 }

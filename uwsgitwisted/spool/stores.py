@@ -135,8 +135,8 @@ class ISpoolStore(Interface):
     def add(tasks: Sequence[Task]) -> list[int]:
         """Store *tasks* in one transaction and return their ids, in the same order.
 
-        A task whose idempotency key is that of a stored one, however that ended, is not stored again; its id is
-        that one's.
+        A task whose idempotency key is that of a stored one of its queue, however that ended, is not stored
+        again; its id is that one's.
         """
 
     def advance(settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:

@@ -75,7 +75,8 @@ class Task:
     :param attempts: how often it was run to an end that counts, crashes included.
     :param crashes: how often it took its worker with it.
     :param id: its number in the store, never given twice; 0 until it is stored.
-    :param key: the idempotency key; of two tasks with the same one, only the first is stored. Empty for none.
+    :param key: the idempotency key; of two tasks of a queue with the same one, only the first is stored. Empty
+        for none.
     :param body: bytes that came behind the variables.
     :param ahead: whether it was claimed while all workers were busy, so that it may not have begun.
     """

@@ -330,7 +330,20 @@ def test_created_once(spool: Spool) -> None:
 def test_newer(spool: Spool, bench: Bench) -> None:
     """The spool of a newer release is refused and unchanged."""
     spool.execute("UPDATE {}.spool SET version = 99")
-    refused(spool, SpoolCorrupt, "version 99, this program knows 1; nothing was changed")
+    refused(spool, SpoolCorrupt, "version 99, this program knows 2; nothing was changed")
+
+
+def test_upgrade(spool: Spool, bench: Bench) -> None:
+    """In a spool of the first version a key was one of all queues; several that upgrade it do so once."""
+    bench.add("kept", key="k")
+    spool.execute("""DROP INDEX {}.tasks_key;
+        CREATE UNIQUE INDEX tasks_key ON {}.tasks (key) WHERE key IS NOT NULL;
+        UPDATE {}.spool SET version = 1""")
+    with ThreadPoolExecutor(3) as pool:
+        benches = list(pool.map(lambda _: spool.open(), range(3)))
+    assert [other.add("t", queue="other", key="k") for other in benches] == [[2]] * 3
+    assert spool.execute("SELECT version FROM {}.spool") == [(2,)]
+    assert benches[0].add("again", key="k") == [1]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_key_is_forgotten_between(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         postgres_add,
         "FIND_KEYS",
-        "WITH gone AS (DELETE FROM tasks WHERE key = ANY(%s::text[])) SELECT key, id FROM tasks WHERE false",
+        "WITH gone AS (DELETE FROM tasks WHERE queue = ANY(%s::text[]) AND key = ANY(%s::text[])) "
+        "SELECT queue, key, id FROM tasks WHERE false",
     )
     first, second, third = bench.store.add([bench.task(key="k"), bench.task(), bench.task(key="k")])
     assert old < first == third < second
@@ -256,7 +257,7 @@ def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
         (postgres.EXPIRED, (1.0, 5), {"tasks_expiring"}),
         (postgres.EXPIRE, ([1],), {"tasks_pkey"}),
         (postgres_add.NEXT_SCHEDULED, (), {"tasks_scheduled"}),
-        (postgres_add.FIND_KEYS, (["a"],), {"tasks_key"}),
+        (postgres_add.FIND_KEYS, (["a"], ["k"]), {"tasks_key"}),
         (postgres.OUTLOOK, (uuid4(),), {"tasks_scheduled", "tasks_expiring", "tasks_cancelling"}),
         (postgres_lease.LEFT, {"limit": 5}, {"tasks_running", "spoolers_pkey"}),
         (postgres_lease.ORPHANS, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
