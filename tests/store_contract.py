@@ -183,6 +183,74 @@ class StoreContract:
         assert bench.turn(9).claimed == []
         assert len(bench.add("next")) == 1
 
+    # Bounds.
+
+    def test_usage_counts_what_is_not_over(self, bench: Bench) -> None:
+        """Tasks count from the moment when they are stored until they are over, also for the next opener."""
+
+        def unfinished() -> int:
+            return bench.store.usage().tasks
+
+        assert unfinished() == 0
+        done, dead, cancelled, failed, kept = bench.run(*"abcde", key="")
+        waiting, later = bench.store.add([bench.task(key="k"), bench.task(later=1000)])
+        bench.add("again", key="k")
+        assert unfinished() == 7
+        bench.turn(0, settle(done, Action.FINISH), settle(dead, Action.BURY), settle(cancelled, Action.CANCEL))
+        bench.turn(0, settle(failed, Action.RETRY, 1, 0, 100.0), settle(done, Action.FINISH))
+        assert unfinished() == 4
+        bench.store.cancel([waiting, later, kept], bench.now())
+        assert unfinished() == 2
+        bench.reopen()
+        assert unfinished() == 2
+        bench.turn(0, settle(kept, Action.RETRY, 1, 0, 5.0))
+        assert bench.record(kept).state is State.CANCELLED
+        assert unfinished() == 1
+        bench.store.retry([dead, cancelled, done], bench.now())
+        assert unfinished() == 3
+        assert bench.store.drop([done, waiting]) == [done, waiting]
+        now = bench.now()
+        assert [bench.store.occur("clean", now, bench.task("t")) for _ in range(2)] == [True, False]
+        assert unfinished() == 4
+        bench.reopen()
+        assert unfinished() == 4
+
+    def test_usage_counts_nothing_of_what_failed(self, bench: Bench) -> None:
+        """What is not stored is not counted."""
+        with pytest.raises(Exception, match=r"."):
+            bench.store.add([bench.task("good"), bench.task("bad", priority=2**70)])
+        assert bench.store.usage().tasks == 0
+
+    def test_usage_of_what_is_not_kept(self, bench: Bench) -> None:
+        """What is forgotten at once counts no more either."""
+        bench.store.keep = 0.0
+        done, cancelled = bench.run("a", "b")
+        bench.turn(0, settle(done, Action.FINISH), settle(cancelled, Action.CANCEL))
+        assert bench.store.usage().tasks == 0
+
+    def test_size(self, bench: Bench) -> None:
+        """The size grows with the bytes of tasks, and shrinks when these are done."""
+        before = bench.store.usage().size
+        ids = bench.run(*"abcd", body=bytes(100_000))
+        assert 400_000 <= bench.store.usage().size - before < 500_000
+        bench.finish(*ids)
+        assert bench.store.usage().size - before < 50_000
+
+    def test_waiting_queues(self, bench: Bench) -> None:
+        """The names of queues with tasks that wait, for a worker or their time, are told up to a number."""
+        bench.run("a", queue="running")
+        bench.store.add([bench.task(queue=f"r{number}") for number in range(5)] * 2)
+        bench.store.add([bench.task(queue=f"s{number}", later=1000) for number in range(5)] * 2)
+        bench.add("unnamed")
+        names = {f"{letter}{number}" for letter in "rs" for number in range(5)}
+        assert bench.store.waiting_queues(100) == names
+        assert bench.store.waiting_queues(3) == {"r0", "r1", "r2"}
+        assert len(bench.store.waiting_queues(7)) == 7
+
+    def test_no_bounds(self, bench: Bench) -> None:
+        """Without bounds every task is taken."""
+        assert bench.store.refusals([bench.task(queue=str(number)) for number in range(2000)]) == [None] * 2000
+
     # Time.
 
     def test_later(self, bench: Bench) -> None:

@@ -140,6 +140,7 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
         (sqlite_claim.ANY_READY, "tasks_ready"),
         (sqlite_claim.NEXT_QUEUE, "tasks_ready"),
         (sqlite_claim.FIRST_QUEUE, "tasks_ready"),
+        (sqlite_claim.NEXT_LATER, "tasks_later"),
         (sqlite.PROMOTE, "tasks_scheduled"),
         (sqlite.NEXT_SCHEDULED, "tasks_scheduled"),
         (sqlite.ORPHANS, "tasks_running"),

@@ -318,6 +318,7 @@ def test_upgrade(tmp_path: Path) -> None:
 # What was different in version 2.
 VERSION_2 = """
 DROP INDEX tasks_key;
+DROP INDEX tasks_later;
 CREATE UNIQUE INDEX tasks_key ON tasks (key) WHERE key IS NOT NULL;
 PRAGMA user_version = 2;
 """

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uwsgitwisted.errors import SpoolError, StartupError
+from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
 
 
-def _sqlite(description: str, keep: float) -> ISpoolStore:
-    return SqliteStore(description.partition(":")[2], keep=keep)
+def _sqlite(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
+    return SqliteStore(description.partition(":")[2], keep=keep, bounds=bounds)
 
 
-def _postgres(description: str, keep: float) -> ISpoolStore:
+def _postgres(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
     from uwsgitwisted.spool.postgres import PostgresStore  # it needs a library that not everybody has
 
-    return PostgresStore(description, keep=keep)
+    return PostgresStore(description, keep=keep, bounds=bounds)
 
 
 #: What makes a store of a description, by its prefix, and an example of one.
-STORES: dict[str, tuple[Callable[[str, float], ISpoolStore], str]] = {
+STORES: dict[str, tuple[Callable[[str, float, Bounds], ISpoolStore], str]] = {
     "sqlite": (_sqlite, "sqlite:spool.sqlite"),
     "postgresql": (_postgres, "postgresql://user:password@host/database"),
 }
@@ -31,11 +32,12 @@ def is_store(text: str) -> bool:
     return text.partition(":")[0] in STORES
 
 
-def make_store(description: str, keep: float = KEEP_RESULTS) -> ISpoolStore:
+def make_store(description: str, keep: float = KEEP_RESULTS, bounds: Bounds = NO_BOUNDS) -> ISpoolStore:
     """Return the store that *description* means, not opened yet: nothing is touched on the disk.
 
     :param description: ``sqlite:PATH`` or ``postgresql://...``.
     :param keep: for how long what is known of a task that is over is kept, in seconds.
+    :param bounds: what it holds at most.
     :raises StartupError: if there is no such kind of store, or the description is incomplete.
     """
     prefix, colon, rest = description.partition(":")
@@ -47,6 +49,6 @@ def make_store(description: str, keep: float = KEEP_RESULTS) -> ISpoolStore:
     if not rest:
         raise StartupError(f"the spool {description!r} doesn't say where it is; write for example {example}")
     try:
-        return make(description, keep)
+        return make(description, keep, bounds)
     except SpoolError as error:
         raise StartupError(str(error)) from error

@@ -7,12 +7,13 @@ order, so that no two wait for each other.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from zope.interface import implementer
 
-from uwsgitwisted.errors import SpoolError
+from uwsgitwisted.errors import Busy, SpoolError
 
 try:
     from psycopg import Connection
@@ -21,12 +22,14 @@ except ImportError as error:
         "a spool in PostgreSQL needs the package psycopg: pip install 'uwsgitwisted[postgres]'"
     ) from error
 
+from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, Gate, Usage
 from uwsgitwisted.spool.postgres_add import NEXT_SCHEDULED, NOTIFY, add_tasks, chunks
-from uwsgitwisted.spool.postgres_claim import PAUSED, Claimer
+from uwsgitwisted.spool.postgres_claim import PAUSED, WAITING_QUEUES, Claimer
 from uwsgitwisted.spool.postgres_lease import HEARTBEAT, Lease, Moment
 from uwsgitwisted.spool.postgres_listener import Listener
-from uwsgitwisted.spool.postgres_schema import BODILESS, NOW
+from uwsgitwisted.spool.postgres_schema import BODILESS, NOW, SIZE
 from uwsgitwisted.spool.postgres_server import Server, parse_address
+from uwsgitwisted.spool.postgres_usage import count, inherit, read_usage
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores import (
     EXPIRE_LIMIT,
@@ -56,7 +59,7 @@ NEXT_EXPIRY = "SELECT expires FROM tasks WHERE expires IS NOT NULL ORDER BY expi
 OUTLOOK = f"""SELECT ({NEXT_SCHEDULED}), ({NEXT_EXPIRY}),
     ARRAY(SELECT id FROM tasks WHERE cancelling AND owner = %s)"""
 
-MINE = """SELECT id, cancelling FROM tasks WHERE id = ANY(%(ids)s) AND state = 2 AND owner = %(owner)s
+MINE = f"""SELECT id, cancelling, {SIZE} FROM tasks WHERE id = ANY(%(ids)s) AND state = 2 AND owner = %(owner)s
     ORDER BY id FOR UPDATE"""
 _ENDED = """FROM unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(crashes)s::integer[],
         %(delays)s::float8[], %(errors)s::text[], %(results)b::bytea[])
@@ -77,8 +80,8 @@ _SETTLE = {Action.FINISH: FINISH, Action.RETRY: POSTPONE, Action.BURY: BURY, Act
 _SETTLE_UNKEPT = _SETTLE | {Action.FINISH: FORGET, Action.CANCEL: FORGET}
 
 # Locked before anything is decided about it: it may begin to run, or end, at the same moment.
-CANCELLABLE = """SELECT id, state FROM tasks WHERE id = ANY(%s::bigint[]) AND state <= 2 AND NOT cancelling
-    ORDER BY id FOR UPDATE"""
+CANCELLABLE = f"""SELECT id, state, {SIZE} FROM tasks
+    WHERE id = ANY(%s::bigint[]) AND state <= 2 AND NOT cancelling ORDER BY id FOR UPDATE"""
 CANCEL_WAITING = f"""UPDATE tasks SET state = 5, finished = {NOW}, expires = {NOW} + %s
     WHERE id = ANY(%s::bigint[])"""
 CANCEL_RUNNING = "UPDATE tasks SET cancelling = true WHERE id = ANY(%s::bigint[])"
@@ -86,7 +89,7 @@ _THESE = """WITH these AS MATERIALIZED (
     SELECT id FROM tasks WHERE id = ANY(%s::bigint[]) AND {} ORDER BY id FOR UPDATE)"""
 AGAIN = f"""{_THESE.format("state IN (4, 5)")}
     UPDATE tasks SET state = 1, at = {NOW}, attempts = 0, crashes = 0, finished = NULL, expires = NULL
-    FROM these WHERE tasks.id = these.id RETURNING tasks.id"""
+    FROM these WHERE tasks.id = these.id RETURNING tasks.id, {SIZE}"""
 DROP = f"""{_THESE.format("state >= 3")} DELETE FROM tasks USING these WHERE tasks.id = these.id
     RETURNING tasks.id"""
 RECORDS = f"SELECT {BODILESS}, state, started, finished, error, result, octet_length(body) FROM tasks"
@@ -100,12 +103,13 @@ class PostgresStore:
 
     :param url: ``postgresql://user:password@host/database``; see :func:`.postgres_server.parse_address`.
     :param keep: for how long what is known of a task that is over is kept, in seconds.
+    :param bounds: what it holds at most. What counts are the variables and bodies of tasks that are not over.
     :raises SpoolError: if *url* can't be understood.
     """
 
     heartbeat = HEARTBEAT
 
-    def __init__(self, url: str, *, keep: float = KEEP_RESULTS) -> None:
+    def __init__(self, url: str, *, keep: float = KEEP_RESULTS, bounds: Bounds = NO_BOUNDS) -> None:
         address = parse_address(url)
         self.description = address.description
         self.keep = keep
@@ -113,6 +117,7 @@ class PostgresStore:
         self._listener: Listener | None = None
         self._lease = Lease()
         self._claimer = Claimer()
+        self._gate = Gate(bounds, self.usage, self.waiting_queues, time.monotonic)
 
     def open(self, woken: Callable[[], None]) -> None:
         """Connect, and create the tables where there are none.
@@ -123,6 +128,8 @@ class PostgresStore:
         self._lease = Lease()
         self._server.open()
         try:
+            with self._server.transaction() as connection:
+                inherit(connection, self._lease.owner)
             self._listener = Listener(self._server, woken)
         except BaseException:
             self._server.close()
@@ -152,6 +159,21 @@ class PostgresStore:
         """
         with self._server.transaction() as connection:
             return add_tasks(connection, tasks, self._lease)
+
+    def usage(self) -> Usage:
+        """Return how full the spool is, by what all spoolers have committed."""
+        with self._server.reading() as connection:
+            return read_usage(connection)
+
+    def waiting_queues(self, limit: int) -> set[str]:
+        """Return the queues with a name in which tasks wait, up to *limit* of them."""
+        with self._server.reading() as connection:
+            rows = connection.execute(WAITING_QUEUES, (limit, limit)).fetchall()
+        return set(list(dict.fromkeys(queue for (queue,) in rows))[:limit])
+
+    def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]:
+        """Return why each of *tasks* is refused; None for those that are to be added."""
+        return self._gate.refusals(tasks)
 
     def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
         """Write down how tasks ended and claim the next ones, in one transaction."""
@@ -191,16 +213,20 @@ class PostgresStore:
             return False
         endings = {settlement.id: settlement for settlement in settlements}
         actions: dict[Action, list[Settlement]] = {}
+        over: list[int] = []  # their sizes
         mine = connection.execute(MINE, {"ids": list(endings), "owner": self._lease.owner})
-        for identifier, cancelling in mine:
+        for identifier, cancelling, size in mine:
             action = endings[identifier].verdict.action
             if action is Action.RETRY and cancelling:
                 action = Action.CANCEL
+            if action is not Action.RETRY:
+                over.append(size)
             actions.setdefault(action, []).append(endings[identifier])
         statements = _SETTLE if self.keep else _SETTLE_UNKEPT
         for action, all_ended in actions.items():
             for ended in chunks(all_ended, _size):
                 connection.execute(statements[action], _columns(ended) | {"now": now, "keep": self.keep})
+        count(connection, self._lease.owner, over, -1)
         return bool(actions)
 
     def shift(self, seconds: float, latest: float) -> None:
@@ -277,29 +303,29 @@ class PostgresStore:
         """Take tasks back that wait; those that run are reported to their spooler in its next turn."""
         with self._server.transaction() as connection:
             rows = connection.execute(CANCELLABLE, (possible_ids(ids),)).fetchall()
-            running = [identifier for identifier, state in rows if state == State.RUNNING]
-            waiting = [identifier for identifier, state in rows if state != State.RUNNING]
+            running = [identifier for identifier, state, _ in rows if state == State.RUNNING]
+            waiting = [identifier for identifier, state, _ in rows if state != State.RUNNING]
+            sizes = [size for _, state, size in rows if state != State.RUNNING]
             connection.execute(CANCEL_WAITING, (self.keep, waiting))
             connection.execute(CANCEL_RUNNING, (running,))
+            count(connection, self._lease.owner, sizes, -1)
             connection.execute(NOTIFY)
-        return [identifier for identifier, _ in rows]
+        return [identifier for identifier, *_ in rows]
 
     def retry(self, ids: Iterable[int], now: float) -> list[int]:
         """Have dead letters and cancelled tasks run again, as if they had never run."""
-        return self._change(AGAIN, ids)
+        with self._server.transaction() as connection:
+            changed = connection.execute(AGAIN, (possible_ids(ids),)).fetchall()
+            count(connection, self._lease.owner, [size for _, size in changed], 1)
+            connection.execute(NOTIFY)
+        return sorted(identifier for identifier, _ in changed)
 
     def drop(self, ids: Iterable[int]) -> list[int]:
         """Forget tasks that are over."""
-        return self._change(DROP, ids)
-
-    def _change(self, statement: str, ids: Iterable[int]) -> list[int]:
-        """Make a change to each of the tasks *ids* and return those that it changed."""
         with self._server.transaction() as connection:
-            changed = sorted(
-                identifier for (identifier,) in connection.execute(statement, (possible_ids(ids),))
-            )
+            dropped = connection.execute(DROP, (possible_ids(ids),)).fetchall()
             connection.execute(NOTIFY)
-        return changed
+        return sorted(identifier for (identifier,) in dropped)
 
 
 def _size(settlement: Settlement) -> int:

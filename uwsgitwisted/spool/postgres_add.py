@@ -8,19 +8,24 @@ from typing import Any, TypeVar
 from psycopg import Connection
 
 from uwsgitwisted.spool.postgres_lease import Lease
+from uwsgitwisted.spool.postgres_schema import SIZE
+from uwsgitwisted.spool.postgres_usage import COUNTED
 from uwsgitwisted.spool.task import Task
 
 #: How many bytes are sent to the server in one statement, or one value if that is larger.
 CHUNK_BYTES = 8 * 1024 * 1024
 
 NEW_IDS = "SELECT nextval('task_ids') FROM generate_series(1, %s)"
-ADD = """INSERT INTO tasks (id, state, variables, at, created, priority, queue, attempts, crashes, key, body)
+# ruff: noqa: S608 - the statements are put together from constants
+ADD = f"""WITH added AS (INSERT INTO tasks
+        (id, state, variables, at, created, priority, queue, attempts, crashes, key, body)
     SELECT id, CASE WHEN at <= created THEN 1 ELSE 0 END,
         variables, at, created, priority, queue, attempts, crashes, nullif(key, ''), body
     FROM unnest(%b::bigint[], %b::bytea[], %b::float8[], %b::float8[], %b::bigint[], %b::text[], %b::integer[],
         %b::integer[], %b::text[], %b::bytea[])
         AS given (id, variables, at, created, priority, queue, attempts, crashes, key, body)
-    ON CONFLICT (queue, key) WHERE key IS NOT NULL DO NOTHING RETURNING id"""
+    ON CONFLICT (queue, key) WHERE key IS NOT NULL DO NOTHING RETURNING id, {SIZE} AS size),
+    counted AS ({COUNTED}) SELECT id FROM added"""
 FIND_KEYS = """SELECT tasks.queue, tasks.key, tasks.id
     FROM unnest(%s::text[], %s::text[]) AS given (queue, key), tasks
     WHERE tasks.queue = given.queue AND tasks.key = given.key"""
@@ -79,7 +84,7 @@ def _insert(connection: Connection[Any], rows: Sequence[tuple[int, Task]], lease
         if number:
             lease.show(connection)
         columns = map(list, zip(*(_row(*row) for row in chunk), strict=True))
-        stored.update(identifier for (identifier,) in connection.execute(ADD, list(columns)))
+        stored.update(identifier for (identifier,) in connection.execute(ADD, [*columns, lease.owner]))
     return stored
 
 

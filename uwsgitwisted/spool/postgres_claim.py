@@ -31,6 +31,17 @@ def _queues(first: str, every: str) -> str:
 # First those behind the last one served, then those up to it.
 QUEUES = f"""{_queues("queue > %(last)s", "true")}
     UNION ALL {_queues("true", "queue <= %(last)s")} LIMIT {QUEUES_A_TURN}"""
+
+
+def _waiting(state: int) -> str:
+    """Return a statement that goes through the queues with a name that have tasks in *state*."""
+    head = f"SELECT queue FROM tasks WHERE state = {state} AND queue >"
+    return f"""(WITH RECURSIVE queues AS (({head} '' ORDER BY queue LIMIT 1) UNION ALL
+            SELECT ({head} queues.queue ORDER BY queue LIMIT 1) FROM queues WHERE queue IS NOT NULL)
+        SELECT queue FROM queues WHERE queue IS NOT NULL LIMIT %s)"""
+
+
+WAITING_QUEUES = f"{_waiting(1)} UNION ALL {_waiting(0)}"
 PAUSED = "SELECT queue FROM paused"
 # What another spooler is about to claim is stepped over. What this one runs although it lost its lease waits.
 READY = """SELECT given.place, candidate.*

@@ -15,8 +15,15 @@ SCHEMA_VERSION = 2
 NOW = "extract(epoch FROM clock_timestamp())::double precision"
 #: The columns of a task, in the order of its fields; without what it brings with it.
 TASK = "variables, at, created, priority, queue, attempts, crashes, id, coalesce(key, ''), body, ahead"
+#: How many bytes a task brings with it.
+SIZE = "octet_length(variables) + octet_length(body)"
 BODILESS = TASK.replace("body", "''::bytea")
 
+# How many tasks that are not over there are, and their bytes: the sum of what each spooler has added and ended.
+# A row for each, so that none waits for another.
+_USAGE = """
+CREATE TABLE usage (owner uuid PRIMARY KEY, tasks bigint NOT NULL, bytes bigint NOT NULL);
+"""
 # The states in the partial indexes and in the statements are the numbers of spool.task.State; they stand there
 # as literals, or PostgreSQL would not use those indexes in a plan that it keeps.
 #
@@ -33,7 +40,7 @@ BODILESS = TASK.replace("body", "''::bytea")
 #   ahead       whether it was claimed while all workers were busy
 #   orphaned    whether its owner took it over from one that ended, so that it may have begun
 #   cancelling  whether somebody asked to take it back while it ran
-_TABLES = """
+_TABLES = f"""
 CREATE TABLE spool (version integer NOT NULL);
 CREATE SEQUENCE task_ids;
 CREATE TABLE tasks (
@@ -61,6 +68,7 @@ CREATE TABLE tasks (
 ALTER TABLE tasks ALTER body SET STORAGE EXTERNAL;
 CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
 CREATE INDEX tasks_ready ON tasks (queue, priority, at, id) WHERE state = 1;
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
 CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
 CREATE INDEX tasks_dead ON tasks (id) WHERE state = 4;
 CREATE INDEX tasks_cancelling ON tasks (id) WHERE cancelling;
@@ -69,13 +77,18 @@ CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
 CREATE TABLE paused (queue text COLLATE "C" PRIMARY KEY);
 CREATE TABLE periodic (name text COLLATE "C" PRIMARY KEY, at double precision NOT NULL);
 CREATE TABLE spoolers (id uuid PRIMARY KEY, beat double precision NOT NULL);
-"""
+{_USAGE}"""
 #: What brings the tables of an earlier version up to the next. A spooler of the release before that still runs
 #: can no longer store tasks, and refuses them.
+# ruff: noqa: S608 - the statements are put together from constants
 _UPGRADES = {
-    1: """
+    1: f"""
 DROP INDEX tasks_key;
 CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
+{_USAGE}
+INSERT INTO usage SELECT '00000000-0000-0000-0000-000000000000', count(*), coalesce(sum({SIZE}), 0)
+    FROM tasks WHERE state <= 2;
 """,
 }
 # Two that come at once must not both create it. The number is one that no other program is likely to lock.

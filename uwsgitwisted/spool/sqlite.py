@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from zope.interface import implementer
 
-from uwsgitwisted.errors import StoreUnavailable
+from uwsgitwisted.errors import Busy, StoreUnavailable
+from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, Gate, Usage
 from uwsgitwisted.spool.lock import FileLock
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.sqlite_claim import PAUSED, TASK, Claimer, task_of
+from uwsgitwisted.spool.sqlite_claim import PAUSED, TASK, Claimer, task_of, waiting_queues
 from uwsgitwisted.spool.sqlite_file import (
     SLACK_PAGES,
     can_shrink,
@@ -22,6 +24,8 @@ from uwsgitwisted.spool.sqlite_file import (
     open_database,
     prepare_file,
     shrink,
+    spare_bytes,
+    used_bytes,
 )
 from uwsgitwisted.spool.stores import (
     EXPIRE_LIMIT,
@@ -51,6 +55,8 @@ ADD = """INSERT INTO tasks (state, variables, at, created, priority, queue, atte
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), ?)
     ON CONFLICT (queue, key) WHERE key IS NOT NULL DO NOTHING"""
 FIND_KEY = "SELECT id FROM tasks WHERE queue = ? AND key = ?"
+UNFINISHED = """SELECT (SELECT count(*) FROM tasks WHERE state = 0)
+    + (SELECT count(*) FROM tasks WHERE state = 1) + (SELECT count(*) FROM tasks WHERE state = 2)"""
 ORPHANS = f"SELECT {_BODILESS} FROM tasks WHERE state = 2 ORDER BY id"
 PROMOTE = """UPDATE tasks SET state = 1 WHERE id IN
     (SELECT id FROM tasks WHERE state = 0 AND at <= ? ORDER BY at LIMIT ?)"""
@@ -90,16 +96,20 @@ class SqliteStore:
     :param path: of the file; it is created when it is opened, with ``PATH.lock``, ``PATH-wal`` and
         ``PATH-shm`` beside it.
     :param keep: for how long what is known of a task that is over is kept, in seconds.
+    :param bounds: what it holds at most. Its size is that of the pages of the file that hold something.
     """
 
     heartbeat = None
 
-    def __init__(self, path: str, *, keep: float = KEEP_RESULTS) -> None:
+    def __init__(self, path: str, *, keep: float = KEEP_RESULTS, bounds: Bounds = NO_BOUNDS) -> None:
         self.description = f"sqlite:{path}"
         self.keep = keep
         self._path = path
         self._lock: FileLock | None = None
         self._open_connection: sqlite3.Connection | None = None
+        self._gate = Gate(bounds, self.usage, self.waiting_queues, time.monotonic)
+        #: How many tasks are not over. No other process changes that while the file is open.
+        self._unfinished = 0
         self._orphaned = False
         self._shrinks = False
         self._claimer = Claimer()
@@ -119,6 +129,7 @@ class SqliteStore:
             lock.hold_file()
             self._open_connection = open_database(path)
             self._shrinks = can_shrink(self._open_connection)
+            (self._unfinished,) = self._open_connection.execute(UNFINISHED).fetchone()
         except BaseException:
             lock.release()
             raise
@@ -163,14 +174,34 @@ class SqliteStore:
     def add(self, tasks: Sequence[Task]) -> list[int]:
         """Store *tasks* in one transaction and return their ids, in the same order."""
         with self._transaction() as connection:
-            return [_insert(connection, task) for task in tasks]
+            before = connection.total_changes
+            ids = [_insert(connection, task) for task in tasks]
+            added = connection.total_changes - before
+        self._unfinished += added
+        return ids
+
+    def usage(self) -> Usage:
+        """Return how full the file is."""
+        with self._reading() as connection:
+            return Usage(self._unfinished, used_bytes(connection), spare_bytes(self._path))
+
+    def waiting_queues(self, limit: int) -> set[str]:
+        """Return the queues with a name in which tasks wait, up to *limit* of them."""
+        with self._reading() as connection:
+            return waiting_queues(connection, limit)
+
+    def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]:
+        """Return why each of *tasks* is refused; None for those that are to be added."""
+        return self._gate.refusals(tasks)
 
     def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
         """Write down how tasks ended and claim the next ones, in one transaction."""
         with self._transaction() as connection:
             orphans = [task_of(row) for row in connection.execute(ORPHANS)] if self._orphaned else []
-            for settlement in settlements:
+            finished = sum(
                 _SETTLE[settlement.verdict.action](connection, settlement, now, self.keep)
+                for settlement in settlements
+            )
             over = first_expired(connection.execute(EXPIRED, (now, EXPIRE_LIMIT)))
             connection.executemany(EXPIRE, [(identifier,) for identifier in over])
             connection.execute(PROMOTE, (now, PROMOTE_LIMIT))
@@ -180,6 +211,7 @@ class SqliteStore:
             next_expiry = connection.execute(NEXT_EXPIRY).fetchone()
             shrinking = self._shrink_pause(connection, idle=not settlements and not claimed)
         self._orphaned = False
+        self._unfinished -= finished
         wait = None if next_at is None else max(next_at[0] - now, 0.0)
         expiry = None if next_expiry is None else max(next_expiry[0] - now, 0.0)
         if shrinking == 0.0 and not shrink(connection):
@@ -202,9 +234,12 @@ class SqliteStore:
         """Store an occurrence of the periodic task *name*, if that is still to be done."""
         with self._transaction() as connection:
             new = connection.execute(OCCURRED, (name, at, OCCURRENCE_SPAN)).rowcount == 1
+            before = connection.total_changes
             if new and task is not None:
                 _insert(connection, task)
-            return new
+            added = connection.total_changes - before
+        self._unfinished += added
+        return new
 
     def last_occurrence(self, name: str) -> float | None:
         """Return the time of the last occurrence of the periodic task *name*, in unix seconds."""
@@ -265,19 +300,25 @@ class SqliteStore:
 
     def cancel(self, ids: Iterable[int], now: float) -> list[int]:
         """Take tasks back that wait; those that run are reported to the spooler in its next turn."""
+        waiting: list[int] = []
 
         def cancel(connection: sqlite3.Connection, identifier: int) -> int:
             if self._change(connection, CANCEL_WAITING, now, now + self.keep, identifier):
+                waiting.append(identifier)
                 return 1
             return self._change(connection, CANCEL_RUNNING, identifier)
 
-        return self._for_each(ids, cancel)
+        changed = self._for_each(ids, cancel)
+        self._unfinished -= len(waiting)
+        return changed
 
     def retry(self, ids: Iterable[int], now: float) -> list[int]:
         """Have dead letters and cancelled tasks run again, as if they had never run."""
-        return self._for_each(
+        changed = self._for_each(
             ids, lambda connection, identifier: self._change(connection, AGAIN, now, identifier)
         )
+        self._unfinished += len(changed)
+        return changed
 
     def drop(self, ids: Iterable[int]) -> list[int]:
         """Forget tasks that are over."""
@@ -311,19 +352,18 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 # How each action is written down: with the connection, the settlement, the time, and for how long what is over
-# is kept.
+# is kept. Each returns how many tasks are over by it.
 
 
-def _finish(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+def _finish(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
     verdict = settlement.verdict
-    if keep:
-        counts = (verdict.attempts, verdict.crashes)
-        connection.execute(FINISH, (*counts, now, now + keep, settlement.result, settlement.id))
-    else:
-        connection.execute(FORGET, (settlement.id,))
+    if not keep:
+        return connection.execute(FORGET, (settlement.id,)).rowcount
+    values = (verdict.attempts, verdict.crashes, now, now + keep, settlement.result, settlement.id)
+    return connection.execute(FINISH, values).rowcount
 
 
-def _postpone(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+def _postpone(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
     verdict = settlement.verdict
     if verdict.delay is None:
         times: tuple[State, float | None, bool] = State.READY, None, False
@@ -332,23 +372,24 @@ def _postpone(connection: sqlite3.Connection, settlement: Settlement, now: float
     state, at, retrying = times
     counts = (verdict.attempts, verdict.crashes)
     postponed = connection.execute(POSTPONE, (state, *counts, at, retrying, verdict.error, settlement.id))
-    if not postponed.rowcount:  # somebody asked to cancel it meanwhile
-        _cancel(connection, settlement, now, keep)
+    if postponed.rowcount:
+        return 0
+    return _cancel(connection, settlement, now, keep)  # somebody asked for that meanwhile
 
 
-def _bury(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+def _bury(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
     verdict = settlement.verdict
-    connection.execute(BURY, (verdict.attempts, verdict.crashes, now, verdict.error, settlement.id))
+    values = (verdict.attempts, verdict.crashes, now, verdict.error, settlement.id)
+    return connection.execute(BURY, values).rowcount
 
 
-def _cancel(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> None:
+def _cancel(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
     if keep:
-        connection.execute(CANCELLED, (now, now + keep, settlement.id))
-    else:
-        connection.execute(FORGET, (settlement.id,))
+        return connection.execute(CANCELLED, (now, now + keep, settlement.id)).rowcount
+    return connection.execute(FORGET, (settlement.id,)).rowcount
 
 
-_SETTLE: dict[Action, Callable[[sqlite3.Connection, Settlement, float, float], None]] = {
+_SETTLE: dict[Action, Callable[[sqlite3.Connection, Settlement, float, float], int]] = {
     Action.FINISH: _finish,
     Action.RETRY: _postpone,
     Action.BURY: _bury,

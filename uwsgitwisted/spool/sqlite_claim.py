@@ -19,12 +19,24 @@ ANY_READY = "SELECT 1 FROM tasks WHERE state = 1 AND queue = ? LIMIT 1"
 CLAIM = "UPDATE tasks SET state = 2, started = ?, ahead = ? WHERE id = ?"
 FIRST_QUEUE = "SELECT queue FROM tasks WHERE state = 1 AND queue >= ? ORDER BY queue LIMIT 1"
 NEXT_QUEUE = "SELECT queue FROM tasks WHERE state = 1 AND queue > ? ORDER BY queue LIMIT 1"
+NEXT_LATER = "SELECT queue FROM tasks WHERE state = 0 AND queue > ? ORDER BY queue LIMIT 1"
 PAUSED = "SELECT queue FROM paused"
 
 
 def task_of(row: Sequence[Any]) -> Task:
     """Return the task in the columns :data:`TASK`."""
     return Task(*(*row[:-1], bool(row[-1])))
+
+
+def waiting_queues(connection: sqlite3.Connection, limit: int) -> set[str]:
+    """Return the queues with a name that have ready or scheduled tasks, up to *limit* of them."""
+    queues: set[str] = set()
+    for statement in (NEXT_QUEUE, NEXT_LATER):
+        row = connection.execute(statement, ("",)).fetchone()
+        while row is not None and len(queues) < limit:
+            queues.add(row[0])
+            row = connection.execute(statement, row).fetchone()
+    return queues
 
 
 class Claimer:

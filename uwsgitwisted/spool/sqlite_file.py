@@ -24,6 +24,9 @@ _LOG_LIMIT = 64 * 1024 * 1024
 SLACK_PAGES = 1_024
 #: How many pages are given back at once. It takes a few milliseconds, in which nothing else can be written.
 _SHRINK_PAGES = 256
+#: New tasks are refused when the file system has less left than this, or than a tenth of it if that is less:
+#: what becomes of the tasks there are has to be written down, in the log first, then in the file.
+_DISK_RESERVE, _DISK_PART = 64 * 1024 * 1024, 10
 #: How long to wait for another program's lock on the file, such as the ``sqlite3`` shell's, in seconds.
 _LOCK_WAIT = 5.0
 
@@ -243,3 +246,20 @@ def shrink(connection: sqlite3.Connection) -> bool:
     except sqlite3.Error:  # a full disk: there has to be space in the log for it first
         return False
     return True
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return how many bytes the pages take that hold something."""
+    sizes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    pages, size = sizes
+    return int((pages - free_pages(connection)) * size)
+
+
+def spare_bytes(path: str) -> int | None:
+    """Return how many bytes the file system of *path* has left for new tasks; None if it doesn't say."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return None
+    reserve = min(_DISK_RESERVE, status.f_blocks * status.f_frsize // _DISK_PART)
+    return status.f_bavail * status.f_frsize - reserve

@@ -46,6 +46,7 @@ CREATE TABLE tasks (
 );
 CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
 CREATE INDEX tasks_ready ON tasks (queue, priority, at, id) WHERE state = 1;
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
 CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
 CREATE INDEX tasks_dead ON tasks (id) WHERE state = 4;
 CREATE INDEX tasks_cancelling ON tasks (id) WHERE cancelling = 1;
@@ -92,6 +93,7 @@ COMMIT;
 BEGIN IMMEDIATE;
 DROP INDEX tasks_key;
 CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
 PRAGMA user_version = 3;
 COMMIT;
 """,

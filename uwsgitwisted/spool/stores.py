@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from zope.interface import Attribute, Interface
 
+from uwsgitwisted.errors import Busy
+from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.retry import Verdict
 from uwsgitwisted.spool.task import State, Task
 
@@ -133,11 +135,20 @@ class ISpoolStore(Interface):
     # What the spooler's loop calls.
 
     def add(tasks: Sequence[Task]) -> list[int]:
-        """Store *tasks* in one transaction and return their ids, in the same order.
+        """Store *tasks* in one transaction and return their ids, in the same order, however full the store is.
 
         A task whose idempotency key is that of a stored one of its queue, however that ended, is not stored
         again; its id is that one's.
         """
+
+    def usage() -> Usage:
+        """Return how full the store is. It is cheap, whatever is stored."""
+
+    def waiting_queues(limit: int) -> set[str]:
+        """Return the queues with a name in which tasks wait, up to *limit* of them."""
+
+    def refusals(tasks: Sequence[Task]) -> list[Busy | None]:
+        """Return why each of *tasks* is refused by the store's bounds; None for those that are to be added."""
 
     def advance(settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
         """Write down how tasks ended and claim the next ones, in one transaction.

@@ -21,6 +21,7 @@ from tests.store_contract import Bench, names, nothing, settle
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StartupError, StoreUnavailable
 from uwsgitwisted.spool import postgres_lease, postgres_listener
 from uwsgitwisted.spool import postgres_server as server_module
+from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.postgres import PostgresStore
 from uwsgitwisted.spool.retry import Action
@@ -335,14 +336,15 @@ def test_newer(spool: Spool, bench: Bench) -> None:
 
 def test_upgrade(spool: Spool, bench: Bench) -> None:
     """In a spool of the first version a key was one of all queues; several that upgrade it do so once."""
-    bench.add("kept", key="k")
-    spool.execute("""DROP INDEX {}.tasks_key;
+    bench.add("kept", key="k", body=b"body")
+    spool.execute("""DROP INDEX {}.tasks_key; DROP INDEX {}.tasks_later; DROP TABLE {}.usage;
         CREATE UNIQUE INDEX tasks_key ON {}.tasks (key) WHERE key IS NOT NULL;
         UPDATE {}.spool SET version = 1""")
     with ThreadPoolExecutor(3) as pool:
         benches = list(pool.map(lambda _: spool.open(), range(3)))
     assert [other.add("t", queue="other", key="k") for other in benches] == [[2]] * 3
     assert spool.execute("SELECT version FROM {}.spool") == [(2,)]
+    assert benches[0].store.usage() == Usage(2, len("kept") + len("body") + len("t"))
     assert benches[0].add("again", key="k") == [1]
 
 

@@ -17,6 +17,7 @@ from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, StoreContract, names, settle
 from uwsgitwisted.spool import postgres, postgres_add, postgres_claim, postgres_lease
+from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores import Settlement
 from uwsgitwisted.spool.task import State, Task
@@ -49,6 +50,22 @@ def test_race(spool: Spool) -> None:
         shares = list(pool.map(work, benches))
     assert sorted(claimed) == ids
     assert min(shares) > 0
+
+
+def test_usage_of_several(spool: Spool) -> None:
+    """What is counted of the queue is the same for all spoolers, and no count is lost when one ends."""
+    first, second = spool.open(), spool.open()
+    ids = first.add("one", "two", key="")
+    assert first.store.usage() == second.store.usage() == Usage(2, 6)
+    second.turn(2)
+    second.finish(*ids)
+    second.add("three")
+    assert first.store.usage() == second.store.usage() == Usage(1, 5)
+    for bench in (first, second):
+        bench.store.close()
+    third, fourth = spool.open(), spool.open()
+    assert third.store.usage() == fourth.store.usage() == Usage(1, 5)
+    assert len(spool.execute("SELECT owner FROM {}.usage")) == 1
 
 
 def test_locked_tasks_are_stepped_over(spool: Spool, bench: Bench) -> None:
@@ -253,6 +270,7 @@ def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
         (postgres_claim.READY, {"queues": ["a"], "held": [1], "share": 5}, {"tasks_ready"}),
         (postgres_claim.ANY_READY, {"queues": ["a"], "held": [1]}, {"tasks_ready"}),
         (postgres_claim.QUEUES, {"last": "a", "others": ["b"]}, {"tasks_ready"}),
+        (postgres_claim.WAITING_QUEUES, (5, 5), {"tasks_ready", "tasks_later"}),
         (postgres.PROMOTE, (1.0, 5), {"tasks_scheduled", "tasks_pkey"}),
         (postgres.EXPIRED, (1.0, 5), {"tasks_expiring"}),
         (postgres.EXPIRE, ([1],), {"tasks_pkey"}),

@@ -1,0 +1,168 @@
+"""What a queue holds at most, and which new tasks are refused for that.
+
+A store says how full it is; what follows from that is decided here. Only new tasks are refused: what is in the
+queue is tried again, cancelled and finished however full it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from uwsgitwisted.errors import Busy
+from uwsgitwisted.spool.task import Task
+
+#: In how many queues tasks may wait. Queues that share workers take turns, so that one with many tasks waits
+#: for so many others between two of them.
+MAX_QUEUES = 1_000
+#: What a task takes on the disk besides its variables and its body, in bytes: its row and its index entries.
+TASK_OVERHEAD = 300
+#: For how long what a store said is taken for true, in seconds. What was admitted since is counted besides, so
+#: that only what others add at the same time can exceed a bound. To go through the queues takes longer: some
+#: milliseconds for a thousand.
+USAGE_AGE, QUEUES_AGE = 0.1, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a queue holds at most; None stands for no limit.
+
+    :param tasks: how many tasks that are not over.
+    :param size: how many bytes, as its store counts them.
+    :param queues: in how many queues tasks may wait; not counted are the one without a name and those in
+        *reserved*.
+    :param reserved: the queues that always take tasks.
+    """
+
+    tasks: int | None = None
+    size: int | None = None
+    queues: int | None = None
+    reserved: frozenset[str] = frozenset()
+
+
+NO_BOUNDS = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a store is.
+
+    :param tasks: how many tasks are not over.
+    :param size: how many bytes count against the bound.
+    :param spare: how many bytes new tasks may still take on the disk; None if that is not known.
+    """
+
+    tasks: int
+    size: int
+    spare: int | None = None
+
+
+class Gate:
+    """Decides which new tasks a store takes.
+
+    :param usage: says how full the store is.
+    :param queues: says in which queues tasks wait, up to a number of them.
+    :param monotonic: a clock that is never set, in seconds.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        usage: Callable[[], Usage],
+        queues: Callable[[int], set[str]],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._bounds = bounds
+        self._usage = usage
+        self._queues = queues
+        self._monotonic = monotonic
+        self._always = bounds.reserved | {""}
+        # What the store said, with what was admitted since. The queues are those that count.
+        self._tasks, self._size, self._spare = 0, 0, 0
+        self._known: set[str] = set()
+        self._read_usage_at = self._read_queues_at = -float("inf")
+
+    def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]:
+        """Return why each of *tasks* is refused, None for those that are taken; these count from now on."""
+        self._refresh()
+        return [self._admit(task) for task in tasks]
+
+    def _refresh(self) -> None:
+        now = self._monotonic()
+        if now - self._read_usage_at >= USAGE_AGE:
+            usage = self._usage()
+            self._tasks, self._size = usage.tasks, usage.size
+            self._spare = usage.spare if usage.spare is not None else 1 << 62
+            self._read_usage_at = now
+
+    def _admit(self, task: Task) -> Busy | None:
+        size = task.size + TASK_OVERHEAD
+        reason = self._full(size) or self._no_turn(task.queue)
+        if reason:
+            return Busy(reason)
+        self._tasks += 1
+        self._size += size
+        self._spare -= size
+        if self._bounds.queues is not None and task.queue not in self._always:
+            self._known.add(task.queue)
+        return None
+
+    def _full(self, size: int) -> str:
+        """Return why a task of so many bytes is not taken; empty if it is."""
+        bounds = self._bounds
+        if bounds.tasks is not None and self._tasks >= bounds.tasks:
+            return (
+                f"{self._tasks} tasks wait or run already; {bounds.tasks} is the most (--max-tasks). Try again "
+                "later"
+            )
+        if bounds.size is not None and self._size + size > bounds.size:
+            return (
+                f"the tasks take {self._size} bytes already; {bounds.size} is the most (--max-spool-size). Try "
+                "again later"
+            )
+        if self._spare < size:
+            return "the disk is almost full; the rest is for how the tasks end that there are. Try again later"
+        return ""
+
+    def _no_turn(self, queue: str) -> str:
+        """Return why *queue* takes no task; empty if it does."""
+        limit = self._bounds.queues
+        if limit is None or queue in self._always or queue in self._known:
+            return ""
+        now = self._monotonic()
+        if now - self._read_queues_at >= QUEUES_AGE:
+            self._known = self._queues(limit + len(self._always)) - self._always
+            self._read_queues_at = now
+        if queue in self._known or len(self._known) < limit:
+            return ""
+        return (
+            f"tasks wait in {limit} queues already (--max-queues), and none in {queue!r}. Use one of those, or "
+            "try again later"
+        )
+
+
+class _Store(Protocol):
+    """What is needed of a store here."""
+
+    def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]: ...
+
+    def add(self, tasks: Sequence[Task]) -> list[int]: ...
+
+
+def add_each(store: _Store, tasks: Sequence[Task]) -> list[int | Busy]:
+    """Store those of *tasks* that are taken, and return for each its id, or why it was refused."""
+    refusals = store.refusals(tasks)
+    ids = iter(store.add([task for task, refusal in zip(tasks, refusals, strict=True) if refusal is None]))
+    return [next(ids) if refusal is None else refusal for refusal in refusals]
+
+
+def add_all(store: _Store, tasks: Sequence[Task]) -> list[int]:
+    """Store *tasks*, all of them or none, and return their ids.
+
+    :raises Busy: if one of them is refused.
+    """
+    for refusal in store.refusals(tasks):
+        if refusal is not None:
+            raise refusal
+    return store.add(tasks)
