@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 from tests.integration.services import TWISTD, Launcher, Service, run_to_end, script, until
-from uwsgitwisted import blocking
+from uwsgitwisted import blocking, queue
+from uwsgitwisted.errors import Busy
 from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
 from uwsgitwisted.wire.packet import SPOOL, Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
@@ -29,6 +32,8 @@ def run(task):
 
 uwsgi.spooler = run
 """
+#: How many callers a flood has.
+CALLERS = 8
 FAR_AHEAD = 4_000_000_000
 
 
@@ -45,6 +50,35 @@ def enqueue(service: Service, **task: object) -> bool:
     """Enqueue a task as every uwsgi client does, and return whether it was taken."""
     variables = {key: str(value) for key, value in task.items()}
     return script(blocking.send_message, service.address, SPOOL, 0, variables) is True
+
+
+class Pool:
+    """Callers that enqueue at the same time, as a flood does.
+
+    Each has a thread of its own, which ends with the pool.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._address = service.address
+        self._pool = ThreadPoolExecutor(CALLERS)
+
+    def enqueue_all(self, tasks: Sequence[Mapping[str, str]]) -> list[bool]:
+        """Enqueue *tasks* and return which were taken."""
+        return list(self._pool.map(self._enqueue, tasks))
+
+    def _enqueue(self, task: Mapping[str, str]) -> bool:
+        return blocking.send_message(self._address, SPOOL, 0, task) is True
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+def ask_plainly_over_http(service: Service) -> bytes:
+    """Ask for a task as nginx does, and return the answer."""
+    return service.exchange(
+        encode_packet(Packet(SPOOL, SPOOL_OVER_HTTP, encode_vars({"REQUEST_METHOD": "POST"})))
+    )
 
 
 def read(service: Service, query: str) -> list[tuple[Any, ...]]:
@@ -88,9 +122,14 @@ def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def ask_over_http(service: Service, queue: str, key: str) -> int:
+def ask_over_http(service: Service, spooler: str, key: str) -> int:
     """Ask for a task as nginx does for a browser that sends an idempotency key, and return its id."""
-    variables = {"REQUEST_METHOD": "POST", "spooler": queue, "at": str(FAR_AHEAD), "HTTP_IDEMPOTENCY_KEY": key}
+    variables = {
+        "REQUEST_METHOD": "POST",
+        "spooler": spooler,
+        "at": str(FAR_AHEAD),
+        "HTTP_IDEMPOTENCY_KEY": key,
+    }
     answer = service.exchange(encode_packet(Packet(SPOOL, SPOOL_OVER_HTTP, encode_vars(variables.items()))))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 202"), answer
@@ -103,6 +142,46 @@ def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
     first = ask_over_http(service, "web", "order-17")
     assert ask_over_http(service, "web", "order-17") == first
     assert ask_over_http(service, "mail", "order-17") != first
-    for queue in ("", "web", "mail"):
-        assert enqueue(service, spooler=queue, idempotency_key="order-17", at=FAR_AHEAD)
+    for name in ("", "web", "mail"):
+        assert enqueue(service, spooler=name, idempotency_key="order-17", at=FAR_AHEAD)
     assert count(service) == 5
+
+
+def test_a_flood_of_queue_names(launch: Launcher) -> None:
+    """Tasks in a thousand queues don't take all turns: some names are taken, the others are refused."""
+    service = start(launch, "--max-queues", "20", "--workers", "1")
+    assert enqueue(service, key="blocks", wait="go")
+    with closing(Pool(service)) as pool:
+        taken = pool.enqueue_all([{"spooler": f"flood-{number:03}"} for number in range(1_000)])
+        good = pool.enqueue_all([{"spooler": "", "key": "good"}] * 20)
+    assert (taken.count(True), good.count(True)) == (20, 20)
+    assert "tasks wait in 20 queues already (--max-queues)" in service.log
+    (service.directory / "go").touch()
+    until(lambda: not count(service, "queue = '' AND state < 3"), "the end of the good caller's tasks")
+
+
+def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
+    """Above the bound tasks are refused, those there run, and then there is room again."""
+    service = start(launch, "--max-tasks", "50", "--first-delay", "0.05")
+    assert enqueue(service, key="blocks", wait="go")
+    with closing(Pool(service)) as pool:
+        taken = pool.enqueue_all([{"number": str(number)} for number in range(200)])
+        assert taken.count(True) == 49
+        assert count(service, "state < 3") == 50
+        assert "50 is the most (--max-tasks)" in service.log
+        assert b"HTTP/1.0 503" in ask_plainly_over_http(service)
+        with pytest.raises(Busy, match="50 tasks wait or run already"):
+            script(queue.enqueue, service.address, {"key": "value"})
+        (service.directory / "go").touch()
+        until(lambda: not count(service, "state < 3"), "the end of the tasks")
+        until(lambda: pool.enqueue_all([{"number": "next"}]) == [True], "room for the next one")
+
+
+def test_more_bytes_than_are_wanted(launch: Launcher) -> None:
+    """Above the bound large tasks are refused, and the file stays below it."""
+    service = start(launch, "--max-spool-size", "4M")
+    with closing(Pool(service)) as pool:
+        taken = pool.enqueue_all([{"x": "x" * 60_000, "at": str(FAR_AHEAD)}] * 150)
+    assert 40 < taken.count(True) < 70
+    assert count(service) == taken.count(True)
+    assert (service.directory / "spool.db").stat().st_size < 4.5 * 2**20

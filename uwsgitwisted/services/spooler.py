@@ -15,6 +15,7 @@ from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, add_all
 from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.drain import Drain
@@ -38,6 +39,7 @@ class SpoolSettings:
     :param workers: how many tasks run at once of the queues that share workers.
     :param queues: how many run at once of each queue that has workers of its own.
     :param keep_results: for how long what is known of a task that is over is kept, in seconds.
+    :param bounds: what the queue holds at most.
     :param periodic: tasks that come again and again.
     :param drain: a real uWSGI's spool directory, whose tasks are moved into the spool; None for none.
     :param managers: the networks whose peers may manage the queue.
@@ -51,6 +53,7 @@ class SpoolSettings:
     workers: int = 1
     queues: Mapping[str, int] = field(default_factory=dict)
     keep_results: float = KEEP_RESULTS
+    bounds: Bounds = NO_BOUNDS
     periodic: Sequence[Periodic] = ()
     drain: str | None = None
     managers: Sequence[Network] = LOOPBACK
@@ -129,7 +132,7 @@ def make_spooler(
         text=spooling.text,
         return_codes=spooling.return_codes,
     )
-    store = make_store(spooling.spool, spooling.keep_results)
+    store = make_store(spooling.spool, spooling.keep_results, spooling.bounds)
     spooler = Spooler(
         reactor,
         store,
@@ -157,7 +160,7 @@ def make_spooler(
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
     def store(tasks: list[Task]) -> Deferred[list[int]]:
-        return spooler.manage(lambda store: store.add(tasks))
+        return spooler.manage(lambda store: add_all(store, tasks))
 
     directory = SpoolDirectory(path)
     try:

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Busy
+from uwsgitwisted.spool.bounds import add_each
 from uwsgitwisted.spool.stores import ISpoolStore
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.thread import Runner
@@ -50,9 +51,9 @@ class Intake:
     def add(self, task: Task) -> Deferred[int]:
         """Store *task*.
 
-        :return: fires with its id when it is on the disk. Fails with ``Busy`` if too many wait, or with what
-            the store raised. Cancelling it takes the task out if its commit has not begun; otherwise the task
-            stays.
+        :return: fires with its id when it is on the disk. Fails with ``Busy`` if too many wait for that, or the
+            queue has reached a bound, or with what the store raised. Cancelling it takes the task out if its
+            commit has not begun; otherwise the task stays.
         """
         if len(self._waiting) + len(self._committing) >= self._max_pending:
             return fail(
@@ -84,16 +85,21 @@ class Intake:
             self._settle_drained()
             return
         self._committing = batch
-        adding = self._runner.run(self._store.add, list(batch.values()))
+        adding = self._runner.run(add_each, self._store, list(batch.values()))
         adding.addCallbacks(self._succeeded, self._failed, callbackArgs=(batch,), errbackArgs=(batch,))
         adding.addErrback(_unexpected)
 
-    def _succeeded(self, ids: list[int], batch: dict[Deferred[int], Task]) -> None:
+    def _succeeded(self, results: list[int | Busy], batch: dict[Deferred[int], Task]) -> None:
         self._finish()
-        for stored, identifier in zip(batch, ids, strict=True):
-            if not stored.called:  # else it was cancelled while the commit was under way
-                stored.callback(identifier)
-        self._committed(batch.values())
+        for stored, result in zip(batch, results, strict=True):
+            if stored.called:  # it was cancelled while the commit was under way
+                continue
+            if isinstance(result, Busy):
+                stored.errback(result)
+            else:
+                stored.callback(result)
+        tasks = zip(batch.values(), results, strict=True)
+        self._committed([task for task, result in tasks if not isinstance(result, Busy)])
         self._settle_drained()
 
     def _failed(self, failure: Failure, batch: dict[Deferred[int], Task]) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from uwsgitwisted.errors import SpoolError
+from uwsgitwisted.spool.bounds import add_all
 from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.stores import ISpoolStore, Record
 from uwsgitwisted.spool.task import QUEUE_LIMIT, UNPRIORITIZED, State, Task, new_task
@@ -297,7 +298,7 @@ def _change(
 
 def _enqueue(store: ISpoolStore, now: float, *, tasks: Sequence[Sequence[bytes]]) -> list[int]:
     """Store new tasks in one transaction, all of them or none, and return their ids."""
-    return store.add([_new(now, *parts) for parts in tasks])
+    return add_all(store, [_new(now, *parts) for parts in tasks])
 
 
 def _new(now: float, variables: bytes, body: bytes, settings: bytes) -> Task:

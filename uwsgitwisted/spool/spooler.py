@@ -220,9 +220,9 @@ class Spooler:
         :param variables: its vars block.
         :param body: what its handler gets besides.
         :return: fires with its id when it is on the disk. Fails with ``MalformedPacket``, ``MessageTooLarge``
-            or ``SpoolError`` if it can't be understood or stored, ``Busy`` if too many wait, and
-            ``Unavailable`` if the spooler doesn't run. Cancelling it takes the task out if its commit has not
-            begun; otherwise it stays.
+            or ``SpoolError`` if it can't be understood or stored, ``Busy`` if too many wait or the queue has
+            reached a bound, and ``Unavailable`` if the spooler doesn't run. Cancelling it takes the task out if
+            its commit has not begun; otherwise it stays.
         """
         if not self._takes_requests:
             return fail(_not_running())

@@ -13,10 +13,11 @@ from uwsgitwisted.handlers.spool import RETURN_CODES
 from uwsgitwisted.responders.manage import LOOPBACK
 from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.spooler import SpoolSettings, make_spooler
+from uwsgitwisted.spool.bounds import MAX_QUEUES, Bounds
 from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.stores import KEEP_RESULTS
-from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, parse_allowed, seconds
+from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, parse_allowed, seconds, size
 
 _POLICY = RetryPolicy()
 
@@ -29,6 +30,10 @@ def _return_codes(text: str) -> str:
 
 def _keep(text: str) -> float:
     return 0.0 if text.strip() == "0" else seconds(text)
+
+
+def _number(text: str) -> int:
+    return 0 if text.strip() == "0" else count(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -55,6 +60,9 @@ class Options(ServerOptions):
         ["max-delay", None, _POLICY.max_delay, "The longest time between two tries, in seconds", seconds],
         ["workers", "w", None, "How many tasks run at once, of all queues that have no workers of their own (default: one for each core)", count],
         ["keep-results", None, KEEP_RESULTS, "Seconds for which the state and the result of a task that is over can be asked for; 0 for not at all", _keep],
+        ["max-tasks", None, None, "How many tasks may wait or run; more are refused (default: no limit)", count],
+        ["max-spool-size", None, None, "How many bytes the tasks may take: bytes, or a number with K, M or G; more are refused (default: no limit)", size],
+        ["max-queues", None, MAX_QUEUES, "In how many queues without workers of their own tasks may wait; those of others are refused", _number],
         ["http-vars", None, ",".join(HTTP_VARS), "Which variables of a web request that asks for a task (modifier2 1) enter the task"],
         ["return-codes", None, "2.0", "Which uWSGI's return codes the handler uses: 2.0 or 0.9", _return_codes],
     ]  # fmt: skip
@@ -147,6 +155,12 @@ def makeService(options: Options) -> IService:
             workers=options["workers"],
             queues=options["queues"],
             keep_results=options["keep-results"],
+            bounds=Bounds(
+                tasks=options["max-tasks"],
+                size=options["max-spool-size"],
+                queues=options["max-queues"],
+                reserved=frozenset(options["queues"]),
+            ),
             periodic=options["periodic"],
             drain=options.get("drain"),
             managers=[*LOOPBACK, *options["manage"]],
