@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from zope.interface import implementer
@@ -182,10 +183,16 @@ class PostgresStore:
                 moment, turn = self._turn(connection, settlements, demand)
         except BaseException:
             self._lease.failed()
+            self._show_alive()
             raise
         given = [task.id for task in (*turn.claimed, *turn.orphans)]
         self._lease.committed(moment, [settlement.id for settlement in settlements], given)
         return turn
+
+    def _show_alive(self) -> None:
+        """Keep the lease although the turn failed, as it does as long as somebody holds a task of it."""
+        with suppress(SpoolError), self._server.transaction() as connection:
+            self._lease.show(connection)
 
     def _turn(
         self, connection: Connection[Any], settlements: Sequence[Settlement], demand: Demand

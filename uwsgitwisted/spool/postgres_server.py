@@ -19,8 +19,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
 from uwsgitwisted.spool.postgres_schema import check_tables, create_tables, upgrade_tables
 
-#: How long a statement may take at the server, in seconds: it must not keep this spooler from its heartbeat.
-STATEMENT_LIMIT = 5.0
+#: How long a statement may take at the server, and how long it may wait there for a lock, in seconds: with the
+#: time between two heartbeats, that is less than a lease. No spooler holds a lock for longer than it takes to
+#: commit; who waits for longer waits for a transaction that somebody left open.
+STATEMENT_LIMIT, LOCK_LIMIT = 5.0, 2.0
 #: After how many seconds in one call the server is taken for hung: a large batch is many statements.
 CALL_LIMIT = 60.0
 #: How long to wait for a connection to each of the hosts that are named, in seconds.
@@ -52,6 +54,7 @@ _SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
     ('synchronous_commit',
         CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END),
     ('statement_timeout', %(limit)s),
+    ('lock_timeout', %(lock_limit)s),
     ('idle_in_transaction_session_timeout', %(limit)s),
     ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'),
@@ -67,6 +70,7 @@ _MEANINGS: tuple[tuple[str, type[SpoolError], str], ...] = (
     ("58", StoreUnavailable, "nothing was written; look at the server's disk"),
     ("25006", StoreUnavailable, "nothing was written; name a server that can be written"),
     ("57014", StoreUnavailable, "nothing was changed; look at what keeps the server busy"),
+    ("55P03", StoreUnavailable, "nothing was changed; look for a transaction that was left open on the server"),
     ("40", StoreUnavailable, "nothing was changed; another program works on the same tasks"),
     ("42501", StoreUnavailable, "nothing was changed; give the user the rights to the schema and its tables"),
     ("42", SpoolCorrupt, "nothing was changed; the tables are missing or were altered, restore them"),
@@ -208,12 +212,12 @@ class Session:
 
 def _set_up(connection: psycopg.Connection[Any], address: Address) -> None:
     """Set what the promise and the statements rest on, and refuse a server that can't keep it."""
-    limit = str(round(STATEMENT_LIMIT * 1000))
+    limit, lock_limit = (str(round(limit * 1000)) for limit in (STATEMENT_LIMIT, LOCK_LIMIT))
     if connection.info.server_version < _OLDEST_SERVER:
         raise SpoolError(
             f"the spool {address.description} needs PostgreSQL {_OLDEST_SERVER // 10_000} or later"
         )
-    connection.execute(_SETTINGS, {"schema": address.schema, "limit": limit})
+    connection.execute(_SETTINGS, {"schema": address.schema, "limit": limit, "lock_limit": lock_limit})
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise SpoolError(

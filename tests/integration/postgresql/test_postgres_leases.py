@@ -16,7 +16,7 @@ from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import until
 from tests.store_contract import Bench, about, names, settle
 from uwsgitwisted.errors import StoreUnavailable
-from uwsgitwisted.spool import postgres_add, postgres_lease
+from uwsgitwisted.spool import postgres_add, postgres_lease, postgres_server
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.task import State, Task
 
@@ -67,6 +67,28 @@ def test_killed_spooler(spool: Spool) -> None:
     taken_over()
     assert [(orphan.id, orphan.ahead) for orphan in orphans] == [(ids[0], False), (ids[1], True)]
     assert len(spool.execute("SELECT 1 FROM {}.spoolers")) == 2
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_task_that_somebody_holds(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that was left open keeps a spooler from writing down how a task ended, not from living."""
+    monkeypatch.setattr(postgres_server, "LOCK_LIMIT", 0.1)
+    holder, other = spool.open(), spool.open()
+    identifier, _ = holder.run("held", "runs on")
+    with spool.transaction() as left_open:
+        left_open.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (identifier,))
+        for _ in range(10):  # for longer than a lease
+            with pytest.raises(StoreUnavailable, match="look for a transaction that was left open"):
+                holder.turn(1, settle(identifier, Action.FINISH, 1))
+            assert other.turn(0).orphans == []
+    holder.finish(identifier)
+    assert holder.record(identifier).state is State.DONE
+
+
+def test_a_stuck_statement_is_shorter_than_a_lease() -> None:
+    """A heartbeat that comes due while a statement is stuck comes in time."""
+    assert postgres_lease.HEARTBEAT + postgres_server.STATEMENT_LIMIT < postgres_lease.LEASE
+    assert postgres_server.LOCK_LIMIT < postgres_server.STATEMENT_LIMIT
 
 
 def test_lease(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
