@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,3 +186,73 @@ def test_more_bytes_than_are_wanted(launch: Launcher) -> None:
     assert 40 < taken.count(True) < 70
     assert count(service) == taken.count(True)
     assert (service.directory / "spool.db").stat().st_size < 4.5 * 2**20
+
+
+HOSTILE = [
+    {"at": "1e308"},
+    {"at": "nan"},
+    {"at": "-1"},
+    {"at": "9" * 400},
+    {"priority": "9" * 5_000},
+    {"priority": str(2**31)},
+    {"spooler": b"\xed\xa0\x80"},
+    {"spooler": "a\0b"},
+    {"spooler": "q" * 65_000},
+    {"idempotency_key": "k" * 65_000},
+]
+STRANGE = [
+    {"at": "253402300799"},
+    {"priority": str(1 - 2**31)},
+    {"spooler": "q" * 255, "idempotency_key": "'; DROP TABLE tasks; --"},
+    {f"{number}": "" for number in range(8_000)},
+]
+
+
+def test_hostile_variables(launch: Launcher) -> None:
+    """What a task can't mean is refused, what it can is stored, and the next task runs."""
+    service = start(launch)
+
+    def taken(variables: Mapping[str, str | bytes]) -> bool:
+        return service.exchange(encode_packet(Packet(SPOOL, 0, encode_vars(variables)))) == b"\xff\0\0\1"
+
+    assert not any(map(taken, HOSTILE))
+    assert all(map(taken, STRANGE))
+    assert enqueue(service, key="good")
+    until(lambda: count(service, "state = 3") == len(STRANGE), "the end of all but the one in the year 9999")
+    assert count(service) == len(STRANGE) + 1
+
+
+def test_a_full_disk(launch: Launcher) -> None:
+    """While nothing can be written, tasks are refused in a short log; what ended is written down later."""
+    service = start(launch)
+    assert enqueue(service, wait="go")
+    until(lambda: count(service, "state = 2"), "the start of the task")
+    limits = resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    for size in (60_000, 1):
+        while enqueue(service, x="x" * size, at=FAR_AHEAD):
+            assert count(service) < 1_000
+    before = count(service)
+    (service.directory / "go").touch()
+    service.wait_for("can't be written")
+    with closing(Pool(service)) as pool:
+        assert not any(pool.enqueue_all([{"number": str(number)} for number in range(1_000)]))
+    assert count(service, "state = 2") == 1
+    assert len(service.log) < 40_000
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, limits)
+    until(lambda: count(service, "state = 3") == 1, "the end of the task")
+    assert count(service) == before
+    assert enqueue(service, key="room again")
+
+
+def test_space_after_a_flood(launch: Launcher) -> None:
+    """When what a flood left is done, the file becomes small again while the spooler is idle."""
+    service = start(launch, "--keep-results", "0")
+    path = service.directory / "spool.db"
+    assert enqueue(service, key="blocks", wait="go")
+    with closing(Pool(service)) as pool:
+        assert all(pool.enqueue_all([{"x": "x" * 60_000}] * 400))
+    until(lambda: path.stat().st_size > 15e6, "a large file")
+    (service.directory / "go").touch()
+    until(lambda: not count(service), "the end of the tasks")
+    until(lambda: path.stat().st_size < 10e6, "a small file")
+    assert enqueue(service, key="next")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
-from uwsgitwisted.spool import sqlite, sqlite_claim
+from uwsgitwisted.spool import sqlite, sqlite_claim, sqlite_file
 from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.retry import Action, Verdict
 from uwsgitwisted.spool.sqlite import SqliteStore
@@ -174,7 +174,6 @@ def test_space_is_given_back(store: SqliteStore, path: Path) -> None:
     while (turn := advance(store, 0, NOW)).upkeep is not None:
         assert turn.upkeep == 0.0
         turns += 1
-    connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert large > 20e6
     assert path.stat().st_size < 5e6
     assert turns > 10
@@ -225,6 +224,33 @@ def test_full(store: SqliteStore) -> None:
     connection_of(store).execute("PRAGMA max_page_count = 100000")
     assert len(store.add([task("x" * 60_000)])) == 1
     assert len(advance(store, 9, NOW, settle(1, Action.FINISH)).claimed) == 1
+
+
+def test_space_is_left_for_outcomes(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the disk is quite full tasks are refused, and how those end that run is written down."""
+    (identifier,) = store.add([task()])
+    advance(store, 1, NOW)
+    monkeypatch.setattr(sqlite_file, "_DISK_PART", 1)
+    monkeypatch.setattr(sqlite_file, "_DISK_RESERVE", 1 << 60)
+    (refusal,) = store.refusals([task()])
+    assert "the disk is almost full" in str(refusal)
+    advance(store, 0, NOW, settle(identifier, Action.FINISH))
+    assert store.usage().tasks == 0
+    monkeypatch.setattr(sqlite_file, "_DISK_RESERVE", 0)
+    spare = store.usage().spare
+    assert spare is not None
+    assert spare > 0
+
+
+def test_space_that_is_not_known(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that doesn't say what it has left is taken to have enough."""
+
+    def statvfs(path: str) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert store.usage().spare is None
+    assert store.refusals([task()]) == [None]
 
 
 def test_read_only(store: SqliteStore) -> None:

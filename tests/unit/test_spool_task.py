@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from uwsgitwisted.errors import MalformedPacket, SpoolError
-from uwsgitwisted.spool.task import LATEST, PRIORITY_LIMIT, UNPRIORITIZED, new_task
+from uwsgitwisted.spool.task import LATEST, PRIORITY_LIMIT, QUEUE_LIMIT, UNPRIORITIZED, new_task
 from uwsgitwisted.wire.vars import encode_vars
 
 NOW = 1_700_000_000.0
@@ -87,11 +89,47 @@ def test_queue() -> None:
     assert new_task(encode_vars({"spooler": "/var/spöl"}), NOW).queue == "/var/spöl"
 
 
-@pytest.mark.parametrize(("name", "reason"), [(b"\xff\xfe", "UTF-8"), (b"x" * 256, "too long")])
-def test_bad_queue(name: bytes, reason: str) -> None:
-    """A queue's name that can't be shown is refused."""
-    with pytest.raises(SpoolError, match=reason):
-        new_task(encode_vars({"spooler": name}), NOW)
+@pytest.mark.parametrize("variable", ["spooler", "idempotency_key"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (b"\xff\xfe", "UTF-8"),
+        (b"\xed\xa0\x80", "UTF-8"),
+        (b"a\0b", "a zero byte"),
+        (b"x" * 256, "too long"),
+        (b"x" * 65_000, "too long"),
+    ],
+)
+def test_bad_queue(variable: str, name: bytes, reason: str) -> None:
+    """The name of a queue, or a key, that a database can't hold is refused, in a short text."""
+    with pytest.raises(SpoolError, match=reason) as refused:
+        new_task(encode_vars({variable: name}), NOW)
+    assert len(str(refused.value)) < 200
+
+
+_HOSTILE = st.one_of(
+    st.binary(max_size=40),
+    st.from_regex(r"-?[0-9]{0,13}(\.[0-9]{0,33})?", fullmatch=True).map(str.encode),
+    st.sampled_from([b"1e308", b"nan", b"-inf", b"0x7f", b"253402300799.99999999", b"-2147483648", b"00"]),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([b"at", b"priority", b"spooler", b"idempotency_key", b"x"]), _HOSTILE).map(
+        encode_vars
+    )
+)
+def test_whatever_is_asked_can_be_stored(variables: bytes) -> None:
+    """A task is refused, or every value of it is one that a store can hold."""
+    try:
+        task = new_task(variables, NOW)
+    except SpoolError:
+        return
+    assert 0 < task.at <= LATEST
+    assert abs(task.priority) <= UNPRIORITIZED
+    for name in (task.queue, task.key):
+        assert "\0" not in name
+        assert len(name.encode()) <= QUEUE_LIMIT
 
 
 def test_malformed() -> None:

@@ -243,6 +243,8 @@ def shrink(connection: sqlite3.Connection) -> bool:
     try:
         # As a script, since ``execute`` ends such a statement after its first page.
         connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+        if free_pages(connection) <= SLACK_PAGES:  # so far only the log says that the file is shorter
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.Error:  # a full disk: there has to be space in the log for it first
         return False
     return True
