@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.postgresql.postgres import postgres_server
 from tests.integration.services import TWISTD, Launcher, Service, run_to_end, script, until
 from uwsgitwisted import blocking, queue
 from uwsgitwisted.errors import Busy
@@ -38,12 +39,10 @@ CALLERS = 8
 FAR_AHEAD = 4_000_000_000
 
 
-def start(launch: Launcher, *options: str, engine: str = "processes:1", **keywords: Any) -> Service:
-    """Start a spooler with its queue in the file ``spool.db``."""
+def start(launch: Launcher, *options: str, spool: str = "sqlite:spool.db") -> Service:
+    """Start a spooler with one worker; its queue is in the file ``spool.db`` unless *spool* is another."""
     return launch.start(
-        *("uwsgi-spooler", "--engine", engine, "--spool", "sqlite:spool.db", *options),
-        handler=HANDLER,
-        **keywords,
+        *("uwsgi-spooler", "--engine", "processes:1", "--spool", spool, *options), handler=HANDLER
     )
 
 
@@ -176,6 +175,22 @@ def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
         (service.directory / "go").touch()
         until(lambda: not count(service, "state < 3"), "the end of the tasks")
         until(lambda: pool.enqueue_all([{"number": "next"}]) == [True], "room for the next one")
+
+
+@pytest.mark.needs("postgresql")
+def test_more_tasks_than_are_wanted_of_two_spoolers(launch: Launcher) -> None:
+    """Spoolers that share a database have one bound, which the end of one of them doesn't change."""
+    with postgres_server() as server:
+        first, second = (start(launch, "--max-tasks", "50", spool=server.url()) for _ in range(2))
+        with closing(Pool(first)) as pool:
+            assert pool.enqueue_all([{"at": str(FAR_AHEAD)}] * 100).count(True) == 50
+        assert not enqueue(second, key="value")
+        first.kill()
+        third = start(launch, "--max-tasks", "51", spool=server.url())
+        assert [enqueue(third, at=FAR_AHEAD) for _ in range(2)] == [True, False]
+        assert not enqueue(second, key="value")
+        second.terminate()
+        third.terminate()
 
 
 def test_more_bytes_than_are_wanted(launch: Launcher) -> None:
