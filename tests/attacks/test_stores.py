@@ -22,11 +22,15 @@ from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration
 
-#: Runs a task that does nothing; one with the key ``wait`` when the file of that name is there.
+#: Runs a task that does nothing; one with the key ``wait`` when that file is there. One with the key
+#: ``fail`` fails once.
 HANDLER = """
 import os, time, uwsgi
 
 def run(task):
+    if b"fail" in task and not os.path.exists("failed"):
+        open("failed", "w").close()
+        raise ValueError("the first time")
     name = task.get(b"wait", b"").decode()
     while name and not os.path.exists(name):
         time.sleep(0.01)
@@ -175,6 +179,16 @@ def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
         (service.directory / "go").touch()
         until(lambda: not count(service, "state < 3"), "the end of the tasks")
         until(lambda: pool.enqueue_all([{"number": "next"}]) == [True], "room for the next one")
+
+
+def test_a_retry_in_a_full_queue(launch: Launcher) -> None:
+    """A task that fails is tried again though the queue is full."""
+    service = start(launch, "--max-tasks", "1", "--first-delay", "0.3")
+    assert enqueue(service, fail="once")
+    service.wait_for("runs again in")
+    assert not enqueue(service, key="value")
+    until(lambda: count(service, "state = 3"), "the end of the task")
+    until(lambda: enqueue(service, key="value"), "room for the next one")
 
 
 @pytest.mark.needs("postgresql")

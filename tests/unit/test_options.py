@@ -203,6 +203,18 @@ class TestSpooler:
         with pytest.raises(UsageError, match="--manage everybody"):
             parse(spooler.Options, *SPOOLER, "--manage", "everybody")
 
+    def test_bounds(self) -> None:
+        """Only the number of queues is bounded by itself; 0 leaves those that have workers of their own."""
+        options = parse(spooler.Options, *SPOOLER)
+        assert [options[f"max-{what}"] for what in ("tasks", "spool-size", "queues")] == [None, None, 1000]
+        options = parse(
+            spooler.Options, *SPOOLER, "--max-tasks", "5", "--max-spool-size", "2G", "--max-queues", "0"
+        )
+        assert [options[f"max-{what}"] for what in ("tasks", "spool-size", "queues")] == [5, 2 << 30, 0]
+        for option in ("tasks", "spool-size", "queues"):
+            with pytest.raises(UsageError):
+                parse(spooler.Options, *SPOOLER, f"--max-{option}", "-1")
+
     def test_keep_results(self) -> None:
         """Results are kept for a while, or not at all."""
         assert parse(spooler.Options, *SPOOLER)["keep-results"] == 3600

@@ -91,7 +91,9 @@ class FileLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise SpoolError(f"can't lock {path}: {error.strerror}") from error
+                raise SpoolError(
+                    f"can't lock {path}: {error.strerror}; put the spool on a local file system"
+                ) from error
             raise self._in_use(holder) from error
 
     def _in_use(self, holder: str) -> SpoolInUse:
