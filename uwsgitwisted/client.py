@@ -31,7 +31,7 @@ from uwsgitwisted.tasks import (
     read_status,
     read_taken,
 )
-from uwsgitwisted.transport.peer import Peer
+from uwsgitwisted.transport.node import Node
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage, encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
@@ -54,9 +54,9 @@ class Client:
         self._reactor = reactor
         self._terms = Terms(max_message=max_message)
         self._plain = {parse_address(address) for address in plain}
-        self._peers: dict[Address, Peer] = {}
+        self._nodes: dict[Address, Node] = {}
         # The same by each spelling of their addresses, so that nothing is parsed or compared for each call.
-        self._known: dict[Address | str | tuple[str, int | str], Peer] = {}
+        self._known: dict[Address | str | tuple[str, int | str], Node] = {}
 
     def send_message(
         self,
@@ -84,10 +84,10 @@ class Client:
             ``RequestCancelled``.
         """
         try:
-            peer = self._find_peer(address)
+            node = self._find_node(address)
             _check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
-            return peer.ask(packet, timeout, address=address, idempotent=idempotent)
+            return node.ask(packet, timeout, address=address, idempotent=idempotent)
         except UwsgiError as error:
             error.address = error.address or address
             return fail(error)
@@ -217,26 +217,26 @@ class Client:
 
         :return: fires when they are closed.
         """
-        peers, self._peers = self._peers, {}
+        nodes, self._nodes = self._nodes, {}
         self._known = {}
-        return DeferredList([peer.close() for peer in peers.values()]).addCallback(lambda _: None)
+        return DeferredList([node.close() for node in nodes.values()]).addCallback(lambda _: None)
 
-    def _find_peer(self, address: AddressLike) -> Peer:
+    def _find_node(self, address: AddressLike) -> Node:
         try:
             return self._known[address]  # type: ignore[index]
         except (KeyError, TypeError):
-            peer = self._peer(parse_address(address))
+            node = self._node(parse_address(address))
         if not isinstance(address, list):
-            self._known[address] = peer
-        return peer
+            self._known[address] = node
+        return node
 
-    def _peer(self, address: Address) -> Peer:
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._peers[address] = Peer(
+    def _node(self, address: Address) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Node(
                 self._reactor, self._endpoint(address), self._terms, plain=address in self._plain
             )
-        return peer
+        return node
 
     def _endpoint(self, address: Address) -> IStreamClientEndpoint:
         if address.kind == "tcp" and not address.options:

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet, IReactorProcess, IReactorTime
 from zope.interface import Attribute, Interface
 
+from uwsgitwisted.access import NOBODY, Peer
 from uwsgitwisted.wire.packet import Packet
 
 #: What answers a request: a packet, or bytes that a plain peer gets as they are, without a header.
@@ -24,13 +25,13 @@ class Request(NamedTuple):
     """A packet that asks for something, and what its receiver knows about it besides.
 
     :param packet: what was asked.
-    :param peer: who asked, for the log.
+    :param peer: who asked.
     :param seconds: how long the asker goes on waiting from now; None if it didn't say.
     :param idempotent: whether it may be run again if the worker that runs it dies.
     """
 
     packet: Packet
-    peer: str = ""
+    peer: Peer = NOBODY
     seconds: float | None = None
     idempotent: bool = False
 

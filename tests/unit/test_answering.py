@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
+from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
 from uwsgitwisted.interfaces import Reply, Request
@@ -143,7 +144,7 @@ class TestRequests:
         bench = Bench(lambda _: TOLD)
         bench.ask(3, seconds=2.5)
         assert bench.client.events == [AnswerReceived(3, TOLD, 0.0)]
-        assert bench.requests == [Request(ASK, "192.0.2.7:40001", 2.5)]
+        assert bench.requests == [Request(ASK, peer_at("192.0.2.7", 40001), 2.5)]
         assert bench.client.lost is None
 
     def test_raw_answer(self) -> None:

@@ -11,6 +11,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.unit.peers import peer_at
 from uwsgitwisted.errors import Busy, NotAllowed, RemoteError, RequestCancelled, UnknownModifier
 from uwsgitwisted.interfaces import IResponder, Reply, Request
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -33,8 +34,8 @@ def dispatcher(respond: Callable[[Request], Reply]) -> Dispatcher:
     return Dispatcher({33: Responder(respond), 17: Responder(lambda _: TOLD)})
 
 
-def ask(modifier1: int, peer: str = "192.0.2.7:40001") -> Request:
-    return Request(Packet(modifier1, 0), peer)
+def ask(modifier1: int, host: str = "192.0.2.7", port: int = 40001) -> Request:
+    return Request(Packet(modifier1, 0), peer_at(host, port))
 
 
 def test_answer() -> None:
@@ -49,12 +50,18 @@ def test_unknown_modifier() -> None:
     """A modifier1 that nothing answers is refused, saying what is answered; that is logged once a host."""
     chosen = dispatcher(lambda _: TOLD)
     with capturedLogs() as logs:
-        for peer in ("192.0.2.7:40001", "192.0.2.7:40002", "192.0.2.8:1", "[fd00::5]:1", "[fd00::5]:2"):
+        for host, port in (
+            ("192.0.2.7", 40001),
+            ("192.0.2.7", 40002),
+            ("192.0.2.8", 1),
+            ("fd00::5", 1),
+            ("fd00::5", 2),
+        ):
             with pytest.raises(UnknownModifier) as caught:
-                chosen.respond(ask(173, peer))
+                chosen.respond(ask(173, host, port))
     assert caught.value.modifier1 == 173
     assert "17, 33" in str(caught.value)
-    assert [event["peer"] for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1", "[fd00::5]:1"]
+    assert [event["peer"].name for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1", "[fd00::5]:1"]
     with capturedLogs() as logs, pytest.raises(UnknownModifier):
         chosen.respond(ask(174))
     assert len(logs) == 1

@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0,
     "wire": 1,
     "address": 1,
+    "access": 1,
     "interfaces": 2,
     "sockets": 2,
     "sessions": 3,

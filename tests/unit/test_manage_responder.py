@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import marshal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from tests.unit.peers import peer_at
+from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import (
     Busy,
     MalformedPacket,
@@ -32,18 +33,17 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.interfaces import IResponder, Request
 from uwsgitwisted.responders import manage
-from uwsgitwisted.responders.manage import LOOPBACK, MAX_QUESTION, ManageResponder, may_manage
+from uwsgitwisted.responders.manage import MAX_QUESTION, ManageResponder
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import ISpoolStore, Record
 from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.tasks import MAX_BATCH, batch_items, encode_batch
-from uwsgitwisted.transport.peers import parse_network
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.wire.vars import encode_vars
 
 NOW = 1_700_000_000.0
-HERE, ELSEWHERE = "127.0.0.1:5000", "10.0.0.7:5000"
+HERE, ELSEWHERE = peer_at("127.0.0.1"), peer_at("10.0.0.7")
 TASK = Task(encode_vars({"to": "ann"}), NOW, NOW, id=7)
 
 
@@ -87,18 +87,18 @@ class Bench:
         self.responder = ManageResponder(self.clock, self.spooler, now=lambda: NOW)  # type: ignore[arg-type]
 
     def send(
-        self, payload: bytes, peer: str = HERE, seconds: float | None = None, modifier2: int = 0
+        self, payload: bytes, peer: Peer = HERE, seconds: float | None = None, modifier2: int = 0
     ) -> Deferred[Packet]:
         packet = Packet(MARSHAL, modifier2, payload)
         return self.responder.respond(Request(packet, peer=peer, seconds=seconds))
 
     def ask(
-        self, operation: object, *, peer: str = HERE, seconds: float | None = None, **arguments: object
+        self, operation: object, *, peer: Peer = HERE, seconds: float | None = None, **arguments: object
     ) -> Any:
         """Ask, and return the answer, or the error that it failed with."""
         return value_of(self.send(dumps((operation, arguments)), peer, seconds))
 
-    def enqueue(self, *tasks: Any, peer: str = ELSEWHERE) -> Any:
+    def enqueue(self, *tasks: Any, peer: Peer = ELSEWHERE) -> Any:
         return value_of(self.send(dumps(encode_batch(batch_items(tasks))), peer))
 
 
@@ -275,50 +275,6 @@ def test_not_for_others(bench: Bench, operation: str) -> None:
     assert [record.state for record in bench.store.records(10)] == [State.READY]
 
 
-@pytest.mark.parametrize(
-    ("peer", "allowed"),
-    [
-        ("127.0.0.1:5000", True),
-        ("127.8.9.1:5000", True),
-        ("[::1]:5000", True),
-        ("[::ffff:127.0.0.1]:5000", True),
-        ("a local socket", True),
-        ("10.0.0.7:5000", False),
-        ("[::2]:5000", False),
-        ("[::ffff:10.0.0.7]:5000", False),
-        ("[fe80::1%lo]:5000", False),
-        ("[fe80::1%127.0.0.1]:5000", False),
-        ("", False),
-        (":5000", False),
-        ("localhost:5000", False),
-        ("127.0.0.1.evil.example:5000", False),
-        ("a local socket:5000", False),
-        ("127.0.0.1", False),
-        ("::1", False),
-        ("UNIXAddress('x')", False),
-    ],
-)
-def test_who_is_here(peer: str, allowed: bool) -> None:
-    """Who is on this machine is told by the peer's address, in whatever form it has."""
-    assert may_manage(peer, LOOPBACK) is allowed
-
-
-@pytest.mark.parametrize(
-    ("peer", "allowed"),
-    [
-        ("10.1.2.3:5000", True),
-        ("[::ffff:10.1.2.3]:5000", True),
-        ("[fe80::1%eth0]:5000", True),
-        ("a local socket", True),
-        ("127.0.0.1:5000", False),
-        ("11.0.0.1:5000", False),
-    ],
-)
-def test_managers_that_are_named(peer: str, allowed: bool) -> None:
-    """Where networks are named, it is these that count."""
-    assert may_manage(peer, [parse_network("10.0.0.0/8"), parse_network("fe80::/10")]) is allowed
-
-
 # What is no question.
 
 
@@ -354,16 +310,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def test_a_question_is_small(bench: Bench) -> None:
-    """What has to be unmarshalled is bounded; keys that collide can't hold up the spooler for long."""
+    """What has to be unmarshalled is bounded, and keys that collide are refused."""
     with pytest.raises(MessageTooLarge) as caught:
         bench.ask("list", queue="x" * MAX_QUESTION)
     assert caught.value.limit == MAX_QUESTION
     colliding = dumps(("list", {"queue": {n * (2**61 - 1): None for n in range(1, 2_000)}}))
     assert len(colliding) < MAX_QUESTION
-    start = time.process_time()
-    with pytest.raises(SpoolError, match="queue has to be"):
-        value_of(bench.send(colliding))
-    assert time.process_time() - start < 5
+    with pytest.raises(UnsafeObject, match="chosen to collide"):
+        bench.send(colliding)
 
 
 # What waits for the store.

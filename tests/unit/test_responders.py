@@ -6,6 +6,7 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.unit.peers import peer_at
 from uwsgitwisted.interfaces import IEngine, IResponder, Request
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.forward import ForwardResponder
@@ -53,6 +54,6 @@ def test_echo() -> None:
 def test_forward() -> None:
     """The engine gets the request as it came, and its Deferred is the answer."""
     engine = Engine()
-    request = Request(Packet(33, 9, b"not even marshal"), "peer", 2.0)
+    request = Request(Packet(33, 9, b"not even marshal"), peer_at("192.0.2.7"), 2.0)
     assert ForwardResponder(engine).respond(request) is engine.answer
     assert engine.submitted == [request]

@@ -14,9 +14,10 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
+from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
+from uwsgitwisted.access import parse_network
 from uwsgitwisted.interfaces import Reply, Request
-from uwsgitwisted.transport.peers import parse_network
 from uwsgitwisted.transport.server import Limits, ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
@@ -74,7 +75,7 @@ class TestPlain:
         assert client.received == encode_packet(TOLD)
         assert client.lost is not None
         assert not bench.clock.getDelayedCalls()
-        assert bench.requests == [Request(ASK, "192.0.2.7:40001", None)]
+        assert bench.requests == [Request(ASK, peer_at("192.0.2.7", 40001), None)]
 
     def test_raw_answer(self) -> None:
         """Bytes go out as they are."""
@@ -214,7 +215,9 @@ class TestBody:
         link.flush(step)
         assert client.received == encode_packet(TOLD)
         assert client.lost is not None
-        assert bench.requests == [Request(Packet(17, 1, packet[4:] + b"hello world"), "192.0.2.7:40001")]
+        assert bench.requests == [
+            Request(Packet(17, 1, packet[4:] + b"hello world"), peer_at("192.0.2.7", 40001))
+        ]
         assert not bench.clock.getDelayedCalls()
 
     def test_variables_that_look_like_a_body(self) -> None:
@@ -475,7 +478,7 @@ class TestAcceptance:
             assert bench.factory.buildProtocol(CLIENT) is None
             assert bench.factory.buildProtocol(CLIENT) is None
             assert bench.factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 1)) is None
-        assert [event["peer"] for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1"]
+        assert [event["peer"].name for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1"]
         assert "1 connections are open already" in logs[0]["reason"]
         later.callback(TOLD)
         link.flush()

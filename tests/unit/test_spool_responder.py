@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.unit.peers import peer_at
 from uwsgitwisted.errors import (
     Busy,
     MalformedPacket,
@@ -76,7 +77,7 @@ class Bench:
         )
 
     def ask(self, payload: bytes, modifier2: int = 9) -> Deferred[Any]:
-        return self.responder.respond(Request(Packet(SPOOL, modifier2, payload), peer="10.0.0.7:5000"))
+        return self.responder.respond(Request(Packet(SPOOL, modifier2, payload), peer=peer_at("10.0.0.7")))
 
     def http(
         self, method: str, path: str = "/tasks", body: bytes = b"", more: Mapping[str, str] | None = None
@@ -156,7 +157,7 @@ class TestPlain:
         assert result_of(bench.ask(TASK)) == NO
         (event,) = logged
         assert event["reason"] == "why"
-        assert (event["peer"], event["count"]) == ("10.0.0.7:5000", 1)
+        assert (event["peer"].name, event["count"]) == ("10.0.0.7:5000", 1)
 
     def test_defect(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
         """A defect of ours is answered with no too, and logged with its traceback."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.access import Once
 from uwsgitwisted.errors import RemoteError, UnknownModifier
 from uwsgitwisted.interfaces import IResponder, Reply, Request
 from uwsgitwisted.responders.failures import Failures
-from uwsgitwisted.transport.peers import Once
 from uwsgitwisted.wire.packet import Packet
 
 
@@ -50,7 +50,7 @@ class Dispatcher:
         error = UnknownModifier(
             f"nothing here answers modifier1 {modifier1}; what does is {known}", modifier1=modifier1
         )
-        if self._unknown.is_first((request.peer.rpartition(":")[0], modifier1)):
+        if self._unknown.is_first((request.peer.host, modifier1)):
             self._log.warn("{peer}: {error}", peer=request.peer, error=error)
         return error
 

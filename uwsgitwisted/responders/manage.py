@@ -10,18 +10,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from uwsgitwisted.access import Network, parse_network
 from uwsgitwisted.errors import Busy, MessageTooLarge, NotAllowed, RequestTimeout, SpoolError
 from uwsgitwisted.interfaces import IResponder, Request
 from uwsgitwisted.spool.management import OPERATIONS, WAIT, manage, read_arguments
 from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.tasks import decode_batch
-from uwsgitwisted.transport.peers import Network, is_allowed, parse_network, peer_host
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
@@ -34,7 +33,6 @@ MAX_QUESTION = 32_768
 #: How many requests, and how many bytes of them, may wait for the store.
 MAX_PENDING, MAX_PENDING_BYTES = 1_000, 256 * 1024 * 1024
 
-_LOCAL_SOCKET = peer_host(UNIXAddress(None))
 #: The type codes of marshalled bytes.
 _BYTES = (b"s", b"\xf3")
 
@@ -92,7 +90,7 @@ class ManageResponder:
         ask = self._open.get(operation)
         if ask is not None:
             return ask(arguments, request.seconds)
-        if not may_manage(request.peer, self._managers):
+        if not request.peer.is_allowed(self._managers):
             raise NotAllowed(
                 f"{request.peer} may not manage this queue; the spooler's own machine may, and the networks in "
                 "its option --manage"
@@ -135,20 +133,6 @@ class ManageResponder:
         self._pending -= 1
         self._pending_bytes -= size
         return result
-
-
-def may_manage(peer: str, managers: Iterable[Network]) -> bool:
-    """Whether a peer is one of *managers*.
-
-    :param peer: as a request names it: ``host:port``, ``[host]:port``, or a local socket.
-    """
-    if peer == _LOCAL_SOCKET:
-        return True
-    host = peer.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    try:
-        return is_allowed(IPv4Address("TCP", host, 0), managers)
-    except ValueError:  # neither, so nobody that is known here
-        return False
 
 
 def _question(payload: bytes) -> tuple[object, object]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from uwsgitwisted.access import Network
 from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
-from uwsgitwisted.transport.peers import Network
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
+from uwsgitwisted.access import Network
 from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
@@ -25,7 +26,6 @@ from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
-from uwsgitwisted.transport.peers import Network
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
 

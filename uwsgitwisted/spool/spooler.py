@@ -394,7 +394,7 @@ class Spooler:
             self._settle(task, Outcome(Ending.RETURNED))
 
     def _run(self, task: Task) -> None:
-        request = Request(encode_run(task), peer=f"task {task.id}")
+        request = Request(encode_run(task))
         submit = cast(Callable[[Request], Packet], self.engine.submit)  # or a Deferred of it
         answer = maybeDeferred(submit, request)
         # The body is the engine's now.

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from twisted.python import usage
 
+from uwsgitwisted.access import Network, parse_network
 from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import on_loopback
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.transport.peers import Network, parse_network
 from uwsgitwisted.transport.server import Limits
 
 _DEFAULTS = ServerSettings(listen=())

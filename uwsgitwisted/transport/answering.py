@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
@@ -46,7 +47,7 @@ class AnsweringSession:
     :param ours: what this side grants.
     :param theirs: what the peer takes.
     :param respond: answers a request; the Deferred's failures are sent to the peer.
-    :param peer: the peer's name.
+    :param peer: who is at the other end.
     :param body_timeout: seconds that the peer may take for each further piece of a large message.
     :param write_timeout: seconds that the peer may go without taking any of what waits for it.
     :param idle_timeout: seconds of silence after which the session is closed.
@@ -63,7 +64,7 @@ class AnsweringSession:
         theirs: Terms,
         respond: Callable[[Request], Reply],
         *,
-        peer: str,
+        peer: Peer,
         body_timeout: float,
         write_timeout: float,
         idle_timeout: float,

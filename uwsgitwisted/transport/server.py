@@ -21,11 +21,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.access import NOBODY, Network, Once, Peer
 from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, ProtocolError
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
-from uwsgitwisted.transport.peers import Network, Once, is_allowed, peer_host, peer_name
 from uwsgitwisted.transport.writer import Writer, read_more_at_once, set_keepalive, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, offered
@@ -151,14 +151,15 @@ class ServerFactory(Factory):
         """Return a connection's protocol, or None, which closes it."""
         assert addr is not None
         reason = ""
-        if self._networks is not None and not is_allowed(addr, self._networks):
+        peer = Peer(addr)
+        if self._networks is not None and not peer.is_allowed(self._networks):
             reason = "it is in none of the networks that may connect"
         elif len(self._connections) >= self.limits.max_connections:
             reason = f"{self.limits.max_connections} connections are open already"
         if not reason:
             return ServerProtocol(self)
-        if self._refused.is_first((peer_host(addr), reason)):
-            self._log.warn("a connection of {peer} was refused: {reason}", peer=peer_name(addr), reason=reason)
+        if self._refused.is_first((peer.host, reason)):
+            self._log.warn("a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
         return None
 
     def size_behind(self, packet: Packet) -> int:
@@ -225,12 +226,12 @@ class ServerProtocol(Protocol):
         #: How many bytes came where nothing is expected; below 0 while a body is thrown away.
         self._ignored = 0
         self._writer: Writer | None = None
-        self._peer = ""
+        self._peer = NOBODY
 
     def connectionMade(self) -> None:
         """Start to wait for a header."""
         assert self.transport is not None
-        self._peer = peer_name(self.transport.getPeer())
+        self._peer = Peer(self.transport.getPeer())
         self._factory.opened(self)
         self._factory.headers.add(self)
 

@@ -24,7 +24,7 @@ from uwsgitwisted.errors import (
     UnsafeObject,
 )
 from uwsgitwisted.interfaces import Reply, Request
-from uwsgitwisted.transport.peer import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Peer
+from uwsgitwisted.transport.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Node
 from uwsgitwisted.transport.server import ServerFactory
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet
@@ -49,7 +49,7 @@ class Bench:
         self.waiting: list[Deferred[Packet]] = []
         self.factory = ServerFactory(self.clock, self.respond, terms=Terms())
         self.endpoint = ServedEndpoint(self.factory) if accept is None else MemoryEndpoint(accept)
-        self.peer = Peer(self.clock, self.endpoint, Terms(), **options)  # type: ignore[arg-type]
+        self.node = Node(self.clock, self.endpoint, Terms(), **options)  # type: ignore[arg-type]
 
     def respond(self, request: Request) -> Reply:
         self.requests.append(request)
@@ -59,7 +59,7 @@ class Bench:
 
     def start(self, timeout: float = 30, packet: Packet = ASK) -> tuple[Deferred[Any], list[Any]]:
         results: list[Any] = []
-        deferred = self.peer.ask(packet, timeout)
+        deferred = self.node.ask(packet, timeout)
         deferred.addBoth(results.append)
         self.endpoint.flush()
         return deferred, results
@@ -272,7 +272,7 @@ class TestFailures:
         second, _ = bench.start()
         kinds: list[Any] = []
         first.addBoth(lambda _: second.cancel())
-        bench.peer.ask(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
+        bench.node.ask(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
         failed = Failure(ConnectionError("no route"))
         for waiting, _ in bench.endpoint.held:
             waiting.errback(failed)
@@ -326,9 +326,9 @@ class TestTime:
     def test_real_endpoints(self, make: Callable[..., Any], cancel: bool) -> None:
         """Twisted's endpoints, which fail in their own way when cancelled, time out and cancel as others do."""
         reactor = MemoryReactorClock()
-        peer = Peer(reactor, make(reactor, "192.0.2.1", 3_033), Terms(), plain=True)
+        node = Node(reactor, make(reactor, "192.0.2.1", 3_033), Terms(), plain=True)
         results: list[Any] = []
-        deferred = peer.ask(ASK, 5)
+        deferred = node.ask(ASK, 5)
         deferred.addBoth(results.append)
         reactor.advance(0)
         if cancel:
@@ -387,7 +387,7 @@ class TestCancel:
 
 class TestClose:
     def close(self, bench: Bench) -> None:
-        closed = bench.peer.close()
+        closed = bench.node.close()
         bench.endpoint.flush()
         assert closed.called
         assert all(not link.client.connected for link in bench.endpoint.links)

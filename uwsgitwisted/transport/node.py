@@ -1,4 +1,4 @@
-"""One address that a client talks to: by a session if the peer grants one, else a connection a request."""
+"""One node that a client talks to: by a session if the peer grants one, else a connection a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
 _T = TypeVar("_T")
 
 
-class Peer:
+class Node:
     """An address and what is known of it.
 
     :param clock: keeps the time.
