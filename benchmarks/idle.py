@@ -65,7 +65,9 @@ def run(scale: Scale) -> list[Table]:
     """Measure before, while and after the sessions are open."""
     number = _descriptors(scale.sessions)
     with Servers() as servers, contextlib.ExitStack() as sessions:
-        node = servers.node("reactor", "--max-connections", str(scale.sessions + _OTHERS))
+        connections = str(scale.sessions + _OTHERS)
+        limits = ("--max-connections", connections, "--max-connections-per-peer", connections)
+        node = servers.node("reactor", *limits)
         observer = _Observer(servers, node, scale)
         latency = Table("A small call, `blocking`, engine `reactor`", "ms", Relation.PEER_FIRST)
         latency.rows.append(observer.row("no other session"))

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorProcess, IReactor
 from zope.interface import Attribute, Interface
 
 from uwsgitwisted.access import NOBODY, Peer
+from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.packet import Packet
 
 #: What answers a request: a packet, or bytes that a plain peer gets as they are, without a header.
@@ -28,12 +29,14 @@ class Request(NamedTuple):
     :param peer: who asked.
     :param seconds: how long the asker goes on waiting from now; None if it didn't say.
     :param idempotent: whether it may be run again if the worker that runs it dies.
+    :param refused: why the body behind the packet was not taken, so that the request can only be refused.
     """
 
     packet: Packet
     peer: Peer = NOBODY
     seconds: float | None = None
     idempotent: bool = False
+    refused: UwsgiError | None = None
 
 
 class IResponder(Interface):

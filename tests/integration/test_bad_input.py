@@ -29,7 +29,7 @@ from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoAnswer, UnknownModifier, UnsafeObject, UwsgiError
 from uwsgitwisted.wire.objects import dumps
-from uwsgitwisted.wire.packet import SESSION, Packet, encode_packet
+from uwsgitwisted.wire.packet import PING, SESSION, Packet, encode_packet
 from uwsgitwisted.wire.session import REQUEST
 
 pytestmark = pytest.mark.integration
@@ -122,7 +122,7 @@ def test_a_bad_object_plain(node: Service, payload: bytes) -> None:
 async def test_a_bad_object_in_a_session(node: Service, client: Client, payload: bytes) -> None:
     """In a session the caller is told why, and the session goes on."""
     await client.ping(node.address)
-    (peer,) = client._peers.values()
+    (peer,) = client._nodes.values()
     with pytest.raises(UwsgiError) as caught:
         await peer.ask(Packet(33, 17, payload), 20)
     assert isinstance(caught.value, UnsafeObject) or getattr(caught.value, "type", "") == "UnsafeObject"
@@ -400,17 +400,22 @@ def test_an_idle_session(launch: Launcher) -> None:
 
 def test_too_many_connections(launch: Launcher) -> None:
     """Over --max-connections a connection is closed as it comes; when one ends, there is room again."""
-    node = launch.start("uwsgi-node", "--engine", "reactor", "--max-connections", "5", handler=FAULTS)
-    open_ones = [RawSession(node) for _ in range(5)]
-    try:
+    node = launch.start(
+        *("uwsgi-node", "--engine", "processes:1"),
+        *("--max-connections", "5", "--max-connections-per-peer", "5"),
+        handler=FAULTS,
+    )
+    with contextlib.ExitStack() as stack:
+        open_ones = [stack.enter_context(node.connect()) for _ in range(5)]
+        for busy in open_ones:
+            busy.sendall(marshal_packet(("wait_for", "started", "go")))
         for _ in range(3):
             assert node.exchange(marshal_packet(("echo", 1))) == b""
-        assert node.log.count("5 connections are open already") == 1
-        open_ones.pop().close()
-        until(lambda: node.exchange(marshal_packet(("echo", 1))) == marshal_packet(1), "room for one more")
-    finally:
-        for session in open_ones:
-            session.close()
+        assert node.log.count("5 connections of its address are open already") == 1
+        open_ones[0].close()
+        ping, pong = (encode_packet(Packet(PING, modifier2)) for modifier2 in (0, 1))
+        until(lambda: node.exchange(ping) == pong, "room for one more")
+        (node.directory / "go").touch()
 
 
 def test_many_connections_at_once(node: Service) -> None:

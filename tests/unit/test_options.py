@@ -83,7 +83,8 @@ class TestCommon:
         """Each option reaches its setting."""
         given = (
             "-l tcp:1 --listen unix:/x --engine processes:3 --timeout 5 --drain-timeout 6 --max-queue 7 "
-            "--max-message 8K --max-connections 9 --header-timeout 10 --body-timeout 11 --write-timeout 12 "
+            "--max-message 8K --max-buffered 1G --max-connections 9 --max-connections-per-peer 8 "
+            "--header-timeout 10 --body-timeout 11 --write-timeout 12 "
             "--idle-timeout 13 --node n1 --no-tracebacks"
         )
         settings = parse(make, *arguments, *given.split()).settings()
@@ -97,7 +98,13 @@ class TestCommon:
             tracebacks=False,
             node="n1",
             limits=Limits(
-                header_timeout=10, body_timeout=11, write_timeout=12, idle_timeout=13, max_connections=9
+                header_timeout=10,
+                body_timeout=11,
+                write_timeout=12,
+                idle_timeout=13,
+                max_connections=9,
+                max_peer_connections=8,
+                max_buffered=1 << 30,
             ),
         )
 

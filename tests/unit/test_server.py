@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.access import parse_network
+from uwsgitwisted.errors import Busy, MessageTooLarge
 from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.transport.server import Limits, ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
@@ -25,6 +26,21 @@ from uwsgitwisted.wire.vars import encode_vars, split_vars
 
 ASK = Packet(33, 5, b"ask")
 TOLD = Packet(33, 5, b"told")
+
+
+class IsA:
+    """Equals whatever is of a class.
+
+    :param kind: the class.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, self.kind)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Recorder(Protocol):
@@ -146,14 +162,37 @@ class TestPlain:
         """What follows a plain request, as uWSGI's spooler bodies do, is ignored up to a limit."""
         later: Deferred[Packet] = Deferred()
         bench = Bench(lambda _: later, limits=Limits(max_ignored=10))
-        client, link = bench.ask(encode_packet(ASK) + b"in the same chunk")
-        link.client.write(b"0123456789")
+        client, link = bench.ask(encode_packet(ASK) + b"67890")
+        link.client.write(b"12345")
         link.flush()
         assert client.lost is None
         link.client.write(b"0")
         link.flush()
         assert client.lost is not None
         assert len(bench.requests) == 1
+
+    @pytest.mark.parametrize("end", ["close", "too much", "time", "stop"])
+    def test_bytes_after_the_answered_request(self, end: str) -> None:
+        """They don't turn its answer into a reset: the connection stays until the peer closes it."""
+        bench = Bench(limits=Limits(max_ignored=10))
+        client, link = bench.ask(encode_packet(ASK) + b"67890")
+        assert client.received == encode_packet(TOLD)
+        assert client.lost is None
+        assert link.server.half_closed
+        link.client.write(b"12345")
+        link.flush()
+        assert client.lost is None
+        if end == "close":
+            link.client.loseConnection()
+        elif end == "too much":
+            link.client.write(b"0")
+        elif end == "time":
+            bench.clock.advance(30)
+        else:
+            bench.factory.finish()
+        link.flush()
+        assert client.lost is not None
+        assert not bench.clock.getDelayedCalls()
 
     def test_larger_than_allowed(self) -> None:
         """A header that announces too much has the connection closed at once, and logged."""
@@ -214,6 +253,9 @@ class TestBody:
         link.client.write(packet + b"hello world" + tail)
         link.flush(step)
         assert client.received == encode_packet(TOLD)
+        if tail:  # it is read until the peer, which has its answer, closes
+            link.client.loseConnection()
+            link.flush()
         assert client.lost is not None
         assert bench.requests == [
             Request(Packet(17, 1, packet[4:] + b"hello world"), peer_at("192.0.2.7", 40001))
@@ -250,7 +292,7 @@ class TestBody:
 
     @pytest.mark.parametrize(("room", "fits"), [(0, True), (1, False)])
     def test_largest(self, room: int, fits: bool) -> None:
-        """Packet and body may be as large as a message; of one byte more, only the size is told."""
+        """Packet and body may be as large as a message; one byte more is refused."""
         bench = self.bench(largest=1_000)
         block = len(self.packet(100)) - 4
         packet = self.packet(1_000 - block + room)
@@ -259,8 +301,10 @@ class TestBody:
         link.client.write(bytes(1_000 - block + room))
         link.flush()
         assert client.received == encode_packet(TOLD)
-        _, body, missing = split_vars(bench.requests[0].packet.payload)
-        assert (len(body), missing) == ((1_000 - block, 0) if fits else (0, 1_001 - block))
+        (request,) = bench.requests
+        assert request.refused == (None if fits else IsA(MessageTooLarge))
+        if fits:
+            assert len(split_vars(request.packet.payload)[1]) == 1_000 - block
 
     def test_too_large(self) -> None:
         """A body that is too large is answered at once; what still comes of it is thrown away."""
@@ -282,7 +326,7 @@ class TestBody:
         bench = self.bench(largest=1_000)
         client, link = bench.ask(self.packet(2_000 if end == "too much" else "9" * 20))
         assert client.received == encode_packet(TOLD)
-        assert split_vars(bench.requests[0].packet.payload)[2] in (2_000, 10**20 - 1)
+        assert bench.requests[0].refused == IsA(MessageTooLarge)
         with capturedLogs() as logs:
             for _ in range(29):
                 bench.clock.advance(1)
@@ -301,7 +345,7 @@ class TestBody:
                 link.client.write(bytes(2_000))
             link.flush()
         assert client.lost is not None
-        assert [event["late"] for event in logs] == ["still sends a body that is too large"] * (end == "time")
+        assert [event["late"] for event in logs] == ["still sends what nobody asked for"] * (end == "time")
         assert not bench.clock.getDelayedCalls()
 
     def test_no_answer_to_linger_for(self) -> None:
@@ -312,13 +356,6 @@ class TestBody:
 
         client, _ = self.bench(respond, largest=1_000).ask(self.packet(100_000))
         assert client.lost is not None
-
-    def test_nothing_is_cut_off_for_a_size(self) -> None:
-        """Of variables whose body is too large, none reaches the responder in the body's place."""
-        bench = self.bench(largest=20)
-        packet = self.packet(10, to="ann!")
-        bench.ask(packet)
-        assert split_vars(bench.requests[0].packet.payload)[1:] == (b"", 10)
 
     def test_time(self) -> None:
         """A body may take its time as long as 65535 bytes come within the limit; single bytes don't count."""
@@ -338,37 +375,43 @@ class TestBody:
             bench.clock.advance(1)
         link.flush()
         assert client.lost is not None
-        assert logs[0]["late"] == "did not go on with the body behind its packet"
+        assert logs[0]["late"] == "did not send the rest of its body"
         assert bench.requests == []
         assert not bench.clock.getDelayedCalls()
 
-    def test_all_together(self) -> None:
-        """All connections together hold a few of the largest bodies; more is refused, but for small ones."""
-        bench = self.bench(largest=100_000)
-        links = [bench.ask(self.packet(99_000) + bytes(98_000)) for _ in range(5)]
-        assert [client.lost is None for client, _ in links] == [True] * 4 + [False]
+    def test_no_room(self) -> None:
+        """A body for which there is no room is refused, when its size is known; a small one is taken."""
+        limits = Limits(max_ignored=10, max_buffered=400_000)
+        bench = Bench(limits=limits, bodies=self.bodies, terms=Terms(max_message=100_000))
+        first, second, third = (bench.ask(self.packet(99_000) + bytes(98_000)) for _ in range(3))
+        assert [request.refused for request in bench.requests] == [IsA(Busy)]
+        assert third[0].received == encode_packet(TOLD)
         small, _ = bench.ask(self.packet(50_000) + bytes(50_000))
         assert small.received == encode_packet(TOLD)
-        links[0][1].client.abortConnection()
-        links[0][1].flush()
+        first[1].client.abortConnection()
+        first[1].flush()
         client, link = bench.ask(self.packet(99_000) + bytes(98_000))
         link.client.write(bytes(1_000))
         link.flush()
         assert client.received == encode_packet(TOLD)
+        assert bench.requests[-1].refused is None
+        assert second[0].lost is None
 
-    def test_held_until_the_answer(self) -> None:
-        """A body counts until its request is answered."""
-        answers: list[Deferred[Packet]] = [Deferred() for _ in range(5)]
-        bench = self.bench(lambda _: answers[len(bench.requests) - 1], largest=100_000)
-        links = [bench.ask(self.packet(99_000) + bytes(99_000)) for _ in range(4)]
-        with capturedLogs() as logs:
-            client, _ = bench.ask(self.packet(99_000) + bytes(99_000))
-        assert client.lost is not None
-        assert "too large together" in logs[0]["log_format"]
-        answers[0].callback(TOLD)
-        links[0][1].flush()
-        bench.ask(self.packet(99_000) + bytes(99_000))
-        assert len(bench.requests) == 5
+    def test_held_until_the_answer_is_taken(self) -> None:
+        """A body counts until its request is answered, and an answer until it is out."""
+        answers: list[Deferred[bytes]] = [Deferred() for _ in range(4)]
+        limits = Limits(max_buffered=400_000)
+        bench = Bench(lambda _: answers[len(bench.requests) - 1], limits=limits, bodies=self.bodies)
+        links = [bench.ask(self.packet(99_000) + bytes(99_000))[1] for _ in range(2)]
+        budget = bench.factory.budget
+        assert 2 * 99_000 < budget.used < 2 * 99_100
+        links[0].server.capacity = 0
+        answers[0].callback(bytes(90_000))
+        assert 90_000 + 99_000 < budget.used < 90_000 + 99_100
+        for link in links:
+            link.client.abortConnection()
+            link.flush()
+        assert budget.used == 0
 
     def test_later_answer(self) -> None:
         """Once the body is there, nothing limits the time until the answer."""
@@ -479,10 +522,24 @@ class TestAcceptance:
             assert bench.factory.buildProtocol(CLIENT) is None
             assert bench.factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 1)) is None
         assert [event["peer"].name for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1"]
-        assert "1 connections are open already" in logs[0]["reason"]
-        later.callback(TOLD)
+        assert logs[0]["reason"] == "1 connections of its address are open already"
+        assert logs[1]["reason"] == "1 connections are open already"
+        link.client.abortConnection()
         link.flush()
         assert bench.factory.buildProtocol(CLIENT) is not None
+
+    def test_half_closed(self) -> None:
+        """A connection whose peer may be gone makes room for another, and its request is withdrawn."""
+        withdrawn: list[Deferred[Packet]] = []
+        bench = Bench(lambda _: Deferred(withdrawn.append), limits=Limits(max_connections=1))
+        client, link = bench.ask(encode_packet(ASK))
+        link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
+        link.flush()
+        assert client.lost is None
+        bench.connect()
+        link.flush()
+        assert client.lost is not None
+        assert len(withdrawn) == 1
 
     def test_networks(self) -> None:
         """Only connections from the networks that are allowed are taken."""

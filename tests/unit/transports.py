@@ -8,7 +8,13 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IProtocolFactory, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableDescriptor,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -17,7 +23,7 @@ CLIENT = IPv4Address("TCP", "192.0.2.7", 40_001)
 SERVER = IPv4Address("TCP", "192.0.2.1", 3_033)
 
 
-@implementer(ITCPTransport)
+@implementer(ITCPTransport, IHalfCloseableDescriptor)
 class MemoryTransport:
     """One end of a :class:`Link`.
 
@@ -37,6 +43,8 @@ class MemoryTransport:
         self.aborted = False
         self.nodelay = False
         self.keepalive = False
+        #: Whether the protocol has said that it writes nothing more.
+        self.half_closed = False
         #: Whether the protocol has asked for no more data.
         self.paused = False
         self.producer: Any = None
@@ -71,6 +79,9 @@ class MemoryTransport:
 
     def abortConnection(self) -> None:
         self.aborted = True
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
 
     def pauseProducing(self) -> None:
         self.paused = True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -89,7 +89,7 @@ class SpoolResponder:
         """
         _, modifier2, payload = request.packet
         form = self._forms.get(modifier2, self._plain)
-        asked = maybeDeferred(form.ask, payload)
+        asked = maybeDeferred(form.ask, payload) if request.refused is None else fail(request.refused)
         if form.refused is not None:
             asked.addErrback(self._refused, form.refused, request)
         return asked

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.transport.writer import RECEIVE_BUFFER
+from uwsgitwisted.transport.writer import RECEIVE_BUFFER, enable_keepalive
 
 _BACKLOG = 1_024
 
@@ -48,13 +48,15 @@ def _with_backlog(description: str) -> str:
 def _set_options(port: IListeningPort) -> IListeningPort:
     """Set the options of the connections of a TCP port: they inherit what is set on it.
 
-    TCP_NODELAY, since small packets would wait for the peer's delayed acknowledgements; and a bound for what
-    the kernel takes ahead of us, behind which a small message would wait.
+    TCP_NODELAY, since small packets would wait for the peer's delayed acknowledgements; a bound for what the
+    kernel takes ahead of us, behind which a small message would wait; and probes, so that a peer that vanished
+    while it waited for its answer is noticed.
     """
     listener = getattr(port, "socket", None)
     if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        enable_keepalive(listener)
     return port
 
 

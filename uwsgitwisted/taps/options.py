@@ -90,7 +90,9 @@ class ServerOptions(usage.Options):
         ["max-requests", None, None, "After so many requests a worker process is replaced (default: never)", count],
         ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
-        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once", count],
+        ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
+        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; beyond it the longest idle one is closed", count],
+        ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", seconds],
         ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet, and in a session each further piece of a message", seconds],
         ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", seconds],
@@ -149,6 +151,8 @@ class ServerOptions(usage.Options):
                 write_timeout=self["write-timeout"],
                 idle_timeout=self["idle-timeout"],
                 max_connections=self["max-connections"],
+                max_peer_connections=self["max-connections-per-peer"],
+                max_buffered=self["max-buffered"],
             ),
         )
 

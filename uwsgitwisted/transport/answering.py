@@ -14,6 +14,7 @@ from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.budget import Account
 from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
@@ -48,6 +49,7 @@ class AnsweringSession:
     :param theirs: what the peer takes.
     :param respond: answers a request; the Deferred's failures are sent to the peer.
     :param peer: who is at the other end.
+    :param account: what it holds of the service's budget.
     :param body_timeout: seconds that the peer may take for each further piece of a large message.
     :param write_timeout: seconds that the peer may go without taking any of what waits for it.
     :param idle_timeout: seconds of silence after which the session is closed.
@@ -65,6 +67,7 @@ class AnsweringSession:
         respond: Callable[[Request], Reply],
         *,
         peer: Peer,
+        account: Account,
         body_timeout: float,
         write_timeout: float,
         idle_timeout: float,
@@ -76,6 +79,7 @@ class AnsweringSession:
         self._clock = clock
         self._respond = respond
         self._peer = peer
+        self._account = account
         self._write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
@@ -155,6 +159,11 @@ class AnsweringSession:
         self._received.clear()
         for request in list(self._running):
             self._cancel(request)
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing has been in flight, in the reactor's time; None if something is."""
+        return None if self._under_way else self._heard
 
     # Requests
 

@@ -13,34 +13,35 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.access import NOBODY, Network, Once, Peer
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, ProtocolError
+from uwsgitwisted.access import Network, Once, Peer
+from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
-from uwsgitwisted.transport.writer import Writer, read_more_at_once, set_keepalive, set_nodelay
+from uwsgitwisted.transport.budget import Budget, default_limit
+from uwsgitwisted.transport.connections import Connections
+from uwsgitwisted.transport.writer import Writer, end_writing, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, offered
-from uwsgitwisted.wire.vars import CONTENT_LENGTH, body_size, encode_vars
+from uwsgitwisted.wire.vars import body_size
 
-#: How many bodies of the largest size all plain connections may hold together.
-_LARGEST_BODIES = 4
-#: Up to this many bytes, a body is not counted there: whatever others hold, there is room for it, as there is
-#: for every connection's packet. For as many bytes of a larger one, its sender has the limit's time.
-_SMALL_BODY = MAX_PAYLOAD
+#: For as many further bytes of a body, its sender has the limit's time.
+_BODY_STEP = MAX_PAYLOAD
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection, and all of them together, may take.
+    """What one connection, one peer, and all of them together, may take.
 
     :param header_timeout: seconds until a connection's first packet has its header; uWSGI gives 4.
     :param body_timeout: seconds until the rest of that packet is there, whatever its pace; until each further
@@ -48,9 +49,13 @@ class Limits:
     :param write_timeout: seconds until a peer has taken its plain answer; in a session, how many it may go
         without taking any of what waits for it.
     :param idle_timeout: seconds that a session may be silent.
-    :param max_connections: how many connections are open at once; any more is closed as it comes.
+    :param max_connections: how many connections are open at once; beyond it the longest idle one is closed, and
+        if none is idle, the new one.
+    :param max_peer_connections: how many of them may belong to one peer; None for three quarters of them.
     :param max_packet: the largest plain payload, in bytes.
     :param max_ignored: how many bytes may follow a plain request, where nothing is expected.
+    :param max_buffered: how many bytes are held for all peers together; None for a quarter of the memory. See
+        :mod:`uwsgitwisted.transport.budget`.
     """
 
     header_timeout: float = 4.0
@@ -58,20 +63,34 @@ class Limits:
     write_timeout: float = 30.0
     idle_timeout: float = 3_600.0
     max_connections: int = 10_000
+    max_peer_connections: int | None = None
     max_packet: int = MAX_PAYLOAD
-    max_ignored: int = 65_536
+    max_ignored: int = 1_048_576
+    max_buffered: int | None = None
+
+    @property
+    def peer_connections(self) -> int:
+        """How many connections one peer may have."""
+        if self.max_peer_connections is not None:
+            return self.max_peer_connections
+        return max(1, self.max_connections * 3 // 4)
 
 
 class _State(enum.Enum):
-    """Where a connection is; the value is what its peer is late with when its time is over."""
+    """Where a connection is. :data:`_BEHAVIOUR` says what it does there."""
 
-    HEADER = "sent no whole header"
-    PACKET = "did not send the rest of its packet"
-    BODY = "did not go on with the body behind its packet"
-    ANSWERING = "waits for its answer"
-    LINGERING = "still sends a body that is too large"
-    CLOSING = "took nothing of its answer"
-    SESSION = "has a session"
+    HEADER = enum.auto()
+    PACKET = enum.auto()
+    BODY = enum.auto()
+    ANSWERING = enum.auto()
+    #: As before, but the peer has closed its sending side.
+    HALF_CLOSED = enum.auto()
+    #: The answer is written; what the peer still sends is thrown away.
+    LINGERING = enum.auto()
+    #: The answer is on its way out.
+    CLOSING = enum.auto()
+    SESSION = enum.auto()
+    CLOSED = enum.auto()
 
 
 class _Body:
@@ -80,15 +99,13 @@ class _Body:
     :param size: how many bytes follow.
     """
 
-    __slots__ = ("_data", "_packet", "counted", "missing")
+    __slots__ = ("_data", "_packet", "missing")
 
     def __init__(self, packet: Packet, size: int) -> None:
         self._packet = packet
         self._data = bytearray(packet.payload)
         #: How many bytes are still to come.
         self.missing = size
-        #: Whether its bytes count among those that all connections hold.
-        self.counted = size > _SMALL_BODY
 
     def add(self, data: bytes) -> int:
         """Take bytes of the body, and return how many of them don't belong to it any more."""
@@ -112,8 +129,7 @@ class ServerFactory(Factory):
     :param networks: whose connections are accepted; None for everybody's.
     :param tracebacks: whether peers are told the tracebacks of handlers' exceptions.
     :param bodies: the modifiers of packets that a body follows; its size is the CONTENT_LENGTH in their vars
-        block. If it is larger than a message may be, the responder gets a vars block of nothing but that size;
-        :func:`~uwsgitwisted.wire.vars.split_vars` tells it what is missing.
+        block. If it can't be taken, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
     """
 
     noisy = False
@@ -134,30 +150,28 @@ class ServerFactory(Factory):
         self.respond = respond
         self.terms = terms
         self.max_message = terms.max_message if terms else MAX_MESSAGE
-        self.limits = limits or Limits()
+        self.limits = limits = limits or Limits()
         self.tracebacks = tracebacks
         self._networks = networks
         self._with_body = bodies
-        self._held = 0
         self._refused = Once()
-        self._connections: set[ServerProtocol] = set()
+        self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
+        self.connections = Connections(clock, limits.max_connections, limits.peer_connections)
         #: The connections that have not sent a header, the rest of a packet or body, or taken the whole answer.
-        self.headers = Deadlines(clock, self.limits.header_timeout, ServerProtocol.time_out)
-        self.bodies = Deadlines(clock, self.limits.body_timeout, ServerProtocol.time_out)
-        self.answers = Deadlines(clock, self.limits.write_timeout, ServerProtocol.time_out)
-        self._emptied: Deferred[None] | None = None
+        self.headers = Deadlines(clock, limits.header_timeout, ServerProtocol.time_out)
+        self.bodies = Deadlines(clock, limits.body_timeout, ServerProtocol.time_out)
+        self.answers = Deadlines(clock, limits.write_timeout, ServerProtocol.time_out)
 
     def buildProtocol(self, addr: IAddress | None) -> ServerProtocol | None:
         """Return a connection's protocol, or None, which closes it."""
         assert addr is not None
-        reason = ""
         peer = Peer(addr)
         if self._networks is not None and not peer.is_allowed(self._networks):
-            reason = "it is in none of the networks that may connect"
-        elif len(self._connections) >= self.limits.max_connections:
-            reason = f"{self.limits.max_connections} connections are open already"
-        if not reason:
-            return ServerProtocol(self)
+            reason: str | None = "it is in none of the networks that may connect"
+        else:
+            reason = self.connections.refusal(peer)
+        if reason is None:
+            return ServerProtocol(self, peer)
         if self._refused.is_first((peer.host, reason)):
             self._log.warn("a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
         return None
@@ -171,144 +185,193 @@ class ServerFactory(Factory):
         except MalformedPacket:  # its responder finds this too, and answers
             return 0
 
-    def hold(self, size: int) -> bool:
-        """Note that a connection holds *size* bytes of a body, or less than before if it is negative.
-
-        :return: whether that isn't too much, with what all others hold.
-        """
-        self._held += size
-        return self._held <= _LARGEST_BODIES * self.max_message
-
-    def opened(self, connection: ServerProtocol) -> None:
-        """Note a connection."""
-        self._connections.add(connection)
-
-    def closed(self, connection: ServerProtocol) -> None:
-        """Note that a connection is gone."""
-        self._connections.discard(connection)
-        if self._emptied is not None and not self._connections:
-            emptied, self._emptied = self._emptied, None
-            emptied.callback(None)
-
     def finish(self) -> Deferred[None]:
-        """Let every connection finish what it has under way.
+        """Let every connection finish what it has in flight.
 
         :return: fires when all are closed.
         """
-        for connection in list(self._connections):
+        for connection in self.connections:
             connection.finish()
-        if not self._connections:
-            return succeed(None)
-        self._emptied = Deferred()
-        return self._emptied
+        return self.connections.emptied()
 
     def abort(self) -> None:
         """Close every connection now."""
-        for connection in list(self._connections):
+        for connection in self.connections:
             connection.abort()
 
 
 @implementer(IHalfCloseableProtocol)
 class ServerProtocol(Protocol):
-    """One connection of a :class:`ServerFactory`."""
+    """One connection of a :class:`ServerFactory`.
+
+    What it does with what happens depends on its state: see :data:`_BEHAVIOUR`.
+
+    :param peer: who is at the other end.
+    """
 
     _log = Logger()
 
-    def __init__(self, factory: ServerFactory) -> None:
+    def __init__(self, factory: ServerFactory, peer: Peer) -> None:
         self._factory = factory
+        self.peer = peer
         self._limits = factory.limits
+        self._account = factory.budget.account(peer.group)
         self._state = _State.HEADER
+        self._since = 0.0
+        self._deadlines: Deadlines[ServerProtocol] | None = None
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
         self._body: _Body | None = None
-        self._held = 0
         self._answer: Deferred[Answer] | None = None
         self._session: AnsweringSession | None = None
         #: How many bytes came where nothing is expected; below 0 while a body is thrown away.
         self._ignored = 0
         self._writer: Writer | None = None
-        self._peer = NOBODY
 
     def connectionMade(self) -> None:
         """Start to wait for a header."""
-        assert self.transport is not None
-        self._peer = Peer(self.transport.getPeer())
-        self._factory.opened(self)
-        self._factory.headers.add(self)
+        self._factory.connections.add(self)
+        self._enter(_State.HEADER)
+
+    def _enter(self, state: _State) -> None:
+        """Begin a state, and its time limit, if it has one."""
+        if self._deadlines is not None:
+            self._deadlines.discard(self)
+        self._state = state
+        self._deadlines = _BEHAVIOUR[state].deadlines(self._factory)
+        if self._deadlines is not None:
+            self._deadlines.add(self)
+
+    # What happens to it
 
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes of a request, or that nothing is expected of. A session takes its bytes itself."""
-        if self._state in (_State.HEADER, _State.PACKET):
-            self._receive_first(data)
-        elif self._body is not None:
-            self._receive_body(self._body, data)
-        else:
-            self._ignore(len(data))
+        """Take bytes. A session takes its bytes itself."""
+        _BEHAVIOUR[self._state].receive(self, data)
 
-    def _ignore(self, size: int) -> None:
-        self._ignored += size
-        if self._ignored > self._limits.max_ignored:
+    def readConnectionLost(self) -> None:
+        """Go on answering a peer that has only closed its sending side, if its request is whole."""
+        _BEHAVIOUR[self._state].half_close(self)
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the loss of the connection follows."""
+
+    def time_out(self) -> None:
+        """Close the connection, whose peer is late."""
+        self._log.info(
+            "{peer} {late}; its connection is closed", peer=self.peer, late=_BEHAVIOUR[self._state].late
+        )
+        self.abort()
+
+    def finish(self) -> None:
+        """Answer what was asked, then close; take nothing more."""
+        _BEHAVIOUR[self._state].finish(self)
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        assert self.transport is not None
+        if self._session is not None:
+            self._session.abort()
+        elif self._writer is not None:
+            self._writer.abort()
+        else:
+            self.transport.abortConnection()  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Withdraw what runs: nobody waits for it any more."""
+        self._enter(_State.CLOSED)
+        self._body = None
+        if self._session is not None:
+            self._session.connection_lost()
+        if self._answer is not None:
+            self._answer.cancel()
+        self._account.close()
+        self._factory.connections.remove(self)
+
+    # Making room
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when it has waited for nothing, in the reactor's time; None if it is in use.
+
+        A peer that has closed its sending side may be gone altogether: the system doesn't tell.
+        """
+        if self._session is not None:
+            return self._session.idle_since
+        return self._since if self._state in (_State.HALF_CLOSED, _State.LINGERING) else None
+
+    def evict(self) -> None:
+        """Close the connection, which is idle, to make room for another."""
+        if self._session is not None:
+            self._session.finish()
+        else:
             self.abort()
-        elif self._state is _State.LINGERING and self._ignored >= 0:
-            self._close()
+
+    # The request
 
     def _receive_first(self, data: bytes) -> None:
         try:
             packets = self._decoder.receive(data)
         except ProtocolError as error:
-            self._log.warn("{peer}: {error}", peer=self._peer, error=error)
+            self._log.warn("{peer}: {error}", peer=self.peer, error=error)
             self.abort()
             return
         if packets:
             self._begin(packets[0])
         elif self._state is _State.HEADER and self._decoder.header_seen:
-            self._state = _State.PACKET
-            self._factory.headers.discard(self)
-            self._factory.bodies.add(self)
+            self._enter(_State.PACKET)
 
     def _begin(self, packet: Packet) -> None:
-        self._clear_deadlines()
         theirs = offered(packet)
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
             return
         size = self._factory.size_behind(packet)
-        if not size:
-            self._ask(packet)
-        elif len(packet.payload) + size > self._factory.max_message:
+        refused = self._refusal(len(packet.payload) + size) if size else None
+        if refused is not None:
             self._ignored = len(self._decoder.rest()) - size
-            self._ask(packet._replace(payload=encode_vars([(CONTENT_LENGTH, size)])))
-        else:
+            self._ask(packet, refused)
+        elif size:
             self._begin_body(_Body(packet, size))
+        else:
+            self._account.set(len(packet.payload))
+            self._ignored = len(self._decoder.rest())
+            self._ask(packet)
+
+    def _refusal(self, size: int) -> UwsgiError | None:
+        """Return why a request of *size* bytes with its body is not taken, or None if it is."""
+        limit = self._factory.max_message
+        if size > limit:
+            return MessageTooLarge(
+                f"a request of {size} bytes with its body; {limit} are taken (--max-message)",
+                size=size,
+                limit=limit,
+            )
+        if not self._account.admits(size):
+            return Busy(f"there is no room for a request of {size} bytes now (--max-buffered); try again later")
+        self._account.set(size)
+        return None
 
     def _begin_body(self, body: _Body) -> None:
         assert self.transport is not None
-        self._state = _State.BODY
         self._body = body
-        self._factory.bodies.add(self)
+        self._enter(_State.BODY)
         read_more_at_once(self.transport, True)
-        self._receive_body(body, self._decoder.rest())
+        self._receive_body(self._decoder.rest())
 
-    def _receive_body(self, body: _Body, data: bytes) -> None:
-        pieces_missing = body.missing // _SMALL_BODY
+    def _receive_body(self, data: bytes) -> None:
+        body = self._body
+        assert body is not None
+        pieces_missing = body.missing // _BODY_STEP
         self._ignored += body.add(data)
-        if body.counted:
-            self._held += len(data)
-            if not self._factory.hold(len(data)):
-                self._log.warn("{peer}: the bodies of all requests are too large together", peer=self._peer)
-                self.abort()
-                return
         if not body.missing:
-            self._clear_deadlines()
             self._body = None
             self._ask(body.message())
-        elif body.missing // _SMALL_BODY < pieces_missing:
-            self._factory.bodies.discard(self)
-            self._factory.bodies.add(self)
+        elif body.missing // _BODY_STEP < pieces_missing:
+            self._enter(_State.BODY)
 
-    def _ask(self, packet: Packet) -> None:
-        self._state = _State.ANSWERING
+    def _ask(self, packet: Packet, refused: UwsgiError | None = None) -> None:
+        self._enter(_State.ANSWERING)
         try:
-            answer = self._factory.respond(Request(packet, self._peer))
+            answer = self._factory.respond(Request(packet, self.peer, refused=refused))
         except Exception:
             # The responders have logged it; plain uwsgi has no errors but a closed connection.
             self._finish(b"")
@@ -321,16 +384,16 @@ class ServerProtocol(Protocol):
 
     def _begin_session(self, ours: Terms, theirs: Terms) -> None:
         assert self.transport is not None
-        self._state = _State.SESSION
+        self._enter(_State.SESSION)
         set_nodelay(self.transport)
-        set_keepalive(self.transport)
         self._session = AnsweringSession(
             self.transport,
             self._factory.clock,
             ours,
             theirs,
             self._factory.respond,
-            peer=self._peer,
+            peer=self.peer,
+            account=self._account,
             body_timeout=self._limits.body_timeout,
             write_timeout=self._limits.write_timeout,
             idle_timeout=self._limits.idle_timeout,
@@ -340,87 +403,106 @@ class ServerProtocol(Protocol):
         if rest := self._decoder.rest():
             self._session.data_received(rest)
 
+    def _finish_session(self) -> None:
+        assert self._session is not None
+        self._session.finish()
+
+    # The answer
+
     def _send_answer(self, answer: Answer) -> None:
         if isinstance(answer, Packet):
             try:
                 answer = encode_packet(answer)
             except MessageTooLarge as error:
-                self._log.error("the answer for {peer} is too large: {error}", peer=self._peer, error=error)
+                self._log.error("the answer for {peer} is too large: {error}", peer=self.peer, error=error)
                 answer = b""
         self._finish(answer)
 
     def _finish(self, data: bytes) -> None:
         """Write *data* and close the connection when it is out.
 
-        While the peer is sending a body that is too large, that waits: the system would answer what still comes
+        Where the peer sends more than was asked for, that waits: the system would answer what is still unread
         with a reset, on which the peer may lose the answer. A peer that has read it closes by itself.
         """
         self._answer = None
-        if self._state is not _State.ANSWERING:  # closed meanwhile
+        if self._state not in (_State.ANSWERING, _State.HALF_CLOSED):  # closed meanwhile
             return
         assert self.transport is not None
+        self._account.set(len(data))
         self._writer = Writer(self.transport)
         if data:
             self._writer.write(data)
-        if data and self._ignored < 0:
-            self._state = _State.LINGERING
-            self._factory.answers.add(self)
+        if data and (self._ignored or has_unread(self.transport)):
+            self._begin_lingering()
         else:
+            self._close()
+
+    def _begin_lingering(self) -> None:
+        self._since = self._factory.clock.seconds()
+        self._enter(_State.LINGERING)
+        if self._ignored >= 0:  # no body, whose end is known
+            end_writing(self.transport)
+
+    def _half_close(self) -> None:
+        self._since = self._factory.clock.seconds()
+        self._enter(_State.HALF_CLOSED)
+
+    def _ignore(self, data: bytes) -> None:
+        whole_body = self._ignored < 0 <= self._ignored + len(data)
+        self._ignored += len(data)
+        if self._ignored > self._limits.max_ignored:
+            self.abort()
+        elif self._state is _State.LINGERING and whole_body:
             self._close()
 
     def _close(self) -> None:
         assert self._writer is not None
-        self._factory.answers.discard(self)
-        self._state = _State.CLOSING
-        if not self._writer.close():
-            self._factory.answers.add(self)
+        self._enter(_State.CLOSED if self._writer.close() else _State.CLOSING)
 
-    def _clear_deadlines(self) -> None:
-        for deadlines in (self._factory.headers, self._factory.bodies, self._factory.answers):
-            deadlines.discard(self)
+    def _do_nothing(self) -> None:
+        """Leave things as they are."""
 
-    def time_out(self) -> None:
-        """Close the connection, whose peer is late."""
-        self._log.info("{peer} {late}; its connection is closed", peer=self._peer, late=self._state.value)
-        self.abort()
 
-    def finish(self) -> None:
-        """Answer what was asked, then close; take nothing more."""
-        if self._session is not None:
-            self._session.finish()
-        elif self._state in (_State.HEADER, _State.PACKET, _State.BODY):
-            self.abort()
-        elif self._state is _State.LINGERING:
-            self._close()
+class _Behaviour(NamedTuple):
+    """What a connection does in a state.
 
-    def abort(self) -> None:
-        """Close the connection now."""
-        assert self.transport is not None
-        if self._session is not None:
-            self._session.abort()
-        elif self._writer is not None:
-            self._writer.abort()
-        else:
-            self.transport.abortConnection()  # type: ignore[attr-defined]
+    :param receive: with bytes that arrive.
+    :param half_close: when the peer closes its sending side.
+    :param finish: when the service stops.
+    :param deadlines: the time limit of the state.
+    :param late: what the peer has not done when that is over.
+    """
 
-    def readConnectionLost(self) -> None:
-        """Go on answering a peer that has only closed its sending side, if its request is whole."""
-        if self._state in (_State.HEADER, _State.PACKET, _State.BODY, _State.SESSION):
-            self.abort()
-        elif self._state is _State.LINGERING:
-            self._close()
+    receive: Callable[[ServerProtocol, bytes], None]
+    half_close: Callable[[ServerProtocol], None]
+    finish: Callable[[ServerProtocol], None]
+    deadlines: Callable[[ServerFactory], Deadlines[ServerProtocol] | None] = lambda _: None
+    late: str = ""
 
-    def writeConnectionLost(self) -> None:
-        """Do nothing: the loss of the connection follows."""
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Withdraw what runs: nobody waits for it any more."""
-        self._clear_deadlines()
-        self._factory.hold(-self._held)
-        self._body = None
-        self._state = _State.CLOSING
-        if self._session is not None:
-            self._session.connection_lost()
-        if self._answer is not None:
-            self._answer.cancel()
-        self._factory.closed(self)
+_P = ServerProtocol
+_BEHAVIOUR = {
+    _State.HEADER: _Behaviour(
+        _P._receive_first, _P.abort, _P.abort, attrgetter("headers"), "sent no whole header"
+    ),
+    _State.PACKET: _Behaviour(
+        _P._receive_first, _P.abort, _P.abort, attrgetter("bodies"), "did not send the rest of its packet"
+    ),
+    _State.BODY: _Behaviour(
+        _P._receive_body,
+        _P.abort,
+        _P.abort,
+        attrgetter("bodies"),
+        "did not send the rest of its body",
+    ),
+    _State.ANSWERING: _Behaviour(_P._ignore, _P._half_close, _P._do_nothing),
+    _State.HALF_CLOSED: _Behaviour(_P._ignore, _P._do_nothing, _P._do_nothing),
+    _State.LINGERING: _Behaviour(
+        _P._ignore, _P._close, _P._close, attrgetter("answers"), "still sends what nobody asked for"
+    ),
+    _State.CLOSING: _Behaviour(
+        _P._ignore, _P._do_nothing, _P._do_nothing, attrgetter("answers"), "took nothing of its answer"
+    ),
+    _State.SESSION: _Behaviour(_P._ignore, _P.abort, _P._finish_session),
+    _State.CLOSED: _Behaviour(_P._ignore, _P._do_nothing, _P._do_nothing),
+}

@@ -7,13 +7,23 @@ buffer never holds more than that one piece.
 
 from __future__ import annotations
 
+import array
+import fcntl
 import socket
+import termios
 from collections.abc import Callable
 from typing import TypeGuard, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport, ITransport, IUNIXTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableDescriptor,
+    IPushProducer,
+    IReactorTime,
+    ITCPTransport,
+    ITransport,
+    IUNIXTransport,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -69,6 +79,30 @@ def set_keepalive(transport: object) -> None:
         transport.setTcpKeepAlive(True)
         for option, value in _PROBES:
             _set(transport, socket.IPPROTO_TCP, option, value)
+
+
+def enable_keepalive(listener: socket.socket) -> None:
+    """Have the TCP connections probed that *listener* accepts."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBES:
+        if option is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def has_unread(transport: object) -> bool:
+    """Whether bytes have arrived on a socket that were not read yet."""
+    connection = getattr(transport, "getHandle", lambda: None)()
+    if not isinstance(connection, socket.socket):
+        return False
+    unread = array.array("i", [0])
+    fcntl.ioctl(connection, termios.FIONREAD, unread)
+    return unread[0] > 0
+
+
+def end_writing(transport: object) -> None:
+    """Tell the peer that nothing more comes, where the transport can without closing altogether."""
+    if IHalfCloseableDescriptor.providedBy(transport) and not getattr(transport, "TLS", False):
+        transport.loseWriteConnection()  # type: ignore[attr-defined]
 
 
 #: After a minute of silence a probe every 15 seconds, and the end after four that nobody answers.

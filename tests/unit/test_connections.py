@@ -1,0 +1,135 @@
+"""How many connections there may be, and which make room for others."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+
+from tests.unit.peers import peer_at
+from uwsgitwisted.access import Peer
+from uwsgitwisted.transport.connections import Connections
+
+
+class FakeConnection:
+    """A connection that notes what is done to it."""
+
+    def __init__(self, peer: Peer, idle_since: float | None = None) -> None:
+        self.peer = peer
+        self.idle_since = idle_since
+        self.calls: list[str] = []
+
+    def evict(self) -> None:
+        self.calls.append("evict")
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+class Bench:
+    def __init__(self, limit: int, peer_limit: int) -> None:
+        self.clock = Clock()
+        self.connections = Connections(self.clock, limit, peer_limit)
+        self.added: list[FakeConnection] = []
+
+    def connect(self, host: str, idle_since: float | None = None) -> str | None:
+        """Open a connection, and return None, or the reason why it can't be opened."""
+        peer = peer_at(host)
+        refusal = self.connections.refusal(peer)
+        if refusal is None:
+            self.added.append(FakeConnection(peer, idle_since))
+            self.connections.add(self.added[-1])
+        return refusal
+
+    @property
+    def evicted(self) -> list[int]:
+        return [number for number, connection in enumerate(self.added) if "evict" in connection.calls]
+
+
+def test_limits() -> None:
+    """Busy connections are kept: what would be one too many is refused, of a peer and of all."""
+    bench = Bench(limit=4, peer_limit=2)
+    assert [bench.connect("10.0.0.1") for _ in range(3)] == [
+        None,
+        None,
+        "2 connections of its address are open already",
+    ]
+    assert [bench.connect(host) for host in ("10.0.0.2", "fd00::1", "fd00:0:0:1::1")] == [
+        None,
+        None,
+        "4 connections are open already",
+    ]
+    bench.connections.remove(bench.added[0])
+    assert bench.connect("10.0.0.1") is None
+    assert bench.evicted == []
+
+
+def test_a_peer_makes_room_with_its_own() -> None:
+    """Over its own limit, a peer loses its own longest idle connection, and nobody else's."""
+    bench = Bench(limit=100, peer_limit=3)
+    bench.connect("10.0.0.2", idle_since=0.0)
+    for since in (3.0, 1.0, None):
+        bench.connect("10.0.0.1", since)
+    assert bench.connect("10.0.0.1") is None
+    assert bench.evicted == [2]
+    assert bench.connect("10.0.0.1") is None
+    assert bench.evicted == [1, 2]
+    assert bench.connect("10.0.0.1") == "3 connections of its address are open already"
+
+
+def test_one_ipv6_network_is_one_peer() -> None:
+    """Addresses of one /64 count together."""
+    bench = Bench(limit=100, peer_limit=2)
+    assert [bench.connect(f"fd00::{number}") for number in (1, 2)] == [None, None]
+    assert bench.connect("fd00::3") is not None
+    assert bench.connect("fd00:0:0:1::3") is None
+
+
+def test_all_make_room_for_a_newcomer() -> None:
+    """Where all are too many, the longest idle one goes, whosever it is."""
+    bench = Bench(limit=3, peer_limit=3)
+    for host, since in (("10.0.0.1", 2.0), ("10.0.0.2", 1.0), ("10.0.0.3", None)):
+        bench.connect(host, since)
+    assert bench.connect("10.0.0.4") is None
+    assert bench.evicted == [1]
+
+
+def test_one_look_frees_many() -> None:
+    """A look at all connections closes a part of them, so that a flood does not cause many looks."""
+    bench = Bench(limit=320, peer_limit=320)
+    for number in range(320):
+        bench.connect("10.0.0.1", float(number))
+    assert bench.connect("10.0.0.2") is None
+    assert bench.evicted == list(range(20))
+
+
+def test_no_look_for_a_while() -> None:
+    """Where nothing was idle, that is taken to be so for a second."""
+    bench = Bench(limit=2, peer_limit=2)
+    bench.connect("10.0.0.1")
+    bench.connect("10.0.0.1")
+    assert bench.connect("10.0.0.2") is not None
+    bench.added[0].idle_since = 0.0
+    bench.clock.advance(0.9)
+    assert bench.connect("10.0.0.2") is not None
+    bench.clock.advance(0.2)
+    assert bench.connect("10.0.0.2") is None
+    assert bench.evicted == [0]
+
+
+def test_evicted_ones_that_stay() -> None:
+    """Connections that don't close though they were evicted are cut off when they get too many."""
+    bench = Bench(limit=1, peer_limit=1)
+    for number in range(70):
+        assert bench.connect("10.0.0.1", float(number)) is None
+    assert bench.evicted == list(range(69))
+    cut_off = [number for number, connection in enumerate(bench.added) if "abort" in connection.calls]
+    assert cut_off == list(range(5))
+    assert set(bench.connections) == set(bench.added)
+    emptied: list[None] = []
+    bench.connections.emptied().addCallback(emptied.append)
+    for connection in bench.added:
+        assert emptied == []
+        bench.connections.remove(connection)
+    assert emptied == [None]
