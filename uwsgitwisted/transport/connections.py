@@ -7,19 +7,16 @@ its own limit makes room with its own.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 
 from uwsgitwisted.access import Peer
 
-#: One look for idle connections costs time for each that is open, so one look closes up to this part of them.
-_EVICTED_AT_ONCE = 16
-#: If it finds none, seconds until the next.
-_PAUSE = 1.0
+#: One look for idle connections costs time for each that is open, so that it closes up to this part of them. If
+#: it finds none, as many new ones are refused before the next look.
+_PART = 16
 #: How many evicted connections may still be open, to take requests that were on their way; beyond it, the
 #: earliest are cut off.
 _MAX_LEAVING = 64
@@ -47,21 +44,19 @@ class Connection(Protocol):
 class Connections:
     """Knows them.
 
-    :param clock: keeps the time.
     :param limit: how many may be open.
     :param peer_limit: how many of them may belong to one peer.
     """
 
-    def __init__(self, clock: IReactorTime, limit: int, peer_limit: int) -> None:
-        self._clock = clock
+    def __init__(self, limit: int, peer_limit: int) -> None:
         self._limit = limit
         self._peer_limit = peer_limit
         self._open: set[Connection] = set()
         #: Those that were evicted and are not closed yet, in that order.
         self._leaving: dict[Connection, None] = {}
-        self._by_group: Counter[str] = Counter()
-        #: Until when nothing idle is looked for: for a peer, or for all of them (None).
-        self._not_before: dict[str | None, float] = {}
+        self._by_group: dict[str, set[Connection]] = {}
+        #: How many more are refused before another look for idle ones: of a peer, or of all (None).
+        self._refusals: dict[str | None, int] = {}
         self._emptied: Deferred[None] | None = None
 
     def __iter__(self) -> Iterator[Connection]:
@@ -69,16 +64,17 @@ class Connections:
 
     def refusal(self, peer: Peer) -> str | None:
         """Return why *peer* can't have one more, or None if it can. Idle ones are closed for it if need be."""
-        if self._by_group[peer.group] >= self._peer_limit and not self._evict(peer.group):
+        own = self._by_group.get(peer.group, set())
+        if len(own) >= self._peer_limit and not self._evict(own, peer.group):
             return f"{self._peer_limit} connections of its address are open already"
-        if len(self._open) >= self._limit and not self._evict(None):
+        if len(self._open) >= self._limit and not self._evict(self._open, None):
             return f"{self._limit} connections are open already"
         return None
 
     def add(self, connection: Connection) -> None:
         """Add one that was opened."""
         self._open.add(connection)
-        self._by_group[connection.peer.group] += 1
+        self._by_group.setdefault(connection.peer.group, set()).add(connection)
 
     def remove(self, connection: Connection) -> None:
         """Remove one that is closed."""
@@ -100,36 +96,31 @@ class Connections:
     def _discard(self, connection: Connection) -> None:
         self._open.discard(connection)
         group = connection.peer.group
-        self._by_group[group] -= 1
+        self._by_group[group].discard(connection)
         if not self._by_group[group]:
             del self._by_group[group]
+            self._refusals.pop(group, None)
 
-    def _evict(self, group: str | None) -> bool:
-        """Close the longest idle connections, and say whether there were any.
+    def _evict(self, connections: Collection[Connection], group: str | None) -> bool:
+        """Close the longest idle ones of *connections*, and say whether there were any.
 
-        :param group: whose; None for everybody's.
+        :param group: whose they are; None for everybody's.
         """
-        now = self._clock.seconds()
-        if now < self._not_before.get(group, now):
+        if refusals := self._refusals.get(group, 0):
+            self._refusals[group] = refusals - 1
             return False
         idle = [
             (since, id(connection), connection)
-            for connection in self._open
-            if group is None or connection.peer.group == group
+            for connection in connections
             if (since := connection.idle_since) is not None
         ]
         if not idle:
-            self._remember(group, now)
+            self._refusals[group] = len(connections) // _PART
             return False
-        for _, _, connection in heapq.nsmallest(max(1, len(idle) // _EVICTED_AT_ONCE), idle):
+        for _, _, connection in heapq.nsmallest(max(1, len(idle) // _PART), idle):
             self._discard(connection)
             self._leaving[connection] = None
             connection.evict()
         for connection in list(self._leaving)[:-_MAX_LEAVING]:
             connection.abort()
         return True
-
-    def _remember(self, group: str | None, now: float) -> None:
-        """Look for nothing idle for a while: there was nothing."""
-        self._not_before = {known: until for known, until in self._not_before.items() if until > now}
-        self._not_before[group] = now + _PAUSE

@@ -156,7 +156,7 @@ class ServerFactory(Factory):
         self._with_body = bodies
         self._refused = Once()
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
-        self.connections = Connections(clock, limits.max_connections, limits.peer_connections)
+        self.connections = Connections(limits.max_connections, limits.peer_connections)
         #: The connections that have not sent a header, the rest of a packet or body, or taken the whole answer.
         self.headers = Deadlines(clock, limits.header_timeout, ServerProtocol.time_out)
         self.bodies = Deadlines(clock, limits.body_timeout, ServerProtocol.time_out)
