@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -109,20 +110,20 @@ def test_a_flood_of_connections(launch: Launcher) -> None:
     assert witness.errors == []
 
 
-@pytest.mark.parametrize("size", [1, 1_000, 60_000, 1_000_000])
-@pytest.mark.parametrize(
-    ("asked", "answer"),
-    [(PING_PACKET, PONG), (encode_packet(Packet(ECHO, 0, b"x" * 60_000)), b"x" * 60_000)],
-    ids=["ping", "echo"],
-)
-def test_bytes_behind_a_plain_request(launch: Launcher, asked: bytes, answer: bytes, size: int) -> None:
+@pytest.mark.parametrize("tcp", [True, False], ids=["tcp", "unix"])
+def test_bytes_behind_a_plain_request(launch: Launcher, tcp: bool) -> None:
     """Whatever follows a plain request, its answer arrives whole, and the connection ends without a reset."""
-    node = launch.start("uwsgi-node", "--engine", "reactor", handler=ECHO_HANDLER, tcp=True)
-    for _ in range(20):
-        with connect(node) as connection:
-            connection.sendall(asked)
-            connection.sendall(bytes(size))
-            received = b""
-            while data := connection.recv(65_536):
-                received += data
-            assert received == answer
+    node = launch.start("uwsgi-node", "--engine", "reactor", handler=ECHO_HANDLER, tcp=tcp)
+    text = b"x" * 20_000
+    requests = [(PING_PACKET, PONG), (encode_packet(Packet(ECHO, 0, text)), text)] * 10
+    for size in (1, 1_000, 60_000, 1_000_000):
+        for asked, answer in requests:
+            with node.connect() as connection:
+                connection.sendall(asked + bytes(size))
+                ended = select.poll()
+                ended.register(connection, select.POLLRDHUP)
+                assert ended.poll(20_000)
+                received = b""
+                while data := connection.recv(65_536):
+                    received += data
+                assert received == answer

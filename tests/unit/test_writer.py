@@ -119,6 +119,20 @@ class TestEager:
         pipe.writer.write(b"more")
         assert pipe.read() == b"more"
 
+    @pytest.mark.parametrize("size", [3, 5_000_000])
+    def test_half_close(self, pipe: Pipe, size: int) -> None:
+        """The peer gets all that was written and then the end, and may still write."""
+        pipe.writer.write(bytes(size))
+        pipe.writer.half_close()
+        received = b""
+        for _ in range(1_000):
+            pipe.turn()
+            received += pipe.read()
+        assert received == bytes(size)
+        assert pipe.far.recv(1) == b""
+        pipe.far.send(b"still here")
+        assert pipe.lost == []
+
     def test_broken(self, pipe: Pipe) -> None:
         """Writing to a broken connection raises nothing; its loss is reported as always."""
         pipe.far.close()

@@ -30,7 +30,7 @@ from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.budget import Budget, default_limit
 from uwsgitwisted.transport.connections import Connections
-from uwsgitwisted.transport.writer import Writer, end_writing, has_unread, read_more_at_once, set_nodelay
+from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, offered
 from uwsgitwisted.wire.vars import body_size
@@ -433,15 +433,15 @@ class ServerProtocol(Protocol):
         if data:
             self._writer.write(data)
         if data and (self._ignored or has_unread(self.transport)):
-            self._begin_lingering()
+            self._linger(self._writer)
         else:
             self._close()
 
-    def _begin_lingering(self) -> None:
+    def _linger(self, writer: Writer) -> None:
         self._since = self._factory.clock.seconds()
         self._enter(_State.LINGERING)
-        if self._ignored >= 0:  # no body, whose end is known
-            end_writing(self.transport)
+        if self._ignored >= 0:  # else it is a body, whose end is known
+            writer.half_close()
 
     def _half_close(self) -> None:
         self._since = self._factory.clock.seconds()

@@ -99,12 +99,6 @@ def has_unread(transport: object) -> bool:
     return unread[0] > 0
 
 
-def end_writing(transport: object) -> None:
-    """Tell the peer that nothing more comes, where the transport can without closing altogether."""
-    if IHalfCloseableDescriptor.providedBy(transport) and not getattr(transport, "TLS", False):
-        transport.loseWriteConnection()  # type: ignore[attr-defined]
-
-
 #: After a minute of silence a probe every 15 seconds, and the end after four that nobody answers.
 _PROBES = (
     (getattr(socket, "TCP_KEEPIDLE", None), 60),
@@ -122,7 +116,7 @@ class Writer:
     :param drained: called when the transport has passed on what waited.
     """
 
-    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_transport", "waiting")
+    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_half_closing", "_transport", "waiting")
 
     def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
@@ -133,6 +127,7 @@ class Writer:
         if isinstance(transport, FileDescriptor) and not getattr(transport, "TLS", False):
             self._eager = transport
         self._ended = False
+        self._half_closing = False
         #: Whether bytes wait in the transport: write nothing large until ``drained`` is called.
         self.waiting = False
         if self._eager is None:
@@ -163,10 +158,20 @@ class Writer:
         self.waiting = False
         if self._eager is not None:
             self._eager.unregisterProducer()
+        if self._half_closing:
+            self.half_close()
         self._drained()
 
     def stopProducing(self) -> None:
         """Do nothing: the protocol learns of the loss of its connection by itself."""
+
+    def half_close(self) -> None:
+        """Tell the peer, when all that was written is out, that nothing more comes. TLS can't say that."""
+        transport = self._transport
+        if self.waiting:
+            self._half_closing = True
+        elif IHalfCloseableDescriptor.providedBy(transport) and not getattr(transport, "TLS", False):
+            transport.loseWriteConnection()  # type: ignore[attr-defined]
 
     def close(self) -> bool:
         """Close the connection when all that was written is out.
