@@ -28,9 +28,9 @@ from tests.integration.services import (
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoAnswer, UnknownModifier, UnsafeObject, UwsgiError
+from uwsgitwisted.wire.frame import REQUEST
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import PING, SESSION, Packet, encode_packet
-from uwsgitwisted.wire.session import REQUEST
 
 pytestmark = pytest.mark.integration
 

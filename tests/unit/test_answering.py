@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -15,11 +18,14 @@ from twisted.python.failure import Failure
 from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
-from uwsgitwisted.interfaces import Reply, Request
+from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.transport.answering import _FIRST_REQUESTS
 from uwsgitwisted.transport.server import Limits, ServerFactory
+from uwsgitwisted.transport.turn import STRIDE
+from uwsgitwisted.wire.frame import FIRST_PIECE
+from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
-    FIRST_PIECE,
     AnswerReceived,
     ErrorReceived,
     Event,
@@ -89,11 +95,17 @@ class Bench:
         self.cancelled: list[Deferred[Packet]] = []
         self.respond = respond or self.wait
         self.factory = ServerFactory(self.clock, self.answer, terms=ours or Terms(node="n1"), **options)
+        self.theirs = theirs or Terms()
+        self.client, self.link = self.connect()
+
+    def connect(self) -> tuple[Asker, Link]:
+        """Return a session and its connection."""
         server = self.factory.buildProtocol(CLIENT)
         assert server is not None
-        self.client = Asker(theirs or Terms())
-        self.link = Link(self.client, server)
-        self.link.flush()
+        client = Asker(self.theirs)
+        link = Link(client, server)
+        link.flush()
+        return client, link
 
     def wait(self, request: Request) -> Deferred[Packet]:
         deferred: Deferred[Packet] = Deferred(self.cancelled.append)
@@ -111,7 +123,14 @@ class Bench:
 
     def send(self) -> None:
         self.client.write()
+        self.settle()
+
+    def settle(self) -> None:
+        """Move everything that moves, in as many turns of the reactor as that takes."""
         self.link.flush()
+        while any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            self.clock.advance(0)
+            self.link.flush()
 
     def errors(self) -> list[Exception]:
         return [event.error for event in self.client.events if isinstance(event, ErrorReceived)]
@@ -261,6 +280,24 @@ class TestWithdrawal:
         assert inner.called
         assert bench.client.events == []
 
+    def test_a_late_answer_to_an_id_that_is_used_again(self) -> None:
+        """It is not taken for the answer of the request that has the id now."""
+        bench = Bench()
+        late: Deferred[Packet] = Deferred()
+        stubborn: Deferred[Packet] = Deferred(lambda _: None)
+        stubborn.addErrback(lambda _: late)
+        bench.respond = lambda _: stubborn
+        bench.ask(1)
+        bench.client.session.send_cancel(1)
+        bench.respond = bench.wait
+        bench.ask(1)
+        late.callback(Packet(33, 5, b"of the one that was cancelled"))
+        bench.settle()
+        assert bench.client.events == []
+        bench.waiting[0].callback(TOLD)
+        bench.settle()
+        assert bench.client.events == [AnswerReceived(1, TOLD, 0.0)]
+
     def test_disconnect(self) -> None:
         """A connection that is lost has all its requests withdrawn, and late answers go nowhere."""
         bench = Bench()
@@ -308,6 +345,46 @@ class TestBrokenPeers:
         assert "asked twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
+
+    def test_asked_twice_while_it_is_held(self) -> None:
+        """Nor can that of one that is held."""
+        bench = Bench(ours=Terms(max_requests=1))
+        bench.ask(7)
+        bench.ask(8)
+        with capturedLogs() as logs:
+            bench.ask(8)
+        assert "asked twice" in str(logs[0]["reason"])
+        assert bench.client.lost is not None
+        assert len(bench.requests) == 1
+
+    def test_asked_twice_while_it_is_answered(self) -> None:
+        """Nor that of one whose answer is being sent in pieces, which those of another would get among."""
+        bench = Bench(lambda _: bytes(1_000_000))
+        bench.link.client.paused = True
+        bench.ask(1)
+        with capturedLogs() as logs:
+            bench.ask(1)
+        assert "asked twice" in str(logs[0]["reason"])
+        bench.link.client.paused = False
+        bench.settle()
+        assert bench.client.lost is not None
+
+    def test_asked_again(self) -> None:
+        """An id is free again when its answer is out, or its request was cancelled."""
+        bench = Bench(ours=Terms(max_requests=1))
+        bench.respond = lambda _: bytes(1_000_000)
+        bench.ask(1)
+        bench.ask(1)
+        assert bench.ids == [1, 1]
+        bench.respond = bench.wait
+        bench.ask(2, 3)
+        for number in (3, 2):
+            bench.client.session.send_cancel(number)
+        bench.ask(2, 3)
+        bench.waiting[1].callback(TOLD)
+        bench.waiting[2].callback(TOLD)
+        bench.settle()
+        assert bench.ids[2:] == [2, 3]
 
     def test_half_close(self) -> None:
         """A peer that sends no more can't take part in a session."""
@@ -370,8 +447,111 @@ class TestBackPressure:
         assert bench.link.server.paused
         assert len(bench.requests) < 15
         bench.link.client.paused = False
-        bench.link.flush()
+        bench.settle()
         assert bench.ids == list(range(1, 100))
+
+    def test_much_at_once(self) -> None:
+        """Of many frames in one chunk some are read at once, the rest later, and nothing more until then."""
+        bench = Bench()
+        bench.client.session.send_ping()
+        for number in range(3 * STRIDE):
+            bench.client.session.send_request(number, ASK)
+        bench.client.session.send_cancel(0)
+        bench.client.write()
+        bench.link.pump()
+        assert len(bench.requests) == STRIDE - 1
+        assert bench.link.server.paused
+        bench.settle()
+        assert len(bench.waiting) == _FIRST_REQUESTS + 2
+        assert bench.cancelled == bench.waiting[:1]
+        assert not bench.link.server.paused
+        for deferred in bench.waiting:  # it grows meanwhile
+            if not deferred.called:
+                deferred.callback(TOLD)
+        bench.settle()
+        assert sorted(bench.ids) == list(range(1, 3 * STRIDE))
+
+    def test_a_long_answer_to_a_fast_peer(self) -> None:
+        """What is written in one turn is bounded, however fast the peer takes it."""
+        bench = Bench(lambda _: bytes(10_000_000))
+        bench.link.server.capacity = 1 << 30
+        bench.link.client.paused = True
+        bench.client.session.send_request(1, ASK)
+        bench.client.write()
+        bench.link.pump()
+        assert 500_000 < len(bench.link.server.outgoing) < 2_000_000
+        bench.link.client.paused = False
+        bench.settle()
+        assert bench.ids == [1]
+
+    def test_lost_with_much_to_do(self) -> None:
+        """A connection that is lost, or cut off, has no more of its frames read."""
+        bench = Bench(lambda _: TOLD)
+        for number in range(3 * STRIDE):
+            bench.client.session.send_request(number, ASK)
+        bench.client.write()
+        bench.link.pump()
+        bench.link.cut()
+        bench.settle()
+        assert len(bench.requests) == STRIDE
+        assert not bench.clock.getDelayedCalls()
+
+    def test_cut_off_with_much_to_do(self) -> None:
+        """Nor has one that broke the protocol, even before its loss is noticed."""
+        bench = Bench()
+        for number in (0, *range(3 * STRIDE)):
+            bench.client.session.send_request(number, ASK)
+        bench.client.write()
+        bench.link.pump()
+        bench.clock.advance(0)
+        assert len(bench.requests) < STRIDE
+
+    def test_many_held(self) -> None:
+        """Of many requests that are held some are started at once when there is room, the rest later."""
+        bench = Bench(ours=Terms(max_requests=1_000))
+        bench.ask(*range(_FIRST_REQUESTS + 1))
+        bench.respond = lambda _: TOLD
+        bench.ask(*range(1_000, 1_000 + 3 * STRIDE))
+        started = len(bench.requests)
+        bench.waiting[0].callback(TOLD)
+        assert len(bench.requests) == started + STRIDE
+        bench.settle()
+        assert len(bench.requests) == started + 3 * STRIDE
+
+    def test_goodbye_behind_much(self) -> None:
+        """A goodbye that follows many requests ends the session when they are answered."""
+        bench = Bench(lambda _: TOLD)
+        for number in range(3 * STRIDE):
+            bench.client.session.send_request(number, ASK)
+        bench.client.session.send_goodbye()
+        bench.send()
+        assert bench.ids == list(range(3 * STRIDE))
+        assert bench.client.lost is not None
+
+    def test_tiny_requests_are_counted(self) -> None:
+        """An empty request that is held counts with what it costs."""
+        bench = Bench(ours=Terms(max_message=20 * OVERHEAD))
+        for number in range(_FIRST_REQUESTS + 30):
+            bench.ask(number, packet=Packet(33, 0))
+        assert bench.link.server.paused
+        assert len(bench.requests) == _FIRST_REQUESTS + 1
+
+    def test_our_pause_is_not_the_peers(self) -> None:
+        """A peer in the middle of a message isn't late while it is we who don't read."""
+        bench = Bench(ours=Terms(max_requests=1), limits=Limits(body_timeout=30, write_timeout=999))
+        unfinished = Session(Role.CLIENT, Terms(), Terms())
+        unfinished.send_request(9, Packet(33, 0, bytes(3 * FIRST_PIECE)))
+        bench.link.client.write(unfinished.data_to_send())
+        bench.ask(1, 2, 3)
+        assert bench.link.server.paused
+        bench.clock.advance(31)
+        bench.settle()
+        assert bench.client.lost is None
+        bench.waiting[0].callback(TOLD)
+        assert not bench.link.server.paused
+        bench.clock.advance(31)
+        bench.settle()
+        assert bench.client.lost is not None
 
     def test_a_peer_that_does_not_read(self) -> None:
         """One that takes nothing of its answers for too long is cut off."""
@@ -397,6 +577,122 @@ class TestBackPressure:
             assert bench.link.pump(80_000)
             bench.clock.advance(15)
         assert bench.client.lost is None
+
+
+class Run:
+    """A session with a responder that answers in every way, and a client that keeps to the rules.
+
+    :param ours: what the server grants.
+    :param theirs: what the client takes.
+    :param capacity: how many bytes the server's transport holds before it says that it is full.
+    """
+
+    def __init__(self, ours: Terms, theirs: Terms, capacity: int) -> None:
+        self.bench = Bench(self.respond, ours=ours, theirs=theirs)
+        self.bench.link.server.capacity = capacity
+        self.theirs = theirs
+        self.waiting: list[tuple[Deferred[Answer], bytes]] = []
+        #: What was asked, and whether it was cancelled since, by the ids.
+        self.asked: dict[int, tuple[bytes, bool]] = {}
+
+    def respond(self, request: Request) -> Reply:
+        payload = request.packet.payload
+        if request.packet.modifier2 == 0:
+            return payload
+        if request.packet.modifier2 == 1:
+            raise ValueError("refused")
+        answer: Deferred[Answer] = Deferred()
+        self.waiting.append((answer, payload))
+        return answer
+
+    def ask(self, size: int, how: int) -> None:
+        number = len(self.asked)
+        payload = bytes([number % 256]) * size
+        with contextlib.suppress(MessageTooLarge):
+            self.bench.client.session.send_request(number, Packet(33, how, payload))
+            self.asked[number] = (payload, False)
+
+    def cancel(self, number: int, _: int) -> None:
+        if number in self.asked:
+            self.asked[number] = (self.asked[number][0], True)
+            self.bench.client.session.send_cancel(number)
+
+    def move(self, size: int, _: int) -> None:
+        self.bench.client.write()
+        self.bench.link.pump(size + 1)
+
+    def pause(self, _: int, how: int) -> None:
+        self.bench.link.client.paused = bool(how)
+
+    def answer(self, place: int, _: int) -> None:
+        if self.waiting:
+            answer, payload = self.waiting.pop(place % len(self.waiting))
+            if not answer.called:
+                answer.callback(payload)
+
+    def finish(self) -> None:
+        """Let everything go on until nothing is left."""
+        self.pause(0, 0)
+        self.bench.send()
+        while self.waiting:
+            self.answer(0, 0)
+            self.bench.settle()
+
+    def check(self) -> None:
+        """Check that everything that was asked is answered once, with what belongs to it."""
+        assert self.bench.client.lost is None
+        assert len(self.bench.ids) == len(set(self.bench.ids))
+        missing = set(self.asked) - set(self.bench.ids)
+        assert all(self.asked[number][1] for number in missing)
+        for event in self.bench.client.events:
+            if isinstance(event, AnswerReceived):
+                assert event.packet.payload == self.asked[event.id][0]
+            elif isinstance(event, ErrorReceived) and isinstance(event.error, MessageTooLarge):
+                assert len(self.asked[event.id][0]) > self.theirs.max_message
+        assert not self.bench.link.server.paused
+
+
+_LIMITS = st.one_of(st.integers(0, 3_000), st.sampled_from([100_000, 300_000, 1 << 26]))
+_SIZES = st.one_of(st.integers(0, 600), st.sampled_from([2_000, 60_000, FIRST_PIECE + 1, 150_000]))
+_STEPS = st.one_of(
+    st.tuples(st.just(Run.ask), _SIZES, st.integers(0, 2)),
+    st.tuples(st.just(Run.ask), _SIZES, st.integers(0, 2)),
+    st.tuples(st.just(Run.move), st.sampled_from([10, 1_000, 100_000]), st.just(0)),
+    st.tuples(st.just(Run.answer), st.integers(0, 9), st.just(0)),
+    st.tuples(st.just(Run.cancel), st.integers(0, 30), st.just(0)),
+    st.tuples(st.just(Run.pause), st.just(0), st.integers(0, 1)),
+)
+
+
+class TestAnyLimits:
+    @settings(max_examples=300, deadline=None)
+    @given(
+        _LIMITS, _LIMITS, st.sampled_from([1, 2, 5, 1_000]), st.sampled_from([0, 100, 65_536]), st.lists(_STEPS)
+    )
+    def test_everything_is_answered(
+        self,
+        ours: int,
+        theirs: int,
+        requests: int,
+        capacity: int,
+        steps: list[tuple[Callable[[Run, int, int], None], int, int]],
+    ) -> None:
+        """Every request is answered once, at any limits, in any order, to readers of any speed."""
+        run = Run(Terms(ours, requests), Terms(theirs), capacity)
+        for step, number, how in steps:
+            step(run, number, how)
+        run.finish()
+        run.check()
+
+    @pytest.mark.parametrize("limit", [500, 2_000, 100_000])
+    @pytest.mark.parametrize("size", [0, 500])
+    def test_many_at_once(self, limit: int, size: int) -> None:
+        """So are many that come together, where a few are as much as may wait."""
+        run = Run(Terms(limit, 5), Terms(), 65_536)
+        for number in range(500):
+            run.ask(size, number % 2 * 2)
+        run.finish()
+        run.check()
 
 
 class TestEnd:

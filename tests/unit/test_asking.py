@@ -24,9 +24,9 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.transport.asking import PULSE, AskingSession, offer
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
-    FIRST_PIECE,
     MAX_ID,
     CancelReceived,
     Event,

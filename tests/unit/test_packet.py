@@ -19,6 +19,7 @@ from uwsgitwisted.wire.packet import (
     YES,
     Packet,
     PacketDecoder,
+    ReceiveBuffer,
     encode_packet,
 )
 
@@ -105,20 +106,30 @@ class TestDecode:
         assert b"".join(map(encode_packet, received)) + decoder.rest() == junk
 
     def test_work_is_linear(self) -> None:
-        """The largest packet in single bytes is joined and looked at twice: at its header, and at its end."""
-
-        class Counting(PacketDecoder):
-            looked_at: list[int] = []  # noqa: RUF012 - one test, one instance
-
-            def _cut(self, buffer: bytes, packets: list[Packet]) -> int:
-                self.looked_at.append(len(buffer))
-                return super()._cut(buffer, packets)
-
-        decoder = Counting()
+        """The largest packet in single bytes is joined twice, at its header and its end, and takes little."""
+        buffer = ReceiveBuffer()
         data = encode_packet(Packet(33, 0, bytes(MAX_PAYLOAD)))
+        joined = []
         for at in range(len(data)):
-            decoder.receive(data[at : at + 1])
-        assert decoder.looked_at == [HEADER_SIZE, HEADER_SIZE + MAX_PAYLOAD]
+            whole, _ = buffer.take(data[at : at + 1])
+            assert len(buffer._chunks) < 100
+            if whole:
+                joined.append(len(whole))
+                buffer.keep(whole, 0, len(data))
+        assert joined == [HEADER_SIZE, len(data)]
+
+    def test_a_rest_keeps_nothing_before_it(self) -> None:
+        """What is kept of a packet that isn't whole yet is that alone."""
+        buffer = ReceiveBuffer()
+        buffer.keep(bytes(100_000) + b"rest", 100_000, 5)
+        assert buffer._chunks == [b"rest"]
+        assert buffer.take(b"!") == (b"rest!", 0)
+
+    def test_more_behind_what_is_not_read(self) -> None:
+        """Bytes that come before all of those that there were are read follow them."""
+        buffer = ReceiveBuffer()
+        buffer.keep(b"read, not read", 6, HEADER_SIZE)
+        assert buffer.take(b", new") == (b"not read, new", 0)
 
     def test_many_in_one_piece(self) -> None:
         """Many packets in one piece are cut in one go."""

@@ -19,7 +19,7 @@ from uwsgitwisted.spool.management import OPERATIONS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
-from uwsgitwisted.wire import failure, key_check, marshal_check, objects, packet, session
+from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, packet, session
 from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
@@ -50,7 +50,7 @@ NUMBERS: dict[str, float] = {
     "MAX_BATCH": MAX_BATCH,
     **{
         name: value
-        for name, value in {**vars(session), **vars(wire_terms)}.items()
+        for name, value in {**vars(frame), **vars(session), **vars(wire_terms)}.items()
         if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
     },
     "MAX_SIZE": session._MAX_SIZE,
@@ -407,18 +407,18 @@ def test_kinds_of_frames() -> None:
 def test_who_sends_a_frame(row: list[str]) -> None:
     """A kind of frame is refused by the side from which the document says it comes, and taken by the other."""
     name, number, sender, _ = row
-    frame = encode_packet(Packet(SESSION, int(number), b"" if "GOODBYE" in name else bytes(14)))
+    data = encode_packet(Packet(SESSION, int(number), b"" if "GOODBYE" in name else bytes(14)))
     for role, make in (("client", client), ("server", server)):
         if sender in ("both", "server" if role == "client" else "client"):
-            make().receive(frame)
+            make().receive(data)
         else:
             with pytest.raises(errors.MalformedPacket):
-                make().receive(frame)
+                make().receive(data)
 
 
 def test_head() -> None:
     """The head of a message has the fields that the document says."""
-    assert layout(tables("Frames")[1]) == session._BEGIN.format
+    assert layout(tables("Frames")[1]) == frame.BEGIN.format
 
 
 def test_keys_of_errors() -> None:

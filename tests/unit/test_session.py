@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -16,18 +17,21 @@ from hypothesis import strategies as st
 
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError
 from uwsgitwisted.wire.failure import encode_failure
-from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, encode_packet
-from uwsgitwisted.wire.session import (
+from uwsgitwisted.wire.frame import (
     ANSWER,
     CANCEL,
     ERROR,
     FIRST_PIECE,
     GOODBYE,
-    MAX_ID,
     MIN_PIECE,
     MORE,
     NEXT_PIECE,
     REQUEST,
+)
+from uwsgitwisted.wire.outgoing import OVERHEAD
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, encode_packet
+from uwsgitwisted.wire.session import (
+    MAX_ID,
     AnswerReceived,
     CancelReceived,
     ErrorReceived,
@@ -145,6 +149,8 @@ class TestTerms:
         Terms.decode(payload)
 
 
+PING_BYTES, PONG = encode_packet(Packet(PING, 0)), encode_packet(Packet(PING, 1))
+
 FROM_CLIENT: list[tuple[bytes, list[Event]]] = [
     (begin(REQUEST, 1, b"ask"), [RequestReceived(1, Packet(33, 7, b"ask"), None)]),
     (begin(REQUEST, MAX_ID, b"", time=1_500), [RequestReceived(MAX_ID, Packet(33, 7, b""), 1.5)]),
@@ -197,7 +203,61 @@ class TestReceive:
         """The answer to a ping is queued by the session itself."""
         session = server()
         session.receive(encode_packet(Packet(PING, 0)))
-        assert sent(session) == encode_packet(Packet(PING, 1))
+        assert sent(session) == PONG
+
+    def test_one_answer_to_many_pings(self) -> None:
+        """While an answer to a ping waits, it is that of all pings that come, and goes before all else."""
+        session = server()
+        session.send_answer(1, SMALL)
+        assert session.receive(PING_BYTES * 5_000) == [PingReceived()] * 5_000
+        assert session.backlog < 2 * OVERHEAD
+        assert sent(session) == PONG + begin(ANSWER, 1, b"small")
+        session.receive(PING_BYTES)
+        assert session.sending
+        assert sent(session) == PONG
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(PING_BYTES, id="ping"),
+            pytest.param(PONG, id="pong"),
+            pytest.param(frame(GOODBYE, b""), id="goodbye"),
+            pytest.param(short(CANCEL, 5), id="cancel of an id that nobody has"),
+            pytest.param(short(MORE, 5), id="empty piece of an id that nobody has"),
+            pytest.param(short(MORE, 5, bytes(100)), id="piece of an id that nobody has"),
+        ],
+    )
+    def test_nothing_stays_of_floods(self, data: bytes) -> None:
+        """Of frames that mean nothing any more, or are there again and again, nothing is kept."""
+        session = server()
+        for _ in range(50):
+            session.receive(data * 100)
+        assert (session._incoming, session._announced, session.unfinished, session.more) == ({}, 0, 0, False)
+        assert session.backlog <= OVERHEAD
+        assert len(session.data_to_send()) <= len(PONG)
+
+    def test_the_number_of_unfinished_messages(self) -> None:
+        """It is bounded by the limit for their bytes, since each has at least the smallest piece."""
+        session = server(Terms(max_message=100 * MIN_PIECE))
+        data = b"".join(begin(REQUEST, request, bytes(MIN_PIECE), MIN_PIECE + 1) for request in range(1_000))
+        with pytest.raises(PacketTooLarge):
+            session.receive(data)
+        assert len(session._incoming) < 100
+
+    @pytest.mark.parametrize(("make", "data", "events"), CASES)
+    def test_frame_by_frame(self, make: type[Session], data: bytes, events: list[Event]) -> None:
+        """What arrives at once can be read a frame at a time, and more may arrive meanwhile."""
+        session = make()
+        tail = frame(GOODBYE, b"")
+        read = session.receive(data + tail + tail[:2], 1)
+        assert session.more
+        while session.more:
+            read += session.receive(most=1)
+        assert read == [*events, GoodbyeReceived()]
+        assert session.receive(tail[2:] + tail, 1) == [GoodbyeReceived()]
+        assert session.receive(tail, 1) == [GoodbyeReceived()]
+        assert session.receive(most=1) == [GoodbyeReceived()]
+        assert not session.more
 
     def test_error(self) -> None:
         """An error frame brings the exception that it describes."""
@@ -411,13 +471,36 @@ class TestSend:
         session = client()
         session.send_request(1, SMALL)
         small = session.backlog
-        assert 0 < small < 100
+        assert OVERHEAD < small < OVERHEAD + 100
         session.send_request(2, LARGE)
         assert session.backlog == small + len(LARGE.payload)
         session.data_to_send()
         assert session.backlog == len(LARGE.payload) - FIRST_PIECE
         sent(session)
         assert session.backlog == 0
+
+    def test_backlog_of_small_ones(self) -> None:
+        """Each frame counts with what Python's objects take besides its bytes."""
+        session = server()
+        for request in range(100):
+            session.send_answer(request, Packet(33, 0))
+        assert session.backlog > 100 * OVERHEAD
+        sent(session)
+        assert session.backlog == 0
+
+    def test_work_is_linear(self) -> None:
+        """Neither cancelling one of many messages, nor asking how much waits, looks at all of them."""
+        session = server()
+        number = 20_000
+        began = process_time()
+        for request in range(number):
+            session.send_answer(request, LARGE)
+            assert session.backlog == (request + 1) * len(LARGE.payload)
+        for request in reversed(range(number)):
+            assert session.is_sending(request)
+            session.receive(short(CANCEL, request))
+        assert session.backlog == 0
+        assert process_time() - began < 3  # it takes 0.1 s, and took minutes
 
     def test_the_sender_keeps_to_the_window(self) -> None:
         """Large messages begin only while the peer takes what all of them announce."""
@@ -464,7 +547,7 @@ class Pair:
         assert not self.client.sending
         assert not self.server.sending
         for session in (self.client, self.server):
-            assert (session._announced, session._sending_size, session.backlog) == (0, 0, 0)
+            assert (session._announced, session.unfinished, session.backlog) == (0, 0, 0)
 
 
 class TestCancel:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from uwsgitwisted.transport.turn import STRIDE, TURN, Turn
+from uwsgitwisted.transport.turn import SLICE, STRIDE, TURN, Slices, Turn
 
 
 @pytest.fixture
@@ -178,3 +179,77 @@ def test_strides(number: int, goes: list[int | None]) -> None:
             given.append(thing)
     assert given == list(range(number))
     assert done == [number if go is None else go for go in goes]
+
+
+class TurningClock(Clock):
+    """A clock that makes the calls that are due as the reactor does: those that they cause in the next turn."""
+
+    def turn(self) -> None:
+        due = [call for call in self.calls if call.getTime() <= self.rightNow]
+        for call in due:
+            self.calls.remove(call)
+            call.called = 1
+            call.func()
+
+
+class Worker:
+    """Somebody with so many steps to do, each of which takes so many seconds."""
+
+    def __init__(self, clock: TurningClock, slices: Slices, steps: int, seconds: float) -> None:
+        self.clock = clock
+        self.slices = slices
+        self.left = steps
+        self.seconds = seconds
+        slices.go_on(self.step)
+
+    def step(self) -> None:
+        self.clock.rightNow += self.seconds
+        self.left -= 1
+        if self.left:
+            self.slices.go_on(self.step)
+
+
+def test_slices_share() -> None:
+    """Those with much to do take turns, and all together take no more than a slice of each turn."""
+    clock = TurningClock()
+    slices = Slices(clock)
+    workers = [Worker(clock, slices, 5, SLICE) for _ in range(3)]
+    for number in range(15):
+        assert sum(worker.left for worker in workers) == 15 - number
+        assert max(worker.left for worker in workers) - min(worker.left for worker in workers) <= 1
+        clock.turn()
+    assert [worker.left for worker in workers] == [0, 0, 0]
+
+
+def test_short_steps_share_a_slice() -> None:
+    """Steps that take little time are done in one turn."""
+    clock = TurningClock()
+    slices = Slices(clock)
+    workers = [Worker(clock, slices, 4, SLICE / 10) for _ in range(2)]
+    clock.turn()
+    assert [worker.left for worker in workers] == [0, 0]
+    clock.turn()
+    assert not clock.getDelayedCalls()
+
+
+def test_a_step_that_raises(logged: list[str]) -> None:
+    """It is logged, and the others go on."""
+    clock = TurningClock()
+    slices = Slices(clock)
+    slices.go_on(Notes().failing)
+    worker = Worker(clock, slices, 1, 0)
+    clock.turn()
+    assert worker.left == 0
+    assert any("at the end of a turn" in text for text in logged)
+
+
+def test_a_step_is_waited_for_once() -> None:
+    """A step that is asked for again before it was done is done once."""
+    clock = TurningClock()
+    slices = Slices(clock)
+    notes = Notes()
+    slices.go_on(notes.first)
+    slices.go_on(notes.first)
+    assert notes.done == []
+    clock.turn()
+    assert notes.done == ["first"]

@@ -25,9 +25,9 @@ from uwsgitwisted.engines.job import Job
 from uwsgitwisted.errors import ProtocolError
 from uwsgitwisted.transport.turn import TURN
 from uwsgitwisted.transport.writer import Writer
+from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
-    FIRST_PIECE,
     MAX_ID,
     AnswerReceived,
     ErrorReceived,

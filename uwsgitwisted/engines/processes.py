@@ -11,7 +11,7 @@ with it.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -72,7 +72,8 @@ class ProcessEngine:
         self._timeout = timeout
         self._max_queue = max_queue
         self._node = node
-        self._queue: deque[Job] = deque()
+        # By the jobs themselves, so that one can be withdrawn whatever the number of the others.
+        self._queue: OrderedDict[Job, None] = OrderedDict()
         self._children: list[Child] = []
         self._crew = Crew(reactor, processes, self._start_child, self._take_up, self._lay_down)
         self._watch_alarm = Alarm(reactor, self._watch)
@@ -114,7 +115,7 @@ class ProcessEngine:
 
     def _give_up(self) -> None:
         while self._queue:
-            self._queue.popleft().settle(Unavailable("the node was stopped before the request's turn came"))
+            self._next().settle(Unavailable("the node was stopped before the request's turn came"))
         for child in self._children:
             running = child.pipe.running
             if running is not None:
@@ -154,7 +155,7 @@ class ProcessEngine:
         for job in begun:
             if job not in again:
                 job.settle(job.error or _died(job, child, how))
-        self._queue.extendleft(reversed(again + unbegun))
+        self._put_back(again + unbegun)
         self.progressed()
 
     def _may_run_again(self, job: Job) -> bool:
@@ -176,15 +177,25 @@ class ProcessEngine:
             return fail(Busy(f"{self._max_queue} requests wait already; try another node, or later"))
         job = Job(request, self._reactor.seconds(), self._withdraw)
         answer = job.answer
-        self._queue.append(job)
+        self._queue[job] = None
         if len(self._queue) == 1:  # where others wait already, no worker has room
             self._dispatch()
         return answer
 
     def _withdraw(self, job: Job) -> None:
         if job in self._queue:
-            self._queue.remove(job)
+            del self._queue[job]
             self._check_drained()
+
+    def _next(self) -> Job:
+        """Take the first of those that wait."""
+        return self._queue.popitem(last=False)[0]
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        """Have *jobs*, in their order, wait in front of all others."""
+        for job in reversed(jobs):
+            self._queue[job] = None
+            self._queue.move_to_end(job, last=False)
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
@@ -192,7 +203,7 @@ class ProcessEngine:
             child = self._emptiest()
             if child is None:
                 break
-            job = self._queue.popleft()
+            job = self._next()
             if job.deadline <= now:
                 job.settle(RequestTimeout("its caller's time was over before a worker was free"))
             elif not job.abandoned:  # a worker had it when its caller withdrew it
@@ -252,7 +263,7 @@ class ProcessEngine:
                 child.kill()
                 continue
             if ran > _SLOW and pipe.given > 1:
-                self._queue.extendleft(reversed(pipe.take_back()))
+                self._put_back(pipe.take_back())
             self._watch_at(now + (_WATCH if pipe.given > 1 else self._timeout - ran))
         if self._queue:
             self._dispatch()

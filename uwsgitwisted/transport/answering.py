@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -15,9 +15,10 @@ from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, 
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.budget import Account
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
@@ -34,6 +35,8 @@ from uwsgitwisted.wire.terms import Terms, grant
 _GOODBYE, _CROSSING = 5.0, 0.5
 #: How many requests of a new session run at once.
 _FIRST_REQUESTS = 64
+#: How many pieces of answers are written before others get their turn: about a megabyte.
+_PIECES = 16
 
 
 class AnsweringSession:
@@ -41,10 +44,12 @@ class AnsweringSession:
 
     It begins with the ping that grants the session. As many requests run as the terms grant, and as the
     answers, by those before, have room for; others are held. It stops reading when more are held than the terms
-    grant, or answers of more bytes wait than one message may have.
+    grant, or answers of more bytes wait than one message may have. It does little at once, and what is left in
+    later turns of the reactor, so that nobody else has to wait for a peer that sends much.
 
     :param transport: the connection.
     :param clock: for the time limits.
+    :param slices: in which it does what is left.
     :param ours: what this side grants.
     :param theirs: what the peer takes.
     :param respond: answers a request; the Deferred's failures are sent to the peer.
@@ -62,6 +67,7 @@ class AnsweringSession:
         self,
         transport: ITransport,
         clock: IReactorTime,
+        slices: Slices,
         ours: Terms,
         theirs: Terms,
         respond: Callable[[Request], Reply],
@@ -77,6 +83,7 @@ class AnsweringSession:
         self._transport = transport
         self._writer = Writer(transport, self._drained)
         self._clock = clock
+        self._slices = slices
         self._respond = respond
         self._peer = peer
         self._account = account
@@ -84,7 +91,8 @@ class AnsweringSession:
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
         self._running: dict[int, Deferred[Answer]] = {}
-        self._received: deque[tuple[RequestReceived, float]] = deque()
+        # Requests that are held, by their ids, with the times at which they came.
+        self._received: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
         self._received_size = 0
         self._unfinished = 0
         self._body_timeout = body_timeout
@@ -106,8 +114,12 @@ class AnsweringSession:
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
         self._heard = self._clock.seconds()
+        self._read(data)
+
+    def _read(self, data: bytes = b"") -> None:
+        """Take some of the frames that are there, with *data* behind what has come before."""
         try:
-            events = self._session.receive(data)
+            events = self._session.receive(data, STRIDE)
         except ProtocolError as error:
             self._break_off(error)
             return
@@ -118,13 +130,16 @@ class AnsweringSession:
             self._flush()
         else:
             with TURN:
-                for event in TURN.strides(events):
+                for event in events:
                     self._take(event)
                 TURN.at_end(self._flush)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
-            if self._received or self._full:
+            request = event.id
+            if request in self._running or request in self._received or self._session.is_sending(request):
+                self._break_off(f"request {request} is asked twice")
+            elif self._received or self._full:
                 self._hold(event)
             else:
                 self._start(event)
@@ -167,11 +182,13 @@ class AnsweringSession:
 
     # Requests
 
-    def _start_received(self) -> None:
-        """Start what has been received, as far as there is room."""
-        while self._received and not self._full:
-            event, arrived = self._received.popleft()
-            self._received_size -= len(event.packet.payload)
+    def _start_held(self) -> None:
+        """Start some of the requests that are held, as far as there is room."""
+        for _ in range(STRIDE):
+            if not self._received or self._full:
+                break
+            event, arrived = self._received.popitem(last=False)[1]
+            self._received_size -= _cost(event)
             if event.seconds is None:
                 self._start(event)
                 continue
@@ -183,13 +200,14 @@ class AnsweringSession:
 
     def _hold(self, event: RequestReceived) -> None:
         """Keep a request until there is room for it."""
-        self._received.append((event, self._clock.seconds()))
-        self._received_size += len(event.packet.payload)
+        self._received[event.id] = (event, self._clock.seconds())
+        self._received_size += _cost(event)
 
     @property
     def _under_way(self) -> bool:
         """Whether the peer is still owed something, or is in the middle of a message."""
-        return bool(self._running or self._received or self._session.sending or self._session.unfinished)
+        session = self._session
+        return bool(self._running or self._received or session.sending or session.more or session.unfinished)
 
     @property
     def _full(self) -> bool:
@@ -200,11 +218,22 @@ class AnsweringSession:
             or self._session.backlog + running * self._expected_size > self._backlog_limit
         )
 
+    @property
+    def _holds_enough(self) -> bool:
+        """Whether so much waits that no further frames are read.
+
+        Until then requests are read, and held, while none can be started, so that cancels and pings are not
+        held up.
+        """
+        ours = self._session.ours
+        return (
+            self._session.backlog > self._backlog_limit
+            or len(self._received) > ours.max_requests
+            or self._received_size > ours.max_message
+        )
+
     def _start(self, event: RequestReceived) -> None:
         request, packet, seconds, idempotent = event
-        if request in self._running:
-            self._break_off(f"request {request} is asked twice")
-            return
         if self._leaving:  # the peer will find the goodbye; what crossed it is refused, not lost
             self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
             return
@@ -218,13 +247,23 @@ class AnsweringSession:
             return
         self._running[request] = answer
         answer.addCallbacks(
-            self._succeed, self._fail, callbackArgs=(request, packet), errbackArgs=(request,)
+            self._succeed, self._fail, callbackArgs=(answer, request, packet), errbackArgs=(answer, request)
         ).addErrback(self._bug)
 
-    def _succeed(self, answer: Answer, request: int, asked: Packet) -> None:
-        if self._running.pop(request, None) is not None:  # else withdrawn
-            self._answer(answer, request, asked)
+    def _succeed(self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet) -> None:
+        if self._is_over(request, answer):
+            self._answer(result, request, asked)
             TURN.at_end(self._flush)
+
+    def _is_over(self, request: int, answer: Deferred[Answer]) -> bool:
+        """Note that an answer is there; return whether it is waited for.
+
+        One that was withdrawn may fire all the same, when its request's id is that of another.
+        """
+        if self._running.get(request) is not answer:
+            return False
+        del self._running[request]
+        return True
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
@@ -234,12 +273,11 @@ class AnsweringSession:
         except MessageTooLarge as error:
             self._session.send_error(request, encode_failure(error))
 
-    def _fail(self, failure: Failure, request: int) -> None:
-        if self._running.pop(request, None) is None:  # withdrawn
-            return
-        assert failure.value is not None
-        self._refuse(request, failure.value)
-        TURN.at_end(self._flush)
+    def _fail(self, failure: Failure, answer: Deferred[Answer], request: int) -> None:
+        if self._is_over(request, answer):
+            assert failure.value is not None
+            self._refuse(request, failure.value)
+            TURN.at_end(self._flush)
 
     def _refuse(self, request: int, error: BaseException) -> None:
         self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
@@ -248,12 +286,8 @@ class AnsweringSession:
         running = self._running.pop(request, None)
         if running is not None:
             running.cancel()
-        else:
-            for held in self._received:
-                if held[0].id == request:
-                    self._received.remove(held)
-                    self._received_size -= len(held[0].packet.payload)
-                    break
+        elif request in self._received:
+            self._received_size -= _cost(self._received.pop(request)[0])
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("while answering {peer}", failure, peer=self._peer)
@@ -262,41 +296,61 @@ class AnsweringSession:
     # The connection
 
     def _flush(self) -> None:
+        """Write some of what there is, start what that makes room for, and see to the rest."""
         if self._lost:
             return
         session, writer = self._session, self._writer
-        while not writer.waiting and (data := session.data_to_send()):
-            writer.write(data)
+        self._write()
+        if self._received and not self._full:
+            self._start_held()
+            self._write()  # what was answered at once
         if writer.waiting:
             if not self._write_alarm.running:
                 self._write_alarm.set(self._write_timeout)
-        elif self._peer_leaving and not self._running and not self._received:
+        elif self._peer_leaving and not (self._running or self._received or session.sending):
             writer.close()
             return
-        if self._received:
-            self._start_received()
-        if self._received or self._paused or writer.waiting:
-            self._throttle()
+        if self._received or self._paused or writer.waiting or session.more or session.sending:
+            self._see_to_the_rest()
 
-    def _throttle(self) -> None:
-        # Reading goes on while requests can be held, so that cancels and pings are not held up.
-        full = (
-            self._session.backlog > self._backlog_limit
-            or len(self._received) > self._session.ours.max_requests
-            or self._received_size > self._session.ours.max_message
-        )
-        if full != self._paused:
-            self._paused = full
-            if full:
+    def _write(self) -> None:
+        for _ in range(_PIECES):
+            if self._writer.waiting or not (data := self._session.data_to_send()):
+                break
+            self._writer.write(data)
+
+    def _see_to_the_rest(self) -> None:
+        """Go on later with what can be done, and read nothing more while there is much that can't, or isn't."""
+        session = self._session
+        full = self._holds_enough
+        if (
+            (session.more and not full)
+            or (self._received and not self._full)
+            or (session.sending and not self._writer.waiting)
+        ):
+            self._slices.go_on(self._do_more)
+        pause = full or session.more
+        if pause != self._paused:
+            self._paused = pause
+            if pause:
                 self._transport.pauseProducing()  # type: ignore[attr-defined]
             else:
                 self._transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def _do_more(self) -> None:
+        if self._session.more and not self._holds_enough and not self._lost:
+            self._read()
+        else:
+            self._flush()
 
     def _drained(self) -> None:
         self._write_alarm.clear()
         TURN.at_end(self._flush)
 
     def _late(self) -> None:
+        if self._paused:  # it is we who don't read
+            self._body_alarm.set(self._body_timeout)
+            return
         self._break_off(f"no further piece of a message within {self._body_timeout:g} s")
 
     def _stalled(self) -> None:
@@ -324,4 +378,10 @@ class AnsweringSession:
 
     def abort(self) -> None:
         """Close the connection now."""
+        self._lost = True
         self._writer.abort()
+
+
+def _cost(event: RequestReceived) -> int:
+    """Return about how many bytes of memory a held request takes."""
+    return len(event.packet.payload) + OVERHEAD

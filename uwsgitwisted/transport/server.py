@@ -30,6 +30,7 @@ from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.budget import Budget, default_limit
 from uwsgitwisted.transport.connections import Connections
+from uwsgitwisted.transport.turn import Slices
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, offered
@@ -157,6 +158,8 @@ class ServerFactory(Factory):
         self._refused = Once()
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
+        #: In which the sessions do what is too much for one turn of the reactor.
+        self.slices = Slices(clock)
         #: The connections that have not sent a header, the rest of a packet or body, or taken the whole answer.
         self.headers = Deadlines(clock, limits.header_timeout, ServerProtocol.time_out)
         self.bodies = Deadlines(clock, limits.body_timeout, ServerProtocol.time_out)
@@ -389,6 +392,7 @@ class ServerProtocol(Protocol):
         self._session = AnsweringSession(
             self.transport,
             self._factory.clock,
+            self._factory.slices,
             ours,
             theirs,
             self._factory.respond,

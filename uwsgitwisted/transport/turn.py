@@ -1,22 +1,31 @@
-"""Gathers what one piece of input causes, so that it goes out in one write a connection.
+"""Divides the reactor's time: gathers what little input causes, and spreads what much input causes.
 
 A chunk of input may hold fifty requests; their answers, and what is passed to the workers for them, are written
 when the chunk has been worked through, not fifty times. Outside of a chunk, everything is written at once.
+
+A chunk may also hold thousands of frames. What is too much for one turn of the reactor goes on in later ones.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+
+from uwsgitwisted.transport.alarm import Alarm
 
 _T = TypeVar("_T")
 
 #: After so many things of one chunk, what they caused is written, so that the other end has something to do
 #: while the rest of the chunk is worked through.
 STRIDE = 64
+#: For so many seconds of each turn of the reactor, what was too much for one turn goes on: long enough that the
+#: turn itself costs little beside it, and short enough that nobody notices the wait.
+SLICE = 0.001
 
 
 class Turn:
@@ -78,3 +87,34 @@ class Turn:
 
 
 TURN = Turn()
+
+
+class Slices:
+    """Does what is too much for one turn of the reactor, in steps, during a slice of each of the next turns.
+
+    Whoever has such work shares the slice, a step each, so that no number of connections with much to do keeps
+    the reactor from the others.
+
+    :param clock: provides ``callLater`` and ``seconds``.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._steps: OrderedDict[Callable[[], None], None] = OrderedDict()
+        self._alarm = Alarm(clock, self._run)
+
+    def go_on(self, step: Callable[[], None]) -> None:
+        """Call *step* once, in a later turn of the reactor; it comes back if there is more to do."""
+        self._steps[step] = None
+        if not self._alarm.running:
+            self._alarm.set(0)
+
+    def _run(self) -> None:
+        end = self._clock.seconds() + SLICE
+        while self._steps:
+            step, _ = self._steps.popitem(last=False)
+            TURN.at_end(step)
+            if self._clock.seconds() >= end:
+                break
+        if self._steps and not self._alarm.running:
+            self._alarm.set(0)

@@ -7,6 +7,7 @@ protocol"). What a payload means is the business of the modules beside this one.
 from __future__ import annotations
 
 import struct
+import sys
 from typing import NamedTuple
 
 from uwsgitwisted.errors import MessageTooLarge, PacketTooLarge
@@ -17,7 +18,8 @@ MAX_PAYLOAD = 0xFFFF
 
 _HEADER = struct.Struct("<BHB")
 _pack_header = _HEADER.pack
-_unpack_header = _HEADER.unpack_from
+#: Takes a buffer and a position, and returns modifier1, the payload's size and modifier2.
+unpack_header = _HEADER.unpack_from
 
 # The modifiers that this package speaks.
 WSGI = 0
@@ -27,6 +29,12 @@ SESSION = 34
 PING = 100
 ECHO = 101
 ANSWER = 255
+
+
+#: So many chunks are kept apart at most: each takes some 40 bytes besides its own.
+_MAX_CHUNKS = 64
+#: More bytes than ever come.
+_NEVER = sys.maxsize
 
 
 class Packet(NamedTuple):
@@ -61,6 +69,59 @@ def encode_packet(packet: Packet) -> bytes:
     return _pack_header(modifier1, size, modifier2) + payload
 
 
+class ReceiveBuffer:
+    """The bytes that have come and are not read yet, from a position on.
+
+    While too few are there to go on, they are kept as they came and joined when there are enough, so that the
+    work is linear in the bytes, however they are cut.
+    """
+
+    __slots__ = ("_chunks", "_position", "needed", "size")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._position = 0
+        #: How many bytes there are.
+        self.size = 0
+        #: How many there have to be to go on.
+        self.needed = HEADER_SIZE
+
+    def take(self, data: bytes) -> tuple[bytes, int]:
+        """Give up all bytes, with *data* behind them, and the position from which they are to be read.
+
+        While there are too few, they are kept, and what is returned is empty.
+        """
+        chunks = self._chunks
+        if data:
+            chunks.append(data)
+            self.size += len(data)
+        if self.size < self.needed:
+            if len(chunks) > _MAX_CHUNKS:
+                self._chunks = [b"".join(chunks)]
+            return b"", 0
+        position = self._position
+        if len(chunks) > 1:
+            chunks[0] = chunks[0][position:]
+            position = 0
+        whole = b"".join(chunks)
+        self._chunks = []
+        self._position = self.size = 0
+        self.needed = HEADER_SIZE
+        return whole, position
+
+    def keep(self, data: bytes, position: int, needed: int) -> None:
+        """Keep what *data* has from *position* on.
+
+        :param needed: how many bytes there have to be to go on.
+        """
+        self.needed = needed
+        self.size = len(data) - position
+        if self.size < needed:  # it may be kept for long, and must not keep what is before it
+            data, position = data[position:], 0
+        self._chunks = [data]
+        self._position = position
+
+
 class PacketDecoder:
     """Cuts a stream of bytes into packets.
 
@@ -71,49 +132,38 @@ class PacketDecoder:
         bytes may follow the only packet; None for all.
     """
 
-    __slots__ = ("_chunks", "_have", "_limit", "_need", "_remaining")
+    __slots__ = ("_buffer", "_limit", "_remaining")
 
     def __init__(self, *, limit: int = MAX_PAYLOAD, count: int | None = None) -> None:
         self._limit = limit
         self._remaining = -1 if count is None else count
-        self._chunks: list[bytes] = []
-        self._have = 0
-        self._need = HEADER_SIZE
+        self._buffer = ReceiveBuffer()
+        if not self._remaining:
+            self._buffer.needed = _NEVER
 
     @property
     def header_seen(self) -> bool:
         """Whether the packet that is under way has its header."""
-        return self._need > HEADER_SIZE
+        return HEADER_SIZE < self._buffer.needed < _NEVER
 
     @property
     def empty(self) -> bool:
         """Whether no byte is waiting here."""
-        return not self._have
+        return not self._buffer.size
 
     def receive(self, data: bytes) -> list[Packet]:
         """Take *data* and return the packets that it completes.
 
         :raises PacketTooLarge: if a header announces more than the limit. The decoder is of no use then.
         """
-        self._chunks.append(data)
-        self._have += len(data)
-        if self._have < self._need or not self._remaining:
+        buffer, position = self._buffer.take(data)
+        if not buffer:
             return []
-        buffer = data if len(self._chunks) == 1 else b"".join(self._chunks)
         packets: list[Packet] = []
-        position = self._cut(buffer, packets)
-        rest = buffer[position:] if position else buffer
-        self._chunks = [rest] if rest else []
-        self._have = len(rest)
-        return packets
-
-    def _cut(self, buffer: bytes, packets: list[Packet]) -> int:
-        """Append the whole packets in *buffer* to *packets* and return where they end."""
-        position = 0
         available = len(buffer)
-        self._need = HEADER_SIZE
+        needed = HEADER_SIZE
         while self._remaining and available - position >= HEADER_SIZE:
-            modifier1, size, modifier2 = _unpack_header(buffer, position)
+            modifier1, size, modifier2 = unpack_header(buffer, position)
             if size > self._limit:
                 raise PacketTooLarge(
                     f"a packet announces {size} bytes, {self._limit} are accepted",
@@ -122,17 +172,19 @@ class PacketDecoder:
                 )
             end = position + HEADER_SIZE + size
             if end > available:
-                self._need = HEADER_SIZE + size
+                needed = HEADER_SIZE + size
                 break
             packets.append(Packet(modifier1, modifier2, buffer[position + HEADER_SIZE : end]))
             self._remaining -= 1
             position = end
-        return position
+        if not self._remaining:
+            self._buffer.keep(buffer, position, _NEVER)
+        elif position < available:
+            self._buffer.keep(buffer, position, needed)
+        return packets
 
     def rest(self) -> bytes:
         """Give up the bytes that belong to no packet yet."""
-        rest = b"".join(self._chunks)
-        self._chunks = []
-        self._have = 0
-        self._need = HEADER_SIZE
-        return rest
+        self._buffer.needed = 0
+        rest, position = self._buffer.take(b"")
+        return rest[position:]

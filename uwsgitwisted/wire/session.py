@@ -14,8 +14,7 @@ doesn't fit one frame is sent in pieces, and the pieces of several messages take
 from __future__ import annotations
 
 import enum
-import struct
-from collections import deque
+import sys
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -23,41 +22,40 @@ from typing import NamedTuple
 
 from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, UwsgiError
 from uwsgitwisted.wire.failure import decode_failure
+from uwsgitwisted.wire.frame import (
+    ANSWER,
+    BEGIN,
+    CANCEL,
+    ERROR,
+    FIRST_PIECE,
+    FRAME,
+    GOODBYE,
+    ID,
+    IDEMPOTENT,
+    MIN_PIECE,
+    MORE,
+    REQUEST,
+    SHORT_FRAME,
+)
+from uwsgitwisted.wire.outgoing import Message, Outgoing
 from uwsgitwisted.wire.packet import (
+    HEADER_SIZE,
     MAX_PAYLOAD,
     PING,
     SESSION,
     Packet,
-    PacketDecoder,
+    ReceiveBuffer,
     encode_packet,
+    unpack_header,
 )
 from uwsgitwisted.wire.terms import Terms
 
-REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
-
-
-# A frame that begins a message: the packet's header (modifier1 34, size, kind), then the request's id, the
-# message's modifiers, its whole size, and a time: for a request the milliseconds that its sender goes on
-# waiting (0 = no limit), for an answer the microseconds that its handler took.
-_FRAME = struct.Struct("<BHBIBBII")
-_BEGIN = struct.Struct("<IBBII")
-_pack_frame = _FRAME.pack
-_unpack_frame = _FRAME.unpack_from
-_FRAME_SIZE = _FRAME.size
-_unpack_begin = _BEGIN.unpack_from
-# A frame about a message that has begun: the packet's header, then the request's id.
-_SHORT_FRAME = struct.Struct("<BHBI")
-_ID = struct.Struct("<I")
-
-_BEGIN_SIZE = _BEGIN.size
-_ID_SIZE = _ID.size
-#: The most of a message that its first frame, and each later one, takes.
-FIRST_PIECE = MAX_PAYLOAD - _BEGIN_SIZE
-NEXT_PIECE = MAX_PAYLOAD - _ID_SIZE
-
-#: The least that a frame brings of a message that it doesn't finish, so that what it costs to take a piece
-#: stays small beside the piece.
-MIN_PIECE = 4_096
+_pack_frame = FRAME.pack
+_unpack_frame = FRAME.unpack_from
+_FRAME_SIZE = FRAME.size
+_unpack_begin = BEGIN.unpack_from
+_BEGIN_SIZE = BEGIN.size
+_ID_SIZE = ID.size
 
 # glibc gives the memory of a large message back to the system and takes it anew for the next, which costs more
 # than all else that is done with a message of 1 MB. Once a block of this size was freed, it keeps up to twice
@@ -66,6 +64,9 @@ bytes(8 * 1024 * 1024)
 
 # Makes a named tuple in half the time that calling its class takes.
 _new = tuple.__new__
+
+#: More frames than ever come at once.
+_ALL = sys.maxsize
 
 MAX_ID = 0xFFFFFFFF
 #: The field for a message's size is a u32.
@@ -149,35 +150,6 @@ class _Incoming:
     payload: BytesIO = field(default_factory=BytesIO)
 
 
-@dataclass(slots=True)
-class _Outgoing:
-    """A message that is sent in pieces."""
-
-    kind: int
-    id: int
-    packet: Packet
-    time: int
-    position: int = field(default=0)
-
-    def next_frame(self) -> bytes:
-        """Return the frame of the next piece."""
-        modifier1, modifier2, payload = self.packet
-        start = self.position
-        if not start:
-            self.position = FIRST_PIECE
-            head = _pack_frame(
-                SESSION, MAX_PAYLOAD, self.kind, self.id, modifier1, modifier2, len(payload), self.time
-            )
-            return head + payload[:FIRST_PIECE]
-        piece = memoryview(payload)[start : start + NEXT_PIECE]
-        self.position = start + len(piece)
-        return b"".join((_SHORT_FRAME.pack(SESSION, len(piece) + _ID_SIZE, MORE, self.id), piece))
-
-    @property
-    def remaining(self) -> int:
-        return len(self.packet.payload) - self.position
-
-
 class Session:
     """One side of a session.
 
@@ -198,17 +170,12 @@ class Session:
         self.ours = ours
         self._limit = min(theirs.max_message, _MAX_SIZE)
         self._awaited = awaited
-        self._decoder = PacketDecoder()
-        self._decoder_empty = True
+        self._buffer = ReceiveBuffer()
         self._incoming: dict[int, _Incoming] = {}
         self._announced = 0
         #: How many bytes have arrived of messages that are not whole yet.
         self.unfinished = 0
-        self._frames: list[bytes] = []
-        self._frames_size = 0
-        self._waiting: deque[_Outgoing] = deque()
-        self._sending: deque[_Outgoing] = deque()
-        self._sending_size = 0
+        self._outgoing = Outgoing(self._limit)
         self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
             MORE: self._read_more,
@@ -225,48 +192,66 @@ class Session:
 
     # Receiving
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes = b"", most: int = _ALL) -> list[Event]:
         """Take *data* from the connection and return what it completes.
 
+        :param most: how many frames to read at most. If :attr:`more` is true then, others are there to be read.
         :raises ProtocolError: if the peer breaks the protocol; the connection must be closed then.
         """
         events: list[Event] = []
         position = 0
-        if self._decoder_empty:
-            # Whole requests and answers are nearly all of a busy session's frames: they are taken at once.
-            whole, limit, available = self._whole_kinds, self.ours.max_message, len(data)
-            while available - position >= _FRAME_SIZE:
+        if self._buffer.size:
+            data, position = self._buffer.take(data)
+        needed = HEADER_SIZE
+        whole, limit, available = self._whole_kinds, self.ours.max_message, len(data)
+        for _ in range(most):
+            if available - position >= _FRAME_SIZE:
+                # Whole requests and answers are nearly all of a busy session's frames: they are taken at once.
                 session, size, kind, request, modifier1, modifier2, length, time = _unpack_frame(data, position)
                 start = position + _FRAME_SIZE
                 end = start + length
-                if session != SESSION or kind not in whole or size != length + _BEGIN_SIZE:
-                    break
-                if end > available or length > limit:
-                    break
-                packet = _new(Packet, (modifier1, modifier2, data[start:end]))
-                if kind == ANSWER:
-                    events.append(_new(AnswerReceived, (request, packet, time / 1_000_000)))
-                else:
-                    seconds = time / 1000 if time else None
-                    events.append(_new(RequestReceived, (request, packet, seconds, kind == IDEMPOTENT)))
-                position = end
-        if position < len(data):
-            self._receive_others(data[position:], events)
+                if (
+                    session == SESSION
+                    and kind in whole
+                    and size == length + _BEGIN_SIZE
+                    and end <= available
+                    and length <= limit
+                ):
+                    packet = _new(Packet, (modifier1, modifier2, data[start:end]))
+                    if kind == ANSWER:
+                        events.append(_new(AnswerReceived, (request, packet, time / 1_000_000)))
+                    else:
+                        seconds = time / 1000 if time else None
+                        events.append(_new(RequestReceived, (request, packet, seconds, kind == IDEMPOTENT)))
+                    position = end
+                    continue
+            elif available - position < HEADER_SIZE:
+                break
+            modifier1, size, kind = unpack_header(data, position)
+            end = position + HEADER_SIZE + size
+            if end > available:
+                needed = HEADER_SIZE + size
+                break
+            event = self._read(modifier1, kind, data[position + HEADER_SIZE : end])
+            if event is not None:
+                events.append(event)
+            position = end
+        if position < available:
+            self._buffer.keep(data, position, needed)
         return events
 
-    def _receive_others(self, data: bytes, events: list[Event]) -> None:
-        """Take frames of any kind, and parts of frames."""
-        readers = self._readers
-        for modifier1, kind, payload in self._decoder.receive(data):
-            if modifier1 == SESSION and kind in readers:
-                event = readers[kind](payload, kind)
-                if event is not None:
-                    events.append(event)
-            elif modifier1 == PING:
-                events.append(self._read_ping(kind))
-            else:
-                raise MalformedPacket(f"a packet with the modifiers {modifier1} and {kind} within a session")
-        self._decoder_empty = self._decoder.empty
+    @property
+    def more(self) -> bool:
+        """Whether frames have come that :meth:`receive` has not read, so that it can go on without new data."""
+        return self._buffer.size >= self._buffer.needed
+
+    def _read(self, modifier1: int, kind: int, payload: bytes) -> Event | None:
+        """Take a frame of any kind."""
+        if modifier1 == SESSION and kind in self._readers:
+            return self._readers[kind](payload, kind)
+        if modifier1 == PING:
+            return self._read_ping(kind)
+        raise MalformedPacket(f"a packet with the modifiers {modifier1} and {kind} within a session")
 
     def _read_begin(self, payload: bytes, kind: int) -> Event | None:
         have = len(payload) - _BEGIN_SIZE
@@ -334,7 +319,7 @@ class Session:
     def _read_cancel(self, payload: bytes, kind: int) -> Event:
         request = _id_of(payload)
         self._forget_incoming(request)
-        self._forget_outgoing(request)
+        self._outgoing.cancel(request)
         return CancelReceived(request)
 
     def _read_goodbye(self, payload: bytes, kind: int) -> Event:
@@ -343,7 +328,7 @@ class Session:
     def _read_ping(self, modifier2: int) -> Event:
         if modifier2:
             return PongReceived()
-        self._queue(encode_packet(Packet(PING, 1)))
+        self._outgoing.add_pong()
         return PingReceived()
 
     def _forget_incoming(self, request: int) -> None:
@@ -392,107 +377,51 @@ class Session:
     def send_cancel(self, request: int) -> None:
         """Tell the peer that nobody waits for an answer any more. None may come all the same."""
         self._forget_incoming(request)
-        self._forget_outgoing(request)
-        self._queue(_SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
+        self._outgoing.cancel(request)
+        self._outgoing.add(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
     def send_goodbye(self) -> None:
         """Tell the peer that no further request is sent, or taken."""
-        self._queue(encode_packet(Packet(SESSION, GOODBYE)))
+        self._outgoing.add(encode_packet(Packet(SESSION, GOODBYE)))
 
     def send_ping(self) -> None:
         """Ask the peer for a sign of life."""
-        self._queue(encode_packet(Packet(PING, 0)))
+        self._outgoing.add(encode_packet(Packet(PING, 0)))
 
     def _send(self, kind: int, request: int, packet: Packet, time: int) -> None:
         modifier1, modifier2, payload = packet
         size = len(payload)
         if size <= FIRST_PIECE and (size <= self._limit or kind == ERROR):
             head = _pack_frame(SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, time)
-            self._frames.append(head + payload)
-            self._frames_size += _FRAME_SIZE + size
+            self._outgoing.add(head + payload)
             return
         self.check_size(size)
-        self._waiting.append(_Outgoing(kind, request, packet, time))
+        self._outgoing.add_message(Message(kind, request, packet, time))
 
-    def _queue(self, frame: bytes) -> None:
-        self._frames.append(frame)
-        self._frames_size += len(frame)
-
-    def _forget_outgoing(self, request: int) -> None:
-        for queue in (self._waiting, self._sending):
-            for outgoing in queue:
-                if outgoing.id == request:
-                    queue.remove(outgoing)
-                    if queue is self._sending:
-                        self._sending_size -= len(outgoing.packet.payload)
-                    return
+    def is_sending(self, request: int) -> bool:
+        """Whether a message of that id is being sent in pieces."""
+        return request in self._outgoing
 
     @property
     def sending(self) -> bool:
         """Whether :meth:`data_to_send` has something."""
-        return bool(self._frames or self._sending or self._waiting)
+        return bool(self._outgoing)
 
     @property
     def backlog(self) -> int:
-        """About how many bytes wait to be sent."""
-        if not self._sending and not self._waiting:
-            return self._frames_size
-        large = sum(outgoing.remaining for queue in (self._sending, self._waiting) for outgoing in queue)
-        return large + self._frames_size
+        """About how many bytes of memory what waits to be sent takes."""
+        return self._outgoing.size
 
     def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
         """Return bytes to write, or none.
 
         :param size: about how many; a piece of a large message comes among them if there is one.
         """
-        if not self._sending and not self._waiting:
-            frames = self._frames
-            if len(frames) == 1:
-                self._frames = []
-                self._frames_size = 0
-                return frames[0]
-            return self._take_frames(size) if frames else b""
-        self._start_waiting()
-        while self._sending:
-            outgoing = self._sending.popleft()
-            self._queue(outgoing.next_frame())
-            if not outgoing.remaining:
-                self._sending_size -= len(outgoing.packet.payload)
-                self._start_waiting()
-            else:
-                self._sending.append(outgoing)
-            if self._frames_size >= size:
-                break
-        return self._take_frames(size)
-
-    def _take_frames(self, size: int) -> bytes:
-        """Return frames of about *size* bytes together, or all if there are not many more."""
-        frames = self._frames
-        if self._frames_size <= 4 * size:
-            self._frames = []
-        else:
-            count = taken = 0
-            while taken < size:
-                taken += len(frames[count])
-                count += 1
-            self._frames = frames[count:]
-            frames = frames[:count]
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
-        self._frames_size -= len(data)
-        return data
-
-    def _start_waiting(self) -> None:
-        """Let waiting messages begin while all that have begun are together within what the peer takes."""
-        while self._waiting:
-            size = len(self._waiting[0].packet.payload)
-            if self._sending and self._sending_size + size > self._limit:
-                break
-            self._sending.append(self._waiting.popleft())
-            self._sending_size += size
+        return self._outgoing.take(size)
 
 
 def _id_of(payload: bytes) -> int:
     if len(payload) < _ID_SIZE:
         raise MalformedPacket("a session's frame ends within its head")
-    request: int = _ID.unpack_from(payload)[0]
+    request: int = ID.unpack_from(payload)[0]
     return request
