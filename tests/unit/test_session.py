@@ -232,7 +232,7 @@ class TestReceive:
         session = server()
         for _ in range(50):
             session.receive(data * 100)
-        assert (session._incoming, session._announced, session.unfinished, session.more) == ({}, 0, 0, False)
+        assert (session._incoming, session.announced, session.unfinished, session.more) == ({}, 0, 0, False)
         assert session.backlog <= OVERHEAD
         assert len(session.data_to_send()) <= len(PONG)
 
@@ -547,7 +547,7 @@ class Pair:
         assert not self.client.sending
         assert not self.server.sending
         for session in (self.client, self.server):
-            assert (session._announced, session.unfinished, session.backlog) == (0, 0, 0)
+            assert (session.announced, session.unfinished, session.backlog) == (0, 0, 0)
 
 
 class TestCancel:

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.access import Peer
-from uwsgitwisted.errors import MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
+from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.budget import Account
@@ -19,12 +19,13 @@ from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.outgoing import OVERHEAD
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
     Event,
     GoodbyeReceived,
     RequestReceived,
+    RequestRefused,
     Role,
     Session,
 )
@@ -35,6 +36,8 @@ from uwsgitwisted.wire.terms import Terms, grant
 _GOODBYE, _CROSSING = 5.0, 0.5
 #: How many requests of a new session run at once.
 _FIRST_REQUESTS = 64
+#: Seconds between two signs of life for a peer that is not read from; less than it waits for one.
+_SIGN = 5.0
 #: How many pieces of answers are written before others get their turn: about a megabyte.
 _PIECES = 16
 
@@ -44,8 +47,9 @@ class AnsweringSession:
 
     It begins with the ping that grants the session. As many requests run as the terms grant, and as the
     answers, by those before, have room for; others are held. It stops reading when more are held than the terms
-    grant, or answers of more bytes wait than one message may have. It does little at once, and what is left in
-    later turns of the reactor, so that nobody else has to wait for a peer that sends much.
+    grant, answers of more bytes wait than one message may have, or its peer holds much of the service's budget.
+    It does little at once, and what is left in later turns of the reactor, so that nobody waits for a peer that
+    sends much.
 
     :param transport: the connection.
     :param clock: for the time limits.
@@ -79,7 +83,7 @@ class AnsweringSession:
         idle_timeout: float,
         tracebacks: bool = True,
     ) -> None:
-        self._session = Session(Role.SERVER, ours, theirs)
+        self._session = Session(Role.SERVER, ours, theirs, admits=self._has_room)
         self._transport = transport
         self._writer = Writer(transport, self._drained)
         self._clock = clock
@@ -90,7 +94,9 @@ class AnsweringSession:
         self._write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
-        self._running: dict[int, Deferred[Answer]] = {}
+        # Requests that run, by their ids, with the bytes that each takes.
+        self._running: dict[int, tuple[Deferred[Answer], int]] = {}
+        self._running_size = 0
         # Requests that are held, by their ids, with the times at which they came.
         self._received: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
         self._received_size = 0
@@ -102,6 +108,9 @@ class AnsweringSession:
         self._idle_alarm = Alarm(clock, self._check_idle)
         self._idle_alarm.set(idle_timeout)
         self._paused = False
+        self._pause_alarm = Alarm(clock, self._give_sign)
+        #: Whether there was room for the bytes that are being read, so that each request need not be looked at.
+        self._roomy = True
         self._leaving = False
         self._peer_leaving = False
         self._lost = False
@@ -118,6 +127,7 @@ class AnsweringSession:
 
     def _read(self, data: bytes = b"") -> None:
         """Take some of the frames that are there, with *data* behind what has come before."""
+        self._roomy = self._account.admits(len(data))
         try:
             events = self._session.receive(data, STRIDE)
         except ProtocolError as error:
@@ -139,12 +149,16 @@ class AnsweringSession:
             request = event.id
             if request in self._running or request in self._received or self._session.is_sending(request):
                 self._break_off(f"request {request} is asked twice")
+            elif not self._roomy and not self._has_room(_cost(event)):
+                self._refuse(request, _busy("a request", _cost(event)))
             elif self._received or self._full:
                 self._hold(event)
             else:
                 self._start(event)
         elif isinstance(event, CancelReceived):
             self._cancel(event.id)
+        elif isinstance(event, RequestRefused):
+            self._refuse(event.id, _busy("a request", event.size))
         elif isinstance(event, GoodbyeReceived):
             self._peer_leaving = True
 
@@ -168,9 +182,8 @@ class AnsweringSession:
     def connection_lost(self) -> None:
         """Withdraw what runs: nobody waits for it any more."""
         self._lost = True
-        self._write_alarm.clear()
-        self._idle_alarm.clear()
-        self._body_alarm.clear()
+        for alarm in (self._write_alarm, self._idle_alarm, self._body_alarm, self._pause_alarm):
+            alarm.clear()
         self._received.clear()
         for request in list(self._running):
             self._cancel(request)
@@ -203,6 +216,20 @@ class AnsweringSession:
         self._received[event.id] = (event, self._clock.seconds())
         self._received_size += _cost(event)
 
+    # What it holds
+
+    @property
+    def _in_flight(self) -> int:
+        """About how many bytes it holds of requests that are whole, and of answers."""
+        return self._running_size + self._received_size + self._session.backlog_memory + self._writer.pending
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the budget admits *size* bytes more."""
+        if size <= MAX_PAYLOAD and self._account.admits(size):  # by what it held when this turn began
+            return True
+        self._account.set(self._in_flight + self._session.announced)
+        return self._account.admits(size)
+
     @property
     def _under_way(self) -> bool:
         """Whether the peer is still owed something, or is in the middle of a message."""
@@ -230,6 +257,7 @@ class AnsweringSession:
             self._session.backlog > self._backlog_limit
             or len(self._received) > ours.max_requests
             or self._received_size > ours.max_message
+            or (self._account.crowded and self._in_flight > MAX_PAYLOAD)
         )
 
     def _start(self, event: RequestReceived) -> None:
@@ -245,7 +273,9 @@ class AnsweringSession:
         if isinstance(answer, (Packet, bytes)):
             self._answer(answer, request, packet)
             return
-        self._running[request] = answer
+        size = _cost(event)
+        self._running[request] = answer, size
+        self._running_size += size
         answer.addCallbacks(
             self._succeed, self._fail, callbackArgs=(answer, request, packet), errbackArgs=(answer, request)
         ).addErrback(self._bug)
@@ -260,14 +290,20 @@ class AnsweringSession:
 
         One that was withdrawn may fire all the same, when its request's id is that of another.
         """
-        if self._running.get(request) is not answer:
+        running, size = self._running.get(request, (None, 0))
+        if running is not answer:
             return False
         del self._running[request]
+        self._running_size -= size
         return True
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
-        self._expected_size = max(len(packet.payload), self._expected_size - self._expected_size // 64)
+        size = len(packet.payload)
+        self._expected_size = max(size, self._expected_size - self._expected_size // 64)
+        if not self._has_room(size):
+            self._refuse(request, _busy("an answer", size))
+            return
         try:
             self._session.send_answer(request, packet)
         except MessageTooLarge as error:
@@ -283,8 +319,9 @@ class AnsweringSession:
         self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
 
     def _cancel(self, request: int) -> None:
-        running = self._running.pop(request, None)
-        if running is not None:
+        if request in self._running:
+            running, size = self._running.pop(request)
+            self._running_size -= size
             running.cancel()
         elif request in self._received:
             self._received_size -= _cost(self._received.pop(request)[0])
@@ -310,7 +347,8 @@ class AnsweringSession:
         elif self._peer_leaving and not (self._running or self._received or session.sending):
             writer.close()
             return
-        if self._received or self._paused or writer.waiting or session.more or session.sending:
+        self._account.set(self._in_flight + session.announced)
+        if self._received or self._paused or writer.waiting or session.more or session.sending or self._running:
             self._see_to_the_rest()
 
     def _write(self) -> None:
@@ -333,6 +371,7 @@ class AnsweringSession:
         if pause != self._paused:
             self._paused = pause
             if pause:
+                self._pause_alarm.set(_SIGN)
                 self._transport.pauseProducing()  # type: ignore[attr-defined]
             else:
                 self._transport.resumeProducing()  # type: ignore[attr-defined]
@@ -342,6 +381,13 @@ class AnsweringSession:
             self._read()
         else:
             self._flush()
+
+    def _give_sign(self) -> None:
+        """While nothing is read, tell the peer that this side lives: its pings can't be seen."""
+        if self._paused:
+            self._session.send_pong()
+            self._pause_alarm.set(_SIGN)
+            TURN.at_end(self._flush)
 
     def _drained(self) -> None:
         self._write_alarm.clear()
@@ -380,6 +426,13 @@ class AnsweringSession:
         """Close the connection now."""
         self._lost = True
         self._writer.abort()
+
+
+def _busy(what: str, size: int) -> Busy:
+    return Busy(
+        f"there is no room for {what} of {size} bytes now, beside what is held for your address; try another "
+        "node, or later"
+    )
 
 
 def _cost(event: RequestReceived) -> int:

@@ -116,7 +116,7 @@ class Writer:
     :param drained: called when the transport has passed on what waited.
     """
 
-    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_half_closing", "_transport", "waiting")
+    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_half_closing", "_size", "_transport", "waiting")
 
     def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
@@ -128,6 +128,7 @@ class Writer:
             self._eager = transport
         self._ended = False
         self._half_closing = False
+        self._size = 0
         #: Whether bytes wait in the transport: write nothing large until ``drained`` is called.
         self.waiting = False
         if self._eager is None:
@@ -136,6 +137,7 @@ class Writer:
     def write(self, data: bytes) -> None:
         """Write *data*, at once if nothing waits before it."""
         if self._eager is None or self.waiting:
+            self._size = len(data)
             self._transport.write(data)
             return
         written = self._eager.writeSomeData(data)
@@ -143,9 +145,15 @@ class Writer:
             return
         # Only a part went out; or the connection is broken, which the transport will find out and report.
         self._eager.write(data[written:] if isinstance(written, int) else data)
+        self._size = len(data)
         # A pull producer is asked for more whenever the buffer is empty, and once at its registration.
         self._eager.registerProducer(self, False)
         self.waiting = True
+
+    @property
+    def pending(self) -> int:
+        """About how many bytes wait in the transport: the last write, if it could not be passed on."""
+        return self._size if self.waiting else 0
 
     def pauseProducing(self) -> None:
         """Note that the transport's buffer is full; a socket's transport never calls this."""

@@ -61,6 +61,7 @@ class Outgoing:
         self._sending: OrderedDict[int, Message] = OrderedDict()
         self._sending_size = 0
         self._remaining = 0
+        self._messages_size = 0
 
     def __bool__(self) -> bool:
         """Whether there is anything to send."""
@@ -72,8 +73,13 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory all this takes."""
+        """About how many bytes are to be sent."""
         return self._frames_size + OVERHEAD * len(self._frames) + self._remaining
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes of memory all this takes."""
+        return self._frames_size + OVERHEAD * len(self._frames) + self._messages_size
 
     def add(self, frame: bytes) -> None:
         """Send a frame behind those that there are, ahead of the pieces that wait."""
@@ -84,6 +90,7 @@ class Outgoing:
         """Send a message in pieces."""
         self._waiting[message.id] = message
         self._remaining += len(message.packet.payload)
+        self._messages_size += len(message.packet.payload)
 
     def add_pong(self) -> None:
         """Answer the pings that have come; one answer does for all of them."""
@@ -98,6 +105,7 @@ class Outgoing:
                 return
             self._sending_size -= len(message.packet.payload)
         self._remaining -= message.remaining
+        self._messages_size -= len(message.packet.payload)
 
     def take(self, size: int) -> bytes:
         """Return about *size* bytes to write, or none if there is nothing."""
@@ -127,6 +135,7 @@ class Outgoing:
             self._sending[request] = message
         else:
             self._sending_size -= len(message.packet.payload)
+            self._messages_size -= len(message.packet.payload)
             self._begin_waiting()
 
     def _begin_waiting(self) -> None:

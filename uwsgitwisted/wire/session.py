@@ -116,6 +116,13 @@ class CancelReceived(NamedTuple):
     id: int
 
 
+class RequestRefused(NamedTuple):
+    """A request began to arrive that is not admitted; its pieces are thrown away."""
+
+    id: int
+    size: int
+
+
 class GoodbyeReceived(NamedTuple):
     """The peer takes no further request, or sends none; what is in flight will still be answered."""
 
@@ -133,6 +140,7 @@ Event = (
     | AnswerReceived
     | ErrorReceived
     | CancelReceived
+    | RequestRefused
     | GoodbyeReceived
     | PingReceived
     | PongReceived
@@ -161,18 +169,28 @@ class Session:
     :param theirs: what the peer takes, from its ping.
     :param awaited: the ids of a client's requests that still want an answer. What begins to arrive for another
         one, whose cancel it has crossed, is not kept: the peer, told so, may never finish it.
+    :param admits: whether a server has room for a message of so many bytes that comes in pieces; it is asked
+        when the first piece is there. None for any.
     """
 
     def __init__(
-        self, role: Role, ours: Terms, theirs: Terms, *, awaited: Container[int] | None = None
+        self,
+        role: Role,
+        ours: Terms,
+        theirs: Terms,
+        *,
+        awaited: Container[int] | None = None,
+        admits: Callable[[int], bool] | None = None,
     ) -> None:
         self.theirs = theirs
         self.ours = ours
         self._limit = min(theirs.max_message, _MAX_SIZE)
         self._awaited = awaited
+        self._admits = admits
         self._buffer = ReceiveBuffer()
         self._incoming: dict[int, _Incoming] = {}
-        self._announced = 0
+        #: How many bytes the messages have that are not whole yet.
+        self.announced = 0
         #: How many bytes have arrived of messages that are not whole yet.
         self.unfinished = 0
         self._outgoing = Outgoing(self._limit)
@@ -267,15 +285,18 @@ class Session:
             raise MalformedPacket(f"a message of {size} bytes begins with a piece of {have}")
         if self._awaited is not None and head[0] not in self._awaited:
             return None
-        self._announced += size
-        if self._announced > self.ours.max_message:
+        announced = self.announced + size
+        if announced > self.ours.max_message:
             raise PacketTooLarge(
-                f"unfinished messages announce {self._announced} bytes, {self.ours.max_message} are accepted",
-                size=self._announced,
+                f"unfinished messages announce {announced} bytes, {self.ours.max_message} are accepted",
+                size=announced,
                 limit=self.ours.max_message,
             )
         if head[0] in self._incoming:
             raise MalformedPacket(f"message {head[0]} begins twice")
+        if self._admits is not None and not self._admits(size):
+            return RequestRefused(head[0], size)
+        self.announced = announced
         incoming = self._incoming[head[0]] = _Incoming(kind, head)
         self._add(incoming, memoryview(payload)[_BEGIN_SIZE:])
         return None
@@ -310,6 +331,7 @@ class Session:
                 limit=self.ours.max_message,
             )
         if kind == ERROR:
+            self._outgoing.cancel(request)  # the peer has refused it before its end
             return ErrorReceived(request, decode_failure(payload), time / 1_000_000)
         packet = Packet(modifier1, modifier2, payload)
         if kind == ANSWER:
@@ -334,7 +356,7 @@ class Session:
     def _forget_incoming(self, request: int) -> None:
         incoming = self._incoming.pop(request, None)
         if incoming is not None:
-            self._announced -= incoming.head[3]
+            self.announced -= incoming.head[3]
             self.unfinished -= incoming.have
 
     # Sending
@@ -384,6 +406,10 @@ class Session:
         """Tell the peer that no further request is sent, or taken."""
         self._outgoing.add(encode_packet(Packet(SESSION, GOODBYE)))
 
+    def send_pong(self) -> None:
+        """Tell the peer that this side lives, whether it asks or not."""
+        self._outgoing.add_pong()
+
     def send_ping(self) -> None:
         """Ask the peer for a sign of life."""
         self._outgoing.add(encode_packet(Packet(PING, 0)))
@@ -409,8 +435,13 @@ class Session:
 
     @property
     def backlog(self) -> int:
-        """About how many bytes of memory what waits to be sent takes."""
+        """About how many bytes wait to be sent."""
         return self._outgoing.size
+
+    @property
+    def backlog_memory(self) -> int:
+        """About how many bytes of memory what waits to be sent takes: a message goes when its end is sent."""
+        return self._outgoing.memory
 
     def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
         """Return bytes to write, or none.
