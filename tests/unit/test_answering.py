@@ -579,6 +579,117 @@ class TestBackPressure:
         assert bench.client.lost is None
 
 
+class TestBudget:
+    LIMIT = 1_000_000
+
+    def bench(self, respond: Callable[[Request], Reply] | None = None) -> Bench:
+        return Bench(respond, limits=Limits(max_buffered=self.LIMIT))
+
+    def errors(self, bench: Bench) -> list[int]:
+        """Return the ids of the requests that were refused as too much."""
+        refused = [event for event in bench.client.events if isinstance(event, ErrorReceived)]
+        assert all(isinstance(event.error, Busy) for event in refused)
+        return [event.id for event in refused]
+
+    def test_a_large_request_without_room(self) -> None:
+        """It is refused when it begins, and its sender sends no more of it; then there is room again."""
+        bench = self.bench()
+        large = Packet(33, 5, bytes(450_000))
+        bench.ask(1, packet=large)
+        first = bench.link
+        bench.client, bench.link = bench.connect()
+        bench.client.session.send_request(2, large)
+        bench.client.transport.write(bench.client.session.data_to_send())  # type: ignore[union-attr]
+        bench.settle()
+        assert self.errors(bench) == [2]
+        assert not bench.client.session.sending
+        assert 450_000 < bench.factory.budget.used < 451_000
+        bench.waiting[0].callback(TOLD)
+        first.flush()
+        assert bench.factory.budget.used == 0
+        bench.ask(2, packet=large)
+        assert len(bench.waiting) == 2
+
+    def test_a_second_large_request_of_a_session(self) -> None:
+        """It is not read before the first is answered."""
+        bench = self.bench()
+        for number in (1, 2):
+            bench.ask(number, packet=Packet(33, 5, bytes(450_000)))
+        assert (len(bench.waiting), bench.link.server.paused) == (1, True)
+        bench.waiting[0].callback(TOLD)
+        bench.settle()
+        assert len(bench.waiting) == 2
+        assert self.errors(bench) == []
+
+    def test_unfinished(self) -> None:
+        """A message counts from its beginning, whole, until it is cancelled."""
+        bench = self.bench()
+        bench.client.session.send_request(1, Packet(33, 5, bytes(400_000)))
+        bench.client.transport.write(bench.client.session.data_to_send())  # type: ignore[union-attr]
+        bench.settle()
+        assert bench.factory.budget.used == 400_000
+        bench.client.session.send_cancel(1)
+        bench.send()
+        assert bench.factory.budget.used == 0
+
+    def test_many_small_requests(self) -> None:
+        """Together they are not more than there is room for."""
+        bench = self.bench()
+        bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
+        assert bench.factory.budget.used < self.LIMIT
+        assert len(bench.requests) + len(self.errors(bench)) == 30
+        assert bench.link.server.paused
+
+    def test_signs_of_life_while_nothing_is_read(self) -> None:
+        """A peer that is not read from, so that its pings aren't seen, is told that this side lives."""
+        bench = self.bench()
+        bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
+        bench.client.events.clear()
+        for _ in range(12):
+            bench.clock.advance(1)
+            bench.settle()
+        assert bench.client.events == [PongReceived()] * 2
+        while bench.waiting:
+            bench.waiting.pop().callback(TOLD)
+            bench.settle()
+        assert not bench.link.server.paused
+        bench.client.events.clear()
+        bench.clock.advance(20)
+        bench.settle()
+        assert bench.client.events == []
+
+    def test_an_answer_without_room(self) -> None:
+        """An answer that is too much beside others that aren't taken is an error that says so."""
+        bench = self.bench()
+        bench.ask(1, 2, 3)
+        bench.link.server.capacity = 0
+        bench.waiting[0].callback(Packet(33, 5, bytes(400_000)))
+        bench.waiting[1].callback(Packet(33, 5, bytes(400_000)))
+        bench.waiting[2].callback(TOLD)
+        bench.settle()
+        assert self.errors(bench) == [2]
+        assert AnswerReceived(3, TOLD, 0.0) in bench.client.events
+        assert bench.factory.budget.used == 0
+
+    def test_small_requests_beside_a_hoarder(self) -> None:
+        """A session that has nothing in flight gets its small request answered, however much its peer holds."""
+        bench = self.bench()
+        bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
+        bench.client, bench.link = bench.connect()
+        bench.ask(1)
+        bench.waiting[-1].callback(TOLD)
+        bench.settle()
+        assert bench.client.events == [AnswerReceived(1, TOLD, 0.0)]
+
+    def test_lost(self) -> None:
+        """A connection that is gone holds nothing."""
+        bench = self.bench()
+        bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
+        bench.link.cut()
+        bench.clock.advance(20)
+        assert bench.factory.budget.used == 0
+
+
 class Run:
     """A session with a responder that answers in every way, and a client that keeps to the rules.
 

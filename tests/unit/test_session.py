@@ -40,6 +40,7 @@ from uwsgitwisted.wire.session import (
     PingReceived,
     PongReceived,
     RequestReceived,
+    RequestRefused,
     Role,
     Session,
 )
@@ -204,6 +205,30 @@ class TestReceive:
         session = server()
         session.receive(encode_packet(Packet(PING, 0)))
         assert sent(session) == PONG
+
+    def test_a_sign_of_life(self) -> None:
+        """A pong may be sent without being asked for."""
+        session = server()
+        session.send_pong()
+        assert sent(session) == PONG
+
+    def test_a_request_that_is_not_admitted(self) -> None:
+        """A request without room is refused at its first piece, and the others are thrown away."""
+        asked: list[int] = []
+
+        def admits(size: int) -> bool:
+            asked.append(size)
+            return len(asked) > 1
+
+        session = Session(Role.SERVER, Terms(), Terms(), admits=admits)
+        size = 2 * FIRST_PIECE
+        first = begin(REQUEST, 7, bytes(FIRST_PIECE), size)
+        rest = short(MORE, 7, bytes(FIRST_PIECE))
+        assert session.receive(first + rest) == [RequestRefused(7, size)]
+        assert (session.announced, session.unfinished) == (0, 0)
+        (event,) = session.receive(first + rest)
+        assert isinstance(event, RequestReceived)
+        assert asked == [size, size]
 
     def test_one_answer_to_many_pings(self) -> None:
         """While an answer to a ping waits, it is that of all pings that come, and goes before all else."""

@@ -225,8 +225,6 @@ class AnsweringSession:
 
     def _has_room(self, size: int) -> bool:
         """Whether the budget admits *size* bytes more."""
-        if size <= MAX_PAYLOAD and self._account.admits(size):  # by what it held when this turn began
-            return True
         self._account.set(self._in_flight + self._session.announced)
         return self._account.admits(size)
 
@@ -301,7 +299,8 @@ class AnsweringSession:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
         size = len(packet.payload)
         self._expected_size = max(size, self._expected_size - self._expected_size // 64)
-        if not self._has_room(size):
+        # Small ones are looked at by what was held at the beginning of this turn, which costs less.
+        if not (size <= MAX_PAYLOAD and self._account.admits(size)) and not self._has_room(size):
             self._refuse(request, _busy("an answer", size))
             return
         try:
