@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import stat
+from pathlib import Path
 
 import pytest
 import pytest_twisted
@@ -29,8 +31,8 @@ from uwsgitwisted.transport.writer import RECEIVE_BUFFER
         ("tcp6:3033", "tcp6:3033:interface=\\:\\:1"),
         ("tcp6:3033:interface=\\:\\:", "tcp6:3033:interface=\\:\\:"),
         ("ssl:3033:privateKey=k.pem", "ssl:3033:privateKey=k.pem:interface=127.0.0.1"),
-        ("haproxy:tcp:3033", "haproxy:tcp:3033:interface=127.0.0.1"),
-        ("haproxy:tcp:3033:interface=10.0.0.5", "haproxy:tcp:3033:interface=10.0.0.5"),
+        ("TCP6:3033", "TCP6:3033:interface=\\:\\:1"),
+        ("Tcp:3033", "Tcp:3033:interface=127.0.0.1"),
         ("unix:/run/node.sock", "unix:/run/node.sock"),
         ("systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
     ],
@@ -40,12 +42,35 @@ def test_loopback(given: str, opened: str) -> None:
     assert on_loopback(given) == opened
 
 
-@pytest.mark.parametrize(("given", "interface"), [("tcp:3033", "127.0.0.1"), ("tcp6:3033", "::1")])
+@pytest.mark.parametrize(
+    ("given", "interface"), [("tcp:3033", "127.0.0.1"), ("tcp6:3033", "::1"), ("TCP6:3033", "::1")]
+)
 def test_what_twisted_makes_of_it(given: str, interface: str) -> None:
     """Twisted reads our addition as we mean it."""
     reactor = MemoryReactor()
     serverFromString(reactor, on_loopback(given)).listen(Factory())
     assert reactor.tcpServers[0][3] == interface
+
+
+def test_proxies() -> None:
+    """An endpoint on which it isn't known who calls is refused, with the reason."""
+    for description in ("haproxy:tcp:3033", "HAProxy:unix:/run/node.sock"):
+        with pytest.raises(StartupError, match="would see the proxy"):
+            listen(MemoryReactor(), description, Factory())
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [("", 0o660), (":mode=600", 0o600), (":666", 0o666), (":lockfile=0", 0o660)]
+)
+@pytest_twisted.ensureDeferred
+async def test_who_may_use_a_unix_socket(given: str, mode: int, tmp_path: Path) -> None:
+    """A UNIX socket is for its owner and group, if nothing else is said."""
+    path = tmp_path / "socket"
+    listener = listen(reactor, f"unix:{path}{given}", Factory())
+    try:
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        await Deferred.fromCoroutine(stop_listening([listener]))
 
 
 def test_listen_and_stop() -> None:

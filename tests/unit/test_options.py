@@ -108,6 +108,11 @@ class TestCommon:
             ),
         )
 
+    def test_proxy(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """A listener on which it isn't known who calls is refused, with what to do instead."""
+        with pytest.raises(UsageError, match=r"--listen haproxy:tcp:1: a PROXY header .* name the proxy"):
+            parse(make, *arguments, "--listen", "haproxy:tcp:1")
+
     def test_allow(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
         """With networks that may connect, every interface is listened on."""
         settings = parse(make, *arguments, "--allow", "10.0.0.0/8", "--allow", "fd00::1").settings()

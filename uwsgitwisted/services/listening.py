@@ -14,9 +14,26 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER, enable_keepalive
 
-_BACKLOG = 1_024
-
+#: By the kind of an endpoint, which interface is loopback.
 _LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}
+#: How many connections may wait to be accepted, where Twisted has 50: when that room is full, the system drops
+#: what comes, and its sender tries again seconds later.
+_BACKLOG = "1024"
+#: Who may use a UNIX socket, where Twisted lets everybody: whoever uses it may also manage a spooler's queue.
+_UNIX_MODE = "660"
+
+
+def check_endpoint(description: str) -> None:
+    """See that a service can listen on what *description* names.
+
+    :raises ValueError: if it can't; the text says why.
+    """
+    if _read(description)[0] == "haproxy":
+        raise ValueError(
+            "a PROXY header says who calls only after the connection was accepted, so --allow, --manage and "
+            "the limits for each peer would see the proxy instead; listen on tcp:, let the proxy connect "
+            "without that header, and name the proxy in --allow"
+        )
 
 
 def on_loopback(description: str) -> str:
@@ -24,25 +41,34 @@ def on_loopback(description: str) -> str:
 
     Twisted's own ``tcp:3033`` listens on every interface, and a handler is called by whoever connects.
     """
-    kind, *arguments = description.replace("\\:", "\0").split(":")
-    if kind == "haproxy":  # it stands before another one
-        return f"haproxy:{on_loopback(description.partition(':')[2])}"
-    positional = [argument for argument in arguments if "=" not in argument]
-    named = any(argument.startswith("interface=") for argument in arguments)
-    if kind not in _LOOPBACK or named or (kind in ("tcp", "tcp6") and len(positional) > 1):
+    kind, positional, _ = _read(description)
+    if kind not in _LOOPBACK or (kind in ("tcp", "tcp6") and positional > 1):
         return description
-    return f"{description}:interface={_LOOPBACK[kind]}"
+    return _with_default(description, "interface", _LOOPBACK[kind])
 
 
-def _with_backlog(description: str) -> str:
-    """Return *description* with room for more connections that wait to be accepted than Twisted's 50.
+def _completed(description: str) -> str:
+    """Return *description* with our defaults in place of Twisted's, but for the interface."""
+    kind, positional, _ = _read(description)
+    if kind == "unix" and positional < 2:
+        description = _with_default(description, "mode", _UNIX_MODE)
+    if kind in ("tcp", "tcp6", "ssl", "unix"):
+        description = _with_default(description, "backlog", _BACKLOG)
+    return description
 
-    When that room is full, the system drops what comes, and its sender tries again seconds later.
+
+def _with_default(description: str, keyword: str, value: str) -> str:
+    return description if keyword in _read(description)[2] else f"{description}:{keyword}={value}"
+
+
+def _read(description: str) -> tuple[str, int, set[str]]:
+    """Return the kind of an endpoint, how many positional arguments it has, and the names of the others.
+
+    As Twisted has it, capitals in the kind make no difference, and a backslash takes its meaning from a colon.
     """
-    kind = description.removeprefix("haproxy:").partition(":")[0]
-    if kind not in ("tcp", "tcp6", "ssl", "unix") or "backlog=" in description:
-        return description
-    return f"{description}:backlog={_BACKLOG}"
+    kind, *arguments = description.replace("\\:", "\0").split(":")
+    keywords = {name for name, equals, _ in (argument.partition("=") for argument in arguments) if equals}
+    return kind.lower(), sum("=" not in argument for argument in arguments), keywords
 
 
 def _set_options(port: IListeningPort) -> IListeningPort:
@@ -73,7 +99,8 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     :raises StartupError: if it can't be opened; its text says what to do.
     """
     try:
-        port = serverFromString(reactor, _with_backlog(description)).listen(factory)
+        check_endpoint(description)
+        port = serverFromString(reactor, _completed(description)).listen(factory)
         port.addCallback(_set_options)
     except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
         raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error

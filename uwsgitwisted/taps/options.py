@@ -10,7 +10,7 @@ from twisted.python import usage
 from uwsgitwisted.access import Network, parse_network
 from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
-from uwsgitwisted.services.listening import on_loopback
+from uwsgitwisted.services.listening import check_endpoint, on_loopback
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.server import Limits
 
@@ -113,8 +113,13 @@ class ServerOptions(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
 
-        Without interface= it is on loopback only, unless --allow says who may connect.
+        Without interface= it is on loopback only, unless --allow says who may connect. A UNIX socket without mode=
+        is for its owner and group.
         """
+        try:
+            check_endpoint(description)
+        except ValueError as error:
+            raise usage.UsageError(f"--listen {description}: {error}") from error
         self["listen"].append(description)
 
     opt_l = opt_listen
