@@ -24,7 +24,17 @@ from uwsgitwisted.errors import (
     Unavailable,
     UwsgiError,
 )
-from uwsgitwisted.sockets import Deadline, Steps, connect, converse, drive, receive, send
+from uwsgitwisted.sockets import (
+    LONGEST_WAIT,
+    NO_ANSWER,
+    Deadline,
+    Steps,
+    connect,
+    converse,
+    drive,
+    receive,
+    send,
+)
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
@@ -42,6 +52,8 @@ _TERMS = Terms()
 _READ_SIZE = 65_536
 #: Seconds after a call began for which its session is not looked at before it is used again.
 _FRESH = 0.005
+#: How often a session is read before it is used again, at most: a peer that has sent so much is not worth it.
+_MOST_READS = 16
 
 
 class KeptSession:
@@ -83,7 +95,9 @@ class KeptSession:
         if fresh and not self.leaving:
             return True
         try:
-            while not self.leaving:
+            for _ in range(_MOST_READS):
+                if self.leaving:
+                    return False
                 data = self._sock.recv(_READ_SIZE)
                 if not data:
                     return False
@@ -107,7 +121,7 @@ class KeptSession:
             try:
                 sent = self._sock.send(data)
                 whole = sent == len(data) and not self._session.sending
-                if whole and self._poll.poll(int(deadline.seconds * 1000) + 1):
+                if whole and self._poll.poll(int(min(deadline.seconds, LONGEST_WAIT) * 1000) + 1):
                     answer = self._take(self._sock.recv(_READ_SIZE), request)
                     if answer is not None:
                         return answer
@@ -137,6 +151,7 @@ class KeptSession:
             answer = self._take(data, request)
             if answer is not None:
                 return answer
+            deadline.check(NO_ANSWER)
 
     def _take(self, data: bytes, request: int) -> Packet | UwsgiError | None:
         """Take what the peer sent and return the result of *request*, if it is there."""
@@ -288,5 +303,6 @@ def _offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None
                 return packets[0], decoder.rest()
             if not data:
                 return None, b""
+            deadline.check(NO_ANSWER)
     except (RequestTimeout, ConnectionResetError):
         return None, b""

@@ -36,13 +36,18 @@ _CHUNK, _LARGE_CHUNK = 65_536, 524_288
 #: A unix socket whose listener's queue is full says so at once and can't be waited for, so it is tried again.
 _FULL_QUEUE_PAUSE = 0.01
 #: No single wait is longer, since the system's own limits are lower than what a float can say.
-_LONGEST_WAIT = 3600.0
+LONGEST_WAIT = 3600.0
+#: What did not happen in time where an answer is waited for.
+NO_ANSWER = "no whole answer"
 #: uWSGI's --buffer-size unless told otherwise.
 _UWSGI_BUFFER_SIZE = 4096
 
 
 class Deadline(NamedTuple):
-    """A moment of the monotonic clock, and the number of seconds that led to it."""
+    """A moment of the monotonic clock, and the number of seconds that led to it.
+
+    A peer that sends all the time leaves nothing to wait for, so whoever reads in a loop calls :meth:`check`.
+    """
 
     at: float
     seconds: float
@@ -56,6 +61,14 @@ class Deadline(NamedTuple):
     def left(self) -> float:
         """How many seconds there are until then; negative when it is over."""
         return self.at - time.monotonic()
+
+    def check(self, what: str) -> None:
+        """See that it is not over.
+
+        :raises RequestTimeout: if it is; *what* did not happen in time.
+        """
+        if self.left <= 0:
+            raise self.error(what)
 
     def error(self, what: str) -> RequestTimeout:
         """Return the error that says that *what* did not happen in time."""
@@ -109,9 +122,9 @@ def _wait(wait: Wait) -> bool:
         poll = select.poll()
         if wait.sock is not None:
             poll.register(wait.sock, _POLL_EVENTS[wait.events])
-        if poll.poll(math.ceil(min(max(left, 0.0), _LONGEST_WAIT) * 1000)):
+        if poll.poll(math.ceil(min(max(left, 0.0), LONGEST_WAIT) * 1000)):
             return True
-        if left <= _LONGEST_WAIT:
+        if left <= LONGEST_WAIT:
             return False
 
 
@@ -156,7 +169,7 @@ class _Loop(Generic[T]):
     def _next(self) -> dict[int, bool]:
         """Wait, then return whose wait is over, and whether it came true."""
         left = min(wait.until for wait in self._waits.values()) - time.monotonic()
-        ready = {key.data: True for key, _ in self._selector.select(min(max(left, 0.0), _LONGEST_WAIT))}
+        ready = {key.data: True for key, _ in self._selector.select(min(max(left, 0.0), LONGEST_WAIT))}
         now = time.monotonic()
         late = {index: False for index, wait in self._waits.items() if wait.until <= now}
         return late | ready
@@ -192,11 +205,12 @@ def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> S
 
     :param more: whether a large message is arriving, so that much is likely to be there already.
     """
-    # TLS may have read already what the socket would be waited for.
-    if not more and type(sock) is socket.socket and not (yield Wait(sock, _READ, deadline.at)):
-        raise deadline.error("no whole answer")
+    # Others have their turn while this waits. TLS may have read already what the socket would be waited for.
+    read_ahead = type(sock) is not socket.socket and sock.pending()  # type: ignore[attr-defined]
+    if not read_ahead and not (yield Wait(sock, _READ, deadline.at)):
+        raise deadline.error(NO_ANSWER)
     size = _LARGE_CHUNK if more else _CHUNK
-    return (yield from _when_ready(sock, partial(sock.recv, size), _READ, deadline, "no whole answer"))
+    return (yield from _when_ready(sock, partial(sock.recv, size), _READ, deadline, NO_ANSWER))
 
 
 def describe(error: OSError) -> str:
@@ -369,6 +383,8 @@ def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
                 sock, partial(sock.send, rest), _WRITE, deadline, "the request could not be sent"
             )
             rest = rest[count:]
+            if rest:
+                deadline.check("the request could not be sent")
     except (BrokenPipeError, ConnectionResetError):
         # A peer that refuses may close before it has read all. What it said is still there to be read.
         return
@@ -377,7 +393,7 @@ def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
 def _receive(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     while not exchange.done:
         try:
-            data = yield from _when_ready(sock, partial(sock.recv, _CHUNK), _READ, deadline, "no whole answer")
+            data = yield from receive(sock, deadline)
         except ConnectionResetError as error:
             if exchange.begun:
                 raise ConnectionFailed("the server reset the connection in the middle of the answer") from error
@@ -386,6 +402,8 @@ def _receive(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -
             exchange.receive(data)
         else:
             exchange.receive_eof()
+        if not exchange.done:
+            deadline.check(NO_ANSWER)
 
 
 def _reset_text(size: int) -> str:
@@ -405,6 +423,7 @@ def _when_ready(
     sock: socket.socket, call: Callable[[], T], events: int, deadline: Deadline, failure: str
 ) -> Steps[T]:
     """Make *call* as often as it takes until it doesn't say that it would block."""
+    late = False
     while True:
         try:
             return call()
@@ -414,5 +433,8 @@ def _when_ready(
             wanted = _TLS_WANTS.get(type(error).__name__, 0)
             if not wanted:
                 raise
+        if late:
+            raise deadline.error(failure)
         if not (yield Wait(sock, wanted, deadline.at)):
             raise deadline.error(failure)
+        late = deadline.left <= 0
