@@ -107,8 +107,11 @@ class Outgoing:
         self._remaining -= message.remaining
         self._messages_size -= len(message.packet.payload)
 
-    def take(self, size: int) -> bytes:
-        """Return about *size* bytes to write, or none if there is nothing."""
+    def take(self, size: int = MAX_PAYLOAD) -> bytes:
+        """Return bytes to write, or none.
+
+        :param size: about how many; a piece of a large message comes among them if there is one.
+        """
         frames = self._frames
         if self._pong_due:
             self._pong_due = False
@@ -128,9 +131,9 @@ class Outgoing:
     def _add_piece(self) -> None:
         """Make a frame of the next piece, of the message whose turn it is."""
         request, message = self._sending.popitem(last=False)
-        remaining = message.remaining
+        position = message.position
         self.add(message.next_frame())
-        self._remaining -= remaining - message.remaining
+        self._remaining -= message.position - position
         if message.remaining:
             self._sending[request] = message
         else:

@@ -40,7 +40,6 @@ from uwsgitwisted.wire.frame import (
 from uwsgitwisted.wire.outgoing import Message, Outgoing
 from uwsgitwisted.wire.packet import (
     HEADER_SIZE,
-    MAX_PAYLOAD,
     PING,
     SESSION,
     Packet,
@@ -194,6 +193,9 @@ class Session:
         #: How many bytes have arrived of messages that are not whole yet.
         self.unfinished = 0
         self._outgoing = Outgoing(self._limit)
+        self._add_frame = self._outgoing.add
+        #: Returns bytes to write, or none: see :meth:`~uwsgitwisted.wire.outgoing.Outgoing.take`.
+        self.data_to_send = self._outgoing.take
         self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
             MORE: self._read_more,
@@ -220,30 +222,33 @@ class Session:
         position = 0
         if self._buffer.size:
             data, position = self._buffer.take(data)
-        needed = HEADER_SIZE
+        # Whole requests and answers are nearly all of a busy session's frames: they are taken at once.
         whole, limit, available = self._whole_kinds, self.ours.max_message, len(data)
+        while available - position >= _FRAME_SIZE and len(events) < most:
+            session, size, kind, request, modifier1, modifier2, length, time = _unpack_frame(data, position)
+            start = position + _FRAME_SIZE
+            end = start + length
+            if session != SESSION or kind not in whole or size != length + _BEGIN_SIZE:
+                break
+            if end > available or length > limit:
+                break
+            packet = _new(Packet, (modifier1, modifier2, data[start:end]))
+            if kind == ANSWER:
+                events.append(_new(AnswerReceived, (request, packet, time / 1_000_000)))
+            else:
+                seconds = time / 1000 if time else None
+                events.append(_new(RequestReceived, (request, packet, seconds, kind == IDEMPOTENT)))
+            position = end
+        if position < available:
+            self._receive_others(data, position, most - len(events), events)
+        return events
+
+    def _receive_others(self, data: bytes, position: int, most: int, events: list[Event]) -> None:
+        """Take frames of any kind, and keep what is not read."""
+        available = len(data)
+        needed = HEADER_SIZE
         for _ in range(most):
-            if available - position >= _FRAME_SIZE:
-                # Whole requests and answers are nearly all of a busy session's frames: they are taken at once.
-                session, size, kind, request, modifier1, modifier2, length, time = _unpack_frame(data, position)
-                start = position + _FRAME_SIZE
-                end = start + length
-                if (
-                    session == SESSION
-                    and kind in whole
-                    and size == length + _BEGIN_SIZE
-                    and end <= available
-                    and length <= limit
-                ):
-                    packet = _new(Packet, (modifier1, modifier2, data[start:end]))
-                    if kind == ANSWER:
-                        events.append(_new(AnswerReceived, (request, packet, time / 1_000_000)))
-                    else:
-                        seconds = time / 1000 if time else None
-                        events.append(_new(RequestReceived, (request, packet, seconds, kind == IDEMPOTENT)))
-                    position = end
-                    continue
-            elif available - position < HEADER_SIZE:
+            if available - position < HEADER_SIZE:
                 break
             modifier1, size, kind = unpack_header(data, position)
             end = position + HEADER_SIZE + size
@@ -256,7 +261,6 @@ class Session:
             position = end
         if position < available:
             self._buffer.keep(data, position, needed)
-        return events
 
     @property
     def more(self) -> bool:
@@ -400,11 +404,11 @@ class Session:
         """Tell the peer that nobody waits for an answer any more. None may come all the same."""
         self._forget_incoming(request)
         self._outgoing.cancel(request)
-        self._outgoing.add(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
+        self._add_frame(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
     def send_goodbye(self) -> None:
         """Tell the peer that no further request is sent, or taken."""
-        self._outgoing.add(encode_packet(Packet(SESSION, GOODBYE)))
+        self._add_frame(encode_packet(Packet(SESSION, GOODBYE)))
 
     def send_pong(self) -> None:
         """Tell the peer that this side lives, whether it asks or not."""
@@ -412,14 +416,14 @@ class Session:
 
     def send_ping(self) -> None:
         """Ask the peer for a sign of life."""
-        self._outgoing.add(encode_packet(Packet(PING, 0)))
+        self._add_frame(encode_packet(Packet(PING, 0)))
 
     def _send(self, kind: int, request: int, packet: Packet, time: int) -> None:
         modifier1, modifier2, payload = packet
         size = len(payload)
         if size <= FIRST_PIECE and (size <= self._limit or kind == ERROR):
             head = _pack_frame(SESSION, _BEGIN_SIZE + size, kind, request, modifier1, modifier2, size, time)
-            self._outgoing.add(head + payload)
+            self._add_frame(head + payload)
             return
         self.check_size(size)
         self._outgoing.add_message(Message(kind, request, packet, time))
@@ -442,13 +446,6 @@ class Session:
     def backlog_memory(self) -> int:
         """About how many bytes of memory what waits to be sent takes: a message goes when its end is sent."""
         return self._outgoing.memory
-
-    def data_to_send(self, size: int = MAX_PAYLOAD) -> bytes:
-        """Return bytes to write, or none.
-
-        :param size: about how many; a piece of a large message comes among them if there is one.
-        """
-        return self._outgoing.take(size)
 
 
 def _id_of(payload: bytes) -> int:
