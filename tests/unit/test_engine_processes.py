@@ -1,0 +1,72 @@
+"""The queue of the engine `processes:N`, without a worker; with workers it is tried in tests/integration."""
+
+from __future__ import annotations
+
+from time import process_time
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+
+from tests.unit.peers import peer_at
+from uwsgitwisted.engines.processes import ProcessEngine
+from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.errors import Busy, RequestCancelled, Unavailable
+from uwsgitwisted.interfaces import Request
+from uwsgitwisted.wire.packet import MARSHAL, Packet
+
+
+def engine(max_queue: int) -> ProcessEngine:
+    """Return an engine that was not started, so that every request waits."""
+    reactor = MemoryReactorClock()
+    spec = WorkerSpec("nothing:load")
+    return ProcessEngine(reactor, spec, processes=1, timeout=9, max_queue=max_queue)  # type: ignore[arg-type]
+
+
+def submit(engine: ProcessEngine, number: int) -> list[Deferred[Packet]]:
+    """Submit that many requests, and return their answers."""
+    return [engine.submit(Request(Packet(MARSHAL, 0), peer_at("192.0.2.7"))) for _ in range(number)]
+
+
+def failures(answers: list[Deferred[Packet]]) -> list[type[BaseException]]:
+    """Return what the answers have failed with."""
+    found: list[type[BaseException]] = []
+    for answer in answers:
+        answer.addErrback(lambda failure: found.append(failure.type))
+    return found
+
+
+def test_many_withdrawn() -> None:
+    """Withdrawing a request takes no longer where many others wait, and makes room."""
+    waiting = engine(20_000)
+    answers = submit(waiting, 20_000)
+    found = failures([*answers, *submit(waiting, 1)])
+    assert found == [Busy]
+    began = process_time()
+    for answer in reversed(answers):
+        answer.cancel()
+    assert process_time() - began < 3  # it takes 0.3 s, and took 8 s
+    assert found[1:] == [RequestCancelled] * 20_000
+    assert failures(submit(waiting, 20_000)) == []
+
+
+def test_stopped() -> None:
+    """What waits when the time to stop is over is refused, without what was withdrawn."""
+    waiting = engine(10)
+    answers = submit(waiting, 3)
+    found = failures(answers)
+    answers[1].cancel()
+    waiting.stop(0)
+    waiting._give_up()
+    assert found == [RequestCancelled, Unavailable, Unavailable]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_put_back(number: int) -> None:
+    """What a worker gives back waits in front of the others, in its order."""
+    waiting = engine(10)
+    submit(waiting, 5)
+    jobs = [waiting._next() for _ in range(number)]
+    others = list(waiting._queue)
+    waiting._put_back(jobs)
+    assert list(waiting._queue) == [*jobs, *others]
