@@ -33,6 +33,8 @@ uwsgi.message_manager_marshal = handle
 """
 #: The longest that a ping beside a flood may take, in seconds, and the most memory that a flood may cost.
 LIMIT, MEMORY = 0.05, 32 * 1024 * 1024
+#: The limit is short for a machine that does other things as well: one of so many tries has to keep it.
+TRIES = 6
 #: Seconds that a flood lasts, and the most bytes that it sends.
 FLOOD_TIME, FLOOD_SIZE = 2.0, 8_000_000
 #: How often it is pinged after that, while the service works on what it has.
@@ -116,7 +118,7 @@ def test_frames(name: str, launch: Launcher) -> None:
             data = FLOODS[name] * (FLOOD_SIZE // len(FLOODS[name]))
             return slowest_beside(node, [connection], data, reading=False)
 
-    assert_within(LIMIT, attack, "a ping beside the flood")
+    assert_within(LIMIT, attack, "a ping beside the flood", TRIES)
     assert node.memory() - before < MEMORY
 
 
@@ -133,7 +135,7 @@ def test_tiny_requests(modifier1: int, reading: bool, launch: Launcher) -> None:
             connections = [stack.enter_context(raw_session(node, 4_096)) for _ in range(8)]
             return slowest_beside(node, connections, data, reading=reading)
 
-    assert_within(LIMIT, attack, "a ping beside the flood")
+    assert_within(LIMIT, attack, "a ping beside the flood", TRIES)
     assert node.memory() - before < 2 * MEMORY
 
 
@@ -147,7 +149,7 @@ def test_cancels_beside_held_requests(launch: Launcher) -> None:
             cancels = FLOODS["cancels of ids that nobody has"] * 80_000
             return slowest_beside(node, [connection], cancels, reading=False)
 
-    assert_within(LIMIT, attack, "a ping beside the cancels")
+    assert_within(LIMIT, attack, "a ping beside the cancels", TRIES)
     (node.directory / "go").touch()
 
 

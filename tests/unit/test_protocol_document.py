@@ -19,7 +19,7 @@ from uwsgitwisted.spool.management import OPERATIONS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
-from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, packet, session
+from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
 from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
@@ -58,6 +58,7 @@ NUMBERS: dict[str, float] = {
     "GOODBYE_TIME": answering._GOODBYE,
     "CROSSING_TIME": answering._CROSSING,
     "FIRST_REQUESTS": answering._FIRST_REQUESTS,
+    "OVERHEAD": outgoing.OVERHEAD,
     "MAX_TEXT": failure.MAX_TEXT,
     "MAX_DEPTH": marshal_check.MAX_DEPTH,
     "MAX_SHARED": marshal_check.MAX_SHARED,
