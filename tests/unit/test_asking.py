@@ -230,13 +230,31 @@ class TestHolding:
 
 
 class TestPulse:
-    def test_a_peer_that_does_not_read(self) -> None:
-        """One that takes nothing can't hear a ping; that it lives is for TCP to tell."""
+    def test_a_peer_that_neither_reads_nor_speaks(self) -> None:
+        """One that takes nothing and says nothing is given up: what it is to get would pile up."""
         bench = Bench()
         bench.link.server.paused = True
         results = bench.ask(Packet(33, 0, bytes(10_000_000)))
         bench.clock.advance(PULSE)
-        bench.clock.advance(10 * PULSE)
+        assert results == []
+        bench.clock.advance(PULSE)
+        assert isinstance(results[0].value, NoAnswer)
+
+    @pytest.mark.parametrize("how", ["reads a little", "says that it lives"])
+    def test_a_peer_that_hardly_reads(self, how: str) -> None:
+        """One that reads slowly, or that has no room for more and says that it lives, is kept."""
+        bench = Bench()
+        bench.link.server.paused = True
+        results = bench.ask(Packet(33, 0, bytes(10_000_000)))
+        for _ in range(10):
+            bench.clock.advance(PULSE)
+            if how == "reads a little":
+                bench.link.server.paused = False
+                bench.link.pump()
+                bench.link.server.paused = True
+            else:
+                bench.server.session.send_pong()
+                bench.send()
         assert results == []
 
     def test_a_peer_that_lives(self) -> None:

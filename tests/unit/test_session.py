@@ -132,6 +132,8 @@ class TestTerms:
             pytest.param(terms(b"1", b"-1", b"1"), id="negative"),
             pytest.param(terms(b"1", b"1", b"1_0"), id="underscore"),
             pytest.param(terms(b"1", b"9" * 9_999, b"1"), id="endless"),
+            pytest.param(terms(b"1", b"0", b"1"), id="no message"),
+            pytest.param(terms(b"1", b"1", b"0"), id="no request"),
         ],
     )
     def test_none(self, payload: bytes) -> None:
@@ -143,6 +145,7 @@ class TestTerms:
         block = terms(b"1", b"3", b"4")
         assert Terms.decode(block) == Terms(3, 4, "")
         assert Terms.decode(block + encode_vars([(b"node", b"\xff")])) == Terms(3, 4, "\ufffd")
+        assert Terms.decode(block + encode_vars([(b"node", b"n" * 60_000)])) == Terms(3, 4, "n" * 255)
 
     @given(st.binary(max_size=200))
     def test_junk(self, payload: bytes) -> None:

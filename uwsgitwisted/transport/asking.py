@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +19,7 @@ from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.call import Call
 from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
@@ -34,6 +34,10 @@ from uwsgitwisted.wire.terms import Terms
 
 #: Seconds of silence after which a peer is asked for a sign of life; after as many more, it is taken for dead.
 PULSE = 15.0
+#: After a look for calls whose time is over, seconds until the next: a look costs time for each call.
+_EXPIRY_STEP = 0.01
+#: How many frames are taken in a turn of the reactor: at least a millisecond's work.
+_MOST_FRAMES = 4 * STRIDE
 
 
 #: Takes a call, and the error that refused it.
@@ -64,15 +68,18 @@ class AskingSession:
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
         self._transport = transport
-        self._writer = Writer(transport, self.flush)
+        self._writer = Writer(transport, self._drained)
         self._clock = clock
         self._alarm = Alarm(clock, self._expire)
         self._alarm_at = math.inf
         self._ids = itertools.count(1)
-        self._held: deque[int] = deque()
+        #: The ids of those that the peer has no room for yet, in order.
+        self._held: OrderedDict[int, None] = OrderedDict()
         self._pulse = Alarm(clock, self._check_pulse)
         self._heard = 0.0
+        self._slices = Slices(clock)
         self._lost = False
+        self._paused = False
         self._reading_more = False
         #: Whether the peer, or this side, said that no further request will be taken.
         self.leaving = False
@@ -111,7 +118,7 @@ class AskingSession:
             self._send(request, call, now)
         else:  # more would only wait there, and keep the peer from reading what is behind them
             self._session.check_size(len(call.packet.payload))
-            self._held.append(request)
+            self._held[request] = None
         call.enter(request, self._withdraw)
         self._pending[request] = call
         if call.deadline < self._alarm_at:
@@ -127,11 +134,17 @@ class AskingSession:
         self._session.send_request(request, call.packet, left, idempotent=call.idempotent)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the connection brings; a peer that breaks the protocol has it aborted."""
+        """Take what the connection brings; a peer that breaks the protocol has it aborted.
+
+        What is too much for one turn of the reactor is taken in later ones; until then nothing more is read.
+        """
         self._heard = self._clock.seconds()
+        self._receive(data)
+
+    def _receive(self, data: bytes = b"") -> None:
         with TURN:
             try:
-                events = self._session.receive(data)
+                events = self._session.receive(data, _MOST_FRAMES)
             except ProtocolError as error:
                 self.connection_lost(error)
                 self._writer.abort()
@@ -152,6 +165,23 @@ class AskingSession:
                 self.close()
             else:
                 TURN.at_end(self.flush)
+                self._read_the_rest()
+
+    def _read_the_rest(self) -> None:
+        """Go on later with frames that have come and were not taken."""
+        more = self._session.more
+        if more:
+            self._slices.go_on(self._receive_more)
+        if more != self._paused:
+            self._paused = more
+            if more:
+                self._transport.pauseProducing()  # type: ignore[attr-defined]
+            else:
+                self._transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def _receive_more(self) -> None:
+        if not self._lost:
+            self._receive()
 
     def connection_lost(self, error: Exception | None = None) -> None:
         """Fail what is pending."""
@@ -175,18 +205,24 @@ class AskingSession:
         while self._session.sending and not self._lost and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
 
+    def _drained(self) -> None:
+        """Note that the peer has read something, and go on writing."""
+        self._heard = self._clock.seconds()
+        self.flush()
+
     def _check_pulse(self) -> None:
-        """While answers are waited for, see that the peer is there; one that is says so, however busy."""
+        """While answers are waited for, see that the peer is there; one that is says so, however busy.
+
+        One that neither sends nor reads anything is not: what is to be sent to it would only pile up.
+        """
         if not self._pending:
             return
         silent = self._clock.seconds() - self._heard
-        if self._writer.waiting:  # it doesn't read, so that it can't hear a ping; TCP tells if it is gone
-            self._heard = self._clock.seconds()
-        elif silent >= 2 * PULSE:
+        if silent >= 2 * PULSE:
             self.connection_lost(NoAnswer(f"the peer has not given a sign of life for {silent:.0f} s"))
             self._writer.abort()
             return
-        elif silent >= PULSE:
+        if silent >= PULSE and not self._writer.waiting:
             self._session.send_ping()
             TURN.at_end(self.flush)
         self._pulse.set(PULSE)
@@ -205,7 +241,7 @@ class AskingSession:
     def _withdraw(self, call: Call) -> None:
         del self._pending[call.id]
         if call.id in self._held:
-            self._held.remove(call.id)
+            del self._held[call.id]
             return
         self._session.send_cancel(call.id)
         self._send_held()
@@ -214,7 +250,7 @@ class AskingSession:
     def _send_held(self) -> None:
         """Send requests that were held back, as far as the peer works on so many."""
         while self._held and len(self._pending) - len(self._held) < self._session.theirs.max_requests:
-            request = self._held.popleft()
+            request, _ = self._held.popitem(last=False)
             self._send(request, self._pending[request], self._clock.seconds())
 
     def _expire(self) -> None:
@@ -225,7 +261,7 @@ class AskingSession:
                 call.expire()
         self._alarm_at = min((call.deadline for call in self._pending.values()), default=math.inf)
         if self._alarm_at < math.inf:
-            self._alarm.set(max(0.0, self._alarm_at - now))
+            self._alarm.set(max(_EXPIRY_STEP, self._alarm_at - now))
 
     def _next_id(self) -> int:
         request = next(self._ids) & MAX_ID

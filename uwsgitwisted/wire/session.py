@@ -385,7 +385,7 @@ class Session:
         :param idempotent: whether it may be run again if the worker that runs it dies.
         :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
         """
-        milliseconds = 0 if seconds is None else min(max(1, int(seconds * 1000)), _MAX_TIME)
+        milliseconds = 0 if seconds is None else int(max(1.0, min(seconds * 1000, _MAX_TIME)))
         self._send(IDEMPOTENT if idempotent else REQUEST, request, packet, milliseconds)
 
     def send_answer(self, request: int, packet: Packet, took: float = 0.0) -> None:

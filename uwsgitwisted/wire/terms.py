@@ -23,6 +23,9 @@ PLAIN_FOR, SILENT_FOR = 300.0, 15.0
 #: Seconds that an offer waits for its answer: a uWSGI whose only worker is busy gives none.
 OFFER_TIMEOUT = 2.0
 
+#: How much of a peer's name is kept, in bytes, and how many digits a number may have.
+_MAX_NODE, _MAX_DIGITS = 255, 20
+
 _VERSION = b"1"
 _VERSION_KEY = b"uwsgi-session"
 
@@ -54,7 +57,10 @@ class Terms:
 
     @classmethod
     def decode(cls, payload: bytes) -> Terms | None:
-        """Return the terms in a ping's payload, or None if it has none, as a real uWSGI's warning message."""
+        """Return the terms in a ping's payload, or None if it has none, as a real uWSGI's warning message.
+
+        Terms under which nothing could be asked are none.
+        """
         try:
             told = decode_vars(payload)
             if told.get(_VERSION_KEY) != _VERSION:
@@ -62,7 +68,7 @@ class Terms:
             return cls(
                 max_message=_number(told[b"max-message"]),
                 max_requests=_number(told[b"max-requests"]),
-                node=told.get(b"node", b"").decode("utf-8", "replace"),
+                node=told.get(b"node", b"")[:_MAX_NODE].decode("utf-8", "replace"),
             )
         except (ProtocolError, KeyError, ValueError):
             return None
@@ -92,6 +98,6 @@ def granted(packet: Packet) -> Terms | None:
 
 
 def _number(text: bytes) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{text!r} is no number")
+    if not text.isdigit() or len(text) > _MAX_DIGITS or not int(text):
+        raise ValueError(f"{text[:_MAX_DIGITS]!r} is no number from 1")
     return int(text)
