@@ -119,6 +119,21 @@ async def test_sighup_under_load(launch: Launcher, client: Client) -> None:
     assert not any(map(is_alive, before))
 
 
+def test_signals_at_once(launch: Launcher, tmp_path: Path) -> None:
+    """Of several SIGHUPs at once one is done after the other, and the last change is loaded."""
+    _write(tmp_path, 1)
+    node = launch.start(
+        *("uwsgi-node", "--engine", "processes:2", "--handler", "my_handler"), directory=tmp_path, tcp=True
+    )
+    for version in range(2, 6):
+        _write(tmp_path, version)
+        node.process.send_signal(signal.SIGHUP)
+    until(lambda: node.log.count("every worker was replaced") >= 2, "the end of the last reload")
+    said = [line.rpartition("] ")[2] for line in node.log.splitlines() if "replac" in line]
+    assert said == ["replacing the workers one by one", "every worker was replaced"] * 2
+    assert {node.ask(["x"])[0] for _ in range(10)} == {5}
+
+
 @pytest_twisted.ensureDeferred
 async def test_sighup_with_broken_code(launch: Launcher, client: Client) -> None:
     """The old workers stay, the log says why, no request fails; mended code is taken at the next SIGHUP."""

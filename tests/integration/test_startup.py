@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,25 @@ from uwsgitwisted import blocking
 from uwsgitwisted.errors import UwsgiError
 
 pytestmark = pytest.mark.integration
+
+#: A ``twistd`` whose store can be opened once, which is when it is looked at before the start.
+_FAILING_LATER = """
+import sys
+from twisted.scripts.twistd import run
+from uwsgitwisted.errors import StoreUnavailable
+from uwsgitwisted.spool.sqlite import SqliteStore
+opened = []
+
+def open(self, woken, original=SqliteStore.open):
+    opened.append(self)
+    if len(opened) > 1:
+        raise StoreUnavailable("the disk is on fire")
+    original(self, woken)
+
+SqliteStore.open = open
+sys.argv[0] = "twistd"
+run()
+"""
 
 MODULES = {
     "raising": ("raise RuntimeError('on purpose')", "RuntimeError: on purpose"),
@@ -264,6 +284,18 @@ def _fail_in_background(directory: Path, told: str, *arguments: str) -> None:
     finally:
         if (directory / "pid").exists():
             kill_if_alive(_read_pid(directory))
+
+
+def test_a_store_that_fails_after_the_start(tmp_path: Path) -> None:
+    """A service whose store fails once the reactor runs ends with status 1 and says why."""
+    (tmp_path / "my_tasks.py").write_text(TASKS)
+    command = [sys.executable, "-c", _FAILING_LATER, "-n", "--pidfile=", "uwsgi-spooler"]
+    options = ["--listen", f"tcp:{free_port()}", "--spool", "sqlite:spool.db", "--handler", "my_tasks"]
+    ended = run_to_end([*command, *options], tmp_path)
+    assert ended.returncode == 1
+    assert "the service can't start: the disk is on fire" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert "takes requests" not in ended.stdout
 
 
 def test_nothing_answers_where_nothing_started(tmp_path: Path) -> None:

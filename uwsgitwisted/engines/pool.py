@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -154,10 +154,15 @@ class ExecutorEngine:
             return fail(refusal)
         if self._executor is None:
             return fail(Unavailable("the node is starting"))
+        arguments = (self._spec, self._node, request.packet, next(self._numbers))
         try:
-            future = self._executor.submit(call, self._spec, self._node, request.packet, next(self._numbers))
-        except RuntimeError as error:  # a pool whose processes have died takes nothing more
-            return fail(WorkerDied(f"the executor is broken: {error}"))
+            try:
+                future = self._executor.submit(call, *arguments)
+            except BrokenExecutor:  # a pool whose processes have died takes nothing more
+                self._replace(self._executor)
+                future = self._executor.submit(call, *arguments)
+        except Exception as error:
+            return fail(WorkerDied(f"the executor failed: {type(error).__name__}: {error}"))
 
         def cancel(_: Deferred[Outcome]) -> None:
             future.cancel()
@@ -165,6 +170,12 @@ class ExecutorEngine:
         result: Deferred[Outcome] = Deferred(cancel)
         future.add_done_callback(lambda done: self._reactor.callFromThread(_fire, result, done))
         return self._waiting.add(request, result.addCallback(_unpack))
+
+    def _replace(self, broken: Executor) -> None:
+        """Make a new executor in place of a *broken* one."""
+        self._log.error("the executor is broken, and is made anew")
+        broken.shutdown(wait=False)
+        self._executor = self._make()
 
 
 def _fire(result: Deferred[Outcome], future: Future[Outcome]) -> None:

@@ -10,16 +10,17 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.worker import WorkerSpec
-from uwsgitwisted.errors import StartupError
+from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
+from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
@@ -54,6 +55,7 @@ class ClusterService(Service):
         self._engine = engine
         self._listeners: list[Listener] = []
         self._signals = Signals(reactor)
+        self._reloading = DeferredLock()
         dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
@@ -99,7 +101,11 @@ class ClusterService(Service):
         )
 
     def _broken(self, failure: Failure) -> None:
-        self._log.failure("the service can't start", failure)
+        if failure.check(UwsgiError):
+            self._log.critical("the service can't start: {reason}", reason=failure.getErrorMessage())
+        else:
+            self._log.failure("the service can't start", failure)
+        exit_with_failure()
         self._reactor.callWhenRunning(self._reactor.stop)  # type: ignore[attr-defined]
 
     def stopService(self) -> Deferred[None]:
@@ -134,16 +140,28 @@ class ClusterService(Service):
         if not IReloadable.providedBy(self._engine):
             self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
             return
-        self._log.info("replacing the workers one by one")
-        self._engine.reload().addCallback(self._reloaded)
+        if not self._reloading.waiting:  # one that waits will find all that was changed before it begins
+            begun = self._reloading.acquire()
+            begun.addCallback(lambda _: Deferred.fromCoroutine(self._reload()))
+            begun.addErrback(self._bug)
+            begun.addBoth(lambda _: self._reloading.release())
 
-    def _reloaded(self, complete: bool) -> None:
-        if complete:
+    async def _reload(self) -> None:
+        engine: Any = self._engine  # it is reloadable
+        self._log.info("replacing the workers one by one")
+        if await engine.reload():
             self._log.info("every worker was replaced")
+            await self._reloaded()
         else:
             self._log.error(
                 "a new worker did not come up, so the old ones stay; mend the handler and try again"
             )
+
+    async def _reloaded(self) -> None:
+        """Take what else the fresh code brings."""
+
+    def _bug(self, failure: Failure) -> None:
+        self._log.failure("while reloading", failure)
 
     async def _end(self) -> None:
         """End what this service started, with its work done."""

@@ -96,10 +96,8 @@ class SpoolerService(ClusterService):
         if self._drain is not None:
             self._drain.start()
 
-    def _reloaded(self, complete: bool) -> None:
-        super()._reloaded(complete)
-        if complete:
-            deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
+    async def _reloaded(self) -> None:
+        await deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
 
     def _renewed(self, timetable: Timetable) -> None:
         before, self._timetable = self._timetable, timetable
