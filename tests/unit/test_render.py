@@ -15,6 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mako.codegen
+import mako.runtime
+import mako.template
 import pytest
 from mako.codegen import RESERVED_NAMES
 from mako.template import Template
@@ -36,8 +39,29 @@ from uwsgitwisted.wire.packet import MARSHAL, Packet
 #: What Mako gives a meaning, as far as a variable of that name would disturb it.
 MAKOS_OWN = [
     *("context", "loop", "UNDEFINED", "STOP_RENDERING", "self", "local", "parent", "next"),
-    *("caller", "capture", "pageargs", "attributes", "buffer"),
+    *("caller", "capture", "pageargs", "attributes", "buffer", "callable_", "tmpl"),
+    *("filters", "hasattr", "runtime", "str", "__M_writer", "__M_locals", "__M_loop", "__debug__"),
 ]
+#: A page that uses what Mako has to offer.
+EVERYTHING = """<%inherit file="base.txt"/><%namespace name="parts" file="parts.txt"/>
+<%def name="one(x)">[${x}]</%def><%def name="filtered()" filter="trim"> y </%def>
+<%def name="buffered()" buffered="True">b</%def><%block name="part">part ${title}</%block>
+% for i in [1, 2]:
+${loop.index} ${i}
+% endfor
+${one(1)}${filtered()}${buffered()}${title | h}${title | u}${title | n, trim}${str(title)}
+<%include file="included.txt"/><%call expr="parts.wrap()">body ${title}</%call><%parts:wrap>more</%parts:wrap>
+<%
+    again = title
+%>
+${again} ${capture(one, 3)} ${hasattr(again, "upper")} ${attributes["title"]}
+"""
+#: Every name that a variable could have and that Mako, Python or this page uses.
+EVERY_NAME = sorted(
+    {*MAKOS_OWN, *RESERVED_NAMES, *dir(builtins), *dir(mako.runtime), *dir(mako.codegen), *dir(mako.template)}
+    | {"title", "args", "data", "kwargs", "ns", "decode", "unicode", "cache", "x", "again", "i", "one", "parts"}
+    | {"_mako_inherit", "_mako_get_namespace", "render_body", "render_one", "h", "u", "n", "trim", "as_unicode"}
+)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "mako_cluster" / "templates"
 SECRET = "the secret"
 
@@ -295,6 +319,21 @@ def test_text_is_plain_str(site: Path) -> None:
     """An escaped text is a str, not one of its subclasses, which can't travel."""
     (site / "one.html").write_text("${x}")
     assert type(renderer(site, default_filters=["h"]).render("one.html", {"x": "<"})) is str
+
+
+@pytest.mark.parametrize("filters", [None, ["h"]], ids=["unfiltered", "escaped"])
+@pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
+def test_any_name(site: Path, filters: list[str] | None, strict: bool) -> None:
+    """A variable may have any name, and breaks no page."""
+    (site / "everything.txt").write_text(EVERYTHING)
+    (site / "base.txt").write_text("<${self.body()}${next.body()}${title}>")
+    (site / "parts.txt").write_text('<%def name="wrap()">(${caller.body()})</%def>')
+    (site / "included.txt").write_text("included ${title}")
+    pages = renderer(site, default_filters=filters, strict_undefined=strict)
+    text = pages.render("everything.txt", {"title": "T"})
+    assert "part T" in text
+    for name in EVERY_NAME:
+        assert pages.render("everything.txt", {name: "some text", "title": "T"}) == text, name
 
 
 # -- names that are refused

@@ -45,7 +45,15 @@ RESERVED = frozenset(RESERVED_NAMES) | {
     "pageargs",
     "parent",
     "self",
-    "buffer",  # a parameter of Mako's Context, which takes the variables as keyword arguments
+    # Parameters of the functions to which Mako passes the variables as keyword arguments.
+    "buffer",
+    "callable_",
+    "tmpl",
+    # What the code that Mako makes of a template calls by these names.
+    "filters",
+    "hasattr",
+    "runtime",
+    "str",
 }
 
 
@@ -150,12 +158,14 @@ def read_request(message: object) -> tuple[str, dict[object, object]]:
 def context(variables: Mapping[Any, object]) -> dict[str, object]:
     """Return the names that a template knows, with their values."""
     names: dict[str, object] = {
-        key: value
-        for key, value in variables.items()
-        if isinstance(key, str) and key.isidentifier() and not iskeyword(key) and key not in RESERVED
+        key: value for key, value in variables.items() if isinstance(key, str) and _is_free(key)
     }
     names["attributes"] = variables
     return names
+
+
+def _is_free(name: str) -> bool:
+    return name.isidentifier() and not iskeyword(name) and name not in RESERVED and not name.startswith("__")
 
 
 def _decoded(key: object) -> object:
