@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,23 +86,3 @@ class _NoAddress:
 
 #: Asks for what no connection brought, such as the tasks of a spooler; it may nothing.
 NOBODY = Peer(_NoAddress())
-
-
-class Once:
-    """Says of each thing whether it is the first time, so that a log isn't filled with one peer's mistake.
-
-    :param limit: how many things to remember; the oldest is forgotten first.
-    """
-
-    def __init__(self, limit: int = 1_000) -> None:
-        self._limit = limit
-        self._seen: dict[Hashable, None] = {}
-
-    def is_first(self, thing: Hashable) -> bool:
-        """Whether *thing* is new; from now on it is not."""
-        if thing in self._seen:
-            return False
-        if len(self._seen) >= self._limit:
-            del self._seen[next(iter(self._seen))]
-        self._seen[thing] = None
-        return True

@@ -1,4 +1,4 @@
-"""Who is at the other end: names, groups, networks, and what is logged once."""
+"""Who is at the other end: names, groups and networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-from uwsgitwisted.access import NOBODY, Once, Peer, parse_network
+from uwsgitwisted.access import NOBODY, Peer, parse_network
 from uwsgitwisted.responders.manage import LOOPBACK
 
 V4 = IPv4Address("TCP", "10.1.2.3", 4_000)
@@ -89,12 +89,3 @@ def test_no_network(text: str) -> None:
     """What names no network is refused."""
     with pytest.raises(ValueError, match="does not appear"):
         parse_network(text)
-
-
-def test_once() -> None:
-    """A thing is new once; with too many to remember, the oldest is forgotten."""
-    once = Once(limit=2)
-    assert [once.is_first(thing) for thing in "aabab"] == [True, False, True, False, False]
-    assert once.is_first("c")
-    assert not once.is_first("b")
-    assert once.is_first("a")

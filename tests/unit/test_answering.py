@@ -763,7 +763,7 @@ class Run:
         assert not self.bench.link.server.paused
 
 
-_LIMITS = st.one_of(st.integers(0, 3_000), st.sampled_from([100_000, 300_000, 1 << 26]))
+_LIMITS = st.one_of(st.integers(1, 3_000), st.sampled_from([100_000, 300_000, 1 << 26]))
 _SIZES = st.one_of(st.integers(0, 600), st.sampled_from([2_000, 60_000, FIRST_PIECE + 1, 150_000]))
 _STEPS = st.one_of(
     st.tuples(st.just(Run.ask), _SIZES, st.integers(0, 2)),

@@ -13,8 +13,10 @@ import pytest
 
 from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import (
+    Busy,
     MalformedPacket,
     MisuseError,
+    RemoteError,
     StartupError,
     UnencodableMessage,
     UnknownModifier,
@@ -33,7 +35,12 @@ Write = Callable[[str, str], None]
 
 DONE, RETRY, IGNORE = 1, 2, 0
 
-CALL = Handler(marshal_handler.run, marshal_handler.answer)
+CALL = Handler(marshal_handler.run, marshal_handler.answer, marshal_handler.read)
+
+
+def steps(handler: Handler, request: Packet) -> Packet:
+    """Do a handler's three steps; their exceptions come out as they are."""
+    return handler.answer(request, handler.run(handler.read(request)))
 
 
 @pytest.fixture(autouse=True)
@@ -181,19 +188,19 @@ def test_the_function_is_taken_away(write: Write) -> None:
     tasks = spool_handler.load("my_both")
     uwsgi.spooler = uwsgi.message_manager_marshal = None
     with pytest.raises(UnknownModifier, match=r"set no uwsgi\.message_manager_marshal") as caught:
-        objects[33](Packet(33, 0, b"N"))
+        steps(objects[33], Packet(33, 0, b"N"))
     assert caught.value.modifier1 == 33
     with pytest.raises(UnknownModifier, match=r"set no uwsgi\.spooler") as caught:
-        tasks[17](a_run())
+        steps(tasks[17], a_run())
     assert caught.value.modifier1 == 17
 
 
 def test_the_function_is_looked_up_for_each_call(write: Write) -> None:
     """A module may set another function while it runs."""
     uwsgi.message_manager_marshal = lambda message, modifier2: "old"
-    assert CALL(Packet(33, 0, b"N")).payload == marshal.dumps("old", 2)
+    assert steps(CALL, Packet(33, 0, b"N")).payload == marshal.dumps("old", 2)
     uwsgi.message_manager_marshal = lambda message, modifier2: "new"
-    assert CALL(Packet(33, 0, b"N")).payload == marshal.dumps("new", 2)
+    assert steps(CALL, Packet(33, 0, b"N")).payload == marshal.dumps("new", 2)
 
 
 def test_what_marshal_handlers_raise() -> None:
@@ -208,12 +215,31 @@ def test_what_marshal_handlers_raise() -> None:
 
     uwsgi.message_manager_marshal = function
     with pytest.raises(UnsafeObject):
-        CALL(Packet(33, 0, b"c"))
+        steps(CALL, Packet(33, 0, b"c"))
     assert calls == []
     with pytest.raises(UnencodableMessage):
-        CALL(Packet(33, 0, b"N"))
+        steps(CALL, Packet(33, 0, b"N"))
     with pytest.raises(KeyError):
-        CALL(Packet(33, 0, marshal.dumps(1, 2)))
+        steps(CALL, Packet(33, 0, marshal.dumps(1, 2)))
+
+
+def test_whose_fault_it_is() -> None:
+    """What can't be read is told as it is; all else is the function's own, also an error of ours."""
+
+    def function(message: object, modifier2: int) -> object:
+        raise Busy("another node's") if message else SystemExit("leaving")
+
+    uwsgi.message_manager_marshal = function
+    with pytest.raises(UnsafeObject):
+        CALL(Packet(33, 0, b"c"))
+    for message, kind in ((1, Busy), (0, SystemExit)):
+        with pytest.raises(RemoteError) as caught:
+            CALL(Packet(33, 0, marshal.dumps(message, 2)), "n1 worker 1")
+        assert (caught.value.type, caught.value.node) == (kind.__name__, "n1 worker 1")
+        assert isinstance(caught.value.__cause__, kind)
+    with pytest.raises(RemoteError) as caught:
+        Handler(bytes, marshal_handler.answer, lambda request: b"x" * (1 << 62))(Packet(33, 0))
+    assert isinstance(caught.value.__cause__, (MemoryError, OverflowError))
 
 
 def a_run(variables: bytes = b"", body: bytes = b"") -> Packet:
@@ -335,7 +361,7 @@ def test_what_has_not_run_is_not_done() -> None:
     uwsgi.spooler = spooler
     run = spool_handler.load("some_tasks")[17]
     with pytest.raises(MisuseError, match="--engine reactor"):
-        run(a_run())
+        steps(run, a_run())
 
 
 def test_unknown_return_codes() -> None:
@@ -354,8 +380,8 @@ def test_what_spool_handlers_raise() -> None:
     uwsgi.spooler = spooler
     run = spool_handler.load("some_tasks")[17]
     with pytest.raises(MalformedPacket):
-        run(a_run(b"\xff"))
+        steps(run, a_run(b"\xff"))
     with pytest.raises(MalformedPacket):
-        run(Packet(17, 0, b"\xff"))
+        steps(run, Packet(17, 0, b"\xff"))
     with pytest.raises(KeyError):
-        run(a_run())
+        steps(run, a_run())

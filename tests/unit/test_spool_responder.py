@@ -26,12 +26,12 @@ from uwsgitwisted.errors import (
     Unavailable,
 )
 from uwsgitwisted.interfaces import IEngine, IResponder, Request
-from uwsgitwisted.responders.failures import REPORT_INTERVAL
 from uwsgitwisted.responders.spool import BODIES, SPOOL_OVER_HTTP, SpoolResponder
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Record
 from uwsgitwisted.spool.task import State, Task, decode_run
+from uwsgitwisted.transport.reports import INTERVAL
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
@@ -118,7 +118,7 @@ def logged() -> Iterator[list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
 
     def observe(event: dict[str, Any]) -> None:
-        if event["log_namespace"] == "uwsgitwisted.responders.failures.Failures":
+        if event["log_namespace"] == "uwsgitwisted.responders.spool.SpoolResponder":
             events.append(event)
 
     globalLogPublisher.addObserver(observe)
@@ -174,7 +174,7 @@ class TestPlain:
 
         for _ in range(100):
             refuse()
-        bench.clock.advance(REPORT_INTERVAL)
+        bench.clock.advance(INTERVAL)
         refuse()
         assert [event["count"] for event in logged] == [1, 100]
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
 from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
-from uwsgitwisted.errors import UnknownModifier
+from uwsgitwisted.errors import UnknownModifier, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
@@ -61,7 +61,11 @@ class InlineEngine:
         if handler is None:
             return fail(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))
         try:
-            result = handler.run(packet)
+            message = handler.read(packet)
+        except UwsgiError as error:
+            return fail(error)
+        try:
+            result = handler.run(message)
             if not isinstance(result, (Deferred, CoroutineType)):
                 return handler.answer(packet, result)
             if isinstance(result, CoroutineType):

@@ -20,7 +20,14 @@ from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
 from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
-from uwsgitwisted.errors import RequestCancelled, StartupError, Unavailable, UnknownModifier, WorkerDied
+from uwsgitwisted.errors import (
+    RequestCancelled,
+    StartupError,
+    Unavailable,
+    UnknownModifier,
+    UwsgiError,
+    WorkerDied,
+)
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
@@ -54,8 +61,10 @@ def call(spec: str, node: str, packet: Packet, number: int) -> Outcome:
         handler = table.get(packet.modifier1)
         if handler is None:
             return None, encode_failure(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))
-        return handler(packet), b""
-    except (Exception, SystemExit) as error:
+        return handler(packet, node), b""
+    except UwsgiError as error:
+        return None, encode_failure(error, node=node)
+    except (Exception, SystemExit) as error:  # the handlers can't be loaded
         return None, encode_failure(describe(error, node=node))
 
 

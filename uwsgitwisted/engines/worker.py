@@ -25,10 +25,17 @@ from typing import Any
 
 from uwsgitwisted.compat.install import configure
 from uwsgitwisted.compat.uwsgidecorators import postfork_chain_hook
-from uwsgitwisted.errors import MessageTooLarge, RequestCancelled, RequestTimeout, StartupError, UnknownModifier
+from uwsgitwisted.errors import (
+    MessageTooLarge,
+    RequestCancelled,
+    RequestTimeout,
+    StartupError,
+    UnknownModifier,
+    UwsgiError,
+)
 from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.handlers.spool import periodic
-from uwsgitwisted.wire.failure import describe, encode_failure
+from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
     CancelReceived,
@@ -165,12 +172,10 @@ class Worker:
             self._fail(request.id, UnknownModifier(f"no handler for modifier1 {packet.modifier1}"), 0.0)
         else:
             try:
-                answer = handler(packet)
-            except (Exception, SystemExit) as raised:  # sys.exit() ends the request, not the worker
-                # Described as the handler's own, so that the Busy of a node that it asked is not taken for
-                # ours.
-                self._fail(request.id, describe(raised, node=self._node), monotonic() - started)
-                if isinstance(raised, MemoryError):
+                answer = handler(packet, self._node)
+            except UwsgiError as error:
+                self._fail(request.id, error, monotonic() - started)
+                if isinstance(error.__cause__, MemoryError):
                     self._left = 1  # whatever it is that holds the memory, it goes with this process
                 return
             try:

@@ -19,15 +19,22 @@ def load(module: str) -> dict[int, Handler]:
     :raises StartupError: if it can't be imported, or sets no ``uwsgi.message_manager_marshal``.
     """
     load_handlers(module, "message_manager_marshal")
-    return {MARSHAL: Handler(run, answer)}
+    return {MARSHAL: Handler(run, answer, read)}
 
 
-def run(request: Packet) -> object:
-    """Have the object in *request* handled and return what the module's function returns.
+def read(request: Packet) -> tuple[object, int]:
+    """Return the object in *request* and its modifier2.
+
+    :raises UnsafeObject: if the payload is not a plain marshalled object.
+    """
+    return loads(request.payload), request.modifier2
+
+
+def run(message: tuple[object, int]) -> object:
+    """Have an object and its modifier2 handled, and return what the module's function returns.
 
     The function is looked up now, so that a handler may set another one later.
 
-    :raises UnsafeObject: if the payload is not a plain marshalled object.
     :raises UnknownModifier: if the handler module set no function.
     """
     function = install().message_manager_marshal
@@ -37,7 +44,7 @@ def run(request: Packet) -> object:
             "it to a function (object, modifier2) that returns the answer",
             modifier1=MARSHAL,
         )
-    return function(loads(request.payload), request.modifier2)
+    return function(*message)
 
 
 def answer(request: Packet, result: object) -> Packet:

@@ -90,7 +90,7 @@ def load(
             cache_size=cache_size,
         )
     )
-    return {MARSHAL: Handler(renderer.run, answer)}
+    return {MARSHAL: Handler(renderer.run, answer, read)}
 
 
 class Renderer:
@@ -102,15 +102,12 @@ class Renderer:
     def __init__(self, templates: TemplateDirectories) -> None:
         self._templates = templates
 
-    def run(self, request: Packet) -> str:
-        """Render what *request* asks for.
+    def run(self, asked: tuple[str, Mapping[Any, object]]) -> str:
+        """Render a template, given its name and variables.
 
-        :raises UnsafeObject: if the payload is not a plain marshalled object.
-        :raises MisuseError: if it is none of ``(name, variables)``.
         :raises TemplateRefused: as :meth:`render`, which also raises TemplateMissing and TemplateFailed.
         """
-        name, variables = read_request(loads(request.payload))
-        return self.render(name, variables)
+        return self.render(*asked)
 
     def render(self, name: str, variables: Mapping[Any, object]) -> str:
         """Return the text of the template *name*.
@@ -128,6 +125,15 @@ class Renderer:
         except Exception as error:
             raise failure(name, error) from error
         return text
+
+
+def read(request: Packet) -> tuple[str, dict[object, object]]:
+    """Return the name and the variables that *request* asks to be rendered.
+
+    :raises UnsafeObject: if the payload is not a plain marshalled object.
+    :raises MisuseError: as :func:`read_request`, which also raises TemplateRefused.
+    """
+    return read_request(loads(request.payload))
 
 
 def read_request(message: object) -> tuple[str, dict[object, object]]:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.access import Once
-from uwsgitwisted.errors import RemoteError, UnknownModifier
+from uwsgitwisted.errors import UnknownModifier
 from uwsgitwisted.interfaces import IResponder, Reply, Request
-from uwsgitwisted.responders.failures import Failures
+from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.packet import Packet
 
 
@@ -24,8 +23,7 @@ class Dispatcher:
 
     def __init__(self, responders: Mapping[int, IResponder]) -> None:
         self._responders = dict(responders)
-        self._unknown = Once()
-        self._failures = Failures()
+        self._reports = Reports(self._log)
 
     def respond(self, request: Request) -> Reply:
         """Return the responder's answer, or a Deferred of it; failures are logged on the way.
@@ -33,9 +31,9 @@ class Dispatcher:
         :raises UnknownModifier: if no responder has the request's modifier1.
         """
         responder = self._responders.get(request.packet.modifier1)
-        if responder is None:
-            raise self._refuse(request)
         try:
+            if responder is None:
+                raise self._unknown(request.packet.modifier1)
             answer = responder.respond(request)
         except Exception:
             self._log_failure(Failure(), request)
@@ -44,26 +42,12 @@ class Dispatcher:
             answer.addErrback(self._log_failure, request)
         return answer
 
-    def _refuse(self, request: Request) -> UnknownModifier:
-        modifier1 = request.packet.modifier1
+    def _unknown(self, modifier1: int) -> UnknownModifier:
         known = ", ".join(map(str, sorted(self._responders)))
-        error = UnknownModifier(
+        return UnknownModifier(
             f"nothing here answers modifier1 {modifier1}; what does is {known}", modifier1=modifier1
         )
-        if self._unknown.is_first((request.peer.host, modifier1)):
-            self._log.warn("{peer}: {error}", peer=request.peer, error=error)
-        return error
 
     def _log_failure(self, failure: Failure, request: Request) -> Failure:
-        error = failure.value
-        if isinstance(error, RemoteError):
-            self._log.error(
-                "{peer}: the handler of modifier1 {modifier1} raised {error}\n{traceback}",
-                peer=request.peer,
-                modifier1=request.packet.modifier1,
-                error=error,
-                traceback=error.traceback,
-            )
-        else:
-            self._failures.log(failure, request)
+        self._reports.failed(failure, request)
         return failure

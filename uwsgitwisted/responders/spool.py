@@ -8,12 +8,12 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.errors import MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import Answer, IResponder, Request
-from uwsgitwisted.responders.failures import Failures
 from uwsgitwisted.responders.http import (
     ASKING,
     ENQUEUING,
@@ -27,6 +27,7 @@ from uwsgitwisted.responders.http import (
 )
 from uwsgitwisted.spool.records import describe_record, for_json
 from uwsgitwisted.spool.spooler import Spooler
+from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.message import SPOOL_WITH_ID
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_vars, split_vars
@@ -66,6 +67,8 @@ class SpoolResponder:
     :param monotonic: a clock that is never set, in seconds.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         spooler: Spooler,
@@ -75,7 +78,7 @@ class SpoolResponder:
     ) -> None:
         self._spooler = spooler
         self._http_vars = tuple(name.encode() for name in http_vars)
-        self._failures = Failures(monotonic)
+        self._reports = Reports(self._log, monotonic)
         self._plain = _Form(self._ask_plain, lambda _: NO)
         self._forms = {
             SPOOL_OVER_HTTP: _Form(self._ask_over_http, refused),
@@ -143,7 +146,7 @@ class SpoolResponder:
         assert error is not None
         if isinstance(error, CancelledError):
             failure.raiseException()
-        self._failures.log(failure, request)
+        self._reports.failed(failure, request)
         return answer(error)
 
 

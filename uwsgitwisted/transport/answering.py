@@ -15,6 +15,7 @@ from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTim
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.budget import Account
+from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
@@ -59,6 +60,7 @@ class AnsweringSession:
     :param respond: answers a request; the Deferred's failures are sent to the peer.
     :param peer: who is at the other end.
     :param account: what it holds of the service's budget.
+    :param reports: for what the peer does wrong.
     :param body_timeout: seconds that the peer may take for each further piece of a large message.
     :param write_timeout: seconds that the peer may go without taking any of what waits for it.
     :param idle_timeout: seconds of silence after which the session is closed.
@@ -78,6 +80,7 @@ class AnsweringSession:
         *,
         peer: Peer,
         account: Account,
+        reports: Reports,
         body_timeout: float,
         write_timeout: float,
         idle_timeout: float,
@@ -91,6 +94,7 @@ class AnsweringSession:
         self._respond = respond
         self._peer = peer
         self._account = account
+        self._reports = reports
         self._write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
@@ -399,7 +403,8 @@ class AnsweringSession:
         self._break_off(f"no further piece of a message within {self._body_timeout:g} s")
 
     def _stalled(self) -> None:
-        self._log.warn(
+        self._reports.report(
+            "stalled",
             "{peer} took nothing of its answers for {seconds:g} s; its connection is closed",
             peer=self._peer,
             seconds=self._write_timeout,
@@ -418,7 +423,9 @@ class AnsweringSession:
             self.finish()
 
     def _break_off(self, reason: object) -> None:
-        self._log.warn("{peer} broke the protocol of its session: {reason}", peer=self._peer, reason=reason)
+        self._reports.report(
+            "breach", "{peer} broke the protocol of its session: {reason}", peer=self._peer, reason=reason
+        )
         self.abort()
 
     def abort(self) -> None:

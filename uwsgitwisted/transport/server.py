@@ -19,17 +19,18 @@ from typing import NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.access import Network, Once, Peer
+from uwsgitwisted.access import Network, Peer
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.alarm import Deadlines
 from uwsgitwisted.transport.answering import AnsweringSession
 from uwsgitwisted.transport.budget import Budget, default_limit
 from uwsgitwisted.transport.connections import Connections
+from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.turn import Slices
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
@@ -155,7 +156,7 @@ class ServerFactory(Factory):
         self.tracebacks = tracebacks
         self._networks = networks
         self._with_body = bodies
-        self._refused = Once()
+        self.reports = Reports(self._log)
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
         #: In which the sessions do what is too much for one turn of the reactor.
@@ -175,8 +176,7 @@ class ServerFactory(Factory):
             reason = self.connections.refusal(peer)
         if reason is None:
             return ServerProtocol(self, peer)
-        if self._refused.is_first((peer.host, reason)):
-            self._log.warn("a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
+        self.reports.report(reason, "a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
         return None
 
     def size_behind(self, packet: Packet) -> int:
@@ -259,8 +259,9 @@ class ServerProtocol(Protocol):
 
     def time_out(self) -> None:
         """Close the connection, whose peer is late."""
-        self._log.info(
-            "{peer} {late}; its connection is closed", peer=self.peer, late=_BEHAVIOUR[self._state].late
+        late = _BEHAVIOUR[self._state].late
+        self._factory.reports.report(
+            late, "{peer} {late}; its connection is closed", level=LogLevel.info, peer=self.peer, late=late
         )
         self.abort()
 
@@ -314,7 +315,7 @@ class ServerProtocol(Protocol):
         try:
             packets = self._decoder.receive(data)
         except ProtocolError as error:
-            self._log.warn("{peer}: {error}", peer=self.peer, error=error)
+            self._factory.reports.report("broken packet", "{peer}: {error}", peer=self.peer, error=error)
             self.abort()
             return
         if packets:
@@ -398,6 +399,7 @@ class ServerProtocol(Protocol):
             self._factory.respond,
             peer=self.peer,
             account=self._account,
+            reports=self._factory.reports,
             body_timeout=self._limits.body_timeout,
             write_timeout=self._limits.write_timeout,
             idle_timeout=self._limits.idle_timeout,
@@ -418,7 +420,9 @@ class ServerProtocol(Protocol):
             try:
                 answer = encode_packet(answer)
             except MessageTooLarge as error:
-                self._log.error("the answer for {peer} is too large: {error}", peer=self.peer, error=error)
+                self._factory.reports.report(
+                    "large answer", "the answer for {peer} is too large: {error}", peer=self.peer, error=error
+                )
                 answer = b""
         self._finish(answer)
 

@@ -1,0 +1,87 @@
+"""What peers cause, in a bounded number of log lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, capturedLogs, formatEvent
+from twisted.python.failure import Failure
+
+from tests.unit.peers import peer_at
+from uwsgitwisted.errors import Busy, NotAllowed, RemoteError
+from uwsgitwisted.interfaces import Request
+from uwsgitwisted.transport.reports import INTERVAL, Reports
+from uwsgitwisted.wire.packet import Packet
+
+PEER = peer_at("192.0.2.7", 40001)
+WHERE = "192.0.2.7:40001: "
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def reports(clock: Clock) -> Reports:
+    return Reports(Logger(), clock.seconds)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[dict[str, Any]]]:
+    with capturedLogs() as events:
+        yield events  # type: ignore[misc]
+
+
+def lines(logs: list[dict[str, Any]]) -> list[str]:
+    return [str(formatEvent(event)) for event in logs]
+
+
+def test_a_line_a_second(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """The first of each kind is logged at once; the next, a second later, counts those between."""
+    for number in range(100):
+        reports.report("late", "{peer} is late ({number})", peer=PEER, number=number)
+        reports.report("early", "{peer} is early", level=LogLevel.info, peer=PEER)
+    clock.advance(INTERVAL)
+    reports.report("late", "{peer} is late ({number})", peer=PEER, number=100)
+    assert lines(logs) == [
+        "192.0.2.7:40001 is late (0)",
+        "192.0.2.7:40001 is early",
+        "192.0.2.7:40001 is late (100) (100 of this kind since the last such line)",
+    ]
+    assert [event["log_level"] for event in logs] == [LogLevel.warn, LogLevel.info, LogLevel.warn]
+
+
+def test_failed_requests(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """Failed requests have a line for each class, and a handler's exceptions one for each of theirs."""
+
+    def fail(error: Exception) -> None:
+        reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+
+    for _ in range(100):
+        fail(Busy("full"))
+        fail(NotAllowed("no"))
+        fail(RemoteError(type="KeyError", message="x", traceback="File y, line 3"))
+        fail(RemoteError(type="ValueError", message="z"))
+    clock.advance(INTERVAL)
+    fail(Busy("still full"))
+    assert lines(logs) == [
+        f"{WHERE}modifier1 33: full",
+        f"{WHERE}modifier1 33: no",
+        f"{WHERE}the handler of modifier1 33 raised KeyError: x\nFile y, line 3",
+        f"{WHERE}the handler of modifier1 33 raised ValueError: z\n",
+        f"{WHERE}modifier1 33: still full (100 of this kind since the last such line)",
+    ]
+
+
+def test_kinds_are_bounded(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """However many kinds there are, the earliest is forgotten, and is new when it comes again."""
+    for kind in range(1_001):
+        reports.report(kind, "{peer}", peer=PEER)
+    for kind in (1_000, 0):
+        reports.report(kind, "{peer}", peer=PEER)
+    assert len(logs) == 1_002
+    assert len(reports._kinds) == 1_000

@@ -1,0 +1,87 @@
+"""What peers cause, in a log that none can fill: one line a second for each kind, whoever causes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from uwsgitwisted.access import Peer
+from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
+from uwsgitwisted.interfaces import Request
+
+#: Of each kind of event there is one line in this many seconds, which says for how many it stands.
+INTERVAL = 1.0
+#: How many kinds are known at once. There are a few dozen, but for the names of exceptions that handlers raise.
+_MAX_KINDS = 1_000
+
+
+class Reports:
+    """Logs events that peers can cause as fast as the network carries them.
+
+    :param log: where the lines go.
+    :param monotonic: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, log: Logger, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._monotonic = monotonic
+        #: By kind: until when nothing is said of it, and how many events were not spoken of.
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+
+    def report(
+        self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, peer: Peer, **about: Any
+    ) -> None:
+        """Log an event, or count it.
+
+        :param kind: what has a line a second of its own.
+        :param line: as for a logger, whose fields are *peer* and *about*.
+        """
+        if count := self._due(kind):
+            self._log.emit(level, line + _suffix(count), peer=peer, count=count, **about)
+
+    def failed(self, failure: Failure, request: Request) -> None:
+        """Log that *request* failed: our own errors by what they say, others with their traceback.
+
+        One that was cancelled is nobody's failure, and leaves no line.
+        """
+        error = failure.value
+        if isinstance(error, (RequestCancelled, CancelledError)):
+            return
+        kind: Any = error.type if isinstance(error, RemoteError) else failure.type
+        count = self._due(kind)
+        if not count:
+            return
+        about: dict[str, Any] = {
+            "peer": request.peer,
+            "modifier1": request.packet.modifier1,
+            "reason": failure.getErrorMessage(),
+            "count": count,
+        }
+        if isinstance(error, RemoteError):
+            line = "{peer}: the handler of modifier1 {modifier1} raised {reason}" + _suffix(count)
+            self._log.error(line + "\n{traceback}", traceback=error.traceback, **about)
+        elif isinstance(error, UwsgiError):
+            self._log.error("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), **about)
+        else:
+            self._log.failure("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), failure, **about)
+
+    def _due(self, kind: Hashable) -> int:
+        """Count an event, and return for how many of its kind a line is to be written now; 0 for none."""
+        silent_until, unreported = self._kinds.get(kind, (float("-inf"), 0))
+        now = self._monotonic()
+        if now < silent_until:
+            self._kinds[kind] = (silent_until, unreported + 1)
+            return 0
+        if len(self._kinds) >= _MAX_KINDS and kind not in self._kinds:
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = (now + INTERVAL, 0)
+        return unreported + 1
+
+
+def _suffix(count: int) -> str:
+    return " ({count} of this kind since the last such line)" if count > 1 else ""
