@@ -1,0 +1,184 @@
+"""Good callers of each kind, beside which a service is attacked, and what they notice of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import deferLater
+
+from tests.attacks.witness import Witness, pinging
+from tests.integration.services import Service, read_to_end
+from uwsgitwisted import blocking, queue
+from uwsgitwisted.client import Client
+from uwsgitwisted.errors import ConnectionFailed, UwsgiError
+from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.packet import HEADER_SIZE, MARSHAL, Packet, encode_packet
+
+#: Seconds that a good call may take before it counts as failed.
+PATIENCE = 20.0
+#: Seconds between two calls of the client.
+_PAUSE = 0.01
+#: What is asked of a node and of a renderer, and the answer.
+_QUESTIONS: dict[str, tuple[object, object]] = {
+    "node": (("echo", "good"), "good"),
+    "renderer": (("page.txt", {"name": "good"}), "Dear good"),
+}
+_TASK = {"spooler": "good", "do": "nothing"}
+
+
+@dataclass
+class Seen:
+    """What one caller has noticed.
+
+    :param durations: of its calls that succeeded, in seconds.
+    :param errors: of the others.
+    """
+
+    durations: list[float] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def percentile(self, part: float) -> float:
+        """Return what *part* of the calls, from 0 to 1, took at most; infinite if there is none."""
+        ordered = sorted(self.durations)
+        return ordered[min(int(part * len(ordered)), len(ordered) - 1)] if ordered else math.inf
+
+    def __str__(self) -> str:
+        milliseconds = [1_000 * self.percentile(part) for part in (0.5, 0.99, 1)]
+        shown = " ".join(f"{value:7.1f}" for value in milliseconds)
+        return f"{len(self.durations):5} calls {len(self.errors):3} failed {shown} ms"
+
+
+class Callers:
+    """A good caller of each kind, for one service.
+
+    Those that block have a thread each; the one with Deferreds is in the tests' reactor.
+
+    :param kind: of the service.
+    """
+
+    def __init__(self, kind: str, service: Service, client: Client) -> None:
+        self._service = service
+        self._client = client
+        self._kind = kind
+        self._calls: dict[str, Callable[[], object]] = {"ping": pinging(service.address, PATIENCE)}
+        if kind == "spooler":
+            self._calls |= {"enqueue and wait": self._enqueue_and_wait, "plain enqueue": self._enqueue_plainly}
+        else:
+            self._calls |= {"session call": self._call, "plain call": self._call_plainly}
+
+    def _call(self) -> None:
+        question, expected = _QUESTIONS[self._kind]
+        assert blocking.send_message(self._service.address, MARSHAL, 17, question, PATIENCE) == expected
+
+    def _call_plainly(self) -> None:
+        question, expected = _QUESTIONS[self._kind]
+        answer = self._exchange(encode_packet(Packet(MARSHAL, 17, dumps(question))))
+        if not answer:
+            raise ConnectionFailed("no answer")
+        assert loads(answer[HEADER_SIZE:]) == expected
+
+    def _enqueue_and_wait(self) -> None:
+        task = queue.enqueue(self._service.address, _TASK, timeout=PATIENCE)
+        assert task is not None
+        assert queue.wait(self._service.address, task, timeout=PATIENCE).done
+
+    def _enqueue_plainly(self) -> None:
+        block = b"".join(len(text).to_bytes(2, "little") + text for text in (b"spooler", b"good", b"do", b""))
+        if self._exchange(encode_packet(Packet(17, 0, block))) != b"\xff\0\0\1":
+            raise ConnectionFailed("the task was not taken")
+
+    def _exchange(self, data: bytes) -> bytes:
+        try:
+            with socket.create_connection(self._service.address, PATIENCE) as connection:
+                connection.sendall(data)
+                return read_to_end(connection)
+        except OSError as error:
+            raise ConnectionFailed(f"{error}") from error
+
+    async def _call_with_deferreds(self) -> None:
+        address = self._service.address
+        if self._kind == "spooler":
+            assert await self._client.enqueue(address, _TASK, timeout=PATIENCE)
+        else:
+            question, expected = _QUESTIONS[self._kind]
+            assert await self._client.send_message(address, MARSHAL, 17, question, PATIENCE) == expected
+
+    async def measure(self, seconds: float) -> dict[str, Seen]:
+        """Have all call for so long, and return what each has noticed."""
+        from twisted.internet import reactor
+
+        witnesses = {name: Witness(call) for name, call in self._calls.items()}
+        for witness in witnesses.values():
+            witness.start()
+        seen = {"client": Seen()}
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            began = time.monotonic()
+            try:
+                await self._call_with_deferreds()
+            except UwsgiError as error:
+                seen["client"].errors.append(error)
+            else:
+                seen["client"].durations.append(time.monotonic() - began)
+            await deferLater(reactor, _PAUSE)
+        for name, witness in witnesses.items():
+            witness.stop()
+            seen[name] = Seen(witness.durations, list(witness.errors))
+        return seen
+
+
+_SPIN = "import os; os.nice(10)\nwhile os.getppid() == {parent}: pass"
+
+
+@contextlib.contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Have as many processes take the processors as a hostile peer's would, with as low a priority."""
+    line = [sys.executable, "-c", _SPIN.format(parent=os.getpid())]
+    started = [subprocess.Popen(line, stdin=subprocess.DEVNULL) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+class Usage:
+    """Watches the memory of a service's front from a thread."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        #: The most that it had, in bytes.
+        self.peak = service.memory()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            with contextlib.suppress(OSError):
+                self.peak = max(self.peak, self._service.memory())
+
+    def __enter__(self) -> Usage:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def descriptors(service: Service) -> int:
+    """Return how many descriptors the front has open."""
+    return len(list(Path(f"/proc/{service.pid}/fd").iterdir()))

@@ -1,0 +1,234 @@
+"""The mixed attack: eight hostile peers do at random all that is in the table, while good callers measure.
+
+It takes a minute and a half in all. For an hour of it, for the same run again, or for some behaviours only:
+
+    ATTACK_SECONDS=3600 python -m pytest -s tests/attacks/test_mixed.py
+    ATTACK_SEED=17 ATTACK_ONLY="ping flood,junk" python -m pytest -s tests/attacks/test_mixed.py -k node
+
+``ATTACK_SECONDS`` is for the three services together. The seed is printed; ``ATTACK_SEED`` repeats a run. Each
+peer has an address of its own, 127.0.0.2 to 127.0.0.9, so that a limit for each peer can tell them apart. The
+good callers are 127.0.0.1.
+
+No good call may fail, and 99 of 100 may take at most three times as long as without the attack. The processors
+are just as busy then: as many loops as there are hostile peers run, with the same low priority. So the two
+differ in what the peers do to the service, and not in how much of a small machine is left for it. The scheduler
+alone can make a call of a few milliseconds three times as long, so calls below :data:`FLOOR` are always fast
+enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from tests.attacks.callers import Callers, Seen, Usage, busy_processes, descriptors
+from tests.attacks.hostile.behaviours import BEHAVIOURS
+from tests.integration.services import TWISTD, Launcher, Service, eventually
+from uwsgitwisted.client import Client
+
+pytestmark = pytest.mark.integration
+
+SECONDS = float(os.environ.get("ATTACK_SECONDS", "60"))
+SEED = os.environ.get("ATTACK_SEED") or str(random.randrange(1_000_000))
+ONLY = [name.strip() for name in os.environ.get("ATTACK_ONLY", "").split(",") if name.strip()]
+PEERS = 8
+#: Seconds for which the good callers measure without an attack.
+QUIET = 5.0
+#: How much longer a call may take during the attack, and up to how many seconds that doesn't matter.
+TIMES, FLOOR = 3.0, 0.05
+#: The same for a spooler, which writes to the disk before it answers.
+SPOOLER_FLOOR = 0.1
+#: What a service may hold for its peers, and how much more it may grow beside that, in bytes.
+BUDGET, SLACK = 128 << 20, 64 << 20
+LOG_LIMIT = 1 << 20
+#: So many descriptors a service gets, which the peers together have more of.
+DESCRIPTORS = 512
+#: Seconds until nothing is left of the attack.
+RECOVERY = 75.0
+
+HANDLER = """
+import time, uwsgi
+
+def loop():
+    while True:
+        pass
+
+def hungry():
+    taken = []
+    while True:
+        taken.append(bytearray(1 << 24))
+
+ACTIONS = {
+    "echo": lambda value: value,
+    "big": lambda size: b"x" * size,
+    "length": len,
+    "loop": loop,
+    "hungry": hungry,
+}
+
+def handle(message, modifier2):
+    name, *arguments = message
+    return ACTIONS[name](*arguments)
+
+uwsgi.message_manager_marshal = handle
+"""
+
+TASKS = """
+import uwsgi
+
+PRIME = (1 << 61) - 1
+
+def loop():
+    while True:
+        pass
+
+def hungry():
+    taken = []
+    while True:
+        taken.append(bytearray(1 << 24))
+
+ACTIONS = {
+    "": lambda: uwsgi.SPOOL_OK,
+    "nothing": lambda: uwsgi.SPOOL_OK,
+    "large": lambda: b"x" * (1 << 20),
+    "collide": lambda: {number * PRIME: None for number in range(1, 10_000)},
+    "loop": loop,
+    "hungry": hungry,
+}
+
+def run(task):
+    return ACTIONS[task.get(b"do", b"").decode()]()
+
+uwsgi.spooler = run
+"""
+
+_LIMITED = ("sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *TWISTD)
+#: How long a handler may run, and what memory it gets.
+_HANDLERS = ("--timeout", "2", "--max-memory", "400M")
+
+
+def _start_node(launch: Launcher) -> Service:
+    return launch.start(
+        "uwsgi-node", "--engine", "processes:4", *_HANDLERS, handler=HANDLER, tcp=True, twistd=_LIMITED
+    )
+
+
+def _start_renderer(launch: Launcher, templates: Path) -> Service:
+    (templates / "page.txt").write_text("Dear ${name}")
+    options = ("--engine", "processes:3", *_HANDLERS, "--templates", str(templates))
+    return launch.start("uwsgi-renderer", *options, tcp=True, twistd=_LIMITED)
+
+
+def _start_spooler(launch: Launcher) -> Service:
+    options = (
+        "--engine",
+        "processes:3",
+        "--queue",
+        "good=1",
+        "--spool",
+        "sqlite:spool.db",
+        "--max-crashes",
+        "1",
+    )
+    return launch.start("uwsgi-spooler", *options, *_HANDLERS, handler=TASKS, tcp=True, twistd=_LIMITED)
+
+
+def _start_peers(kind: str, service: Service, seconds: float) -> list[subprocess.Popen[str]]:
+    line = [sys.executable, "-m", "tests.attacks.hostile", kind, str(service.address[1])]
+    return [
+        subprocess.Popen(
+            [*line, str(number), str(seconds), f"{SEED} {kind}", *ONLY],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(PEERS)
+    ]
+
+
+async def _await_peers(peers: list[subprocess.Popen[str]]) -> tuple[Counter[str], str]:
+    """Wait for the peers' processes; return how often they did what, and what went wrong with them."""
+    done: Counter[str] = Counter()
+    trouble = ""
+    await eventually(lambda: all(peer.poll() is not None for peer in peers), "the end of the peers", 60)
+    for peer in peers:
+        output, errors = peer.communicate()
+        trouble += errors
+        if not peer.returncode:
+            done.update(json.loads(output))
+    return done, trouble
+
+
+def _slower(kind: str, before: dict[str, Seen], during: dict[str, Seen]) -> list[str]:
+    """Return what the good callers have to complain of."""
+    complaints = []
+    floor = SPOOLER_FLOOR if kind == "spooler" else FLOOR
+    for name, seen in during.items():
+        if seen.errors:
+            complaints.append(f"{name}: {len(seen.errors)} calls failed, such as {seen.errors[0]!r}")
+        limit = max(floor, TIMES * before[name].percentile(0.99))
+        if seen.percentile(0.99) > limit:
+            complaints.append(
+                f"{name}: 99 of 100 within {seen.percentile(0.99):.3f} s; {limit:.3f} s is the most"
+            )
+    return complaints
+
+
+@pytest.mark.parametrize("kind", ["node", "renderer", "spooler"])
+@pytest_twisted.ensureDeferred
+async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path) -> None:
+    """Whatever eight peers do, the others are served as if they weren't there, and nothing is left of it."""
+    seconds = SECONDS / 3
+    print(f"\nATTACK_SEED={SEED} ATTACK_SECONDS={SECONDS:g}, {seconds:g} of them against the {kind}")
+    starts = {
+        "node": lambda: _start_node(launch),
+        "renderer": lambda: _start_renderer(launch, tmp_path),
+        "spooler": lambda: _start_spooler(launch),
+    }
+    service = starts[kind]()
+    callers = Callers(kind, service, client)
+    await callers.measure(0.5)
+    with busy_processes(PEERS):
+        before = await callers.measure(QUIET)
+    opened, memory, workers = descriptors(service), service.memory(), len(service.workers())
+    with Usage(service) as usage:
+        peers = _start_peers(kind, service, seconds)
+        try:
+            during = await callers.measure(seconds)
+            done, trouble = await _await_peers(peers)
+        finally:
+            for peer in peers:
+                peer.kill()
+    complaints = _slower(kind, before, during)
+    for name, seen in during.items():
+        print(f"{name:>18}: before {before[name]}\n{'':>18}  during {seen}")
+    grown, logged = usage.peak - memory, len(service.log)
+    print(f"memory +{grown >> 20} MiB, log {logged:,} bytes, descriptors {opened} -> {descriptors(service)}")
+    print(f"{sum(done.values())} attacks: {dict(sorted(done.items()))}")
+    if grown > BUDGET + SLACK:
+        complaints.append(f"the front has grown by {grown >> 20} MiB")
+    if logged > LOG_LIMIT:
+        complaints.append(f"it has logged {logged:,} bytes")
+    try:
+        await eventually(lambda: descriptors(service) <= opened, "as few descriptors as before", RECOVERY)
+    except AssertionError:
+        complaints.append(f"{descriptors(service)} descriptors are open; {opened} were")
+    await eventually(lambda: len(service.workers()) == workers, "as many workers as before")
+    assert service.process.poll() is None
+    assert not complaints, "\n".join(complaints)
+    assert not trouble, trouble
+    assert done
+
+
+def test_only_known_behaviours() -> None:
+    """ATTACK_ONLY names behaviours that there are."""
+    assert set(ONLY) <= BEHAVIOURS.keys()

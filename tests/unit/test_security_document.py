@@ -1,0 +1,34 @@
+"""What docs/security.md says: its tests are there, and its options have the defaults that it tells."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from uwsgitwisted.taps import node, spooler
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "security.md").read_text()
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)))
+OPTIONS = re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", TEXT, re.MULTILINE)
+#: What the document says where an option has no fixed default.
+WORDS = {None: "no limit"}
+
+
+@pytest.mark.parametrize(("file", "name"), TESTS)
+def test_tests(file: str, name: str) -> None:
+    """A test that shows a promise exists."""
+    parsed = ast.parse((ROOT / file).read_text())
+    assert name in {found.name for found in ast.walk(parsed) if hasattr(found, "name")}
+
+
+@pytest.mark.parametrize(("option", "said"), OPTIONS)
+def test_defaults(option: str, said: str) -> None:
+    """An option's default is the one that the code has."""
+    options = [kind.Options() for kind in (node, spooler)]
+    defaults = {WORDS.get(each[option], f"`{each[option]}`") for each in options if option in each}
+    assert defaults
+    assert all(default in said for default in defaults)
