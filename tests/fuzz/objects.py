@@ -14,8 +14,9 @@ from uwsgitwisted.wire.objects import dumps, loads, loads_plain
 
 _ALLOWED = (type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 #: How long C may take to load what the check has let pass: a base, and for each byte, in seconds. It takes a
-#: fiftieth of this for most, and for colliding keys more than this from some hundreds of keys on.
-_BASE, _PER_BYTE = 0.002, 0.000_000_5
+#: tenth of this for most, and three times this for :data:`_MOST_KEYS` that collide.
+_BASE, _PER_BYTE = 0.000_5, 0.000_000_1
+_MOST_KEYS = 800
 #: So many members of a value are looked at; references can make more of few bytes.
 _LOOKED_AT = 10_000
 #: What a byte of keys counts for: their insertion is simulated.
@@ -123,13 +124,13 @@ def _key(source: Source, number: int) -> bytes:
 
 
 def keys(data: bytes) -> int:
-    """Load a dict or set of up to 4,000 keys in arithmetic progressions, as an attacker would choose them."""
+    """Load a dict or set of many keys in arithmetic progressions, as an attacker would choose them."""
     source = Source(data)
     code = source.choose(b"{<>")
     families: list[bytes] = []
     count = 0
-    while source and count < 4_000:
-        number = min(1 << source.byte() % 13, 4_000 - count)
+    while source and count < _MOST_KEYS:
+        number = min(1 << source.byte() % 13, _MOST_KEYS - count)
         family = source.take(16)
         families += [_key(Source(family), index) for index in range(number)]
         count += number

@@ -41,7 +41,7 @@ _SEEDS: dict[str, list[bytes]] = {
     "conversation": [bytes([0, 0, *([0, 9, 2, 0, 0, 2, 0, 6, 1, 0, 1, 3, 1, 0] * 4)])],
     "objects": _OBJECTS,
     "stretched_objects": [bytes([index % 5, 9]) + data for index, data in enumerate(_OBJECTS)],
-    "keys": [bytes([index % 3, 12, index % 7]) + bytes(range(1, 16)) for index in range(21)],
+    "keys": [bytes([index % 3, 8, index % 7]) + bytes(range(1, 16)) for index in range(21)],
     "vars": [b"\0" + _WEB + b"ok", b"\3" + _TASK],
     "array": [b"\0\3\0add\1\x001"],
     "terms": [b"\0" + Terms(node="here").encode()],

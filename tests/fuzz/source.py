@@ -51,7 +51,7 @@ class Source:
 
         What takes more than linear time shows it on an input that is as long as a peer's may be.
         """
-        times = 1 << self.byte() % 16
+        times = 1 << max(0, self.byte() % 16 - 6)
         data = self.rest()
         return data * max(1, min(times, STRETCHED // max(1, len(data))))
 
