@@ -111,19 +111,19 @@ uwsgi.spooler = run
 """
 
 _LIMITED = ("sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *TWISTD)
-#: How long a handler may run, and what memory it gets.
-_HANDLERS = ("--timeout", "2", "--max-memory", "400M")
+#: How long a handler may run, what memory it gets, and what the service may hold for its peers.
+_BOUNDS = ("--timeout", "2", "--max-memory", "400M", "--max-buffered", str(BUDGET))
 
 
 def _start_node(launch: Launcher) -> Service:
     return launch.start(
-        "uwsgi-node", "--engine", "processes:4", *_HANDLERS, handler=HANDLER, tcp=True, twistd=_LIMITED
+        "uwsgi-node", "--engine", "processes:4", *_BOUNDS, handler=HANDLER, tcp=True, twistd=_LIMITED
     )
 
 
 def _start_renderer(launch: Launcher, templates: Path) -> Service:
     (templates / "page.txt").write_text("Dear ${name}")
-    options = ("--engine", "processes:3", *_HANDLERS, "--templates", str(templates))
+    options = ("--engine", "processes:3", *_BOUNDS, "--templates", str(templates))
     return launch.start("uwsgi-renderer", *options, tcp=True, twistd=_LIMITED)
 
 
@@ -138,7 +138,7 @@ def _start_spooler(launch: Launcher) -> Service:
         "--max-crashes",
         "1",
     )
-    return launch.start("uwsgi-spooler", *options, *_HANDLERS, handler=TASKS, tcp=True, twistd=_LIMITED)
+    return launch.start("uwsgi-spooler", *options, *_BOUNDS, handler=TASKS, tcp=True, twistd=_LIMITED)
 
 
 def _start_peers(kind: str, service: Service, seconds: float) -> list[subprocess.Popen[str]]:

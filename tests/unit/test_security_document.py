@@ -15,7 +15,14 @@ TEXT = (ROOT / "docs" / "security.md").read_text()
 TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)))
 OPTIONS = re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", TEXT, re.MULTILINE)
 #: What the document says where an option has no fixed default.
-WORDS = {None: "no limit"}
+WORDS = {
+    "max-buffered": "a quarter of the memory, at least `256M`",
+    "max-connections-per-peer": "three quarters of them",
+}
+
+
+def _said(option: str, default: object) -> str:
+    return WORDS.get(option, "no limit") if default is None else f"`{default}`"
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)
@@ -29,6 +36,6 @@ def test_tests(file: str, name: str) -> None:
 def test_defaults(option: str, said: str) -> None:
     """An option's default is the one that the code has."""
     options = [kind.Options() for kind in (node, spooler)]
-    defaults = {WORDS.get(each[option], f"`{each[option]}`") for each in options if option in each}
+    defaults = {_said(option, each[option]) for each in options if option in each}
     assert defaults
     assert all(default in said for default in defaults)
