@@ -213,13 +213,12 @@ def test_an_offer_that_lies(node: Service, payload: bytes) -> None:
 
 
 def test_an_unknown_modifier(node: Service) -> None:
-    """What nothing answers is closed, and logged once a peer however often it comes."""
-    for _ in range(3):
+    """What nothing answers is closed, and logged, but not each time."""
+    before, began = len(node.log), time.monotonic()
+    for _ in range(20):
         assert node.exchange(_packet(b"", modifier1=77)) == b""
-    for _ in range(2):
-        assert node.exchange(_packet(b"", modifier1=78)) == b""
-    assert len(re.findall("nothing here answers modifier1 77", node.log)) == 1
-    assert len(re.findall("nothing here answers modifier1 78", node.log)) == 1
+    logged = len(re.findall("nothing here answers modifier1 77", node.log[before:]))
+    assert 1 <= logged <= time.monotonic() - began + 1
 
 
 @pytest_twisted.ensureDeferred

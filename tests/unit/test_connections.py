@@ -92,6 +92,29 @@ def test_all_make_room_for_a_newcomer() -> None:
     assert bench.evicted == [1]
 
 
+def test_whoever_has_most_makes_room() -> None:
+    """Of busy connections, the oldest one of the peer with most goes, for a peer with far fewer."""
+    bench = Bench(limit=7, peer_limit=6)
+    for host in ("10.0.0.1", *["10.0.0.2"] * 6):
+        bench.connect(host)
+    assert bench.connect("10.0.0.3") is None
+    assert bench.added[1].calls == ["evict", "abort"]
+    assert bench.connect("10.0.0.1") is None
+    assert bench.added[2].calls == ["evict", "abort"]
+    assert bench.connect("10.0.0.1") == "7 connections are open already"
+    assert sum(bool(connection.calls) for connection in bench.added) == 2
+
+
+def test_nobody_loses_to_whoever_has_more() -> None:
+    """An idle connection of a peer with few is not closed for a peer with many."""
+    bench = Bench(limit=4, peer_limit=4)
+    bench.connect("10.0.0.1", idle_since=0.0)
+    for _ in range(3):
+        bench.connect("10.0.0.2")
+    assert bench.connect("10.0.0.2") == "4 connections are open already"
+    assert bench.evicted == []
+
+
 def test_one_look_frees_many() -> None:
     """A look at all connections closes a part of them, so that a flood does not cause many looks."""
     bench = Bench(limit=320, peer_limit=320)
@@ -106,11 +129,11 @@ def test_no_look_for_a_while() -> None:
     bench = Bench(limit=40, peer_limit=40)
     for _ in range(40):
         bench.connect("10.0.0.1")
-    assert bench.connect("10.0.0.2") is not None
+    assert bench.connect("10.0.0.1") is not None
     bench.added[0].idle_since = 0.0
     for _ in range(2):
-        assert bench.connect("10.0.0.2") is not None
-    assert bench.connect("10.0.0.2") is None
+        assert bench.connect("10.0.0.1") is not None
+    assert bench.connect("10.0.0.1") is None
     assert bench.evicted == [0]
 
 

@@ -56,7 +56,7 @@ def test_a_line_a_second(reports: Reports, clock: Clock, logs: list[dict[str, An
 
 
 def test_failed_requests(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
-    """Failed requests have a line for each class, and a handler's exceptions one for each of theirs."""
+    """Failed requests have a line for each class, and a handler's exceptions one for each line that raises."""
 
     def fail(error: Exception) -> None:
         reports.failed(Failure(error), Request(Packet(33, 0), PEER))
@@ -64,15 +64,15 @@ def test_failed_requests(reports: Reports, clock: Clock, logs: list[dict[str, An
     for _ in range(100):
         fail(Busy("full"))
         fail(NotAllowed("no"))
-        fail(RemoteError(type="KeyError", message="x", traceback="File y, line 3"))
-        fail(RemoteError(type="ValueError", message="z"))
+        fail(RemoteError(type="KeyError", message="x", traceback='Traceback:\n  File "y", line 3\nKeyError: x'))
+        fail(RemoteError(type="KeyError", message="z", traceback='Traceback:\n  File "y", line 4\nKeyError: z'))
     clock.advance(INTERVAL)
     fail(Busy("still full"))
     assert lines(logs) == [
         f"{WHERE}modifier1 33: full",
         f"{WHERE}modifier1 33: no",
-        f"{WHERE}the handler of modifier1 33 raised KeyError: x\nFile y, line 3",
-        f"{WHERE}the handler of modifier1 33 raised ValueError: z\n",
+        f'{WHERE}the handler of modifier1 33 raised KeyError: x\nTraceback:\n  File "y", line 3\nKeyError: x',
+        f'{WHERE}the handler of modifier1 33 raised KeyError: z\nTraceback:\n  File "y", line 4\nKeyError: z',
         f"{WHERE}modifier1 33: still full (100 of this kind since the last such line)",
     ]
 

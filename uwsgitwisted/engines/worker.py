@@ -63,6 +63,8 @@ class WorkerSpec:
     :param arguments: its keyword arguments, of types that JSON has.
     :param max_message: the largest answer that is passed on, in bytes.
     :param max_requests: after so many requests a worker is replaced; None for never.
+    :param descriptors: how many file descriptors a worker may have, where the front has raised its own limit;
+        None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
     """
@@ -72,6 +74,7 @@ class WorkerSpec:
     max_message: int = MAX_MESSAGE
     max_requests: int | None = None
     max_memory: int | None = None
+    descriptors: int | None = None
 
     def encode(self) -> str:
         """Return the JSON text."""
@@ -224,6 +227,9 @@ def main(arguments: list[str]) -> None:
     spec = WorkerSpec.decode(arguments[0])
     node, worker_id, count = arguments[1], int(arguments[2]), int(arguments[3])
     configure(worker_id=worker_id, masterpid=os.getppid(), numproc=count)
+    if spec.descriptors is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     handlers = spec.load()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import Service
@@ -20,11 +21,12 @@ from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
+from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
-from uwsgitwisted.transport.server import ServerFactory
+from uwsgitwisted.transport.server import Limits, ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
 from uwsgitwisted.wire.terms import Terms
 
@@ -61,11 +63,24 @@ class ClusterService(Service):
             reactor,  # type: ignore[arg-type]
             dispatcher.respond,
             terms=Terms(max_message=settings.max_message, node=settings.node),
-            limits=settings.limits,
+            limits=self._fitting(settings.limits),
             networks=settings.networks,
             tracebacks=settings.tracebacks,
             bodies=bodies,
         )
+
+    def _fitting(self, limits: Limits) -> Limits:
+        """Return *limits* with as many connections as there are file descriptors for, besides the workers'."""
+        name, _, number = self._engine.description.partition(":")
+        allowed = allowed_connections(limits.max_connections, int(number) if name == "processes" else 0)
+        if allowed < limits.max_connections:
+            self._log.warn(
+                "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "
+                "(ulimit -Hn, LimitNOFILE=) for more",
+                allowed=allowed,
+                wanted=limits.max_connections,
+            )
+        return replace(limits, max_connections=allowed)
 
     def privilegedStartService(self) -> None:
         """Open the ports, while this process may still have the rights that low ones need."""

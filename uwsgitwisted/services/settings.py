@@ -9,6 +9,7 @@ from uwsgitwisted.access import Network
 from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
+from uwsgitwisted.services.descriptors import soft_limit
 from uwsgitwisted.transport.server import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 
@@ -46,7 +47,7 @@ class ServerSettings:
 
     def worker_spec(self, loader: str, **arguments: object) -> WorkerSpec:
         """Return what a worker is told that runs the handlers of *loader*."""
-        return WorkerSpec(loader, arguments, self.max_message, self.max_requests, self.max_memory)
+        return WorkerSpec(loader, arguments, self.max_message, self.max_requests, self.max_memory, soft_limit())
 
     def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
         """Return the engine that runs the handlers of *spec*."""

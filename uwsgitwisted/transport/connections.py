@@ -1,13 +1,15 @@
 """The open connections of one service: how many there may be, of all peers and of each, and who has to go.
 
 Where a limit is reached, connections that wait for nothing make room: the longest idle one first. A peer over
-its own limit makes room with its own.
+its own limit makes room with its own. A peer with few connections gets room from those who have more, and if
+none of theirs is idle, the oldest one of whoever has most is closed, if that is far more.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -17,6 +19,8 @@ from uwsgitwisted.access import Peer
 #: One look for idle connections costs time for each that is open, so that it closes up to this part of them. If
 #: it finds none, as many new ones are refused before the next look.
 _PART = 16
+#: Nobody who has so few connections loses one that is in use.
+_FEW = 4
 #: How many evicted connections may still be open, to take requests that were on their way; beyond it, the
 #: earliest are cut off.
 _MAX_LEAVING = 64
@@ -54,7 +58,8 @@ class Connections:
         self._open: set[Connection] = set()
         #: Those that were evicted and are not closed yet, in that order.
         self._leaving: dict[Connection, None] = {}
-        self._by_group: dict[str, set[Connection]] = {}
+        #: By peer, in the order in which they were opened.
+        self._by_group: dict[str, dict[Connection, None]] = {}
         #: How many more are refused before another look for idle ones: of a peer, or of all (None).
         self._refusals: dict[str | None, int] = {}
         self._emptied: Deferred[None] | None = None
@@ -63,18 +68,20 @@ class Connections:
         return iter([*self._open, *self._leaving])
 
     def refusal(self, peer: Peer) -> str | None:
-        """Return why *peer* can't have one more, or None if it can. Idle ones are closed for it if need be."""
-        own = self._by_group.get(peer.group, set())
-        if len(own) >= self._peer_limit and not self._evict(own, peer.group):
+        """Return why *peer* can't have one more, or None if it can. Others are closed for it if need be."""
+        own = self._by_group.get(peer.group, {})
+        if len(own) >= self._peer_limit and not self._evict_idle([own], peer.group):
             return f"{self._peer_limit} connections of its address are open already"
-        if len(self._open) >= self._limit and not self._evict(self._open, None):
-            return f"{self._limit} connections are open already"
+        if len(self._open) >= self._limit:
+            richer = [group for group in self._by_group.values() if group is own or len(group) > len(own)]
+            if not self._evict_idle(richer, None) and not self._evict_oldest(len(own)):
+                return f"{self._limit} connections are open already"
         return None
 
     def add(self, connection: Connection) -> None:
         """Add one that was opened."""
         self._open.add(connection)
-        self._by_group.setdefault(connection.peer.group, set()).add(connection)
+        self._by_group.setdefault(connection.peer.group, {})[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Remove one that is closed."""
@@ -96,31 +103,48 @@ class Connections:
     def _discard(self, connection: Connection) -> None:
         self._open.discard(connection)
         group = connection.peer.group
-        self._by_group[group].discard(connection)
+        del self._by_group[group][connection]
         if not self._by_group[group]:
             del self._by_group[group]
             self._refusals.pop(group, None)
 
-    def _evict(self, connections: Collection[Connection], group: str | None) -> bool:
-        """Close the longest idle ones of *connections*, and say whether there were any.
+    def _evict_idle(self, groups: Collection[Iterable[Connection]], name: str | None) -> bool:
+        """Close the longest idle connections of *groups*, and say whether there were any.
 
-        :param group: whose they are; None for everybody's.
+        :param name: whose these are; None for several peers'.
         """
-        if refusals := self._refusals.get(group, 0):
-            self._refusals[group] = refusals - 1
+        if refusals := self._refusals.get(name, 0):
+            self._refusals[name] = refusals - 1
             return False
+        connections = list(chain.from_iterable(groups))
         idle = [
             (since, id(connection), connection)
             for connection in connections
             if (since := connection.idle_since) is not None
         ]
         if not idle:
-            self._refusals[group] = len(connections) // _PART
+            self._refusals[name] = len(connections) // _PART
             return False
         for _, _, connection in heapq.nsmallest(max(1, len(idle) // _PART), idle):
-            self._discard(connection)
-            self._leaving[connection] = None
-            connection.evict()
-        for connection in list(self._leaving)[:-_MAX_LEAVING]:
-            connection.abort()
+            self._evict(connection)
         return True
+
+    def _evict_oldest(self, own: int) -> bool:
+        """Close the oldest connection of whoever has most, if that is far more than *own*.
+
+        A peer with a small part of all keeps what it has, however many others come.
+        """
+        largest = max(self._by_group.values(), key=len)
+        if len(largest) <= max(2 * own, self._limit // _PART, _FEW):
+            return False
+        connection = next(iter(largest))
+        self._evict(connection)
+        connection.abort()
+        return True
+
+    def _evict(self, connection: Connection) -> None:
+        self._discard(connection)
+        self._leaving[connection] = None
+        connection.evict()
+        for overdue in list(self._leaving)[:-_MAX_LEAVING]:
+            overdue.abort()

@@ -52,7 +52,8 @@ class Reports:
         error = failure.value
         if isinstance(error, (RequestCancelled, CancelledError)):
             return
-        kind: Any = error.type if isinstance(error, RemoteError) else failure.type
+        # Another line that raises is another kind; there are as many as the code has.
+        kind: Any = _last_line(error.traceback) if isinstance(error, RemoteError) else failure.type
         count = self._due(kind)
         if not count:
             return
@@ -81,6 +82,11 @@ class Reports:
             del self._kinds[next(iter(self._kinds))]
         self._kinds[kind] = (now + INTERVAL, 0)
         return unreported + 1
+
+
+def _last_line(traceback: str) -> str:
+    """Return where the last call of a *traceback* was, without the exception's text."""
+    return traceback.rpartition("\n  File ")[2].partition("\n")[0]
 
 
 def _suffix(count: int) -> str:

@@ -1,0 +1,40 @@
+"""How many connections fit the limit of file descriptors."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from uwsgitwisted.services import descriptors
+from uwsgitwisted.services.descriptors import allowed_connections
+
+INFINITY = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "workers", "raised", "allowed"),
+    [
+        (1_024, 1_048_576, 10_000, 2, 10_068, 10_000),
+        (1_024, INFINITY, 10_000, 2, 10_068, 10_000),
+        (1_024, 4_096, 10_000, 2, 4_096, 4_028),
+        (128, 128, 10_000, 2, 128, 60),
+        (20_000, 20_000, 10_000, 2, None, 10_000),
+        (64, 64, 10_000, 10, 64, 8),
+    ],
+)
+def test_limits(
+    monkeypatch: pytest.MonkeyPatch,
+    soft: int,
+    hard: int,
+    wanted: int,
+    workers: int,
+    raised: int | None,
+    allowed: int,
+) -> None:
+    """The soft limit is raised as far as is needed and possible; connections leave a reserve for the rest."""
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda _, limits: set_to.append(limits))
+    assert allowed_connections(wanted, workers) == allowed
+    assert set_to == ([] if raised is None else [(raised, hard)])
