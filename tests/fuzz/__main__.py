@@ -76,11 +76,11 @@ def _fuzz(name: str, corpus: str, seconds: float) -> int:
 
 def _run(name: str) -> Callable[[bytes], None]:
     """Return what runs a target, and keeps the input that makes it fail."""
-    from tests.fuzz.targets import check
+    from tests.fuzz.targets import INSTRUMENTED, check
 
     def run(data: bytes) -> None:
         try:
-            check(name, data)
+            check(name, data, slower=INSTRUMENTED)
         except Exception as error:
             print(f"kept as {keep(name, cut_down(name, data, error))}", flush=True)
             raise
@@ -134,11 +134,11 @@ def _mutated(data: bytes) -> object:
 
 def cut_down(name: str, data: bytes, error: Exception) -> bytes:
     """Return a short input that makes the target fail with the same class of error."""
-    from tests.fuzz.targets import check
+    from tests.fuzz.targets import INSTRUMENTED, check
 
     def fails(candidate: bytes) -> bool:
         try:
-            check(name, candidate)
+            check(name, candidate, slower=INSTRUMENTED)
         except type(error):
             return True
         except Exception:

@@ -31,6 +31,8 @@ _SIZES = (0, 1, 100, 4_095, 4_096, 5_000, 65_521, 65_522, 65_531, 70_000, 140_00
 _REPEATED = (1, 1, 1, 1, 1, 1, 2, 40, 4_000)
 #: How many bytes a step of the peer brings at most.
 _FED = 200_000
+#: How many bytes one of our own steps sends or writes at most.
+_SENT = 4_000_000
 _LARGEST_PIECE = 65_521
 #: Further bytes that may wait to be sent because of what the peer sent: one pong, and what counting it costs.
 _PONG = 256
@@ -154,13 +156,16 @@ def _feed(source: Source, driven: _Driven) -> None:
 
 def _send(source: Source, driven: _Driven) -> None:
     session = driven.session
-    first, size = source.byte() % 8, min(source.choose(_SIZES), len(_ZEROS))
+    first, payload = source.byte() % 8, _ZEROS[: source.choose(_SIZES)]
+    size, times = len(payload), _repeated(source)
+    if size <= frames.FIRST_PIECE:  # it is copied
+        times = min(times, _SENT // max(1, size))
     send = session.send_answer if driven.role is Role.SERVER else session.send_request
-    for count in range(_repeated(source)):
+    for count in range(times):
         driven.work += _STEP
         driven.queued += size + 64
         try:
-            send(first + count, Packet(33, 0, _ZEROS[:size] if size < len(_ZEROS) else _ZEROS))
+            send(first + count, Packet(33, 0, payload))
         except MessageTooLarge:
             assert size > session.theirs.max_message
     driven.check()
@@ -180,7 +185,7 @@ def _send_short(source: Source, driven: _Driven) -> None:
 
 def _write(source: Source, driven: _Driven) -> None:
     size = source.choose((65_535, 1, 100, 5_000, 1 << 20))
-    for _ in range(_repeated(source)):
+    for _ in range(min(_repeated(source), _SENT // size)):
         data = driven.session.data_to_send(size)
         driven.work += len(data) + _STEP
     driven.check()
