@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all,
-# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole.
+# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole. The attacks
+# measure how long a caller beside them waits, so they run by themselves, without coverage, which takes time too.
 #
 #     sh tests/run.sh                         everything
 #     sh tests/run.sh tests/unit -k packet    what pytest is told, without coverage
@@ -32,7 +33,7 @@ if [ $# -gt 0 ]; then
 fi
 
 coverage erase
-coverage run -m pytest
+coverage run -m pytest --ignore tests/attacks
 # Processes that were killed leave files that are no data.
 coverage combine --quiet 2>/dev/null || {
     echo "coverage has measured nothing" >&2
@@ -45,3 +46,6 @@ coverage report --include='*/uwsgitwisted/wire/*' --fail-under=100
 echo
 echo "Coverage of everything:"
 coverage report --fail-under=90
+echo
+echo "Attacks:"
+exec python -m pytest tests/attacks

@@ -27,7 +27,7 @@ from uwsgitwisted.wire.packet import MARSHAL, Packet
 pytestmark = pytest.mark.integration
 
 _PRIME = (1 << 61) - 1
-#: How long it may take to refuse one, in seconds. Each of those below took between 2.5 and 11 s.
+#: How long it may take to refuse one, in seconds, for each 100 KB. Those below took between 2.5 and 11 s.
 LIMIT = 0.1
 
 
@@ -46,6 +46,11 @@ def _trees() -> bytes:
 
 
 OBJECTS = pytest.mark.parametrize("data", [_ints(), _trees()], ids=["ints", "trees"])
+
+
+def limit(data: bytes) -> float:
+    """Return how long it may take to refuse *data*, in seconds."""
+    return LIMIT * max(1.0, len(data) / 100_000)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -72,7 +77,7 @@ def test_answers_to_blocking_calls(data: bytes) -> None:
     """A blocking call refuses such an answer in a moment, and the next call works."""
     with _hostile(data) as server:
         assert_within(
-            LIMIT,
+            limit(data),
             lambda: _seconds(lambda: script(blocking.send_message, server.address, 33, 17, "x", 30)),
             "refusing an answer",
         )
@@ -84,7 +89,7 @@ def test_plain_answers_to_blocking_calls() -> None:
     with ScriptedServer(answering(frame(33, 17, data))) as server:
         blocking.declare_plain(server.address)
         assert_within(
-            LIMIT,
+            limit(data),
             lambda: _seconds(lambda: script(blocking.send_message, server.address, 33, 17, "x", 30)),
             "refusing a plain answer",
         )
@@ -115,7 +120,7 @@ async def test_answers_to_a_client(data: bytes, client: Client) -> None:
                 await asked
             ticking.stop()
             worst.append(max(gaps))
-        assert min(worst) <= LIMIT
+        assert min(worst) <= limit(data)
         await client.close()
 
 
@@ -123,7 +128,7 @@ async def test_answers_to_a_client(data: bytes, client: Client) -> None:
 def test_requests_to_a_node(data: bytes, launch: Launcher) -> None:
     """A node's only worker refuses such requests, and goes on answering others."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=FAULTS, tcp=True)
-    assert_within(LIMIT, lambda: _refusal(node.address, data), "refusing a request")
+    assert_within(limit(data), lambda: _refusal(node.address, data), "refusing a request")
     assert node.ask(("echo", "here")) == "here"
 
 

@@ -76,7 +76,9 @@ def request(variables: dict[bytes, bytes] | dict[str, Any], body: bytes = b"") -
 
 def run(variables: dict[bytes, bytes] | dict[str, Any], body: bytes = b"", **options: Any) -> Packet:
     """Run a task as a worker does."""
-    return spool_handler.load("my_tasks", **options)[17](request(variables, body))
+    handler = spool_handler.load("my_tasks", **options)[17]
+    asked = request(variables, body)
+    return handler.answer(asked, handler.run(handler.read(asked)))  # whose exceptions come out as they are
 
 
 # Tasks.
