@@ -11,7 +11,17 @@ from zope.interface.verify import verifyObject
 
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.retry import ERROR_LIMIT, Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import EXPIRE_BYTES, OCCURRENCE_SPAN, ISpoolStore, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.stores import (
+    EXPIRE_BYTES,
+    LARGEST_ID,
+    OCCURRENCE_SPAN,
+    SMALL_RESULT,
+    ISpoolStore,
+    Record,
+    Settlement,
+    Turn,
+    Want,
+)
 from uwsgitwisted.spool.task import LATEST, PRIORITY_LIMIT, UNPRIORITIZED, State, Task
 
 #: How far a store's clock may be from the bench's, and how long a test may take between two looks at it, in
@@ -660,12 +670,48 @@ class StoreContract:
         assert [record.task.id for record in found] == [first, second]
         assert bench.store.find([]) == []
         assert bench.store.body(999_999) == b""
+        assert bench.store.result(999_999) == b""
+
+    def test_results(self, bench: Bench) -> None:
+        """A small result comes with what else is known of a task; a large one has to be asked for."""
+        small, large = bench.run("a", "b")
+        results = {small: bytes(SMALL_RESULT), large: bytes(SMALL_RESULT) + b"x"}
+        bench.turn(0, *(settle(each, Action.FINISH, result=results[each]) for each in (small, large)))
+        for found in (bench.store.find([small, large]), bench.store.records(10)):
+            assert [record.result for record in found] == [results[small], b""]
+            assert [record.result_size for record in found] == list(map(len, results.values()))
+        assert {each: bench.store.result(each) for each in (small, large)} == results
+
+    def test_states(self, bench: Bench) -> None:
+        """The states of tasks can be looked up without all else; unknown ones are missing."""
+        (running,) = bench.run("a")
+        ready, later = *bench.add("b"), *bench.add("c", later=1000)
+        assert bench.store.states([later, ready, running, ready, 999_999, 0, 2**70]) == {
+            running: State.RUNNING,
+            ready: State.READY,
+            later: State.SCHEDULED,
+        }
+        assert bench.store.states([]) == {}
+
+    def test_horizon(self, bench: Bench) -> None:
+        """All tasks can be gone through a number of them at a time."""
+        assert bench.store.horizon(0, 1) == LARGEST_ID
+        ids = bench.add(*"abcde")
+        bench.store.cancel(ids[1:2], bench.now())
+        bench.store.drop(ids[1:2])
+        assert bench.store.horizon(0, 2) == ids[2]
+        assert bench.store.horizon(ids[2], 2) == ids[4]
+        assert bench.store.horizon(ids[2], 3) == bench.store.horizon(ids[4], 1) == LARGEST_ID
+        counts = [bench.store.counts(0, ids[2]), bench.store.counts(ids[2], LARGEST_ID)]
+        assert counts == [{("", State.READY): 2}] * 2
+        assert bench.store.counts(ids[4], LARGEST_ID) == {}
 
     @pytest.mark.parametrize("identifier", [2**63, 2**64, -(2**70)])
     def test_impossible_id(self, bench: Bench, identifier: int) -> None:
         """An id that the database can't even hold is unknown too, whatever is asked for."""
         assert bench.store.find([identifier]) == []
-        assert bench.store.body(identifier) == b""
+        assert bench.store.states([identifier]) == {}
+        assert bench.store.body(identifier) == bench.store.result(identifier) == b""
         assert bench.store.cancel([identifier], bench.now()) == []
         assert bench.store.retry([identifier], bench.now()) == []
         assert bench.store.drop([identifier]) == []
@@ -689,6 +735,8 @@ class StoreContract:
         assert ids(10, queue="mail") == [ready, later]
         assert ids(10, queue="") == [dead, running]
         assert ids(1, ready, state=State.SCHEDULED, queue="mail") == [later]
+        assert ids(10, until=running) == ids(10, until=ready, queue="") == [dead, running]
+        assert ids(10, ready, until=ready) == ids(10, until=running, queue="mail") == []
         assert ids(10, queue="unknown") == []
         assert {record.task.body for record in bench.store.records(10)} == {b""}
         assert [record.body_size for record in bench.store.records(10)] == [4, 4, 0, 4]

@@ -35,7 +35,9 @@ from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
+    LARGEST_ID,
     OCCURRENCE_SPAN,
+    SMALL_RESULT,
     Demand,
     ISpoolStore,
     Record,
@@ -93,7 +95,11 @@ AGAIN = f"""{_THESE.format("state IN (4, 5)")}
     FROM these WHERE tasks.id = these.id RETURNING tasks.id, {SIZE}"""
 DROP = f"""{_THESE.format("state >= 3")} DELETE FROM tasks USING these WHERE tasks.id = these.id
     RETURNING tasks.id"""
-RECORDS = f"SELECT {BODILESS}, state, started, finished, error, result, octet_length(body) FROM tasks"
+_SMALL_RESULT = f"CASE WHEN octet_length(result) <= {SMALL_RESULT} THEN result ELSE '' END"
+RECORDS = f"""SELECT {BODILESS}, state, started, finished, error, {_SMALL_RESULT}, octet_length(body),
+    octet_length(result) FROM tasks"""
+HORIZON = "SELECT id FROM tasks WHERE id > %s ORDER BY id LIMIT 1 OFFSET %s"
+COUNTS = "SELECT queue, state, count(*) FROM tasks WHERE id > %s AND id <= %s GROUP BY 1, 2"
 OCCURRED = """INSERT INTO periodic (name, at) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET at = excluded.at
     WHERE periodic.at < excluded.at OR periodic.at > excluded.at + %s"""
 
@@ -259,23 +265,50 @@ class PostgresStore:
         """Return what is known of the tasks *ids*, in the order of their ids."""
         return self._records(f"{RECORDS} WHERE id = ANY(%s::bigint[]) ORDER BY id", (possible_ids(ids),))
 
+    def states(self, ids: Iterable[int]) -> dict[int, State]:
+        """Return the states of the tasks *ids*, without those that are unknown."""
+        statement = "SELECT id, state FROM tasks WHERE id = ANY(%s::bigint[])"
+        with self._server.reading() as connection:
+            rows = connection.execute(statement, (possible_ids(ids),)).fetchall()
+        return {identifier: State(state) for identifier, state in rows}
+
     def body(self, identifier: int) -> bytes:
         """Return the body of a task; empty if it has none, or is unknown."""
-        statement = "SELECT body FROM tasks WHERE id = ANY(%s::bigint[])"
+        return self._column("body", identifier)
+
+    def result(self, identifier: int) -> bytes:
+        """Return what a task's handler returned; empty for nothing, or if it is unknown."""
+        return self._column("result", identifier)
+
+    def _column(self, name: str, identifier: int) -> bytes:
+        statement = f"SELECT {name} FROM tasks WHERE id = ANY(%s::bigint[])"
         with self._server.reading() as connection:
             row = connection.execute(statement, (possible_ids([identifier]),), binary=True).fetchone()
         return row[0] if row else b""
 
+    def horizon(self, after: int, number: int) -> int:
+        """Return the id of the task that is the *number*-th above *after*; LARGEST_ID if there are fewer."""
+        with self._server.reading() as connection:
+            row = connection.execute(HORIZON, (after, number - 1)).fetchone()
+        return LARGEST_ID if row is None else row[0]
+
     def records(
-        self, limit: int, after: int = 0, *, state: State | None = None, queue: str | None = None
+        self,
+        limit: int,
+        after: int = 0,
+        *,
+        until: int = LARGEST_ID,
+        state: State | None = None,
+        queue: str | None = None,
     ) -> list[Record]:
         """Return up to *limit* tasks in the order of their ids, from the first above *after*."""
-        statement = f"{RECORDS} WHERE id > %s"
-        values: list[Any] = [after]
+        statement = f"{RECORDS} WHERE id > %s AND id <= %s"
+        values: list[Any] = [after, until]
+        # Written so that no index of these columns is used, whose entries would all have to be sorted.
         if state is not None:
-            statement += f" AND state = {int(state)}"
+            statement += f" AND state + 0 = {int(state)}"
         if queue is not None:
-            statement += " AND queue = %s"
+            statement += " AND queue || '' = %s"
             values.append(queue)
         return self._records(f"{statement} ORDER BY id LIMIT %s", (*values, limit))
 
@@ -284,10 +317,10 @@ class PostgresStore:
             rows = connection.execute(statement, values, binary=True).fetchall()
         return list(map(_record, rows))
 
-    def counts(self) -> dict[tuple[str, State], int]:
-        """Return how many tasks there are, by queue and state."""
+    def counts(self, after: int = 0, until: int = LARGEST_ID) -> dict[tuple[str, State], int]:
+        """Return how many tasks there are with an id above *after* and up to *until*, by queue and state."""
         with self._server.reading() as connection:
-            rows = connection.execute("SELECT queue, state, count(*) FROM tasks GROUP BY 1, 2").fetchall()
+            rows = connection.execute(COUNTS, (after, until)).fetchall()
         return {(queue, State(state)): number for queue, state, number in rows}
 
     def paused(self) -> set[str]:
@@ -352,5 +385,5 @@ def _columns(ended: Sequence[Settlement]) -> dict[str, Any]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    *task, state, started, finished, error, result, body_size = row
-    return Record(Task(*task), State(state), started, finished, error, result, body_size)
+    *task, state, started, finished, error, result, body_size, result_size = row
+    return Record(Task(*task), State(state), started, finished, error, result, body_size, result_size)

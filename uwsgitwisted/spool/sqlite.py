@@ -30,7 +30,9 @@ from uwsgitwisted.spool.sqlite_file import (
 from uwsgitwisted.spool.stores import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
+    LARGEST_ID,
     OCCURRENCE_SPAN,
+    SMALL_RESULT,
     Demand,
     ISpoolStore,
     Record,
@@ -48,7 +50,8 @@ PROMOTE_LIMIT = 1_000
 BUSY_PAUSE, SHRINK_PAUSE = 1.0, 60.0
 
 _BODILESS = TASK.replace("body", "x''")
-_RECORD = f"{_BODILESS}, state, started, finished, error, result, length(body)"
+_SMALL_RESULT = f"CASE WHEN length(result) <= {SMALL_RESULT} THEN result ELSE x'' END"
+_RECORD = f"{_BODILESS}, state, started, finished, error, {_SMALL_RESULT}, length(body), length(result)"
 
 # ruff: noqa: S608 - the statements are put together from constants
 ADD = """INSERT INTO tasks (state, variables, at, created, priority, queue, attempts, crashes, key, body)
@@ -84,7 +87,9 @@ AGAIN = """UPDATE tasks SET state = 1, at = ?, attempts = 0, crashes = 0, finish
     retrying = 0 WHERE id = ? AND state IN (4, 5)"""
 DROP = "DELETE FROM tasks WHERE id = ? AND state >= 3"
 FIND = f"SELECT {_RECORD} FROM tasks WHERE id = ?"
-RECORDS = f"SELECT {_RECORD} FROM tasks WHERE id > ?"
+RECORDS = f"SELECT {_RECORD} FROM tasks WHERE id > ? AND id <= ?"
+HORIZON = "SELECT id FROM tasks WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
+COUNTS = "SELECT queue, state, count(*) FROM tasks WHERE id > ? AND id <= ? GROUP BY 1, 2"
 OCCURRED = """INSERT INTO periodic (name, at) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET at = excluded.at WHERE at < excluded.at OR at > excluded.at + ?"""
 
@@ -257,32 +262,60 @@ class SqliteStore:
             rows = [row for identifier in possible_ids(ids) for row in connection.execute(FIND, (identifier,))]
         return list(map(_record, rows))
 
+    def states(self, ids: Iterable[int]) -> dict[int, State]:
+        """Return the states of the tasks *ids*, without those that are unknown."""
+        statement = "SELECT id, state FROM tasks WHERE id = ?"
+        with self._reading() as connection:
+            rows = [row for each in possible_ids(ids) for row in connection.execute(statement, (each,))]
+        return {identifier: State(state) for identifier, state in rows}
+
     def body(self, identifier: int) -> bytes:
         """Return the body of a task; empty if it has none, or is unknown."""
+        return self._column("body", identifier)
+
+    def result(self, identifier: int) -> bytes:
+        """Return what a task's handler returned; empty for nothing, or if it is unknown."""
+        return self._column("result", identifier)
+
+    def _column(self, name: str, identifier: int) -> bytes:
         with self._reading() as connection:
             for known in possible_ids([identifier]):
-                for (body,) in connection.execute("SELECT body FROM tasks WHERE id = ?", (known,)):
-                    return bytes(body)
+                for (content,) in connection.execute(f"SELECT {name} FROM tasks WHERE id = ?", (known,)):
+                    return bytes(content)
         return b""
 
+    def horizon(self, after: int, number: int) -> int:
+        """Return the id of the task that is the *number*-th above *after*; LARGEST_ID if there are fewer."""
+        with self._reading() as connection:
+            row: tuple[int] | None = connection.execute(HORIZON, (after, number - 1)).fetchone()
+        return LARGEST_ID if row is None else row[0]
+
     def records(
-        self, limit: int, after: int = 0, *, state: State | None = None, queue: str | None = None
+        self,
+        limit: int,
+        after: int = 0,
+        *,
+        until: int = LARGEST_ID,
+        state: State | None = None,
+        queue: str | None = None,
     ) -> list[Record]:
         """Return up to *limit* tasks in the order of their ids, from the first above *after*."""
-        statement, values = RECORDS, [after]
+        statement = RECORDS
+        values: list[int | str] = [after, until]
+        # The plus keeps the indexes of these columns out of it, whose entries would all have to be sorted.
         if state is not None:
-            statement += f" AND state = {int(state)}"
+            statement += f" AND +state = {int(state)}"
         if queue is not None:
-            statement += " AND queue = ?"
-            values.append(queue)  # type: ignore[arg-type]
+            statement += " AND +queue = ?"
+            values.append(queue)
         with self._reading() as connection:
             rows = connection.execute(f"{statement} ORDER BY id LIMIT ?", (*values, limit)).fetchall()
         return list(map(_record, rows))
 
-    def counts(self) -> dict[tuple[str, State], int]:
-        """Return how many tasks there are, by queue and state."""
+    def counts(self, after: int = 0, until: int = LARGEST_ID) -> dict[tuple[str, State], int]:
+        """Return how many tasks there are with an id above *after* and up to *until*, by queue and state."""
         with self._reading() as connection:
-            rows = connection.execute("SELECT queue, state, count(*) FROM tasks GROUP BY 1, 2").fetchall()
+            rows = connection.execute(COUNTS, (after, until)).fetchall()
         return {(queue, State(state)): number for queue, state, number in rows}
 
     def paused(self) -> set[str]:
@@ -347,8 +380,8 @@ def _insert(connection: sqlite3.Connection, task: Task) -> int:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    *task, state, started, finished, error, result, body_size = row
-    return Record(task_of(task), State(state), started, finished, error, result, body_size)
+    *task, state, started, finished, error, result, body_size, result_size = row
+    return Record(task_of(task), State(state), started, finished, error, result, body_size, result_size)
 
 
 # How each action is written down: with the connection, the settlement, the time, and for how long what is over

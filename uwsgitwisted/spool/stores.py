@@ -24,6 +24,8 @@ QUEUES_A_TURN = 64
 EXPIRE_LIMIT, EXPIRE_BYTES = 1_000, 16 * 1024 * 1024
 #: The largest id that a store can hold.
 LARGEST_ID = 2**63 - 1
+#: The largest result that is read along with what else is known of a task, in bytes.
+SMALL_RESULT = 4_096
 #: A later occurrence of a periodic task keeps an earlier one from being stored, unless it is later by more than
 #: this, in seconds.
 OCCURRENCE_SPAN = 86_400.0
@@ -89,8 +91,10 @@ class Record:
     :param started: when it last began to run, in unix seconds; None if it never did.
     :param finished: when it was done, given up or cancelled, in unix seconds; None before that.
     :param error: the last error, with its traceback where there was one.
-    :param result: what its handler returned, marshalled; empty for nothing.
+    :param result: what its handler returned, marshalled; empty for nothing, and if it has more bytes than
+        :data:`SMALL_RESULT`.
     :param body_size: how many bytes its body has. One that is done has none any more.
+    :param result_size: how many bytes its result has.
     """
 
     task: Task
@@ -100,6 +104,7 @@ class Record:
     error: str = ""
     result: bytes = b""
     body_size: int = 0
+    result_size: int = 0
 
 
 class ISpoolStore(Interface):
@@ -183,20 +188,39 @@ class ISpoolStore(Interface):
     def find(ids: Iterable[int]) -> list[Record]:
         """Return what is known of the tasks *ids*, in the order of their ids; unknown ones are left out."""
 
+    def states(ids: Iterable[int]) -> dict[int, State]:
+        """Return the states of the tasks *ids*, without those that are unknown."""
+
     def body(identifier: int) -> bytes:
         """Return the body of a task; empty if it has none, or is unknown."""
 
+    def result(identifier: int) -> bytes:
+        """Return what a task's handler returned, however large; empty for nothing, or if it is unknown."""
+
+    def horizon(after: int, number: int) -> int:
+        """Return the id of the task that is the *number*-th above *after*; LARGEST_ID if there are fewer.
+
+        Whoever looks through all tasks does so in steps, as the time that each takes depends on how many it
+        looks at.
+        """
+
     def records(
-        limit: int, after: int = 0, *, state: State | None = None, queue: str | None = None
+        limit: int,
+        after: int = 0,
+        *,
+        until: int = LARGEST_ID,
+        state: State | None = None,
+        queue: str | None = None,
     ) -> list[Record]:
         """Return up to *limit* tasks in the order of their ids, from the first above *after*.
 
+        :param until: none with an id above this one.
         :param state: only those in this state; None for all.
         :param queue: only those of this queue; None for all.
         """
 
-    def counts() -> dict[tuple[str, State], int]:
-        """Return how many tasks there are, by queue and state."""
+    def counts(after: int = 0, until: int = LARGEST_ID) -> dict[tuple[str, State], int]:
+        """Return how many tasks there are with an id above *after* and up to *until*, by queue and state."""
 
     def paused() -> set[str]:
         """Return the queues that are paused."""
