@@ -19,11 +19,13 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from uwsgitwisted.address import Address, AddressLike, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.tasks import (
+    LEAST_TIMEOUT,
     TaskLike,
     TaskStatus,
     Variables,
     batch_items,
     encode_batch,
+    lacks_result,
     read_accepted,
     read_changed,
     read_ids,
@@ -181,7 +183,14 @@ class Client:
         :return: fires with what the spooler knows of it then. Fails with ``RequestTimeout`` if it is not over
             in time, and as :meth:`status` does. Cancelling it leaves the task alone.
         """
-        return self._manage(address, "wait", {"id": identifier}, timeout).addCallback(read_status, address)
+        return Deferred.fromCoroutine(self._wait(address, identifier, timeout))
+
+    async def _wait(self, address: AddressLike, identifier: int, timeout: float) -> TaskStatus:
+        end = self._reactor.seconds() + timeout
+        answer = await self._manage(address, "wait", {"id": identifier}, timeout)
+        if lacks_result(answer):
+            return await self.status(address, identifier, max(end - self._reactor.seconds(), LEAST_TIMEOUT))
+        return read_status(answer, address)
 
     def cancel(
         self, address: AddressLike, identifiers: Iterable[int], timeout: float = 30

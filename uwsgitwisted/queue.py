@@ -11,16 +11,19 @@ built; :class:`uwsgitwisted.client.Client` has the same ones with Deferreds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from uwsgitwisted.address import AddressLike
 from uwsgitwisted.blocking import send_message
 from uwsgitwisted.tasks import (
+    LEAST_TIMEOUT,
     TaskLike,
     TaskStatus,
     Variables,
     batch_items,
     encode_batch,
+    lacks_result,
     read_accepted,
     read_changed,
     read_ids,
@@ -77,7 +80,11 @@ def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStat
     :raises NoSuchTask: if there is no such task, or not any more.
     :raises RequestTimeout: if it is not over in time; the task goes on.
     """
-    return read_status(manage(address, "wait", {"id": identifier}, timeout), address)
+    end = time.monotonic() + timeout
+    answer = manage(address, "wait", {"id": identifier}, timeout)
+    if lacks_result(answer):
+        return status(address, identifier, max(end - time.monotonic(), LEAST_TIMEOUT))
+    return read_status(answer, address)
 
 
 def cancel(address: AddressLike, identifiers: Sequence[int], timeout: float = 30) -> list[int]:

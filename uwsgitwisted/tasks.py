@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
-from uwsgitwisted.errors import MalformedPacket, MisuseError, NoSuchTask, ProtocolError, SpoolRefused
+from uwsgitwisted.errors import (
+    MalformedPacket,
+    MisuseError,
+    NoSuchTask,
+    ProtocolError,
+    SpoolRefused,
+    UnsafeObject,
+)
 from uwsgitwisted.wire.message import TaskMessage
+from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.vars import VarsValue
 
 #: What a handler gets of a task, besides its body: a dict whose keys are text or bytes. A type checker that was
@@ -23,6 +31,8 @@ TaskLike = Variables | tuple[Variables, bytes]
 
 #: How many tasks one request may bring: they are stored in one transaction, which holds up everybody else's.
 MAX_BATCH = 10_000
+#: How many seconds there are at least to ask for a large result when the task is over.
+LEAST_TIMEOUT = 1.0
 
 #: What stands before each task of a batch: the sizes of its parts.
 _SIZES = struct.Struct("<III")
@@ -42,7 +52,8 @@ class TaskStatus:
     :param started: when it last began to run; None if it never did.
     :param finished: when it was done, given up or cancelled; None before that.
     :param error: the last line of its last error; empty if there was none.
-    :param result: what its handler returned, besides a return code; None for nothing.
+    :param result: what its handler returned, besides a return code; None for nothing. If that isn't safe to
+        load, it is a text that says so.
     """
 
     id: int
@@ -85,7 +96,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "started": (float, int, type(None)),
     "finished": (float, int, type(None)),
     "error": (str,),
-    "result": (object,),
+    "result": (bytes, type(None)),
 }
 
 
@@ -103,7 +114,25 @@ def read_status(answer: object, address: object = None) -> TaskStatus:
         raise not_a_spooler(address) from error
     if not all(isinstance(fields[name], types) for name, types in _TYPES.items()):
         raise not_a_spooler(address)
-    return TaskStatus(**fields)
+    return TaskStatus(**{**fields, "result": load_result(fields["result"])})
+
+
+def load_result(result: bytes | None) -> object:
+    """Return what a handler returned, of which a spooler passes on the marshalled bytes.
+
+    :param result: those; empty for nothing, None if they were left out.
+    """
+    if not result:
+        return None
+    try:
+        return loads(result)
+    except UnsafeObject as error:  # keys that collide, or a store that was changed behind the spooler's back
+        return f"(the result can't be read: {error})"
+
+
+def lacks_result(answer: object) -> bool:
+    """Whether the result was too large for the answer to a wait, and is to be asked for with ``status``."""
+    return isinstance(answer, dict) and answer.get("result", b"") is None
 
 
 def read_single(answer: object, identifier: int, address: object = None) -> TaskStatus:

@@ -454,7 +454,7 @@ class TestAddress:
     ) -> None:
         """Whoever waits gets the result, or the reason why there is none."""
         known = {"id": 17, "queue": "", "attempts": 1, "crashes": 0, "created": 1.0, "at": 1.0, "started": 1.0}
-        record = {**known, "finished": 2.0, "error": "", "result": None, **told}
+        record = {**known, "finished": 2.0, "error": "", **told, "result": dumps(told.get("result"))}
 
         def answer(server: ScriptedServer, connection: Any) -> None:
             asked = server.read_request(connection)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import marshal
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -60,9 +60,9 @@ TOLD: dict[str, object] = {
     "started": 3.0,
     "finished": 4.0,
     "error": "KeyError: 'x'",
-    "result": {"sent": [1, 2]},
+    "result": dumps({"sent": [1, 2]}),
 }
-STATUS = TaskStatus(**TOLD)  # type: ignore[arg-type]
+STATUS = TaskStatus(**{**TOLD, "result": {"sent": [1, 2]}})  # type: ignore[arg-type]
 
 
 class Spooler(Client):
@@ -90,6 +90,8 @@ class Spooler(Client):
             return Deferred(self.withdrawn.append)
         if isinstance(self.answer, Packet):
             return self.answer
+        if isinstance(self.answer, Mapping) and "status" in self.answer:  # an answer for each operation
+            return Packet(MARSHAL, 0, dumps(self.answer[loads(request.packet.payload)[0]]))  # type: ignore[index]
         return Packet(MARSHAL, 0, dumps(self.answer))
 
     def result(self, deferred: Deferred[Any]) -> Any:
@@ -223,6 +225,16 @@ class TestStatus:
         spooler = Spooler([{**TOLD, "colour": "red"}])
         assert spooler.result(spooler.status(A, 7)) == STATUS
 
+    @pytest.mark.parametrize(
+        ("told", "result"),
+        [(b"", None), (None, None), (dumps(1j), 1j), (b"junk", "(the result can't be read: ")],
+    )
+    def test_result(self, told: bytes | None, result: object) -> None:
+        """What the handler returned is loaded here; what isn't safe to load is a text that says so."""
+        spooler = Spooler([{**TOLD, "result": told}])
+        loaded = spooler.result(spooler.status(A, 7)).result
+        assert loaded == result if told != b"junk" else str(loaded).startswith(str(result))
+
     def test_unknown(self) -> None:
         """A task that is not there is an error."""
         spooler = Spooler([])
@@ -240,6 +252,7 @@ class TestStatus:
             [{**TOLD, "state": b"done"}],
             [{**TOLD, "id": "7"}],
             [{**TOLD, "at": None}],
+            [{**TOLD, "result": [1]}],
             [{name: value for name, value in TOLD.items() if name != "result"}],
         ],
     )
@@ -278,6 +291,18 @@ class TestWait:
         spooler = Spooler(TOLD)
         assert spooler.result(spooler.wait(A, 7)) == STATUS
         assert loads(spooler.asked[0].payload) == ("wait", {"id": 7})
+
+    def test_large_result(self) -> None:
+        """A result that was too large for the answer is asked for."""
+        spooler = Spooler({"wait": {**TOLD, "result": None}, "status": [TOLD]})
+        waiting = spooler.wait(A, 7)
+        assert spooler.endpoint is not None
+        spooler.endpoint.flush()
+        assert spooler.result(waiting) == STATUS
+        assert [loads(packet.payload) for packet in spooler.asked] == [
+            ("wait", {"id": 7}),
+            ("status", {"ids": [7]}),
+        ]
 
     def test_not_over(self) -> None:
         """A task that isn't over in time is an error, and nobody waits any more."""
@@ -410,6 +435,16 @@ class TestBlocking:
             call(server.address)
         assert server.requests == [request_]
         assert caught.value.address == server.address
+
+    def test_large_result(self) -> None:
+        """A result that was too large for the answer to a wait is asked for."""
+
+        def answer(server: ScriptedServer, connection: Any) -> None:
+            waits = b"wait" in server.read_request(connection)
+            connection.sendall(frame(33, 0, dumps({**TOLD, "result": None} if waits else [TOLD])))
+
+        with ScriptedServer(answer) as server:
+            assert queue.wait(server.address, 7) == STATUS
 
     def test_unknown(self) -> None:
         """A task that isn't there is an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from http import HTTPStatus
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from uwsgitwisted.errors import SpoolError
 from uwsgitwisted.responders.http import HttpRequest, accepted, json_answer, refused
-from uwsgitwisted.spool.records import RESULT_REPR_LIMIT, describe_record, for_json
+from uwsgitwisted.spool.records import ERROR_LINE_LIMIT, RESULT_REPR_LIMIT, describe_record, for_json
 from uwsgitwisted.spool.stores import Record
 from uwsgitwisted.spool.task import State, Task
+from uwsgitwisted.tasks import load_result
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars
 
@@ -111,8 +113,13 @@ class TestAnswer:
         assert head.startswith(b"HTTP/1.0 400 Bad Request\r\n")
 
 
+def loaded(record: Record) -> dict[str, object]:
+    """Return what is known of a task, with its result loaded."""
+    return describe_record(record) | {"result": load_result(record.result)}
+
+
 def described(result: object, error: str = "") -> dict[str, object]:
-    return describe_record(Record(Task(b"", 1.0, 1.0, id=7), State.DONE, error=error, result=dumps(result)))
+    return loaded(Record(Task(b"", 1.0, 1.0, id=7), State.DONE, error=error, result=dumps(result)))
 
 
 class TestRecord:
@@ -130,8 +137,14 @@ class TestRecord:
             "started": None,
             "finished": None,
             "error": "",
-            "result": None,
+            "result": b"",
         }
+
+    def test_large_result(self) -> None:
+        """A result that was not read with the rest is missing; one that was is there, as bytes."""
+        record = Record(Task(b"", at=2.0, created=1.0, id=7), State.DONE, result=dumps(1), result_size=5)
+        assert describe_record(record)["result"] == dumps(1)
+        assert describe_record(replace(record, result=b""))["result"] is None
 
     @pytest.mark.parametrize(
         ("error", "line"),
@@ -140,6 +153,7 @@ class TestRecord:
             ("one", "one"),
             ("Traceback\n  File\nValueError: x\n", "ValueError: x"),
             ("first\r\nlast \n\n", "last"),
+            ("x" * 60_000, "x" * ERROR_LINE_LIMIT),
         ],
     )
     def test_error(self, error: str, line: str) -> None:
@@ -196,7 +210,7 @@ class TestRecord:
     def test_broken_result(self, result: bytes) -> None:
         """A result that was damaged in the store is said to be, and never loaded."""
         record = Record(Task(b"", 1.0, 1.0, id=7), State.DONE, result=result)
-        assert "can't be read" in str(for_json(describe_record(record))["result"])
+        assert "can't be read" in str(for_json(loaded(record))["result"])
 
     def test_marshal(self) -> None:
         """A description can be marshalled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.interfaces import IResponder, Request
-from uwsgitwisted.responders import manage
-from uwsgitwisted.responders.manage import MAX_QUESTION, ManageResponder
+from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageResponder
+from uwsgitwisted.spool import questions
+from uwsgitwisted.spool.questions import Questions
+from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import ISpoolStore, Record
 from uwsgitwisted.spool.task import State, Task
@@ -51,25 +53,29 @@ class FakeSpooler:
     """Asks a store at once, or when it is released; the test says when a task is over."""
 
     def __init__(self, store: ISpoolStore) -> None:
-        self._store = store
         self.held: list[Callable[[], None]] | None = None
-        self.waiting: list[tuple[int, Deferred[Record]]] = []
+        self.questions = Questions(self, store)  # type: ignore[arg-type]
+        self.questions.open()
+        self.waiting: list[tuple[int, Deferred[Any]]] = []
+        self.groups: list[str] = []
         self.cancelled: list[int] = []
+        self.changes: list[list[int]] = []
 
-    def manage(self, change: Callable[[ISpoolStore], Any]) -> Deferred[Any]:
+    def run(self, function: Callable[..., Any], *args: object) -> Deferred[Any]:
         if self.held is None:
-            return maybeDeferred(change, self._store)
+            return maybeDeferred(function, *args)
         asked: Deferred[Any] = Deferred()
-        self.held.append(lambda: maybeDeferred(change, self._store).chainDeferred(asked))
+        self.held.append(lambda: maybeDeferred(function, *args).chainDeferred(asked))
         return asked
 
-    def find(self, ids: Sequence[int]) -> Deferred[list[Record]]:
-        return maybeDeferred(self._store.find, ids)
-
-    def wait(self, identifier: int) -> Deferred[Record]:
-        over: Deferred[Record] = Deferred(lambda _: self.cancelled.append(identifier))
+    def wait(self, identifier: int, group: str) -> Deferred[Any]:
+        over: Deferred[Any] = Deferred(lambda _: self.cancelled.append(identifier))
         self.waiting.append((identifier, over))
+        self.groups.append(group)
         return over
+
+    def note_change(self, ended: Iterable[int]) -> None:
+        self.changes.append(list(ended))
 
     def release(self) -> None:
         """Make the calls that are held."""
@@ -144,8 +150,11 @@ def test_batch(bench: Bench) -> None:
 
 
 def test_empty_batch(bench: Bench) -> None:
-    """No tasks, no ids."""
+    """No tasks, no ids, and nothing that the store is asked."""
+    bench.spooler.held = []
     assert bench.enqueue() == []
+    assert [value_of(bench.send(marshal.dumps(b"", version))) for version in range(5)] == [[]] * 5
+    assert bench.spooler.changes == []
 
 
 def test_a_large_batch(bench: Bench) -> None:
@@ -191,16 +200,21 @@ def test_wait(bench: Bench) -> None:
     assert not waiting.called
     ((identifier, over),) = bench.spooler.waiting
     assert identifier == 7
-    over.callback(Record(TASK, State.DONE, finished=NOW, result=dumps([1])))
-    assert value_of(waiting)["result"] == [1]
+    over.callback(describe_record(Record(TASK, State.DONE, finished=NOW, result=dumps([1]))))
+    assert value_of(waiting)["result"] == dumps([1])
+    assert bench.spooler.groups == [ELSEWHERE.group]
     assert not bench.clock.getDelayedCalls()
 
 
 def test_wait_without_a_deadline(bench: Bench) -> None:
-    """A plain peer can't say how long it waits, so it may wait for ever."""
+    """A plain peer can't say how long it waits; it is told when that was long enough."""
     waiting = bench.send(dumps(("wait", {"id": 7})))
-    bench.clock.advance(1e6)
+    bench.clock.advance(MAX_WAIT - 0.1)
     assert not waiting.called
+    bench.clock.advance(0.2)
+    with pytest.raises(RequestTimeout, match="not over after 55 s"):
+        value_of(waiting)
+    assert bench.spooler.cancelled == [7]
 
 
 def test_wait_that_is_over_first(bench: Bench) -> None:
@@ -248,6 +262,9 @@ def test_managing(bench: Bench) -> None:
     ids = bench.enqueue({"a": "b"}, {"a": "c"})
     assert bench.ask("cancel", ids=ids[:1])["changed"] == ids[:1]
     assert [task["state"] for task in bench.ask("list")] == ["cancelled", "ready"]
+    assert bench.spooler.changes == [[], ids[:1]]
+    bench.ask("pause", queue="")
+    assert bench.spooler.changes == [[], ids[:1], []]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +297,7 @@ def test_not_for_others(bench: Bench, operation: str) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [None, 1, "list", [], ("list",), ("list", {}, {}), (1, {}), (b"list", {}), ({}, "list"), {"list": {}}],
+    [None, 1, "list", [], ("list",), ("list", {}, {}), (1, {}), (b"list", {}), ({}, "list"), {"list": {}}, 0.5],
 )
 def test_no_question(bench: Bench, message: object) -> None:
     """A message of another form is refused, with the form that is wanted."""
@@ -288,11 +305,50 @@ def test_no_question(bench: Bench, message: object) -> None:
         bench.send(dumps(message))
 
 
-@pytest.mark.parametrize("payload", [b"", b"junk", b"s", b"s\x05\x00\x00\x00x", b"c\x00", b"(\xff\xff\xff\x7f"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"junk",
+        b"s",
+        b"s\x05\x00\x00\x00x",
+        b"c\x00",
+        b"(\xff\xff\xff\x7f",
+        b")\x02",
+        b")\x02z",
+        b")\x02z\x04stat",
+        b")\x02z\x06statusc",
+        b")\x02u\x06\0\0\0statusN0",
+    ],
+)
 def test_no_object(bench: Bench, payload: bytes) -> None:
     """Bytes that are not safe to load are not loaded."""
-    with pytest.raises(UnsafeObject):
+    with pytest.raises((UnsafeObject, SpoolError)):
         value_of(bench.send(payload))
+
+
+@pytest.mark.parametrize("version", range(5))
+def test_questions_by_other_hands(bench: Bench, version: int) -> None:
+    """A question may have been marshalled in any version, as a tuple or a list."""
+    (identifier,) = bench.enqueue({"a": "b"})
+    for kind in (tuple, list):
+        question = kind(("status", {"ids": [identifier]}))
+        (status,) = value_of(bench.send(marshal.dumps(question, version), ELSEWHERE))
+        assert status["id"] == identifier
+    text = marshal.dumps("st" + "atus", version)  # not interned
+    asked = bench.send(b"(\x02\0\0\0" + text + marshal.dumps({"ids": [identifier]}, version), ELSEWHERE)
+    assert len(value_of(asked)) == 1
+
+
+def test_rights_come_first(bench: Bench) -> None:
+    """What a peer may not ask is not loaded; what it may ask is plain, or refused."""
+    data = dumps({1})
+    with pytest.raises(NotAllowed):
+        bench.send(b")\x02z\x04list" + data, ELSEWHERE)
+    with pytest.raises(UnsafeObject, match="a set"):
+        bench.send(b")\x02z\x04list" + data)
+    with pytest.raises(UnsafeObject, match="a set"):
+        bench.send(b")\x02z\x06status" + data, ELSEWHERE)
 
 
 @given(payload=st.binary(max_size=200))
@@ -324,38 +380,48 @@ def test_a_question_is_small(bench: Bench) -> None:
 
 
 def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many requests wait for the store; the next one is refused until one is done."""
-    monkeypatch.setattr(manage, "MAX_PENDING", 2)
+    """Only so many requests of a peer wait for the store; the next one is refused until one is done."""
+    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 2)
     bench.spooler.held = []
     waiting = [bench.send(dumps(("stats", {}))) for _ in range(2)]
     with pytest.raises(Busy):
-        bench.send(dumps(("stats", {})))
+        bench.ask("stats")
+    waiting.append(bench.send(dumps(("status", {"ids": [1]})), ELSEWHERE))
     bench.spooler.release()
-    assert [value_of(each) for each in waiting] == [[], []]
+    assert [value_of(each) for each in waiting] == [[], [], []]
     assert bench.ask("stats") == []
 
 
-def test_too_large_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So it is with their bytes, also when the peers of those that wait are gone."""
-    monkeypatch.setattr(manage, "MAX_PENDING_BYTES", 1_000)
+def test_what_many_ids_weigh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question for many tasks counts for as many as it takes slices."""
+    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 20)
     bench.spooler.held = []
-    withdrawn = bench.send(dumps(encode_batch(batch_items([({}, bytes(900))]))))
-    withdrawn.cancel()
-    with pytest.raises(CancelledError):
-        value_of(withdrawn)
+    ask = dumps(("status", {"ids": list(range(1, 1_001))}))
+    assert not bench.send(ask).called
     with pytest.raises(Busy):
-        bench.enqueue(({}, bytes(900)))
+        value_of(bench.send(ask))
+
+
+def test_withdrawn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose peer is gone is not stored if it has not begun; what has begun is done, and heard of."""
+    bench.spooler.held = []
+    batch = dumps(encode_batch(batch_items([{}])))
+    begun, waiting = bench.send(batch), bench.send(batch)
+    for each in (begun, waiting):
+        each.cancel()
+        with pytest.raises(CancelledError):
+            value_of(each)
     bench.spooler.release()
-    assert len(bench.enqueue(({}, bytes(900)))) == 1
-    assert len(bench.store.records(10)) == 2
+    assert len(bench.store.records(10)) == 1
+    assert bench.spooler.changes == [[]]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), Unavailable("not running")])
 def test_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: UwsgiError) -> None:
     """What goes wrong there fails the request, and counts no longer."""
-    monkeypatch.setattr(manage, "MAX_PENDING", 1)
+    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 1)
     with monkeypatch.context() as patched:
-        patched.setattr(bench.spooler, "manage", lambda change: fail(error))
+        patched.setattr(bench.spooler, "run", lambda *_: fail(error))
         with pytest.raises(type(error)):
             bench.ask("stats")
     assert bench.ask("stats") == []

@@ -111,14 +111,21 @@ def test_summary_is_short(queue: Queue) -> None:
     assert odd == "b=\\xff"
 
 
+@pytest.mark.parametrize("scan", [1, 2, 3, 50])
 @pytest.mark.parametrize("page", [1, 2, 50])
-def test_list_in_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
-    """However many are read from the store at once, as many come as were asked for."""
-    monkeypatch.setattr(management, "PAGE", page)
+def test_list_in_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch, page: int, scan: int) -> None:
+    """However many are read, or looked through, at once, as many come as were asked for."""
+    monkeypatch.setattr(management, "SLICE", page)
+    monkeypatch.setattr(management, "SCAN", scan)
     ids = [queue.add() for _ in range(5)]
     assert [task["id"] for task in queue.ask("list", limit=3)] == ids[:3]
     assert [task["id"] for task in queue.ask("list", limit=3, after=ids[2])] == ids[3:]
     assert queue.ask("list", after=ids[4]) == []
+    dead = [queue.add() for _ in range(3)]
+    queue.end(dead[1], Action.BURY)
+    assert [task["id"] for task in queue.ask("dead")] == dead[1:2]
+    assert queue.ask("stats")[0]["ready"] == 7
+    assert queue.ask("list", after=2**63 - 1) == []
 
 
 def test_list_by_state_and_queue(queue: Queue) -> None:
@@ -154,7 +161,20 @@ def test_show(queue: Queue) -> None:
     assert (task["body_size"], task["error"], task["idempotency_key"]) == (5, TRACEBACK, "key")
     assert (task["priority"], task["state"], task["attempts"]) == (-1, "dead", 1)
     (done,) = queue.ask("show", ids=[ids["done"], 99])
-    assert (done["result"], done["priority"]) == ([1], None)
+    assert (done["result"], done["priority"]) == (dumps([1]), None)
+
+
+@pytest.mark.parametrize("operation", ["show", "status"])
+def test_results_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    """Large results are in an answer as long as there is room, the first one always; small ones always are."""
+    monkeypatch.setattr(management, "ANSWER_BYTES", 25_000)
+    ids = []
+    for size in (30_000, 10_000, 10, 12_000):
+        ids.append(queue.add())
+        queue.end(ids[-1], Action.FINISH, result=bytes(size))
+    for asked, sizes in ((ids, [30_000, None, 10, None]), (ids[1:], [10_000, 10, 12_000])):
+        results = [task["result"] for task in queue.ask(operation, ids=asked)]
+        assert [result and len(loads(result)) for result in results] == sizes
 
 
 def test_status(queue: Queue) -> None:
@@ -175,6 +195,14 @@ def test_stats(queue: Queue) -> None:
         {**none, "queue": "empty", "paused": True},
         {**none, "queue": "mail", "paused": False, "ready": 1, "scheduled": 1},
     ]
+
+
+def test_many_queues(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many queues are counted one by one, the others together."""
+    monkeypatch.setattr(management, "MAX_QUEUES", 2)
+    for name in "abcd":
+        queue.add(spooler=name)
+    assert [(row["queue"], row["ready"]) for row in queue.ask("stats")] == [("a", 1), ("b", 1), (None, 2)]
 
 
 # Changing.
@@ -308,10 +336,11 @@ def test_export(queue: Queue) -> None:
     assert queue.ask("export", state="done") == []
 
 
-def test_export_is_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_export_is_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """An export stops where it has enough bytes, and goes on behind that, with every task once."""
-    monkeypatch.setattr(management, "EXPORT_BYTES", 25)
-    ids = [queue.add(b"x" * 10, n=n) for n in range(5)]
+    monkeypatch.setattr(management, "ANSWER_BYTES", 25 + size)
+    ids = [queue.add(b"x" * (10 + size // 2), n=n) for n in range(5)]
     exported: list[int] = []
     while page := queue.ask("export", after=exported[-1] if exported else 0):
         assert len(page) <= 2

@@ -14,8 +14,11 @@ import pytest
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
 from uwsgitwisted.responders import http as http_answers
+from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
-from uwsgitwisted.spool.management import OPERATIONS
+from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
+from uwsgitwisted.spool.stores import SMALL_RESULT
+from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking
 from uwsgitwisted.transport.server import Limits
@@ -48,6 +51,13 @@ MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
     "MAX_BATCH": MAX_BATCH,
+    "MAX_QUESTION": MAX_QUESTION,
+    "MAX_WAIT": MAX_WAIT,
+    "MAX_PEER_WAITERS": MAX_PEER_WAITERS,
+    "MAX_WAITERS": MAX_WAITERS,
+    "SMALL_RESULT": SMALL_RESULT,
+    "ANSWER_BYTES": ANSWER_BYTES,
+    "MAX_QUEUES": MAX_QUEUES,
     **{
         name: value
         for name, value in {**vars(frame), **vars(session), **vars(wire_terms)}.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from uwsgitwisted.errors import (
     Unavailable,
 )
 from uwsgitwisted.interfaces import IEngine, IResponder, Request
-from uwsgitwisted.responders.spool import BODIES, SPOOL_OVER_HTTP, SpoolResponder
+from uwsgitwisted.responders.spool import (
+    BODIES,
+    MAX_CONVERSIONS,
+    MAX_WAITING_CONVERSIONS,
+    SPOOL_OVER_HTTP,
+    SpoolResponder,
+)
+from uwsgitwisted.spool.slices import Job, finish
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Record
@@ -55,26 +62,54 @@ class FakeSpooler:
         self.enqueued: list[tuple[bytes, bytes]] = []
         self.stored: Deferred[int] = succeed(7)
         self.looked_up: list[list[int]] = []
-        self.found: Deferred[list[Record]] = succeed([Record(Task(TASK, 1.0, 1.0, id=7), State.READY)])
+        self.found: list[Record] | Exception = [Record(Task(TASK, 1.0, 1.0, id=7), State.READY)]
+        self.results: dict[int, bytes] = {}
+        self.groups: list[str] = []
 
     def enqueue(self, variables: bytes, body: bytes = b"") -> Deferred[int]:
         self.enqueued.append((variables, body))
         return self.stored
 
-    def find(self, ids: list[int]) -> Deferred[list[Record]]:
+    @property
+    def questions(self) -> FakeSpooler:
+        return self
+
+    def ask(self, group: str, job: Job[Any]) -> Deferred[Any]:
+        self.groups.append(group)
+        return maybeDeferred(lambda: finish(job(self)))  # type: ignore[arg-type]
+
+    # As a store.
+
+    def find(self, ids: list[int]) -> list[Record]:
         self.looked_up.append(ids)
+        if isinstance(self.found, Exception):
+            raise self.found
         return self.found
+
+    def states(self, ids: list[int]) -> dict[int, State]:
+        return {record.task.id: record.state for record in self.find(ids)}
+
+    def result(self, identifier: int) -> bytes:
+        return self.results[identifier]
 
 
 class Bench:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         self.spooler = FakeSpooler()
+        self.in_threads: list[Callable[[], None]] = []
         self.responder = SpoolResponder(
             self.spooler,  # type: ignore[arg-type]
             monotonic=self.clock.seconds,
+            in_thread=self.in_thread,
             **options,
         )
+
+    def in_thread(self, function: Callable[..., bytes], *args: object) -> Deferred[bytes]:
+        """Hold a call until the test makes it."""
+        called: Deferred[bytes] = Deferred()
+        self.in_threads.append(lambda: maybeDeferred(function, *args).chainDeferred(called))
+        return called
 
     def ask(self, payload: bytes, modifier2: int = 9) -> Deferred[Any]:
         return self.responder.respond(Request(Packet(SPOOL, modifier2, payload), peer=peer_at("10.0.0.7")))
@@ -281,7 +316,7 @@ class TestHttp:
         task = Task(TASK, at=20.5, created=10.0, queue="web", attempts=2, crashes=1, id=7)
         error = "Traceback ...\n  File secret.py\nValueError: no such user"
         result = dumps({"sent": [1, None]})
-        bench.spooler.found = succeed([Record(task, State.DONE, 30.0, 31.0, error, result)])
+        bench.spooler.found = [Record(task, State.DONE, 30.0, 31.0, error, result)]
         answer = bench.http("GET", "/tasks/7?x=1")
         assert answer.status == 200
         assert answer.headers["Cache-Control"] == "no-store"
@@ -299,7 +334,36 @@ class TestHttp:
             "result": {"sent": [1, None]},
         }
         assert bench.spooler.looked_up == [[7]]
+        assert bench.spooler.groups == ["10.0.0.7"]
         assert bench.spooler.enqueued == []
+
+    def get(self, bench: Bench) -> Deferred[bytes]:
+        """Ask for a task whose result is large."""
+        bench.spooler.found = [Record(Task(TASK, 1.0, 1.0, id=7), State.DONE, result_size=5_000)]
+        bench.spooler.results[7] = dumps(["x"] * 1_000)
+        get = {"REQUEST_METHOD": "GET", "REQUEST_URI": "/tasks/7"}
+        return bench.ask(encode_vars(get), SPOOL_OVER_HTTP)
+
+    def test_large_result(self, bench: Bench) -> None:
+        """A large result is made JSON beside the reactor, some at a time; too many that wait are refused."""
+        number = MAX_CONVERSIONS + MAX_WAITING_CONVERSIONS
+        answers = [self.get(bench) for _ in range(number)]
+        assert len(bench.in_threads) == MAX_CONVERSIONS
+        assert Http(result_of(self.get(bench))).status == 503
+        while bench.in_threads:
+            assert len(bench.in_threads) <= MAX_CONVERSIONS
+            bench.in_threads.pop(0)()
+        assert [Http(result_of(answer)).told["result"] for answer in answers] == [["x"] * 1_000] * number
+
+    def test_large_result_nobody_waits_for(self, bench: Bench) -> None:
+        """Whoever leaves makes room."""
+        answers = [self.get(bench) for _ in range(MAX_CONVERSIONS + 1)]
+        for answer in answers[:-1]:
+            answer.addErrback(lambda _: None)
+            answer.cancel()
+        assert len(bench.in_threads) == MAX_CONVERSIONS + 1
+        bench.in_threads[-1]()
+        assert Http(result_of(answers[-1])).status == 200
 
     def test_head(self, bench: Bench) -> None:
         """A HEAD is answered as a GET, without the body."""
@@ -309,7 +373,7 @@ class TestHttp:
     @pytest.mark.parametrize("path", ["/tasks/8", "/tasks", "/tasks/7/", "/", "", "/tasks/x7", "/" + "9" * 19])
     def test_not_found(self, bench: Bench, path: str) -> None:
         """What is no task, or none that is known, is not found."""
-        bench.spooler.found = succeed([])
+        bench.spooler.found = []
         answer = bench.http("GET", path)
         assert answer.status == 404
         assert "error" in answer.told
@@ -366,19 +430,19 @@ class TestHttp:
 
     def test_accepted_and_gone(self, bench: Bench) -> None:
         """A task that is over and forgotten at once was accepted all the same."""
-        bench.spooler.found = succeed([])
+        bench.spooler.found = []
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "done"})
 
     def test_accepted_and_unseen(self, bench: Bench) -> None:
         """A task that is stored is accepted, whatever comes of looking at it."""
-        bench.spooler.found = fail(StoreUnavailable("away"))
+        bench.spooler.found = StoreUnavailable("away")
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "accepted"})
 
     def test_status_unavailable(self, bench: Bench) -> None:
         """A status that can't be looked up now is to be asked for again."""
-        bench.spooler.found = fail(StoreUnavailable("away"))
+        bench.spooler.found = StoreUnavailable("away")
         assert bench.http("GET", "/tasks/7").status == 503
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -958,40 +958,39 @@ def test_result(bench: Bench) -> None:
     """What the handler returned is kept with the task for a while."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
-    waiting = bench.spooler.wait(1)
+    waiting = bench.spooler.wait(1, "peer")
     bench.engine.running["one"].callback(Packet(ANSWER, DONE, b"result"))
     bench.pass_time(0)
-    record = outcome(waiting)
-    assert isinstance(record, Record)
-    assert (record.state, record.result, record.task.attempts) == (State.DONE, b"result", 1)
+    told = outcome(waiting)
+    assert (told["state"], told["result"], told["attempts"]) == ("done", b"result", 1)
     bench.pass_time(3601)
     bench.accept("two")
-    assert outcome(bench.spooler.find([1])) == []
+    assert bench.store.find([1]) == []
 
 
 def test_wait(bench: Bench) -> None:
     """Waiting ends with the task, or at once if that is over; for an unknown one it fails."""
     bench.engine.handlers = {"one": None, "bad": RETRY}
     bench.accept("one")
-    first, second, third = (bench.spooler.wait(1) for _ in range(3))
+    first, second, third = (bench.spooler.wait(1, "peer") for _ in range(3))
     second.cancel()
     assert isinstance(outcome(second), CancelledError)
     bench.engine.running["one"].callback(answer(DONE))
     bench.pass_time(0)
-    for waiting in (first, third, bench.spooler.wait(1)):
-        assert isinstance(outcome(waiting), Record)
-    assert isinstance(outcome(bench.spooler.wait(99)), NoSuchTask)
+    for waiting in (first, third, bench.spooler.wait(1, "peer")):
+        assert outcome(waiting)["state"] == "done"
+    assert isinstance(outcome(bench.spooler.wait(99, "peer")), NoSuchTask)
     bench.accept("bad")
-    buried: list[Record] = []
-    bench.spooler.wait(2).addCallback(buried.append)
+    buried: list[Mapping[str, object]] = []
+    bench.spooler.wait(2, "peer").addCallback(buried.append)
     for _ in range(10):
         assert not buried
         bench.pass_time(10)
         if buried:
             break
-    assert buried[0].state is State.DEAD
+    assert buried[0]["state"] == "dead"
     bench.stop()
-    assert isinstance(outcome(bench.spooler.wait(1)), Unavailable)
+    assert isinstance(outcome(bench.spooler.wait(1, "peer")), Unavailable)
 
 
 def test_wait_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -999,11 +998,11 @@ def test_wait_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiters, "MAX_WAITERS", 1)
     bench.engine.handlers["one"] = None
     bench.accept("one")
-    waiting = bench.spooler.wait(1)
-    assert isinstance(outcome(bench.spooler.wait(1)), Busy)
+    waiting = bench.spooler.wait(1, "peer")
+    assert isinstance(outcome(bench.spooler.wait(1, "peer")), Busy)
     waiting.addErrback(lambda _: None)
     waiting.cancel()
-    again = bench.spooler.wait(1)
+    again = bench.spooler.wait(1, "peer")
     bench.store.broken = True
     assert not again.called
 
@@ -1014,8 +1013,8 @@ def test_wait_on_a_broken_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     def broken(ids: object) -> list[Record]:
         raise StoreUnavailable("gone")
 
-    monkeypatch.setattr(bench.store, "find", broken)
-    assert isinstance(outcome(bench.spooler.wait(1)), StoreUnavailable)
+    monkeypatch.setattr(bench.store, "states", broken)
+    assert isinstance(outcome(bench.spooler.wait(1, "peer")), StoreUnavailable)
 
 
 def test_idempotency_key(bench: Bench) -> None:
@@ -1042,7 +1041,7 @@ def test_who_waits_when_it_stops(bench: Bench) -> None:
     """Who waits for a task that ends while the spooler stops hears of that, all others of the stop."""
     bench.engine.handlers["one"] = None
     bench.accept("one", "two")
-    first, second = bench.spooler.wait(1), bench.spooler.wait(2)
+    first, second = bench.spooler.wait(1, "peer"), bench.spooler.wait(2, "peer")
     ending: Deferred[None] = Deferred()
     bench.engine.stopping = lambda: ending
     stopped = bench.spooler.stop(5.0)
@@ -1050,7 +1049,7 @@ def test_who_waits_when_it_stops(bench: Bench) -> None:
     ending.callback(None)
     bench.pass_time(0)
     assert outcome(stopped) is None
-    assert isinstance(outcome(first), Record)
+    assert outcome(first)["state"] == "done"
     assert isinstance(outcome(second), Unavailable)
 
 

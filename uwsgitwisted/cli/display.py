@@ -22,7 +22,7 @@ PIPE_WIDTH = 160
 #: How much of an error a list shows, and how long a line may be that isn't broken, in characters.
 ERROR_LIMIT, LINE = 300, 80
 
-_NAMELESS = "(no name)"
+_NAMELESS, _OTHERS = "(no name)", "(all others)"
 
 Row = Mapping[str, Any]
 
@@ -164,8 +164,8 @@ def _count(queue: Row, state: str) -> Text:
     return Text(f"{number:,}", _style(state)) if number else Text("-", "dim")
 
 
-def _queue_name(name: str) -> Text:
-    return Text(printable(name)) if name else Text(_NAMELESS, "dim")
+def _queue_name(name: str | None) -> Text:
+    return Text(printable(name)) if name else Text(_OTHERS if name is None else _NAMELESS, "dim")
 
 
 # One task.

@@ -18,6 +18,7 @@ from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.spool.management import CHANGES, LIVE, MAX_DETAILS, MAX_IDS, MAX_LIST, STATES
 from uwsgitwisted.spool.records import for_json
+from uwsgitwisted.tasks import load_result
 
 #: How many tasks that could not be changed are named.
 NAMED = 10
@@ -85,7 +86,7 @@ def show_tasks(place: Place, options: Namespace) -> int:
     """Show all about some tasks."""
     found: list[Row] = []
     for ids in _pieces(options.ids, MAX_DETAILS):
-        found += place.ask("show", ids=ids)
+        found += _with_results(place, place.ask("show", ids=ids))
     if options.json:
         _print_lines(map(_json_details, found))
     else:
@@ -95,6 +96,13 @@ def show_tasks(place: Place, options: Namespace) -> int:
     for identifier in unknown:
         note(f"there is no task {identifier}, or not any more")
     return 1 if unknown else 0
+
+
+def _with_results(place: Place, tasks: Sequence[Row]) -> Iterator[Row]:
+    """Load the results of tasks; those for which the answer had no room are asked for one by one."""
+    for task in tasks:
+        (whole,) = place.ask("show", ids=[task["id"]]) or [task] if task["result"] is None else [task]
+        yield {**whole, "result": load_result(whole["result"])}
 
 
 def _json_details(task: Row) -> Row:

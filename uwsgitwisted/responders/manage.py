@@ -10,31 +10,45 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from uwsgitwisted.access import Network, parse_network
-from uwsgitwisted.errors import Busy, MessageTooLarge, NotAllowed, RequestTimeout, SpoolError
+from uwsgitwisted.errors import MessageTooLarge, NotAllowed, RequestTimeout, SpoolError
 from uwsgitwisted.interfaces import IResponder, Request
-from uwsgitwisted.spool.management import OPERATIONS, WAIT, manage, read_arguments
-from uwsgitwisted.spool.records import describe_record
+from uwsgitwisted.spool.management import WAIT, Question, batch, question, read_arguments
+from uwsgitwisted.spool.slices import Steps
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.tasks import decode_batch
-from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.wire.objects import dumps, loads_plain
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 #: Who may manage a queue unless its owner names others: whoever is on the same machine.
 LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1"))
 
-#: The largest message that is unmarshalled here, in bytes: one can be made to take time quadratic in its size,
-#: for this a tenth of a second. A batch is only cut.
+#: The largest message that is unmarshalled here, in bytes. A batch is only cut.
 MAX_QUESTION = 32_768
-#: How many requests, and how many bytes of them, may wait for the store.
-MAX_PENDING, MAX_PENDING_BYTES = 1_000, 256 * 1024 * 1024
+#: For how long a peer that doesn't say so waits for a task, in seconds: less than the minute after which many
+#: proxies close a silent connection.
+MAX_WAIT = 55.0
+#: What everybody may ask.
+_OPEN = frozenset({"status", "wait"})
 
-#: The type codes of marshalled bytes.
-_BYTES = (b"s", b"\xf3")
+#: What marshalled bytes begin with, in all versions. From version 3 on, this bit may be set in a type code.
+_FLAG = 0x80
+_BYTES = frozenset({ord("s"), ord("s") | _FLAG})
+_PAIRS = tuple(
+    bytes((code | flag,)) + count
+    for code, count in ((ord("("), b"\x02\0\0\0"), (ord("["), b"\x02\0\0\0"), (ord(")"), b"\x02"))
+    for flag in (0, _FLAG)
+)
+#: The type codes of text, and how many bytes its length has.
+_TEXTS = {
+    code | flag: size for size, codes in ((1, b"zZ"), (4, b"utaA")) for code in codes for flag in (0, _FLAG)
+}
+#: What follows the type code of bytes that are none: an empty batch.
+_EMPTY = bytes(4)
 
 
 @implementer(IResponder)
@@ -61,81 +75,64 @@ class ManageResponder:
         self._spooler = spooler
         self._managers = tuple(managers)
         self._now = now
-        self._pending = 0
-        self._pending_bytes = 0
-        self._open: dict[object, Callable[[object, float | None], Deferred[Any]]] = {
-            "status": self._status,
-            "wait": self._wait,
-        }
 
     def respond(self, request: Request) -> Deferred[Packet]:
         """Do what is asked, and return a Deferred of the answer.
 
-        Cancelling it ends a wait. What was asked of the store is done nevertheless.
+        Cancelling it ends a wait, and takes out what the store was not asked yet.
 
         :raises NotAllowed: if the peer may not ask for it.
         :raises SpoolError: if it is no operation with its arguments.
         :raises ProtocolError: if the message is none.
-        :raises Busy: if too much waits for the store.
         """
         payload = request.packet.payload
-        if payload[:1] in _BYTES:
-            asked = self._in_store("enqueue", lambda: {"tasks": decode_batch(_bytes(payload))}, len(payload))
+        if not payload or payload[0] not in _BYTES:
+            answer = self._answer(request)
+        elif payload[1:] == _EMPTY:
+            answer = succeed(dumps([]))
         else:
-            asked = self._ask(request)
-        return asked.addCallback(lambda value: Packet(MARSHAL, request.packet.modifier2, dumps(value)))
+            answer = self._ask(request, batch(payload, self._now()))
+        return answer.addCallback(lambda data: Packet(MARSHAL, request.packet.modifier2, data))
 
-    def _ask(self, request: Request) -> Deferred[Any]:
-        operation, arguments = _question(request.packet.payload)
-        ask = self._open.get(operation)
-        if ask is not None:
-            return ask(arguments, request.seconds)
-        if not request.peer.is_allowed(self._managers):
+    def _answer(self, request: Request) -> Deferred[bytes]:
+        operation = _operation(request.packet.payload)
+        # Before anything is loaded.
+        if operation not in _OPEN and not request.peer.is_allowed(self._managers):
             raise NotAllowed(
                 f"{request.peer} may not manage this queue; the spooler's own machine may, and the networks in "
                 "its option --manage"
             )
-        return self._in_store(operation, lambda: arguments, len(request.packet.payload))
+        arguments = _arguments(request.packet.payload)
+        if operation == "wait":
+            return self._wait(request, read_arguments("wait", WAIT, arguments)["id"])
+        return self._ask(request, question(operation, arguments, self._now()))
 
-    # What everybody may ask.
+    def _wait(self, request: Request, identifier: int) -> Deferred[bytes]:
+        seconds = MAX_WAIT if request.seconds is None else request.seconds
+        over = self._spooler.wait(identifier, request.peer.group)
+        over.addTimeout(seconds, self._reactor, onTimeoutCancel=_not_over)
+        return over.addCallback(dumps)
 
-    def _status(self, arguments: object, seconds: float | None) -> Deferred[Any]:
-        ids = read_arguments("status", OPERATIONS["status"].takes, arguments)["ids"]
-        found = self._spooler.find(ids)
-        return found.addCallback(lambda records: list(map(describe_record, records)))
+    def _ask(self, request: Request, asked: Question) -> Deferred[bytes]:
+        """Ask the store, in whose thread the answer is marshalled too: it may be large."""
+        ended = asked.ended
 
-    def _wait(self, arguments: object, seconds: float | None) -> Deferred[Any]:
-        over = self._spooler.wait(read_arguments("wait", WAIT, arguments)["id"])
-        if seconds is not None:
-            over.addTimeout(seconds, self._reactor, onTimeoutCancel=_not_over)
-        return over.addCallback(describe_record)
+        def job(store: ISpoolStore) -> Steps[tuple[Any, bytes]]:
+            answer = yield from asked.job(store)
+            return answer, dumps(answer)
 
-    # What the store is asked.
+        def changed(answer: tuple[Any, bytes]) -> None:
+            if ended is not None:
+                self._spooler.note_change(ended(answer[0]))
 
-    def _in_store(self, operation: object, arguments: Callable[[], object], size: int) -> Deferred[Any]:
-        """Have the store's thread do something.
-
-        :param arguments: makes them, in that thread.
-        :param size: how many bytes are held until then.
-        """
-        if self._pending >= MAX_PENDING or self._pending_bytes + size > MAX_PENDING_BYTES:
-            raise Busy("too much waits for the spool already; try again later")
-        self._pending += 1
-        self._pending_bytes += size
-        now = self._now()
-        doing = self._spooler.manage(lambda store: manage(store, operation, arguments(), now))
-        # Whoever withdraws the request doesn't end the call, which is to count until it has been made.
-        answer: Deferred[Any] = Deferred()
-        doing.addBoth(self._done, size).chainDeferred(answer)
-        return answer
-
-    def _done(self, result: Any, size: int) -> Any:
-        self._pending -= 1
-        self._pending_bytes -= size
-        return result
+        answering = self._spooler.questions.ask(
+            request.peer.group, job, weight=asked.weight, size=len(request.packet.payload), then=changed
+        )
+        return answering.addCallback(lambda answer: answer[1])
 
 
-def _question(payload: bytes) -> tuple[object, object]:
+def _operation(payload: bytes) -> str:
+    """Return the name of the operation that a question begins with, without loading anything."""
     size = len(payload)
     if size > MAX_QUESTION:
         raise MessageTooLarge(
@@ -143,16 +140,21 @@ def _question(payload: bytes) -> tuple[object, object]:
             size=size,
             limit=MAX_QUESTION,
         )
-    message = loads(payload)
-    if not isinstance(message, (tuple, list)) or len(message) != 2 or not isinstance(message[0], str):
+    start = next((len(pair) for pair in _PAIRS if payload.startswith(pair)), size)
+    width = _TEXTS.get(payload[start]) if start < size else None
+    if width is None:
         raise SpoolError("what is asked of a spooler is (operation, arguments), or bytes: a batch of tasks")
-    return message[0], message[1]
+    begin = start + 1 + width
+    return payload[begin : begin + int.from_bytes(payload[start + 1 : begin], "little")].decode(
+        errors="replace"
+    )
 
 
-def _bytes(payload: bytes) -> bytes:
-    message = loads(payload)
-    assert isinstance(message, bytes), "the type code said so"
-    return message
+def _arguments(payload: bytes) -> object:
+    """Return the arguments in a question that begins with an operation's name."""
+    message = loads_plain(payload)
+    assert isinstance(message, (tuple, list)), "its type code said so"
+    return message[1]
 
 
 def _not_over(_result: object, seconds: float) -> NoReturn:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, maybeDeferred
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.errors import MessageTooLarge, UwsgiError
+from uwsgitwisted.errors import Busy, MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import Answer, IResponder, Request
 from uwsgitwisted.responders.http import (
     ASKING,
@@ -25,8 +26,10 @@ from uwsgitwisted.responders.http import (
     not_found,
     refused,
 )
-from uwsgitwisted.spool.records import describe_record, for_json
+from uwsgitwisted.spool.records import Description, describe_record, for_json
+from uwsgitwisted.spool.slices import at_once
 from uwsgitwisted.spool.spooler import Spooler
+from uwsgitwisted.tasks import load_result
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.message import SPOOL_WITH_ID
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
@@ -36,6 +39,9 @@ __all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
 
 #: The modifier2 of a task that nginx asks for, whose answer is HTTP.
 SPOOL_OVER_HTTP = 1
+#: How many large results are read and made JSON at once, and how many requests wait for that: each takes up to
+#: a mebibyte, some tens in between, and a few tenths of a second.
+MAX_CONVERSIONS, MAX_WAITING_CONVERSIONS = 2, 50
 #: The modifiers of packets that a body follows.
 BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
 
@@ -43,11 +49,11 @@ BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
 class _Form(NamedTuple):
     """A way to ask for a task.
 
-    :param ask: gets the request's payload.
+    :param ask: gets the request, whose payload it has to understand.
     :param refused: the answer when that failed; None to leave the failure to whoever sends the answer.
     """
 
-    ask: Callable[[bytes], Deferred[Answer]]
+    ask: Callable[[Request], Deferred[Answer]]
     refused: Callable[[BaseException], Answer] | None
 
 
@@ -65,6 +71,7 @@ class SpoolResponder:
 
     :param http_vars: the variables of a web request that enter its task.
     :param monotonic: a clock that is never set, in seconds.
+    :param in_thread: calls a function with its arguments beside the reactor.
     """
 
     _log = Logger()
@@ -75,10 +82,13 @@ class SpoolResponder:
         *,
         http_vars: Iterable[str] = HTTP_VARS,
         monotonic: Callable[[], float] = time.monotonic,
+        in_thread: Callable[..., Deferred[bytes]] = deferToThread,
     ) -> None:
         self._spooler = spooler
         self._http_vars = tuple(name.encode() for name in http_vars)
         self._reports = Reports(self._log, monotonic)
+        self._in_thread = in_thread
+        self._conversions = DeferredSemaphore(MAX_CONVERSIONS)
         self._plain = _Form(self._ask_plain, lambda _: NO)
         self._forms = {
             SPOOL_OVER_HTTP: _Form(self._ask_over_http, refused),
@@ -90,55 +100,70 @@ class SpoolResponder:
 
         Cancelling it takes the task out if its commit has not begun.
         """
-        _, modifier2, payload = request.packet
-        form = self._forms.get(modifier2, self._plain)
-        asked = maybeDeferred(form.ask, payload) if request.refused is None else fail(request.refused)
+        form = self._forms.get(request.packet.modifier2, self._plain)
+        asked = maybeDeferred(form.ask, request) if request.refused is None else fail(request.refused)
         if form.refused is not None:
             asked.addErrback(self._refused, form.refused, request)
         return asked
 
     # The forms.
 
-    def _ask_plain(self, payload: bytes) -> Deferred[Answer]:
-        return self._spooler.enqueue(payload).addCallback(lambda _: YES)
+    def _ask_plain(self, request: Request) -> Deferred[Answer]:
+        return self._spooler.enqueue(request.packet.payload).addCallback(lambda _: YES)
 
-    def _ask_with_id(self, payload: bytes) -> Deferred[Answer]:
-        block, body = _split(payload)
+    def _ask_with_id(self, request: Request) -> Deferred[Answer]:
+        block, body = _split(request.packet.payload)
         if CONTENT_LENGTH in block:  # it was for the way here
             kept = decode_vars(block)
             kept.pop(CONTENT_LENGTH, None)
             block = encode_vars(kept.items())
         return self._spooler.enqueue(block, body).addCallback(lambda task: Packet(ANSWER, 1, b"%d" % task))
 
-    def _ask_over_http(self, payload: bytes) -> Deferred[Answer]:
-        return Deferred.fromCoroutine(self._answer_http(payload))
+    def _ask_over_http(self, request: Request) -> Deferred[Answer]:
+        return Deferred.fromCoroutine(self._answer_http(request))
 
-    async def _answer_http(self, payload: bytes) -> bytes:
-        block, body = _split(payload)
+    async def _answer_http(self, asked: Request) -> bytes:
+        block, body = _split(asked.packet.payload)
         request = HttpRequest.read(block)
+        group = asked.peer.group
         if request.method in ENQUEUING:
             identifier = await self._spooler.enqueue(request.task_variables(self._http_vars), body)
-            return accepted(request, identifier, await self._state_of(identifier))
+            return accepted(request, identifier, await self._state_of(identifier, group))
         if request.method in ASKING:
-            return await self._status(request)
+            return await self._status(request, group)
         return not_allowed(request.method)
 
-    async def _state_of(self, identifier: int) -> str:
+    async def _state_of(self, identifier: int, group: str) -> str:
         """Return the state of a task that was accepted: one whose key is known may have run long ago."""
+        asking = self._spooler.questions.ask(group, at_once(lambda store: store.states([identifier])))
         try:
-            found = await self._spooler.find([identifier])
+            states = await asking
         except UwsgiError:  # it is stored all the same
             return "accepted"
-        return found[0].state.name.lower() if found else "done"
+        return states[identifier].name.lower() if states else "done"
 
-    async def _status(self, request: HttpRequest) -> bytes:
+    async def _status(self, request: HttpRequest, group: str) -> bytes:
         head = request.method == b"HEAD"
-        if request.task is None:
+        identifier = request.task
+        if identifier is None:
             return not_found("a path that ends with a task's id is needed", head=head)
-        found = await self._spooler.find([request.task])
+        found = await self._spooler.questions.ask(group, at_once(lambda store: store.find([identifier])))
         if not found:
             return not_found("no task of that id is known, or it is over and forgotten", head=head)
-        return json_answer(HTTPStatus.OK, for_json(describe_record(found[0])), head=head)
+        described = describe_record(found[0])
+        if described["result"] is not None:
+            return _told(described, head)
+        if len(self._conversions.waiting) >= MAX_WAITING_CONVERSIONS:
+            raise Busy("too many ask for large results; try again later")
+        return await self._conversions.run(
+            lambda: Deferred.fromCoroutine(self._tell_large(described, group, head))
+        )
+
+    async def _tell_large(self, described: Description, group: str, head: bool) -> bytes:
+        """Answer with a result that takes a while to be made JSON, which is done beside the reactor."""
+        identifier = described["id"]
+        reading = self._spooler.questions.ask(group, at_once(lambda store: store.result(identifier)))
+        return await self._in_thread(_told, described | {"result": await reading}, head)
 
     def _refused(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:
         """Answer no, with the reason in the log; a request that was withdrawn needs neither."""
@@ -148,6 +173,12 @@ class SpoolResponder:
             failure.raiseException()
         self._reports.failed(failure, request)
         return answer(error)
+
+
+def _told(described: Description, head: bool) -> bytes:
+    """Return the answer that tells what is known of a task."""
+    loaded = described | {"result": load_result(described["result"])}
+    return json_answer(HTTPStatus.OK, for_json(loaded), head=head)
 
 
 def _split(payload: bytes) -> tuple[bytes, bytes]:

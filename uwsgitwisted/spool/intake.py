@@ -16,7 +16,7 @@ from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.thread import Runner
 
 #: How many bytes the tasks that wait for their commit may have together, bodies included.
-MAX_PENDING_BYTES = 256 * 1024 * 1024
+MAX_PENDING_BYTES = 128 * 1024 * 1024
 
 _log = Logger()
 

@@ -3,10 +3,14 @@
 Each operation takes a store and plain arguments, which may be a stranger's, and returns plain values. So the
 same ones serve a spooler that runs, over the network, and a store that is opened directly. Who may ask for what
 is not decided here.
+
+An operation does its work in slices, as :mod:`uwsgitwisted.spool.slices` has them, and what it returns is
+bounded in bytes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,19 +18,26 @@ from typing import Any, NamedTuple
 
 from uwsgitwisted.errors import SpoolError
 from uwsgitwisted.spool.bounds import add_all
-from uwsgitwisted.spool.records import describe_record
-from uwsgitwisted.spool.stores import ISpoolStore, Record
+from uwsgitwisted.spool.records import Description, describe_record
+from uwsgitwisted.spool.slices import SLICE, Job, Steps, finish, slices
+from uwsgitwisted.spool.stores import LARGEST_ID, SMALL_RESULT, ISpoolStore, Record, possible_ids
 from uwsgitwisted.spool.task import QUEUE_LIMIT, UNPRIORITIZED, State, Task, new_task
-from uwsgitwisted.tasks import MAX_BATCH
+from uwsgitwisted.tasks import MAX_BATCH, decode_batch
+from uwsgitwisted.wire.objects import loads_plain
 from uwsgitwisted.wire.vars import decode_vars
 
-#: How many ids one call takes; of how many it tells all, since each may have a result of a mebibyte; how many
-#: it lists.
+#: How many ids one call takes; of how many it tells all, since each may have a traceback and variables of
+#: 64 KiB; how many it lists.
 MAX_IDS, MAX_DETAILS, MAX_LIST = 1_000, 20, 1_000
-#: How many tasks a change to all of them looks at in one call, and how many are read from a store at once.
-CHANGE_BATCH, PAGE = 1_000, 50
-#: A call that exports tasks stops when it has so many bytes of them.
-EXPORT_BYTES = 8 * 1024 * 1024
+#: How many tasks a change to all of them looks at in one call.
+CHANGE_BATCH = 1_000
+#: How many tasks are looked through, and how many new ones are read, in one slice: some milliseconds each.
+SCAN, READ = 10_000, 500
+#: How many queues are counted one by one.
+MAX_QUEUES = 10_000
+#: A call that exports tasks stops when it has so many bytes of them. Results have as many together; those for
+#: which there is no room are left out.
+ANSWER_BYTES = 8 * 1024 * 1024
 #: How much of its variables a list shows of a task, in characters.
 SUMMARY_LIMIT = 200
 
@@ -35,14 +46,13 @@ STATES = {state.name.lower(): state for state in State}
 #: The states of tasks that are not over, and of those that are.
 LIVE, OVER = (State.SCHEDULED, State.READY, State.RUNNING), (State.DONE, State.DEAD, State.CANCELLED)
 
-_LARGEST_ID = 2**63 - 1
 #: Variables that tell the spooler something; a list has what they say in columns of their own.
 _SPOOLING_KEYS = frozenset({b"at", b"priority", b"spooler", b"idempotency_key", b"CONTENT_LENGTH"})
 _REQUIRED = object()
 
 
 def manage(store: ISpoolStore, operation: object, arguments: object, now: float) -> object:
-    """Do what is asked.
+    """Do what is asked, all at once.
 
     :param operation: the name of one of :data:`OPERATIONS`.
     :param arguments: a dict of those that it takes.
@@ -51,10 +61,47 @@ def manage(store: ISpoolStore, operation: object, arguments: object, now: float)
     :raises SpoolError: if there is no such operation, or it doesn't take these arguments; the text says what it
         does take. And whatever the store raises.
     """
+    return finish(question(operation, arguments, now).job(store))
+
+
+class Question(NamedTuple):
+    """Something that is asked of a queue, understood.
+
+    :param job: does it.
+    :param weight: how many slices it has, about.
+    :param ended: from its answer, the ids of the tasks that it may have ended; None if it only looks.
+    """
+
+    job: Job[Any]
+    weight: int
+    ended: Callable[[Any], Sequence[int]] | None
+
+
+def question(operation: object, arguments: object, now: float) -> Question:
+    """Return what is asked, to be done later.
+
+    :raises SpoolError: as :func:`manage`.
+    """
     known = OPERATIONS.get(operation) if isinstance(operation, str) else None
     if known is None:
         raise SpoolError(f"there is no such operation; there are {', '.join(OPERATIONS)}")
-    return known.run(store, now, **read_arguments(f"{operation}", known.takes, arguments))
+    values = read_arguments(f"{operation}", known.takes, arguments)
+    looks_at = CHANGE_BATCH if values.get("all") else values.get("limit", len(values.get("ids") or ()))
+    return Question(lambda store: known.run(store, now, **values), 1 + looks_at // SLICE, known.ended)
+
+
+def batch(payload: bytes, now: float) -> Question:
+    """Return the question to take in a batch of tasks.
+
+    :param payload: what :func:`uwsgitwisted.tasks.encode_batch` gives, marshalled.
+    """
+
+    def job(store: ISpoolStore) -> Steps[list[int]]:
+        data = loads_plain(payload)
+        assert isinstance(data, bytes), "its type code said so"
+        return (yield from _enqueue(store, now, tasks=decode_batch(data)))
+
+    return Question(job, 1, _none_ended)
 
 
 class Argument(NamedTuple):
@@ -99,7 +146,7 @@ def _integer(lowest: int, highest: int) -> Callable[[Any], int]:
     return read
 
 
-_read_id = _integer(1, _LARGEST_ID)
+_read_id = _integer(1, LARGEST_ID)
 
 
 def _ids(limit: int) -> Callable[[Any], list[int]]:
@@ -147,72 +194,102 @@ def _tasks(value: Any) -> Sequence[Sequence[bytes]]:
 # What reads.
 
 
-def _scan(
+def _pages(
     store: ISpoolStore, limit: int, after: int, *, state: State | None = None, queue: str | None = None
-) -> Iterator[Record]:
-    """Give tasks in the order of their ids, reading a page of them at a time."""
-    while limit:
-        size = min(limit, PAGE)
-        page = store.records(size, after, state=state, queue=queue)
-        yield from page
-        if len(page) < size:
-            return
-        limit -= size
-        after = page[-1].task.id
+) -> Iterator[list[Record]]:
+    """Give tasks in the order of their ids, as many as are read in a slice; that may be none."""
+    while limit and after < LARGEST_ID:
+        until = store.horizon(after, SCAN)
+        more = True
+        while limit and more:
+            size = min(limit, SLICE)
+            page = store.records(size, after, until=until, state=state, queue=queue)
+            yield page
+            limit -= len(page)
+            more = len(page) == size
+            after = page[-1].task.id if more else until
 
 
-def _list(store: ISpoolStore, now: float, *, limit: int, after: int, **wanted: Any) -> list[dict[str, object]]:
-    return [_summary(record) for record in _scan(store, limit, after, **wanted)]
+def _list(store: ISpoolStore, now: float, *, limit: int, after: int, **wanted: Any) -> Steps[list[Description]]:
+    tasks: list[Description] = []
+    for page in _pages(store, limit, after, **wanted):
+        tasks += map(_summary, page)
+        yield
+    return tasks
 
 
-def _show(store: ISpoolStore, now: float, *, ids: list[int]) -> list[dict[str, object]]:
-    return [_details(record) for record in store.find(ids)]
+def _find(
+    describe: Callable[[Record], Description], store: ISpoolStore, now: float, *, ids: list[int]
+) -> Steps[list[Description]]:
+    """Return what is known of tasks, with their results as far as there is room; there is for the first."""
+    tasks: list[Description] = []
+    size = 0
+    for some in slices(possible_ids(ids)):
+        for record in store.find(some):
+            task = describe(record)
+            if task["result"] is None and (not size or size + record.result_size <= ANSWER_BYTES):
+                size += record.result_size
+                yield
+                task["result"] = store.result(record.task.id)
+            tasks.append(task)
+        yield
+    return tasks
 
 
-def _status(store: ISpoolStore, now: float, *, ids: list[int]) -> list[dict[str, object]]:
-    return [describe_record(record) for record in store.find(ids)]
-
-
-def _stats(store: ISpoolStore, now: float) -> list[dict[str, object]]:
-    counts, paused = store.counts(), store.paused()
+def _stats(store: ISpoolStore, now: float) -> Steps[list[Description]]:
+    counts: dict[str | None, Counter[State]] = {queue: Counter() for queue in store.paused()}
+    paused = set(counts)
+    after = 0
+    while after < LARGEST_ID:
+        until = store.horizon(after, SCAN)
+        for (queue, state), number in store.counts(after, until).items():
+            known = queue in counts or len(counts) < MAX_QUEUES
+            counts.setdefault(queue if known else None, Counter())[state] += number
+        after = until
+        yield
     return [
         {
             "queue": queue,
             "paused": queue in paused,
-            **{name: counts.get((queue, state), 0) for name, state in STATES.items()},
+            **{name: counts[queue][state] for name, state in STATES.items()},
         }
-        for queue in sorted(paused.union(queue for queue, _ in counts))
+        for queue in sorted(counts, key=lambda queue: (queue is None, queue))
     ]
 
 
 def _export(
     store: ISpoolStore, now: float, *, limit: int, after: int, **wanted: Any
-) -> list[dict[str, object]]:
-    """Return tasks with all that makes them up: up to *limit*, and not many more bytes than EXPORT_BYTES."""
-    exported: list[dict[str, object]] = []
+) -> Steps[list[Description]]:
+    """Return tasks with all that makes them up: up to *limit*, and not many more bytes than ANSWER_BYTES."""
+    exported: list[Description] = []
     size = 0
-    for record in _scan(store, limit, after, **wanted):
-        task = record.task
-        content = {"variables": task.variables, "body": store.body(task.id), "idempotency_key": task.key}
-        exported.append({**_described(record), **content})
-        size += task.size + len(content["body"])
-        if size > EXPORT_BYTES:
-            break
+    for page in _pages(store, limit, after, **wanted):
+        for record in page:
+            task = record.task
+            if record.body_size > SMALL_RESULT:
+                yield
+            body = store.body(task.id) if record.body_size else b""
+            content = {"variables": task.variables, "body": body, "idempotency_key": task.key}
+            exported.append({**_described(record), **content})
+            size += task.size + len(body)
+            if size > ANSWER_BYTES:
+                return exported
+        yield
     return exported
 
 
-def _described(record: Record) -> dict[str, object]:
+def _described(record: Record) -> Description:
     """Return what a list says of a task: no result, which may be large."""
-    described = describe_record(replace(record, result=b""))
+    described = describe_record(record)
     del described["result"]
     return {**described, **_priority(record)}
 
 
-def _summary(record: Record) -> dict[str, object]:
+def _summary(record: Record) -> Description:
     return {**_described(record), "summary": _summarize(record.task.variables)}
 
 
-def _details(record: Record) -> dict[str, object]:
+def _details(record: Record) -> Description:
     return {
         **describe_record(record),
         **_priority(record),
@@ -275,7 +352,7 @@ def _change(
     state: State | None,
     queue: str | None,
     after: int,
-) -> dict[str, object]:
+) -> Steps[dict[str, object]]:
     """Change the tasks *ids*, or the next ones of all behind *after*.
 
     :return: which were ``changed``, whether there are ``more`` to be looked at, and ``after`` which.
@@ -284,6 +361,7 @@ def _change(
     if (ids is None) is not all:
         raise SpoolError(f"{name} needs either ids or all")
     if ids is not None:
+        yield
         return {"changed": change.apply(store, ids, now), "more": False, "after": max(ids)}
     states = change.default if state is None else (state,)
     if not set(states) <= set(change.states):
@@ -291,14 +369,21 @@ def _change(
         raise SpoolError(f"{name} changes tasks in these states only: {possible}")
     # The store leaves alone what is in another state.
     one = states[0] if len(states) == 1 else None
-    seen = [record.task.id for record in _scan(store, CHANGE_BATCH, after, state=one, queue=queue)]
+    seen: list[int] = []
+    for page in _pages(store, CHANGE_BATCH, after, state=one, queue=queue):
+        seen += [record.task.id for record in page]
+        yield
     changed = change.apply(store, seen, now) if seen else []
     return {"changed": changed, "more": len(seen) == CHANGE_BATCH, "after": seen[-1] if seen else after}
 
 
-def _enqueue(store: ISpoolStore, now: float, *, tasks: Sequence[Sequence[bytes]]) -> list[int]:
+def _enqueue(store: ISpoolStore, now: float, *, tasks: Sequence[Sequence[bytes]]) -> Steps[list[int]]:
     """Store new tasks in one transaction, all of them or none, and return their ids."""
-    return add_all(store, [_new(now, *parts) for parts in tasks])
+    new: list[Task] = []
+    for some in slices(tasks, READ):
+        new += [_new(now, *parts) for parts in some]
+        yield
+    return add_all(store, new)
 
 
 def _new(now: float, variables: bytes, body: bytes, settings: bytes) -> Task:
@@ -306,14 +391,24 @@ def _new(now: float, variables: bytes, body: bytes, settings: bytes) -> Task:
     return replace(new_task(settings, now), variables=variables, body=body) if settings else task
 
 
-def _pause(store: ISpoolStore, now: float, *, queue: str, paused: bool) -> None:
+def _pause(store: ISpoolStore, now: float, *, queue: str, paused: bool) -> Steps[None]:
+    yield
     store.pause(queue, paused)
+
+
+def _none_ended(_answer: object) -> Sequence[int]:
+    return ()
+
+
+def _changed(answer: Mapping[str, Any]) -> Sequence[int]:
+    ids: Sequence[int] = answer["changed"]
+    return ids
 
 
 _WANTED = {
     "state": Argument(_state, None),
     "queue": Argument(_queue, None),
-    "after": Argument(_integer(0, _LARGEST_ID), 0),
+    "after": Argument(_integer(0, LARGEST_ID), 0),
 }
 _LISTED = {**_WANTED, "limit": Argument(_integer(1, MAX_LIST), 100)}
 _CHANGED = {**_WANTED, "ids": Argument(_ids(MAX_IDS), None), "all": Argument(_flag, False)}
@@ -325,10 +420,12 @@ class _Operation(NamedTuple):
 
     :param run: does it, with a store, the time, and the arguments.
     :param takes: the arguments.
+    :param ended: see :class:`Question`.
     """
 
-    run: Callable[..., object]
+    run: Callable[..., Steps[object]]
     takes: Mapping[str, Argument]
+    ended: Callable[[Any], Sequence[int]] | None = None
 
 
 #: All that can be asked of a store.
@@ -338,14 +435,14 @@ OPERATIONS = {
         partial(_list, state=State.DEAD),
         {name: argument for name, argument in _LISTED.items() if name != "state"},
     ),
-    "show": _Operation(_show, {"ids": Argument(_ids(MAX_DETAILS))}),
-    "status": _Operation(_status, {"ids": Argument(_ids(MAX_IDS))}),
+    "show": _Operation(partial(_find, _details), {"ids": Argument(_ids(MAX_DETAILS))}),
+    "status": _Operation(partial(_find, describe_record), {"ids": Argument(_ids(MAX_IDS))}),
     "stats": _Operation(_stats, {}),
     "export": _Operation(_export, _LISTED),
-    "enqueue": _Operation(_enqueue, {"tasks": Argument(_tasks)}),
-    **{name: _Operation(partial(_change, name), _CHANGED) for name in CHANGES},
-    "pause": _Operation(partial(_pause, paused=True), _QUEUE),
-    "resume": _Operation(partial(_pause, paused=False), _QUEUE),
+    "enqueue": _Operation(_enqueue, {"tasks": Argument(_tasks)}, _none_ended),
+    **{name: _Operation(partial(_change, name), _CHANGED, _changed) for name in CHANGES},
+    "pause": _Operation(partial(_pause, paused=True), _QUEUE, _none_ended),
+    "resume": _Operation(partial(_pause, paused=False), _QUEUE, _none_ended),
 }
 
 #: What whoever waits for a task says.

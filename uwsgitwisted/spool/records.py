@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import UnsafeObject
-from uwsgitwisted.spool.stores import Record
-from uwsgitwisted.wire.objects import loads
+from typing import Any
 
+from uwsgitwisted.spool.stores import Record
+
+#: What is told of a task, by name.
+Description = dict[str, Any]
+
+#: How much of the last line of an error is told, in characters.
+ERROR_LINE_LIMIT = 1_000
 #: How much of a result is shown that JSON can't have, in characters.
 RESULT_REPR_LIMIT = 4_000
 #: The integers that every reader of JSON takes as they are, in either direction: a float holds them exactly.
 _LARGEST_INTEGER = 2**53
 
 
-def describe_record(record: Record) -> dict[str, object]:
+def describe_record(record: Record) -> Description:
     """Return what is known of a task.
 
     Of the last error there is only the last line, which says what happened; a traceback names files. All values
-    can be marshalled. JSON can have them too, apart from the result: see :func:`for_json`.
+    can be marshalled, and JSON can have them too, apart from the result.
 
     :return: ``id``, ``state``, ``queue``, ``attempts``, ``crashes``, the times ``created``, ``at``, ``started``
-        and ``finished`` in unix seconds or None, ``error``, and ``result``: what the handler returned, None for
-        nothing.
+        and ``finished`` in unix seconds or None, ``error``, and ``result``: what the handler returned, still
+        marshalled, for :func:`uwsgitwisted.tasks.load_result`; None if it is too large to be here.
     """
     task = record.task
     return {
@@ -33,13 +38,13 @@ def describe_record(record: Record) -> dict[str, object]:
         "at": task.at,
         "started": record.started,
         "finished": record.finished,
-        "error": record.error.rstrip().rpartition("\n")[2],
-        "result": _load(record.result),
+        "error": record.error.rstrip().rpartition("\n")[2][:ERROR_LINE_LIMIT],
+        "result": record.result if len(record.result) >= record.result_size else None,
     }
 
 
-def for_json(described: dict[str, object]) -> dict[str, object]:
-    """Return a description as JSON can have it.
+def for_json(described: Description) -> Description:
+    """Return a description whose result is loaded as JSON can have it.
 
     A result that JSON has no form for, such as bytes or a dict whose keys are numbers, is None, and
     ``result_repr`` has its text, as Python writes it, up to a length.
@@ -47,15 +52,6 @@ def for_json(described: dict[str, object]) -> dict[str, object]:
     if _is_json(described["result"]):
         return described
     return {**described, "result": None, "result_repr": _repr(described["result"])}
-
-
-def _load(result: bytes) -> object:
-    if not result:
-        return None
-    try:
-        return loads(result)
-    except UnsafeObject as error:  # the worker wrote it, so the store's file was changed
-        return f"(the result can't be read: {error})"
 
 
 def _is_json(value: object) -> bool:

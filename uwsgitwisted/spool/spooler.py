@@ -25,8 +25,10 @@ from uwsgitwisted.spool.clock import ClockWatch
 from uwsgitwisted.spool.endings import outcome_of_answer, outcome_of_failure
 from uwsgitwisted.spool.intake import Intake
 from uwsgitwisted.spool.pools import MAX_AHEAD, PATIENCE, Pools
+from uwsgitwisted.spool.questions import Questions
+from uwsgitwisted.spool.records import Description
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import Demand, ISpoolStore, Record, Settlement, Turn
+from uwsgitwisted.spool.stores import Demand, ISpoolStore, Settlement, Turn
 from uwsgitwisted.spool.task import Task, encode_run, new_task
 from uwsgitwisted.spool.thread import Runner, StoreThread
 from uwsgitwisted.spool.waiters import Waiters
@@ -110,7 +112,9 @@ class Spooler:
         self._intake = Intake(
             reactor, store, self._runner, max_pending=max_pending, committed=self._tasks_committed
         )
-        self._waiters = Waiters(self.find)
+        #: What peers ask of the store.
+        self.questions = Questions(self._runner, store)
+        self._waiters = Waiters(self.questions)
         self._clock = ClockWatch(now, reactor.seconds)
         #: By how much the clock was set since the store last heard of it, in seconds.
         self._jump = 0.0
@@ -143,6 +147,7 @@ class Spooler:
         if self._state is _State.RUNNING:
             return
         self._runner.start()
+        self.questions.open()
         self._state = _State.STARTING
         try:
             await self._runner.run(self._store.open, self._woken_in_a_thread)
@@ -179,7 +184,8 @@ class Spooler:
         for run in list(self._running.values()):
             run.answer.cancel()
         await self._flush()
-        await self._waiters.look()
+        self._waiters.look()
+        await self._waiters.looked()
         self._waiters.give_up(Unavailable("the spooler is stopping, and the task is not over"))
         await self._close()
         self._state = _State.STOPPED
@@ -206,6 +212,7 @@ class Spooler:
             self._turning.release()
 
     async def _close(self) -> None:
+        self.questions.close()
         try:
             await self._runner.run(self._store.close)
         except Exception:
@@ -232,36 +239,35 @@ class Spooler:
             return fail(error)
         return self._intake.add(task)
 
-    def wait(self, identifier: int) -> Deferred[Record]:
+    def wait(self, identifier: int, group: str) -> Deferred[Description]:
         """Wait until a task is over.
 
+        :param group: who waits, see :attr:`uwsgitwisted.access.Peer.group`.
         :return: fires with what is known of it then. Fails with ``NoSuchTask``, or ``Busy`` if too many wait.
             Cancelling it leaves the task alone.
         """
-        return self._waiters.wait(identifier) if self._takes_requests else fail(_not_running())
-
-    def find(self, ids: Iterable[int]) -> Deferred[list[Record]]:
-        """Look tasks up.
-
-        :return: fires with what is known of them, in the order of their ids; unknown ones are left out.
-        """
-        return self._ask(lambda store: store.find(ids))
+        return self._waiters.wait(identifier, group) if self._takes_requests else fail(_not_running())
 
     def manage(self, change: Callable[[ISpoolStore], _T]) -> Deferred[_T]:
-        """Call *change* with the store, where it may block, and act on what has changed.
+        """Call *change* with the store, where it may block, before what peers ask; and look for new tasks.
 
         :return: fires with what it returned; fails with what it raised.
         """
-        return self._ask(change).addCallback(self._changed)
-
-    def _ask(self, question: Callable[[ISpoolStore], _T]) -> Deferred[_T]:
         if self._state is _State.STOPPED:
             return fail(_not_running())
-        return self._runner.run(question, self._store)
+        return self._runner.run(change, self._store).addCallback(self._changed)
 
     def _changed(self, result: _T) -> _T:
-        self._woken()
+        self.note_change(())
         return result
+
+    def note_change(self, ended: Iterable[int]) -> None:
+        """Act on a change of the store that a peer asked for.
+
+        :param ended: the tasks that it may have ended.
+        """
+        self._waiters.look(ended)
+        self._look_for_tasks()
 
     @property
     def _takes_requests(self) -> bool:
@@ -282,8 +288,12 @@ class Spooler:
 
     def _woken(self) -> None:
         """Have a turn soon: something has changed, and only the store knows what."""
-        self._ready = frozenset(self._pools.names)
         self._waiters.look()
+        self._look_for_tasks()
+
+    def _look_for_tasks(self) -> None:
+        """Have a turn soon, with new tasks."""
+        self._ready = frozenset(self._pools.names)
         self._look_within(0.0)
         self._plan_turn()
 
