@@ -61,7 +61,9 @@ class Witness:
         self._thread.start()
 
     def stop(self) -> None:
-        """Wait for the call that is in flight, and end."""
+        """Wait for the call that is in flight, and end; one call at least has been made then."""
+        while self._thread.is_alive() and not (self.durations or self.errors):
+            self._stopping.wait(_PAUSE)
         self._stopping.set()
         self._thread.join()
 

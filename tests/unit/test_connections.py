@@ -98,8 +98,9 @@ def test_whoever_has_most_makes_room() -> None:
     for host in ("10.0.0.1", *["10.0.0.2"] * 6):
         bench.connect(host)
     assert bench.connect("10.0.0.3") is None
-    assert bench.added[1].calls == ["evict", "abort"]
     assert bench.connect("10.0.0.1") is None
+    bench.connections.remove(bench.added[1])
+    assert bench.evicted == [1, 2]
     assert bench.added[2].calls == ["evict", "abort"]
     assert bench.connect("10.0.0.1") == "7 connections are open already"
     assert sum(bool(connection.calls) for connection in bench.added) == 2
@@ -138,14 +139,28 @@ def test_no_look_for_a_while() -> None:
 
 
 def test_evicted_ones_that_stay() -> None:
-    """Connections that don't close though they were evicted are cut off when they get too many."""
-    bench = Bench(limit=1, peer_limit=1)
-    for number in range(70):
-        assert bench.connect("10.0.0.1", float(number)) is None
-    assert bench.evicted == list(range(69))
+    """Evicted connections count until they are closed: with many of them, only a peer with few gets room."""
+    bench = Bench(limit=80, peer_limit=80)
+    for number in range(80):
+        bench.connect("10.0.0.1", float(number))
+    assert [bench.connect("10.0.0.1") for _ in range(5)] == [None] * 5
+    assert bench.evicted == list(range(5))
+    assert bench.connect("10.0.0.1") == "80 connections of its address are open already"
+    assert bench.connect("10.0.0.2") is None
+    assert bench.evicted == list(range(7))
     cut_off = [number for number, connection in enumerate(bench.added) if "abort" in connection.calls]
-    assert cut_off == list(range(5))
+    assert cut_off == [0, 1]
     assert set(bench.connections) == set(bench.added)
+    for connection in bench.added[:7]:
+        bench.connections.remove(connection)
+    assert bench.connect("10.0.0.1") is None
+
+
+def test_the_end() -> None:
+    """It is known when all are closed, the evicted ones too."""
+    bench = Bench(limit=1, peer_limit=1)
+    for number in range(2):
+        bench.connect("10.0.0.1", float(number))
     emptied: list[None] = []
     bench.connections.emptied().addCallback(emptied.append)
     for connection in bench.added:

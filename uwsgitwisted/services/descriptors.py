@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 
+from uwsgitwisted.transport.connections import LEAVING_PART
+
 #: What the reactor, ports, logs and a store need, and what starting a process takes for a moment.
 _RESERVE = 48
 #: What each worker process needs here: a socket, the pipes of its output and its tokens; and its successor's,
@@ -26,8 +28,8 @@ def allowed_connections(wanted: int, workers: int) -> int:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserve = _RESERVE + workers * _EACH_WORKER
-    needed = wanted + reserve
+    needed = wanted + wanted // LEAVING_PART + reserve
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(_FEWEST, min(wanted, soft - reserve))
+    return max(_FEWEST, min(wanted, (soft - reserve) * LEAVING_PART // (LEAVING_PART + 1)))

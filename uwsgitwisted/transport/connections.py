@@ -8,7 +8,7 @@ none of theirs is idle, the oldest one of whoever has most is closed, if that is
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Protocol
 
@@ -21,9 +21,9 @@ from uwsgitwisted.access import Peer
 _PART = 16
 #: Nobody who has so few connections loses one that is in use.
 _FEW = 4
-#: How many evicted connections may still be open, to take requests that were on their way; beyond it, the
-#: earliest are cut off.
-_MAX_LEAVING = 64
+#: How many evicted connections may still be open, to take requests that were on their way: this part of all.
+#: Half of that is for peers with few connections.
+LEAVING_PART = 8
 
 
 class Connection(Protocol):
@@ -54,6 +54,7 @@ class Connections:
 
     def __init__(self, limit: int, peer_limit: int) -> None:
         self._limit = limit
+        self._max_leaving = max(2, limit // LEAVING_PART)
         self._peer_limit = peer_limit
         self._open: set[Connection] = set()
         #: Those that were evicted and are not closed yet, in that order.
@@ -70,13 +71,23 @@ class Connections:
     def refusal(self, peer: Peer) -> str | None:
         """Return why *peer* can't have one more, or None if it can. Others are closed for it if need be."""
         own = self._by_group.get(peer.group, {})
-        if len(own) >= self._peer_limit and not self._evict_idle([own], peer.group):
-            return f"{self._peer_limit} connections of its address are open already"
-        if len(self._open) >= self._limit:
-            richer = [group for group in self._by_group.values() if group is own or len(group) > len(own)]
-            if not self._evict_idle(richer, None) and not self._evict_oldest(len(own)):
-                return f"{self._limit} connections are open already"
-        return None
+        over_own = len(own) >= self._peer_limit
+        if not over_own and len(self._open) < self._limit:
+            return None
+        room = self._max_leaving if len(own) <= _FEW else self._max_leaving // 2
+        if len(self._leaving) < room and self._make_room(peer.group, own, over_own):
+            return None
+        return (
+            f"{self._peer_limit} connections of its address are open already"
+            if over_own
+            else f"{self._limit} connections are open already"
+        )
+
+    def _make_room(self, group: str, own: Mapping[Connection, None], over_own: bool) -> bool:
+        if over_own:
+            return self._evict_idle([own], group)
+        richer = [others for others in self._by_group.values() if others is own or len(others) > len(own)]
+        return self._evict_idle(richer, None) or self._evict_oldest(len(own))
 
     def add(self, connection: Connection) -> None:
         """Add one that was opened."""
@@ -125,7 +136,8 @@ class Connections:
         if not idle:
             self._refusals[name] = len(connections) // _PART
             return False
-        for _, _, connection in heapq.nsmallest(max(1, len(idle) // _PART), idle):
+        room = self._max_leaving - len(self._leaving)
+        for _, _, connection in heapq.nsmallest(max(1, min(len(idle) // _PART, room // 2)), idle):
             self._evict(connection)
         return True
 
@@ -146,5 +158,5 @@ class Connections:
         self._discard(connection)
         self._leaving[connection] = None
         connection.evict()
-        for overdue in list(self._leaving)[:-_MAX_LEAVING]:
+        for overdue in list(self._leaving)[: -(self._max_leaving // 2)]:
             overdue.abort()
