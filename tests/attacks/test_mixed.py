@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -190,6 +191,12 @@ def _slower(kind: str, before: dict[str, Seen], during: dict[str, Seen]) -> list
     return complaints
 
 
+def _frequent(log: str) -> list[tuple[str, int]]:
+    """Return the kinds of lines that a log has most of, and how many."""
+    kinds = Counter(re.sub(r"[0-9]+", "N", line[25:]) for line in log.splitlines())
+    return [(line[:120], number) for line, number in kinds.most_common(4)]
+
+
 @pytest.mark.parametrize("kind", ["node", "renderer", "spooler"])
 @pytest_twisted.ensureDeferred
 async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path) -> None:
@@ -221,6 +228,7 @@ async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path
     grown, logged = usage.peak - memory, len(service.log)
     print(f"memory +{grown >> 20} MiB, log {logged:,} bytes, descriptors {opened} -> {descriptors(service)}")
     print(f"{sum(done.values())} attacks: {dict(sorted(done.items()))}")
+    print(f"its log has most of {_frequent(service.log)}")
     if grown > BUDGET + SLACK:
         complaints.append(f"the front has grown by {grown >> 20} MiB")
     if logged > LOG_LIMIT:
