@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, maybeDeferred
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -39,9 +39,9 @@ __all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
 
 #: The modifier2 of a task that nginx asks for, whose answer is HTTP.
 SPOOL_OVER_HTTP = 1
-#: How many large results are read and made JSON at once, and how many requests wait for that: each takes up to
-#: a mebibyte, some tens in between, and a few tenths of a second.
-MAX_CONVERSIONS, MAX_WAITING_CONVERSIONS = 2, 50
+#: How many requests wait until a large result is read and made JSON, one after the other: each takes up to a
+#: mebibyte, some tens in between, and a few tenths of a second; two at once would only slow each other down.
+MAX_WAITING_CONVERSIONS = 50
 #: The modifiers of packets that a body follows.
 BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
 
@@ -88,7 +88,7 @@ class SpoolResponder:
         self._http_vars = tuple(name.encode() for name in http_vars)
         self._reports = Reports(self._log, monotonic)
         self._in_thread = in_thread
-        self._conversions = DeferredSemaphore(MAX_CONVERSIONS)
+        self._conversions = DeferredLock()
         self._plain = _Form(self._ask_plain, lambda _: NO)
         self._forms = {
             SPOOL_OVER_HTTP: _Form(self._ask_over_http, refused),
