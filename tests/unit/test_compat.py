@@ -21,7 +21,7 @@ from tests.unit.servers import (
     plain_peers,  # noqa: F401 - a fixture
 )
 from uwsgitwisted.compat import uwsgi
-from uwsgitwisted.compat.install import configure, install
+from uwsgitwisted.compat.install import configure, install, serve_strangers
 
 YES = frame(255, 1)
 PAGE = frame(33, 17, marshal.dumps("page", 2))
@@ -35,6 +35,7 @@ def _plain_script(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> None:  
     monkeypatch.delenv(uwsgi.SPOOLER_VARIABLE, raising=False)
     for name in ("opt", "numproc", "_worker_id", "_masterpid"):
         monkeypatch.setattr(uwsgi, name, getattr(uwsgi, name))
+    monkeypatch.setattr(uwsgi, "_serves_strangers", False)
 
 
 @pytest.mark.integration
@@ -124,6 +125,20 @@ def test_keywords_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.integration
+def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """In a service, a task goes only where its owner allows, whatever address the task names."""
+    with ScriptedServer(answering(YES)) as server:
+        address = f"127.0.0.1:{server.port}"
+        serve_strangers()
+        assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is None
+        assert f"UWSGITWISTED_SPOOLERS={address}" in caplog.text
+        assert server.requests == []
+        assert uwsgi.spool(spooler="mail") is None  # a queue's name; there is no spooler to send it to
+        monkeypatch.setenv(uwsgi.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
+        assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is True
+    assert len(server.requests) == 1
+
+
 def test_a_spooler_that_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A directory, as uWSGI has it, or a queue's name stays in the task and goes to the usual spooler."""
     with ScriptedServer(answering(YES)) as server:

@@ -25,6 +25,11 @@ def install() -> ModuleType:
     return _ours
 
 
+def serve_strangers() -> None:
+    """Tell our ``uwsgi`` module that what this process's code puts in a task may be a stranger's."""
+    _ours._serves_strangers = True
+
+
 def configure(
     *,
     worker_id: int = 0,

@@ -45,8 +45,12 @@ version = __version__.encode()
 
 #: Where :func:`spool` sends tasks, if neither the task nor the service's options say.
 SPOOLER_VARIABLE = "UWSGITWISTED_SPOOLER"
+#: To which other spoolers a service's handlers may send tasks: addresses with commas between them.
+SPOOLERS_VARIABLE = "UWSGITWISTED_SPOOLERS"
 
 _DEFAULT_TIMEOUT = 30.0
+#: Whether this is a service's process: what its handlers put in a task may be a stranger's.
+_serves_strangers = False
 _worker_id = 0
 _masterpid = 0
 _logger = logging.getLogger("uwsgitwisted.uwsgi")
@@ -119,6 +123,9 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
     task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
 
+    In the handlers of a service, the variables may come from whoever sent the request. So an address under the
+    key ``spooler`` has to be one that the service's owner allows, in ``UWSGITWISTED_SPOOLERS``.
+
     :param task: the task's variables.
     :param variables: more of them, which win.
     """
@@ -128,6 +135,7 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     if address is None:
         address = _text(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
     else:
+        _check_allowed(address)
         del whole[b"spooler"]
     if not address:
         raise MisuseError(
@@ -145,6 +153,20 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
 
 #: Its name in uWSGI before 1.0.
 send_to_spooler = spool
+
+
+def _check_allowed(address: str) -> None:
+    """See that a task may name the spooler at *address*.
+
+    :raises MisuseError: if this is a service that may not send tasks there.
+    """
+    allowed = [os.environ.get(SPOOLER_VARIABLE, ""), *os.environ.get(SPOOLERS_VARIABLE, "").split(",")]
+    places = {parse_address(text.strip()) for text in (_text(opt.get("spooler")), *allowed) if text.strip()}
+    if _serves_strangers and parse_address(address) not in places:
+        raise MisuseError(
+            f"a task names the spooler {address}, to which this service's handlers may not send tasks; if they "
+            f"are to, name it in the service's environment: {SPOOLERS_VARIABLE}={address}"
+        )
 
 
 def _address_in(value: object) -> str | None:

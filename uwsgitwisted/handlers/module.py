@@ -9,7 +9,7 @@ import traceback
 from pathlib import PurePath
 from types import ModuleType, TracebackType
 
-from uwsgitwisted.compat.install import install
+from uwsgitwisted.compat.install import install, serve_strangers
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.handlers.source import import_from_source
 
@@ -53,6 +53,7 @@ def load_handlers(name: str, function: str) -> ModuleType:
     :raises StartupError: if :func:`load_module` does, or ``uwsgi`` holds no such function afterwards.
     """
     module = load_module(name)
+    serve_strangers()
     if getattr(install(), function, None) is None:
         raise StartupError(f"the handler module {name!r} set no uwsgi.{function}; {_PURPOSES[function]}")
     return module
