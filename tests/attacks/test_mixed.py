@@ -11,9 +11,9 @@ good callers are 127.0.0.1.
 
 No good call may fail, and 99 of 100 may take at most three times as long as without the attack. The processors
 are just as busy then: as many loops as there are hostile peers run, with the same low priority. So the two
-differ in what the peers do to the service, and not in how much of a small machine is left for it. The scheduler
-alone can make a call of a few milliseconds three times as long, so calls below :data:`FLOOR` are always fast
-enough.
+differ in what the peers do to the service, and not in how much of a small machine is left for it. On two cores,
+which the attackers share with the service and the callers, the scheduler alone makes single calls many times as
+long, so calls below :data:`FLOOR` are always fast enough: the faults that this looks for took seconds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.attacks.callers import Callers, Seen, Usage, busy_processes, descript
 from tests.attacks.hostile.behaviours import BEHAVIOURS
 from tests.integration.services import Launcher, Service, eventually
 from uwsgitwisted.client import Client
+from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 pytestmark = pytest.mark.integration
 
@@ -44,10 +45,11 @@ PEERS = 8
 #: Seconds for which the good callers measure without an attack.
 QUIET = 5.0
 #: How much longer a call may take during the attack, and up to how many seconds that doesn't matter.
-TIMES, FLOOR = 3.0, 0.05
+TIMES, FLOOR = 3.0, 0.2
 #: The same for a spooler, which writes to the disk before it answers.
-SPOOLER_FLOOR = 0.1
-#: What a service may hold for its peers, and how much more it may grow beside that, in bytes.
+SPOOLER_FLOOR = 0.6
+#: What a service may hold for its peers, and how much more it may grow beside that, in bytes. The answer that a
+#: worker is sending counts only when it is whole, so there may be one of the largest size for each.
 BUDGET, SLACK = 128 << 20, 64 << 20
 LOG_LIMIT = 1 << 20
 #: So many descriptors a service gets, which the peers together have more of.
@@ -229,7 +231,7 @@ async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path
     print(f"memory +{grown >> 20} MiB, log {logged:,} bytes, descriptors {opened} -> {descriptors(service)}")
     print(f"{sum(done.values())} attacks: {dict(sorted(done.items()))}")
     print(f"its log has most of {_frequent(service.log)}")
-    if grown > BUDGET + SLACK:
+    if grown > BUDGET + SLACK + workers * MAX_MESSAGE:
         complaints.append(f"the front has grown by {grown >> 20} MiB")
     if logged > LOG_LIMIT:
         complaints.append(f"it has logged {logged:,} bytes")
