@@ -1,29 +1,55 @@
-"""Attacks by what handlers are given to do, and on the workers' descriptors."""
+"""Attacks by what handlers are given to do, by what they leave behind, and on the workers' descriptors."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import pytest
 
 from tests.attacks.witness import watching
-from tests.integration.services import TWISTD, Launcher, Service, script, until
+from tests.integration.services import TWISTD, Launcher, Service, is_alive, kill_if_alive, script, until
 from uwsgitwisted import blocking
-from uwsgitwisted.errors import RemoteError, RequestTimeout, UwsgiError, WorkerDied
+from uwsgitwisted.errors import NoAnswer, RemoteError, RequestTimeout, UwsgiError, WorkerDied
 from uwsgitwisted.wire.packet import MARSHAL, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 
 pytestmark = pytest.mark.integration
 
 HANDLER = """
-import os, resource, signal, uwsgi
+import os, resource, signal, subprocess, sys, time, uwsgi
+
+def daemon():
+    # As daemons do: an orphan with a session of its own.
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.setsid()
+        child = os.fork()
+        if child:
+            os.write(writer, str(child).encode())
+            os._exit(0)
+        os.execvp("sleep", ["sleep", "600"])
+    os.wait()
+    return int(os.read(reader, 20))
+
+START = {
+    "plain": lambda: subprocess.Popen(["sleep", "600"]).pid,
+    "session": lambda: subprocess.Popen(["sleep", "600"], start_new_session=True).pid,
+    "daemon": daemon,
+    "deaf": lambda: subprocess.Popen(
+        [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"]
+    ).pid,
+}
 
 def loop():
     while True:
         pass
 
 DO = {
+    "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "group": lambda: os.killpg(0, signal.SIGKILL),
     "loop": loop,
     "hold": lambda: len(bytearray(1 << 31)),
     "grow": lambda: [bytes(1 << 20) for _ in range(1 << 11)],
@@ -32,6 +58,11 @@ DO = {
 }
 
 def handle(message, modifier2):
+    started = {kind: START[kind]() for kind in message[1:]}
+    if started:
+        with open("started.new", "w") as file:
+            file.write(repr(started))
+        os.rename("started.new", "started")
     return DO[message[0]]()
 
 uwsgi.message_manager_marshal = handle
@@ -43,6 +74,80 @@ FEW_AT_FIRST = ("sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh", *TWISTD)
 
 def call(service: Service, *message: str) -> object:
     return script(blocking.send_message, service.address, MARSHAL, 17, message)
+
+
+#: The processes that a handler may start.
+KINDS = ("plain", "session", "daemon", "deaf")
+
+
+def started(service: Service) -> list[int]:
+    """Return the processes that a handler has started, once it has."""
+    path = service.directory / "started"
+    until(path.exists, "the handler's processes")
+    pids: dict[str, int] = eval(path.read_text())
+    return list(pids.values())
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Assert that processes end."""
+    try:
+        until(lambda: not any(map(is_alive, pids)), f"the end of {pids}")
+    finally:
+        for pid in pids:
+            kill_if_alive(pid)
+
+
+@pytest.mark.parametrize("how", ["crash", "kill", "exit", "group"])
+def test_children_of_a_worker_that_dies(launch: Launcher, how: str) -> None:
+    """However a worker ends, what its handler has started ends with it, wherever that has gone to."""
+    node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER)
+    with pytest.raises((WorkerDied, NoAnswer)):
+        call(node, how, *KINDS)
+    assert_gone(started(node))
+    assert call(node, "echo") == "here"
+
+
+def test_children_of_a_worker_over_its_time(launch: Launcher) -> None:
+    """So does it where the worker is killed for the time limit."""
+    node = launch.start("uwsgi-node", "--engine", "processes:1", "--timeout", "0.5", handler=HANDLER)
+    with pytest.raises(RequestTimeout):
+        call(node, "loop", *KINDS)
+    assert_gone(started(node))
+    assert call(node, "echo") == "here"
+
+
+def test_children_of_a_worker_that_is_replaced(launch: Launcher) -> None:
+    """So does it where the worker has had its number of requests; until then it goes on."""
+    node = launch.start("uwsgi-node", "--engine", "processes:1", "--max-requests", "2", handler=HANDLER)
+    assert call(node, "echo", *KINDS) == "here"
+    pids = started(node)
+    assert all(map(is_alive, pids))
+    call(node, "echo")
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize("end", [Service.kill, Service.terminate])
+def test_children_of_a_front_that_ends(launch: Launcher, end: Callable[[Service], object]) -> None:
+    """So does it where the front ends, also by SIGKILL."""
+    node = launch.start("uwsgi-node", "--engine", "processes:2", handler=HANDLER)
+    assert call(node, "echo", *KINDS) == "here"
+    pids = started(node)
+    assert all(map(is_alive, pids))
+    end(node)
+    assert_gone(pids)
+
+
+def test_children_of_a_module(launch: Launcher) -> None:
+    """A module that starts a process when it is imported neither holds up the start nor leaves it behind."""
+    lines = "\nwith open('all', 'a') as file:\n    print(*(start() for start in START.values()), file=file)\n"
+    node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER + lines)
+    checked, running = (
+        [int(pid) for pid in line.split()] for line in (node.directory / "all").read_text().splitlines()
+    )
+    assert_gone(checked)
+    assert all(map(is_alive, running))
+    node.terminate()
+    assert_gone(running)
 
 
 @pytest.mark.parametrize(

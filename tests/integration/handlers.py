@@ -64,7 +64,7 @@ TASKS = """
 import json, os, signal, sys, time, uwsgi
 
 def note(**what):
-    line = json.dumps({"pid": os.getpid(), "parent": os.getppid(), "time": time.time(), **what})
+    line = json.dumps({"pid": os.getpid(), "front": uwsgi.masterpid(), "time": time.time(), **what})
     descriptor = os.open("runs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, line.encode() + b"\\n")
     os.close(descriptor)

@@ -166,8 +166,17 @@ class Service:
         until(said, f"{text!r} in the log", seconds)
 
     def workers(self) -> list[int]:
-        """Return the ids of its worker processes that live."""
-        return sorted(pid for pid, state in children_of(self.pid).items() if state != "Z")
+        """Return the ids of its worker processes that live; between it and each of them is a reaper."""
+        found: list[int] = []
+
+        def each_has_forked() -> bool:
+            reapers = [pid for pid, state in children_of(self.pid).items() if state != "Z"]
+            workers = [children_of(reaper) for reaper in reapers]
+            found[:] = [pid for below in workers for pid, state in below.items() if state != "Z"]
+            return all(workers)
+
+        until(each_has_forked, "a worker below each reaper")
+        return sorted(found)
 
     def zombies(self) -> list[int]:
         """Return the ids of its children that nobody has waited for."""

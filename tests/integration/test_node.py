@@ -33,12 +33,12 @@ def compute(message, modifier2):
     if message == "slow":
         time.sleep(60)
     if message == "who":
-        return {"pid": os.getpid(), "front": os.getppid(), "worker": uwsgi.worker_id(),
-                "masterpid": uwsgi.masterpid(), "numproc": uwsgi.numproc, "modifier2": modifier2}
+        return {"pid": os.getpid(), "worker": uwsgi.worker_id(),
+                "front": uwsgi.masterpid(), "numproc": uwsgi.numproc, "modifier2": modifier2}
     start = time.time()
     for number in range(*message):
         number ** 4096
-    return [os.getppid(), time.time() - start]
+    return [uwsgi.masterpid(), time.time() - start]
 
 uwsgi.message_manager_marshal = compute
 """
@@ -143,7 +143,6 @@ def test_what_a_handler_knows(node: Service) -> None:
         "pid": worker,
         "front": node.pid,
         "worker": 1,
-        "masterpid": node.pid,
         "numproc": 1,
         "modifier2": 42,
     }

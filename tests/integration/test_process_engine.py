@@ -17,7 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.logger import formatEvent, globalLogPublisher
 
-from tests.integration.services import PATIENCE, eventually, is_alive
+from tests.integration.services import PATIENCE, children_of, eventually, is_alive
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import (
@@ -99,7 +99,7 @@ class Node:
 
     @property
     def pids(self) -> list[int]:
-        return sorted(worker.pid for worker in self.engine.workers)
+        return sorted(pid for worker in self.engine.workers for pid in children_of(worker.pid))
 
     def ask(self, key: object, name: str, *arguments: object, **known: Any) -> Deferred[Any]:
         """Have a request run under a key, by which it is found in the notes."""

@@ -33,7 +33,7 @@ HANDLER = """
 import json, os, time, uwsgi
 
 def note(**what):
-    line = json.dumps({"pid": os.getpid(), "front": os.getppid(), "at": time.monotonic(), **what})
+    line = json.dumps({"pid": os.getpid(), "front": uwsgi.masterpid(), "at": time.monotonic(), **what})
     descriptor = os.open("runs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, line.encode() + b"\\n")
     os.close(descriptor)

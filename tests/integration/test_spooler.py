@@ -115,7 +115,7 @@ def test_a_task(shared_spooler: Service) -> None:
     (run,) = _ran(shared_spooler, "scenario")
     assert run["task"] == task
     assert run["pid"] != shared_spooler.pid
-    assert run["parent"] == shared_spooler.pid
+    assert run["front"] == shared_spooler.pid
     until(lambda: _waiting(shared_spooler) == 0, "the end of the task")
 
 
@@ -179,7 +179,7 @@ def test_sigkill_between_acceptance_and_execution(launch: Launcher, spooler: Ser
     again = _start(launch, directory=spooler.directory)
     until(lambda: _ran(again, "survivor"), "the task's run")
     (run,) = _ran(again, "survivor")
-    assert run["parent"] == again.pid
+    assert run["front"] == again.pid
     until(lambda: _waiting(again) == 0, "the end of the task")
 
 

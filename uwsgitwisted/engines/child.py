@@ -156,15 +156,10 @@ class Child(ProcessProtocol):
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
     def kill(self) -> None:
-        """End it now, and with it what its handler started."""
-        if not self.pid:
-            return
-        for kill in (os.killpg, os.kill):  # it has no process group of its own until it is up
-            try:
-                kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            return
+        """End it now, and with it what its handler started; see :mod:`uwsgitwisted.engines.reaper`."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def abandon(self) -> tuple[list[Job], list[Job]]:
         """Take the last answers of a process that has ended.

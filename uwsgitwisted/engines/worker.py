@@ -8,7 +8,6 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import math
@@ -25,6 +24,7 @@ from typing import Any
 
 from uwsgitwisted.compat.install import configure
 from uwsgitwisted.compat.uwsgidecorators import postfork_chain_hook
+from uwsgitwisted.engines.reaper import fork_below_reaper
 from uwsgitwisted.errors import (
     MessageTooLarge,
     RequestCancelled,
@@ -47,8 +47,6 @@ from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, grant, offered
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4
-#: From <linux/prctl.h>: the signal to get when the parent dies.
-_PR_SET_PDEATHSIG = 1
 _READ_SIZE = 256 * 1024
 
 #: Handlers by modifier1.
@@ -195,8 +193,7 @@ class Worker:
 
 
 def _become_worker() -> None:
-    """Leave the front's process group, take signals as a worker should, and don't outlive the front."""
-    os.setsid()  # so that the front can kill what a handler started along with its worker
+    """Take signals as a worker should, and leave the processor to the front."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -204,18 +201,15 @@ def _become_worker() -> None:
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             # A worker computes; the front, which only moves packets, interrupts it and not the other way round.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        front = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != front:  # it died before the kernel was told
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], front: int = 0) -> None:
     """Run a worker, or with ``--check`` only find out whether its handlers can be loaded.
 
     Then the periodic tasks that they register go to the standard output, as JSON.
 
     :param arguments: ``SPEC NODE WORKER_ID COUNT`` or ``--check SPEC``.
+    :param front: the id of the process that starts the workers.
     """
     if arguments[0] == "--check":
         with os.fdopen(os.dup(1), "w") as output:
@@ -226,7 +220,7 @@ def main(arguments: list[str]) -> None:
     _become_worker()
     spec = WorkerSpec.decode(arguments[0])
     node, worker_id, count = arguments[1], int(arguments[2]), int(arguments[3])
-    configure(worker_id=worker_id, masterpid=os.getppid(), numproc=count)
+    configure(worker_id=worker_id, masterpid=front, numproc=count)
     if spec.descriptors is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
@@ -240,6 +234,6 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main(sys.argv[1:], front=fork_below_reaper(SOCKET_FD, TOKENS_FD))
     except StartupError as error:
         sys.exit(f"{error}")
