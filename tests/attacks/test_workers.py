@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 import pytest
 
+from tests.attacks.hostile import frames
+from tests.attacks.hostile.peer import Peer
 from tests.attacks.witness import watching
 from tests.integration.services import TWISTD, Launcher, Service, is_alive, kill_if_alive, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import NoAnswer, RemoteError, RequestTimeout, UwsgiError, WorkerDied
+from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 
@@ -54,6 +58,7 @@ DO = {
     "hold": lambda: len(bytearray(1 << 31)),
     "grow": lambda: [bytes(1 << 20) for _ in range(1 << 11)],
     "echo": lambda: "here",
+    "slow": lambda: time.sleep(0.1),
     "descriptors": lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0],
 }
 
@@ -148,6 +153,23 @@ def test_children_of_a_module(launch: Launcher) -> None:
     assert all(map(is_alive, running))
     node.terminate()
     assert_gone(running)
+
+
+def test_a_queue_that_one_peer_fills(launch: Launcher) -> None:
+    """A peer that fills the queue delays another's call by one of its own, and takes nobody's place."""
+    node = launch.start(
+        "uwsgi-node", "--engine", "processes:1", "--max-queue", "200", handler=HANDLER, tcp=True
+    )
+    requests = b"".join(frames.begin(number, dumps(("slow",))) for number in range(60))
+    hostile = Peer("node", node.address, "127.0.0.2", 0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(hostile.session()).sendall(requests)
+        until(lambda: "requests of your address wait already" in node.log, "a full queue")
+        began = time.monotonic()
+        for _ in range(3):
+            assert call(node, "echo") == "here"
+        assert time.monotonic() - began < 5  # each waits for one of 0.1 s; there are 150
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from time import process_time
 
-import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
@@ -38,16 +37,16 @@ def failures(answers: list[Deferred[Packet]]) -> list[type[BaseException]]:
 
 def test_many_withdrawn() -> None:
     """Withdrawing a request takes no longer where many others wait, and makes room."""
-    waiting = engine(20_000)
-    answers = submit(waiting, 20_000)
+    waiting = engine(80_000)
+    answers = submit(waiting, 60_000)
     found = failures([*answers, *submit(waiting, 1)])
     assert found == [Busy]
     began = process_time()
     for answer in reversed(answers):
         answer.cancel()
-    assert process_time() - began < 3  # it takes 0.3 s, and took 8 s
-    assert found[1:] == [RequestCancelled] * 20_000
-    assert failures(submit(waiting, 20_000)) == []
+    assert process_time() - began < 9  # it takes 1 s, and took 70 s
+    assert found[1:] == [RequestCancelled] * 60_000
+    assert failures(submit(waiting, 60_000)) == []
 
 
 def test_stopped() -> None:
@@ -59,14 +58,3 @@ def test_stopped() -> None:
     waiting.stop(0)
     waiting._give_up()
     assert found == [RequestCancelled, Unavailable, Unavailable]
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_put_back(number: int) -> None:
-    """What a worker gives back waits in front of the others, in its order."""
-    waiting = engine(10)
-    submit(waiting, 5)
-    jobs = [waiting._next() for _ in range(number)]
-    others = list(waiting._queue)
-    waiting._put_back(jobs)
-    assert list(waiting._queue) == [*jobs, *others]

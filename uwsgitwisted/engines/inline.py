@@ -54,7 +54,7 @@ class InlineEngine:
     def submit(self, request: Request) -> Packet | Deferred[Packet]:
         """Run the handler."""
         packet = request.packet
-        refusal = self._waiting.refusal()
+        refusal = self._waiting.refusal(request.peer)
         if refusal is not None:
             return fail(refusal)
         handler = self._handlers.get(packet.modifier1)

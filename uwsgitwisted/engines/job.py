@@ -22,11 +22,13 @@ class Job:
     :param withdraw: called with this job when its Deferred is cancelled.
     """
 
-    __slots__ = ("_answer", "crashes", "deadline", "error", "idempotent", "packet")
+    __slots__ = ("_answer", "crashes", "deadline", "error", "group", "idempotent", "packet")
 
     def __init__(self, request: Request, now: float, withdraw: Callable[[Job], None]) -> None:
         self.packet = request.packet
         self.idempotent = request.idempotent
+        #: Whose it is; see :attr:`uwsgitwisted.access.Peer.group`.
+        self.group = request.peer.group
         #: How many workers have ended while they ran it.
         self.crashes = 0
         #: Until when its caller waits, in the reactor's time.

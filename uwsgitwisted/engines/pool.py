@@ -158,7 +158,7 @@ class ExecutorEngine:
 
     def submit(self, request: Request) -> Deferred[Packet]:
         """Hand *request* to the executor."""
-        refusal = self._waiting.refusal()
+        refusal = self._waiting.refusal(request.peer)
         if refusal is not None:
             return fail(refusal)
         if self._executor is None:

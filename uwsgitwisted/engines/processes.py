@@ -11,7 +11,6 @@ with it.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -19,9 +18,10 @@ from zope.interface import implementer
 
 from uwsgitwisted.engines.child import Child
 from uwsgitwisted.engines.crew import Crew
+from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.worker import WorkerSpec
-from uwsgitwisted.errors import Busy, Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
+from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.transport.turn import TURN
@@ -70,10 +70,8 @@ class ProcessEngine:
         self._spec = spec
         self._processes = processes
         self._timeout = timeout
-        self._max_queue = max_queue
         self._node = node
-        # By the jobs themselves, so that one can be withdrawn whatever the number of the others.
-        self._queue: OrderedDict[Job, None] = OrderedDict()
+        self._queue = FairQueue(max_queue)
         self._children: list[Child] = []
         self._crew = Crew(reactor, processes, self._start_child, self._take_up, self._lay_down)
         self._watch_alarm = Alarm(reactor, self._watch)
@@ -115,7 +113,7 @@ class ProcessEngine:
 
     def _give_up(self) -> None:
         while self._queue:
-            self._next().settle(Unavailable("the node was stopped before the request's turn came"))
+            self._queue.pop().settle(Unavailable("the node was stopped before the request's turn came"))
         for child in self._children:
             running = child.pipe.running
             if running is not None:
@@ -155,7 +153,7 @@ class ProcessEngine:
         for job in begun:
             if job not in again:
                 job.settle(job.error or _died(job, child, how))
-        self._put_back(again + unbegun)
+        self._queue.put_back(again + unbegun)
         self.progressed()
 
     def _may_run_again(self, job: Job) -> bool:
@@ -173,29 +171,19 @@ class ProcessEngine:
         """Have *request* run by a worker."""
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
-        if len(self._queue) >= self._max_queue:
-            return fail(Busy(f"{self._max_queue} requests wait already; try another node, or later"))
+        refusal = self._queue.refusal(request.peer)
+        if refusal is not None:
+            return fail(refusal)
         job = Job(request, self._reactor.seconds(), self._withdraw)
         answer = job.answer
-        self._queue[job] = None
+        self._queue.append(job)
         if len(self._queue) == 1:  # where others wait already, no worker has room
             self._dispatch()
         return answer
 
     def _withdraw(self, job: Job) -> None:
-        if job in self._queue:
-            del self._queue[job]
+        if self._queue.discard(job):
             self._check_drained()
-
-    def _next(self) -> Job:
-        """Take the first of those that wait."""
-        return self._queue.popitem(last=False)[0]
-
-    def _put_back(self, jobs: list[Job]) -> None:
-        """Have *jobs*, in their order, wait in front of all others."""
-        for job in reversed(jobs):
-            self._queue[job] = None
-            self._queue.move_to_end(job, last=False)
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
@@ -203,7 +191,7 @@ class ProcessEngine:
             child = self._emptiest()
             if child is None:
                 break
-            job = self._next()
+            job = self._queue.pop()
             if job.deadline <= now:
                 job.settle(RequestTimeout("its caller's time was over before a worker was free"))
             elif not job.abandoned:  # a worker had it when its caller withdrew it
@@ -263,7 +251,7 @@ class ProcessEngine:
                 child.kill()
                 continue
             if ran > _SLOW and pipe.given > 1:
-                self._put_back(pipe.take_back())
+                self._queue.put_back(pipe.take_back())
             self._watch_at(now + (_WATCH if pipe.given > 1 else self._timeout - ran))
         if self._queue:
             self._dispatch()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import Busy, Interrupted, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
+from uwsgitwisted.access import Peer
+from uwsgitwisted.engines.fair import refusal
+from uwsgitwisted.errors import Interrupted, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.transport.alarm import Alarm
 from uwsgitwisted.wire.packet import Packet
@@ -26,17 +30,16 @@ class Waiting:
         self._timeout = timeout
         self._limit = limit
         self._running: set[Deferred[Packet]] = set()
+        self._by_peer: Counter[str] = Counter()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
         self._stop_alarm = Alarm(clock, self._give_up)
 
-    def refusal(self) -> UwsgiError | None:
-        """Return why there can't be one more, or None if there can."""
+    def refusal(self, peer: Peer) -> UwsgiError | None:
+        """Return why there can't be one more of *peer*, or None if there can."""
         if self._stopping:
             return Unavailable("the node is stopping")
-        if len(self._running) >= self._limit:
-            return Busy(f"{self._limit} requests are under way already; try another node, or later")
-        return None
+        return refusal(peer, self._by_peer[peer.group], len(self._running), self._limit)
 
     def add(self, request: Request, answer: Deferred[Packet]) -> Deferred[Packet]:
         """Wait for *answer*.
@@ -48,7 +51,8 @@ class Waiting:
         answer.addTimeout(limit, self._clock)
         answer.addErrback(self._explain, limit)
         self._running.add(answer)
-        return answer.addBoth(self._done, answer)
+        self._by_peer[request.peer.group] += 1
+        return answer.addBoth(self._done, answer, request.peer.group)
 
     def stop(self, seconds: float) -> Deferred[None]:
         """Take nothing more. It may be called again with less time.
@@ -65,8 +69,11 @@ class Waiting:
         for running in list(self._running):
             running.cancel()
 
-    def _done(self, result: Packet | Failure, answer: Deferred[Packet]) -> Packet | Failure:
+    def _done(self, result: Packet | Failure, answer: Deferred[Packet], group: str) -> Packet | Failure:
         self._running.discard(answer)
+        self._by_peer[group] -= 1
+        if not self._by_peer[group]:
+            del self._by_peer[group]
         self._check_drained()
         return result
 

@@ -86,7 +86,7 @@ class ServerOptions(usage.Options):
         ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
         ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", seconds],
         ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", seconds],
-        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused", count],
+        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused, and a peer may have three times as many as are free", count],
         ["max-requests", None, None, "After so many requests a worker process is replaced (default: never)", count],
         ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
