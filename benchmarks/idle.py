@@ -13,7 +13,7 @@ import statistics
 from benchmarks.harness import Relation, Row, Scale, Table, main
 from benchmarks.processes import HOST, Server, Servers
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
-from uwsgitwisted.wire.terms import Terms, granted, offer
+from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 
 #: File descriptors that a process needs for other things.
 _OTHERS = 100
@@ -31,7 +31,7 @@ def _descriptors(wanted: int) -> int:
 
 def _open_session(port: int) -> socket.socket:
     sock = socket.create_connection((HOST, port), 10)
-    sock.sendall(offer(Terms()))
+    sock.sendall(encode_offer(Terms()))
     decoder = PacketDecoder(count=1)
     packets: list[Packet] = []
     while not packets:
@@ -39,7 +39,7 @@ def _open_session(port: int) -> socket.socket:
         if not data:
             raise ConnectionError("the node closed a connection instead of granting a session")
         packets = decoder.receive(data)
-    if granted(packets[0]) is None:
+    if decode_grant(packets[0]) is None:
         raise ConnectionError("the node granted no session")
     return sock
 

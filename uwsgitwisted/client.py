@@ -18,9 +18,14 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from uwsgitwisted.address import Address, AddressLike, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
-from uwsgitwisted.tasks import (
+from uwsgitwisted.transport.client.node import Node
+from uwsgitwisted.wire.message import encode_request
+from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
+from uwsgitwisted.wire.tasks import (
     LEAST_TIMEOUT,
+    SPOOL_WITH_ID,
     TaskLike,
+    TaskMessage,
     TaskStatus,
     Variables,
     batch_items,
@@ -33,9 +38,6 @@ from uwsgitwisted.tasks import (
     read_status,
     read_taken,
 )
-from uwsgitwisted.transport.node import Node
-from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage, encode_request
-from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
 
 

@@ -28,12 +28,12 @@ def echo(message: object) -> object:
 def ours(_port: int, seconds: float) -> float:
     """Return how many tasks a second our engine runs, without a node."""
     from uwsgitwisted.engines.processes import ProcessEngine
-    from uwsgitwisted.engines.worker import WorkerSpec
     from uwsgitwisted.interfaces import Request
     from uwsgitwisted.wire.message import decode_answer, encode_request
+    from uwsgitwisted.worker.spec import WorkerSpec
 
     async def main(reactor: Any) -> float:
-        spec = WorkerSpec("uwsgitwisted.handlers.marshal:load", {"module": "benchmarks.handlers"})
+        spec = WorkerSpec("uwsgitwisted.worker.handlers.marshal:load", {"module": "benchmarks.handlers"})
         engine = ProcessEngine(reactor, spec, processes=_PROCESSES, timeout=60)
         await engine.start()
 

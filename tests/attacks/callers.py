@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from tests.attacks.witness import Witness, pinging
 from tests.integration.services import Service, read_to_end
-from uwsgitwisted import blocking, queue
+from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import ConnectionFailed, UwsgiError
 from uwsgitwisted.wire.objects import dumps, loads
@@ -90,9 +90,9 @@ class Callers:
         assert loads(answer[HEADER_SIZE:]) == expected
 
     def _enqueue_and_wait(self) -> None:
-        task = queue.enqueue(self._service.address, _TASK, timeout=PATIENCE)
+        task = blocking.enqueue(self._service.address, _TASK, timeout=PATIENCE)
         assert task is not None
-        assert queue.wait(self._service.address, task, timeout=PATIENCE).done
+        assert blocking.wait(self._service.address, task, timeout=PATIENCE).done
 
     def _enqueue_plainly(self) -> None:
         block = b"".join(len(text).to_bytes(2, "little") + text for text in (b"spooler", b"good", b"do", b""))

@@ -19,7 +19,7 @@ from tests.unit.speaking import Caller, Speaker, SpeakingServer
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import FanOutError, MalformedPacket, RequestTimeout, UwsgiError
-from uwsgitwisted.wire.frame import ANSWER, CANCEL, GOODBYE, MORE
+from uwsgitwisted.wire.frame import ANSWER, CANCEL, MORE, SHUTDOWN
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, PING, SESSION, Packet, encode_packet
 
@@ -38,7 +38,7 @@ def packet(modifier1: int, modifier2: int, payload: bytes = b"") -> bytes:
 FLOODS = {
     "pings": packet(PING, 0),
     "pongs": packet(PING, 1),
-    "goodbyes": packet(SESSION, GOODBYE),
+    "shutdowns": packet(SESSION, SHUTDOWN),
     "cancels": packet(SESSION, CANCEL, bytes(4)),
     "pieces of nothing": packet(SESSION, MORE, b"\xff" * 4),
     "answers to nothing": packet(SESSION, ANSWER, b"\xff" * 4 + bytes(10)),

@@ -18,10 +18,10 @@ from tests.unit.servers import ScriptedServer, answering, frame
 from tests.unit.speaking import Speaker, SpeakingServer
 from uwsgitwisted import blocking
 from uwsgitwisted.address import parse_address
+from uwsgitwisted.blocking.sessions import call_fast
+from uwsgitwisted.blocking.sockets import Deadline
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import RemoteError, UnsafeObject
-from uwsgitwisted.sessions import ask_now
-from uwsgitwisted.sockets import Deadline
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 pytestmark = pytest.mark.integration
@@ -136,5 +136,5 @@ def _refusal(address: tuple[str, int], data: bytes) -> float:
     """Send *data* as an object, and return how long it took until it was refused."""
     began = time.monotonic()
     with pytest.raises((UnsafeObject, RemoteError)):
-        script(ask_now, parse_address(address), Packet(MARSHAL, 17, data), Deadline.after(30))
+        script(call_fast, parse_address(address), Packet(MARSHAL, 17, data), Deadline.after(30))
     return time.monotonic() - began

@@ -15,7 +15,7 @@ import pytest_twisted
 from tests.attacks.witness import assert_within, pinging, watching
 from tests.integration.services import Launcher, RawSession, Service, until
 from uwsgitwisted.client import Client
-from uwsgitwisted.wire.frame import CANCEL, GOODBYE, MIN_PIECE, MORE, REQUEST
+from uwsgitwisted.wire.frame import CANCEL, MIN_PIECE, MORE, REQUEST, SHUTDOWN
 from uwsgitwisted.wire.packet import ECHO, MARSHAL, PING, SESSION, Packet, encode_packet
 
 pytestmark = pytest.mark.integration
@@ -55,7 +55,7 @@ def begin(request: int, modifier1: int, size: int = 0, piece: bytes = b"") -> by
 FLOODS = {
     "pings": encode_packet(Packet(PING, 0)),
     "pongs": encode_packet(Packet(PING, 1)),
-    "goodbyes": frame(GOODBYE),
+    "shutdowns": frame(SHUTDOWN),
     "cancels of ids that nobody has": frame(CANCEL, struct.pack("<I", 77_777)),
     "pieces of ids that nobody has": frame(MORE, struct.pack("<I", 77_777)),
 }
@@ -83,7 +83,7 @@ def flood(connections: list[socket.socket], data: bytes, *, reading: bool = Fals
             connection.recv(_CHUNK)
         for connection in writable:
             sent = 0
-            with contextlib.suppress(ConnectionError):  # a goodbye ends it
+            with contextlib.suppress(ConnectionError):  # a shutdown notice ends it
                 sent = connection.send(rest[connection][:_CHUNK])
             rest[connection] = rest[connection][sent:]
             if not sent or not rest[connection]:

@@ -17,7 +17,8 @@ from tests.attacks.test_objects import OBJECTS
 from tests.attacks.witness import Witness, assert_within, pinging, watching
 from tests.integration.postgresql.postgres import postgres_server
 from tests.integration.services import Launcher, RawSession, Service, script, until
-from uwsgitwisted import queue
+from uwsgitwisted import blocking
+from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS
 from uwsgitwisted.wire.objects import dumps
@@ -141,17 +142,17 @@ def wait_for(session: RawSession, tasks: Sequence[int]) -> int:
 
 def enqueuing(service: Service) -> Callable[[], object]:
     """Return a call that enqueues a task."""
-    return lambda: queue.enqueue(service.address, {"at": FAR_AHEAD}, timeout=60)
+    return lambda: blocking.enqueue(service.address, {"at": FAR_AHEAD}, timeout=60)
 
 
 def store_many(service: Service, number: int, **variables: str) -> list[int]:
     """Enqueue tasks, and return their ids."""
-    ids: list[int] = script(queue.enqueue_many, service.address, [variables] * number, 60)
+    ids: list[int] = script(blocking.enqueue_many, service.address, [variables] * number, 60)
     return ids
 
 
 def states(service: Service, ids: list[int]) -> set[str]:
-    return {task["state"] for task in script(queue.manage, service.address, "status", {"ids": ids})}
+    return {task["state"] for task in script(manage, service.address, "status", {"ids": ids})}
 
 
 def slow_part(witness: Witness) -> float:
@@ -195,7 +196,7 @@ def test_questions_to_spoolers_that_share_a_queue(launch: Launcher) -> None:
     with postgres_server() as server:
         spoolers = [start(launch, spool=server.url()) for _ in range(2)]
         for spooler in spoolers:
-            script(queue.enqueue, spooler.address, {"wait": "go"})
+            script(blocking.enqueue, spooler.address, {"wait": "go"})
 
         def started() -> list[str]:
             logs = [spooler.directory / "runs" for spooler in spoolers]
@@ -249,9 +250,9 @@ def test_many_waiters(kind: str, launch: Launcher) -> None:
                     answered, refused = flood(hostile, [b""] * 900, first)
                     first += 900
                     assert (answered, refused) == (900, 0)
-                    task = script(queue.enqueue, spooler.address, {"at": FAR_AHEAD})
-                    script(queue.cancel, spooler.address, [task])
-                    assert script(queue.wait, spooler.address, task).state == "cancelled"
+                    task = script(blocking.enqueue, spooler.address, {"at": FAR_AHEAD})
+                    script(blocking.cancel, spooler.address, [task])
+                    assert script(blocking.wait, spooler.address, task).state == "cancelled"
                 return slow_part(witness)
 
             assert_within(LIMIT, attack, "an enqueue beside waiters")
@@ -261,15 +262,15 @@ def test_many_waiters(kind: str, launch: Launcher) -> None:
 def test_one_peers_waits(launch: Launcher) -> None:
     """One peer can't take all places of those who wait."""
     spooler = start(launch)
-    task = script(queue.enqueue, spooler.address, {"at": FAR_AHEAD})
+    task = script(blocking.enqueue, spooler.address, {"at": FAR_AHEAD})
     with contextlib.ExitStack() as stack:
         refused = 0
         for _ in range(3):
             session = stack.enter_context(closing(RawSession(Elsewhere(spooler))))  # type: ignore[arg-type]
             refused += wait_for(session, [task] * WAITS)
         assert refused == 3 * WAITS - MAX_PEER_WAITERS
-        script(queue.cancel, spooler.address, [task])
-        assert script(queue.wait, spooler.address, task).state == "cancelled"
+        script(blocking.cancel, spooler.address, [task])
+        assert script(blocking.wait, spooler.address, task).state == "cancelled"
 
 
 def done_with(service: Service, number: int, returns: str) -> list[int]:
@@ -302,8 +303,8 @@ def test_large_results(at_once: int, launch: Launcher) -> None:
 
     assert_within(LIMIT, attack, "a ping beside large results")
     assert most - before < MEMORY
-    assert script(queue.status, spooler.address, ids[-1]).result == list(range(200_000))
-    assert script(queue.wait, spooler.address, ids[-1]).result == list(range(200_000))
+    assert script(blocking.status, spooler.address, ids[-1]).result == list(range(200_000))
+    assert script(blocking.wait, spooler.address, ids[-1]).result == list(range(200_000))
 
 
 @pytest.mark.parametrize("returns", ["numbers", "collisions"])
@@ -354,5 +355,5 @@ def test_counting_many_tasks(launch: Launcher) -> None:
         return slow_part(witness)
 
     assert_within(LIMIT, attack, "an enqueue beside questions for all tasks")
-    rows = script(queue.manage, spooler.address, "stats", {})
+    rows = script(manage, spooler.address, "stats", {})
     assert sum(row["scheduled"] for row in rows) > 400_000

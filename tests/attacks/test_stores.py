@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.postgresql.postgres import postgres_server
 from tests.integration.services import TWISTD, Launcher, Service, run_to_end, script, until
-from uwsgitwisted import blocking, queue
+from uwsgitwisted import blocking
 from uwsgitwisted.errors import Busy
 from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
 from uwsgitwisted.wire.packet import SPOOL, Packet, encode_packet
@@ -175,7 +175,7 @@ def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
         assert "50 is the most (--max-tasks)" in service.log
         assert b"HTTP/1.0 503" in ask_plainly_over_http(service)
         with pytest.raises(Busy, match="50 tasks wait or run already"):
-            script(queue.enqueue, service.address, {"key": "value"})
+            script(blocking.enqueue, service.address, {"key": "value"})
         (service.directory / "go").touch()
         until(lambda: not count(service, "state < 3"), "the end of the tasks")
         until(lambda: pool.enqueue_all([{"number": "next"}]) == [True], "room for the next one")

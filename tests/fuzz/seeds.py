@@ -5,9 +5,9 @@ from __future__ import annotations
 import marshal
 
 from uwsgitwisted.errors import Busy, RemoteError
-from uwsgitwisted.tasks import BatchItem, encode_batch
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, encode_packet
+from uwsgitwisted.wire.tasks import BatchItem, encode_batch
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
 

@@ -102,7 +102,7 @@ def _more(source: Source, driven: _Driven) -> bytes:
 
 
 def _short(source: Source, driven: _Driven) -> bytes:
-    kind = source.choose((frames.CANCEL, frames.GOODBYE, frames.MORE, *range(9)))
+    kind = source.choose((frames.CANCEL, frames.SHUTDOWN, frames.MORE, *range(9)))
     return encode_packet(Packet(SESSION, kind, struct.pack("<I", source.byte() % 8)[: source.byte() % 6]))
 
 
@@ -179,7 +179,7 @@ def _send_error(source: Source, driven: _Driven) -> None:
 
 def _send_short(source: Source, driven: _Driven) -> None:
     session = driven.session
-    source.choose((session.send_ping, session.send_goodbye, lambda: session.send_cancel(source.byte() % 8)))()
+    source.choose((session.send_ping, session.send_shutdown, lambda: session.send_cancel(source.byte() % 8)))()
     driven.queued += 64
 
 

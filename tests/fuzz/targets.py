@@ -22,21 +22,29 @@ from tests.fuzz.sessions import conversation, hostile_peer
 from tests.fuzz.source import Source
 from tests.fuzz.timing import assert_linear
 from uwsgitwisted.errors import ProtocolError, UwsgiError
-from uwsgitwisted.handlers.render import context, read_request
-from uwsgitwisted.handlers.templates import TemplateRefused, check_name
 from uwsgitwisted.responders.http import HttpRequest, accepted, not_allowed, not_found, refused
 from uwsgitwisted.spool.directory import BROKEN, PREFIX, SpoolDirectory
 from uwsgitwisted.spool.management import OPERATIONS, WAIT, read_arguments
-from uwsgitwisted.spool.task import decode_run, new_task
-from uwsgitwisted.tasks import decode_batch, encode_batch, read_accepted, read_changed, read_ids, read_single
+from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.array import decode_array
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import loads_plain
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.terms import Terms, granted, offered
+from uwsgitwisted.wire.tasks import (
+    decode_batch,
+    decode_run,
+    encode_batch,
+    read_accepted,
+    read_changed,
+    read_ids,
+    read_single,
+)
+from uwsgitwisted.wire.terms import Terms, decode_grant, decode_offer
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_item, encode_vars, split_vars
+from uwsgitwisted.worker.handlers.render import context, read_request
+from uwsgitwisted.worker.handlers.templates import TemplateRefused, check_name
 
 Target = Callable[[bytes], int]
 
@@ -117,7 +125,7 @@ def array(data: bytes) -> int:
 def terms(data: bytes) -> int:
     """Read the offer or the grant of a session."""
     block = Source(data).stretch()[:MAX_PAYLOAD]
-    for read in (offered, granted):
+    for read in (decode_offer, decode_grant):
         for modifier2 in (0, 1):
             found = read(Packet(100, modifier2, block))
             assert found is None or (found.max_message >= 0 and found.max_requests >= 0)

@@ -16,7 +16,7 @@ from twisted.scripts.twistd import run
 from uwsgitwisted.responders.spool import SpoolResponder
 from uwsgitwisted.spool.intake import Intake
 from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.transport.answering import AnsweringSession
+from uwsgitwisted.transport.server.session import ServerSession
 
 
 def _before(function: Callable[..., Any], kill: Callable[..., None]) -> Callable[..., Any]:
@@ -47,7 +47,7 @@ POINTS: dict[str, tuple[type, str, Callable[..., Any], Callable[..., bool]]] = {
     "before the commit": (SqliteStore, "add", _before, lambda *_: True),
     "after the commit": (SqliteStore, "add", _after, lambda *_: True),
     "before the answer": (Intake, "_succeeded", _before, lambda *_: True),
-    "after the answer": (AnsweringSession, "_flush", _after, lambda *_: True),
+    "after the answer": (ServerSession, "_flush", _after, lambda *_: True),
     "before the done mark": (SqliteStore, "advance", _before, _settles),
     "after the done mark": (SqliteStore, "advance", _after, _settles),
 }

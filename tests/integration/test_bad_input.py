@@ -387,11 +387,11 @@ def test_an_id_that_is_in_use(node: Service) -> None:
 
 
 def test_an_idle_session(launch: Launcher) -> None:
-    """A session without a request for --idle-timeout is told goodbye and closed, as late as it is answered."""
+    """A session without a request for --idle-timeout gets a shutdown notice and is closed."""
     node = launch.start("uwsgi-node", "--engine", "reactor", "--idle-timeout", "0.2", handler=FAULTS)
     with contextlib.closing(RawSession(node)) as session:
-        (goodbye,) = session.events()
-        assert type(goodbye).__name__ == "GoodbyeReceived"
+        (shutdown,) = session.events()
+        assert type(shutdown).__name__ == "ShutdownReceived"
 
 
 # Who may connect, and how many.

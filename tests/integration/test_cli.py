@@ -16,7 +16,7 @@ import pytest
 import pytest_twisted
 
 from tests.integration.services import PATIENCE, Launcher, Service, eventually, run_to_end, script, until
-from uwsgitwisted import blocking, queue
+from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout, UwsgiError
 from uwsgitwisted.spool.directory import SpoolDirectory
@@ -116,8 +116,8 @@ def test_looking_after_a_queue(spooler: Service) -> None:
     assert (mail["queue"], mail["paused"], mail["ready"]) == ("mail", True, 2)
     assert command("queue", "cancel", where, other) == "1 task cancelled\n"
     command("queue", "resume", where, "mail")
-    assert script(queue.wait, where, int(waiting), PATIENCE).done
-    assert script(queue.status, where, int(other)).state == "cancelled"
+    assert script(blocking.wait, where, int(waiting), PATIENCE).done
+    assert script(blocking.status, where, int(other)).state == "cancelled"
     said = command("queue", "cancel", where, waiting, status=1)
     assert f"not changed: task {waiting}, which is done" in said
 
@@ -134,7 +134,7 @@ def test_the_spool_of_a_stopped_spooler(launch: Launcher, spooler: Service) -> N
     assert command("queue", "cancel", file, identifier) == "1 task cancelled\n"
     assert command("queue", "retry", file, identifier) == "1 task will run again\n"
     again = start(launch, "--spool", file)
-    assert script(queue.wait, again.address, int(identifier), PATIENCE).done
+    assert script(blocking.wait, again.address, int(identifier), PATIENCE).done
 
 
 def test_moving_tasks(spooler: Service, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_draining_a_directory(shared_spooler: Service, tmp_path: Path) -> None:
         task for task in rows("queue", "list", shared_spooler.address, "--json") if "n=" in task["summary"]
     ]
     assert [task["priority"] for task in tasks] == [0, 1, 2]
-    results = [script(queue.wait, shared_spooler.address, task["id"], PATIENCE).result for task in tasks]
+    results = [script(blocking.wait, shared_spooler.address, task["id"], PATIENCE).result for task in tasks]
     assert results == [[0], [1], [2]]
 
 
@@ -237,21 +237,21 @@ def test_blocking_calls(spooler: Service) -> None:
 
     def work() -> None:
         at = spooler.address
-        first = queue.enqueue(at, {"do": "size"}, bytes(300_000))
+        first = blocking.enqueue(at, {"do": "size"}, bytes(300_000))
         assert first is not None
-        assert queue.wait(at, first, PATIENCE).result == [300_000]
-        ids = queue.enqueue_many(at, [{"do": "size"}, ({"do": "size"}, b"123"), {"at": 4_000_000_000}])
-        assert [queue.wait(at, identifier, PATIENCE).result for identifier in ids[:2]] == [[0], [3]]
-        assert queue.status(at, ids[2]).state == "scheduled"
+        assert blocking.wait(at, first, PATIENCE).result == [300_000]
+        ids = blocking.enqueue_many(at, [{"do": "size"}, ({"do": "size"}, b"123"), {"at": 4_000_000_000}])
+        assert [blocking.wait(at, identifier, PATIENCE).result for identifier in ids[:2]] == [[0], [3]]
+        assert blocking.status(at, ids[2]).state == "scheduled"
         with pytest.raises(RequestTimeout):
-            queue.wait(at, ids[2], 0.2)
-        assert queue.cancel(at, ids) == ids[2:]
+            blocking.wait(at, ids[2], 0.2)
+        assert blocking.cancel(at, ids) == ids[2:]
         with pytest.raises(NoSuchTask):
-            queue.status(at, 10**9)
+            blocking.status(at, 10**9)
         with pytest.raises(UwsgiError, match="is no priority"):
-            queue.enqueue_many(at, [{}, {"priority": "../x"}])
+            blocking.enqueue_many(at, [{}, {"priority": "../x"}])
         with pytest.raises(UwsgiError, match="is no priority"):
-            queue.enqueue(at, {"priority": "../x"})
+            blocking.enqueue(at, {"priority": "../x"})
         blocking.close()
 
     script(work)

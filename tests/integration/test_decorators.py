@@ -18,7 +18,7 @@ import pytest
 from tests.integration.real_uwsgi import PREAMBLE, real_application, real_spooler
 from tests.integration.services import Launcher, Service, run_to_end, script, until
 from uwsgitwisted import blocking
-from uwsgitwisted.compat.uwsgi import SPOOLER_VARIABLE
+from uwsgitwisted.worker.compat.uwsgi import SPOOLER_VARIABLE
 
 pytestmark = pytest.mark.integration
 
@@ -92,7 +92,9 @@ def _dead_letters(service: Service) -> list[str]:
 def _enqueue(service: Service, calls: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make *calls* in a script that imports the handler module."""
     monkeypatch.setenv(SPOOLER_VARIABLE, str(service.address))
-    code = f"from uwsgitwisted.compat.install import install\ninstall()\nfrom my_handler import *\n{calls}"
+    code = (
+        f"from uwsgitwisted.worker.compat.install import install\ninstall()\nfrom my_handler import *\n{calls}"
+    )
     ended = run_to_end([sys.executable, "-c", code], service.directory)
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -174,7 +176,7 @@ def test_what_a_real_uwsgi_has_spooled(launch: Launcher, tmp_path: Path) -> None
 
 _LIST = """
 import json, sys
-from uwsgitwisted.handlers.spool import load, periodic
+from uwsgitwisted.worker.handlers.spool import load, periodic
 load("my_handler")
 print(json.dumps(periodic()))
 """

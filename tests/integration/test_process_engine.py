@@ -19,7 +19,6 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from tests.integration.services import PATIENCE, children_of, eventually, is_alive
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import (
     Busy,
     Interrupted,
@@ -34,6 +33,7 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.spec import WorkerSpec
 
 pytestmark = pytest.mark.integration
 
@@ -78,7 +78,7 @@ class Node:
     """An engine whose workers run :data:`HANDLER` in the current directory."""
 
     def __init__(self, processes: int, timeout: float, max_queue: int, **limits: Any) -> None:
-        spec = WorkerSpec("uwsgitwisted.handlers.marshal:load", {"module": "my_handler"}, **limits)
+        spec = WorkerSpec("uwsgitwisted.worker.handlers.marshal:load", {"module": "my_handler"}, **limits)
         self.engine = ProcessEngine(
             reactor,  # type: ignore[arg-type]
             spec,
@@ -172,7 +172,7 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)
 
 
-# Given ahead, and taken back.
+# Given ahead, and recalled.
 
 
 @pytest_twisted.ensureDeferred

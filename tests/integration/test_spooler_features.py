@@ -13,13 +13,13 @@ import pytest
 import pytest_twisted
 
 from tests.integration.services import Launcher, Service, eventually, script, until
-from uwsgitwisted import blocking, queue
+from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
-from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout
 from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.vars import encode_vars
+from uwsgitwisted.worker.compat import uwsgi
 
 pytestmark = pytest.mark.integration
 
@@ -85,18 +85,18 @@ def test_ids_and_results(launch: Launcher) -> None:
     spooler = _start(launch)
     go = str(spooler.directory / "go")
 
-    task = script(queue.enqueue, spooler.address, {"key": "one", "result": "", "wait": go}, b"x" * 300_000)
+    task = script(blocking.enqueue, spooler.address, {"key": "one", "result": "", "wait": go}, b"x" * 300_000)
     assert task == 1
-    until(lambda: script(queue.status, spooler.address, task).state == "running", "the run")
+    until(lambda: script(blocking.status, spooler.address, task).state == "running", "the run")
     with pytest.raises(RequestTimeout):
-        script(queue.wait, spooler.address, task, 0.2)
+        script(blocking.wait, spooler.address, task, 0.2)
     Path(go).touch()
-    over = script(queue.wait, spooler.address, task, 10)
+    over = script(blocking.wait, spooler.address, task, 10)
     assert over.done
     assert over.result == {"key": "one", "numbers": [1, 2.5, b"three"]}
     assert over.attempts == 1
     with pytest.raises(NoSuchTask):
-        script(queue.status, spooler.address, 99)
+        script(blocking.status, spooler.address, 99)
     assert [run["body"] for run in _runs(spooler, "one")] == [300_000]
 
 
@@ -128,7 +128,7 @@ def test_idempotency(launch: Launcher) -> None:
     ids: list[int | None] = []
 
     def enqueue() -> None:
-        ids.append(queue.enqueue(spooler.address, {"key": "once", "idempotency_key": "k"}))
+        ids.append(blocking.enqueue(spooler.address, {"key": "once", "idempotency_key": "k"}))
 
     threads = [threading.Thread(target=enqueue) for _ in range(10)]
     for thread in threads:

@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from typing_extensions import assert_type
 
-from uwsgitwisted import __version__, blocking, queue
+from uwsgitwisted import __version__, blocking
 from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import (
     FanOutError,
@@ -60,13 +61,15 @@ def blocking_calls() -> None:
 def blocking_calls_for_tasks() -> None:
     """So do those for tasks."""
     for address in NODES:
-        assert_type(queue.enqueue(address, {"to": "ann", "priority": 1}, body=b"letter", timeout=5), int | None)
-        assert_type(queue.enqueue_many(address, [{"a": "b"}, ({b"a": b"b"}, b"body")]), list[int])
-        assert_type(queue.cancel(address, [1, 2]), list[int])
-        assert_type(queue.manage(address, "stats", {}), object)
-        status = queue.wait(address, 1, timeout=60)
-        assert_type(status, queue.TaskStatus)
-        assert_type(queue.status(address, 1), queue.TaskStatus)
+        assert_type(
+            blocking.enqueue(address, {"to": "ann", "priority": 1}, body=b"letter", timeout=5), int | None
+        )
+        assert_type(blocking.enqueue_many(address, [{"a": "b"}, ({b"a": b"b"}, b"body")]), list[int])
+        assert_type(blocking.cancel(address, [1, 2]), list[int])
+        assert_type(manage(address, "stats", {}), object)
+        status = blocking.wait(address, 1, timeout=60)
+        assert_type(status, blocking.TaskStatus)
+        assert_type(blocking.status(address, 1), blocking.TaskStatus)
         assert_type((status.done, status.failed, status.over), tuple[bool, bool, bool])
         assert_type((status.state, status.error, status.result), tuple[str, str, object])
         assert_type((status.started, status.finished), tuple[float | None, float | None])
@@ -106,8 +109,8 @@ async def deferred_calls(reactor: IReactorTime) -> None:
     assert_type(await client.spool(address, {"key": "value"}), bool)
     assert_type(await client.enqueue(address, {"key": "value"}, b"body"), int | None)
     assert_type(await client.enqueue_many(address, [{"key": "value"}]), list[int])
-    assert_type(await client.status(address, 1), queue.TaskStatus)
-    assert_type(await client.wait(address, 1, timeout=60), queue.TaskStatus)
+    assert_type(await client.status(address, 1), blocking.TaskStatus)
+    assert_type(await client.wait(address, 1, timeout=60), blocking.TaskStatus)
     assert_type(client.cancel(address, [1]), Deferred[list[int]])
     assert_type(await client.ping(address), float)
     client.send_message(address, 33, 17, b"").cancel()

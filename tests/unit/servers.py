@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uwsgitwisted import sessions
 from uwsgitwisted.address import Address
+from uwsgitwisted.blocking import sessions
 
 if TYPE_CHECKING:
     from typing_extensions import Self

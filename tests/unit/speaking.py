@@ -18,7 +18,7 @@ from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet, PacketDecoder
 from uwsgitwisted.wire.session import RequestReceived, Role, Session
-from uwsgitwisted.wire.terms import Terms, grant, offered
+from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,9 +48,9 @@ class Speaker:
         peer.sessions.append(self.asked)
         if (
             connection.family == socket.AF_INET
-        ):  # a goodbye behind an answer must not wait for its acknowledgement
+        ):  # a shutdown notice behind an answer must not wait for its acknowledgement
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(grant(terms) + behind)
+        connection.sendall(encode_grant(terms) + behind)
 
     def next(self) -> RequestReceived:
         """Return the next request.
@@ -78,9 +78,9 @@ class Speaker:
         self.session.send_error(request.id, encode_failure(error))
         self.flush()
 
-    def say_goodbye(self) -> None:
+    def announce_shutdown(self) -> None:
         """Say that no further request is taken."""
-        self.session.send_goodbye()
+        self.session.send_shutdown()
         self.flush()
 
     def bytes_to_send(self) -> bytes:
@@ -146,7 +146,7 @@ class SpeakingServer(ScriptedServer):
 
     def _speak(self, server: ScriptedServer, connection: socket.socket) -> None:
         (packet,) = PacketDecoder().receive(self.read_request(connection))
-        theirs = offered(packet)
+        theirs = decode_offer(packet)
         assert theirs is not None, f"no offer, but {packet!r}"
         self._open.append(connection)
         number = len(self.sessions)

@@ -1,4 +1,4 @@
-"""The answering side of a session: order, limits, cancel, goodbye, and peers that misbehave."""
+"""The server's side of a session: order, limits, cancel, shutdown notice, and peers that misbehave."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
-from uwsgitwisted.transport.answering import _FIRST_REQUESTS
-from uwsgitwisted.transport.server import Limits, ServerFactory
-from uwsgitwisted.transport.turn import STRIDE
+from uwsgitwisted.transport.batch import SLICE_SIZE
+from uwsgitwisted.transport.server.protocol import Limits, ServerFactory
+from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
@@ -29,10 +29,10 @@ from uwsgitwisted.wire.session import (
     AnswerReceived,
     ErrorReceived,
     Event,
-    GoodbyeReceived,
     PongReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
 from uwsgitwisted.wire.terms import Terms
 
@@ -454,12 +454,12 @@ class TestBackPressure:
         """Of many frames in one chunk some are read at once, the rest later, and nothing more until then."""
         bench = Bench()
         bench.client.session.send_ping()
-        for number in range(3 * STRIDE):
+        for number in range(3 * SLICE_SIZE):
             bench.client.session.send_request(number, ASK)
         bench.client.session.send_cancel(0)
         bench.client.write()
         bench.link.pump()
-        assert len(bench.requests) == STRIDE - 1
+        assert len(bench.requests) == SLICE_SIZE - 1
         assert bench.link.server.paused
         bench.settle()
         assert len(bench.waiting) == _FIRST_REQUESTS + 2
@@ -469,7 +469,7 @@ class TestBackPressure:
             if not deferred.called:
                 deferred.callback(TOLD)
         bench.settle()
-        assert sorted(bench.ids) == list(range(1, 3 * STRIDE))
+        assert sorted(bench.ids) == list(range(1, 3 * SLICE_SIZE))
 
     def test_a_long_answer_to_a_fast_peer(self) -> None:
         """What is written in one turn is bounded, however fast the peer takes it."""
@@ -487,45 +487,45 @@ class TestBackPressure:
     def test_lost_with_much_to_do(self) -> None:
         """A connection that is lost, or cut off, has no more of its frames read."""
         bench = Bench(lambda _: TOLD)
-        for number in range(3 * STRIDE):
+        for number in range(3 * SLICE_SIZE):
             bench.client.session.send_request(number, ASK)
         bench.client.write()
         bench.link.pump()
         bench.link.cut()
         bench.settle()
-        assert len(bench.requests) == STRIDE
+        assert len(bench.requests) == SLICE_SIZE
         assert not bench.clock.getDelayedCalls()
 
     def test_cut_off_with_much_to_do(self) -> None:
         """Nor has one that broke the protocol, even before its loss is noticed."""
         bench = Bench()
-        for number in (0, *range(3 * STRIDE)):
+        for number in (0, *range(3 * SLICE_SIZE)):
             bench.client.session.send_request(number, ASK)
         bench.client.write()
         bench.link.pump()
         bench.clock.advance(0)
-        assert len(bench.requests) < STRIDE
+        assert len(bench.requests) < SLICE_SIZE
 
     def test_many_held(self) -> None:
         """Of many requests that are held some are started at once when there is room, the rest later."""
         bench = Bench(ours=Terms(max_requests=1_000))
         bench.ask(*range(_FIRST_REQUESTS + 1))
         bench.respond = lambda _: TOLD
-        bench.ask(*range(1_000, 1_000 + 3 * STRIDE))
+        bench.ask(*range(1_000, 1_000 + 3 * SLICE_SIZE))
         started = len(bench.requests)
         bench.waiting[0].callback(TOLD)
-        assert len(bench.requests) == started + STRIDE
+        assert len(bench.requests) == started + SLICE_SIZE
         bench.settle()
-        assert len(bench.requests) == started + 3 * STRIDE
+        assert len(bench.requests) == started + 3 * SLICE_SIZE
 
-    def test_goodbye_behind_much(self) -> None:
-        """A goodbye that follows many requests ends the session when they are answered."""
+    def test_shutdown_behind_much(self) -> None:
+        """A shutdown notice that follows many requests ends the session when they are answered."""
         bench = Bench(lambda _: TOLD)
-        for number in range(3 * STRIDE):
+        for number in range(3 * SLICE_SIZE):
             bench.client.session.send_request(number, ASK)
-        bench.client.session.send_goodbye()
+        bench.client.session.send_shutdown()
         bench.send()
-        assert bench.ids == list(range(3 * STRIDE))
+        assert bench.ids == list(range(3 * SLICE_SIZE))
         assert bench.client.lost is not None
 
     def test_tiny_requests_are_counted(self) -> None:
@@ -808,16 +808,16 @@ class TestAnyLimits:
 
 class TestEnd:
     def test_idle(self) -> None:
-        """A session without a request is closed in time, with a goodbye."""
+        """A session without a request is closed in time, with a shutdown notice."""
         bench = Bench(lambda _: TOLD, limits=Limits(idle_timeout=60))
         bench.clock.advance(50)
         bench.ask(1)
         bench.clock.advance(59)
         bench.link.flush()
-        assert GoodbyeReceived() not in bench.client.events
+        assert ShutdownReceived() not in bench.client.events
         bench.clock.advance(1)
         bench.link.flush()
-        assert bench.client.events[-1] == GoodbyeReceived()
+        assert bench.client.events[-1] == ShutdownReceived()
         assert bench.client.lost is None
         bench.clock.advance(5)
         bench.link.flush()
@@ -843,13 +843,13 @@ class TestEnd:
         bench.link.flush()
         assert bench.client.events == [PongReceived()]
 
-    def test_our_goodbye(self) -> None:
+    def test_our_shutdown(self) -> None:
         """A service that stops says so, refuses what crosses it, and answers what runs."""
         bench = Bench()
         bench.ask(1)
         finished = bench.factory.finish()
         bench.ask(2)
-        assert bench.client.events[0] == GoodbyeReceived()
+        assert bench.client.events[0] == ShutdownReceived()
         [error] = bench.errors()
         assert type(error) is Unavailable
         assert len(bench.requests) == 1
@@ -858,13 +858,13 @@ class TestEnd:
         assert bench.ids == [2, 1]
         bench.link.server.protocol.finish()  # type: ignore[attr-defined]
         bench.link.flush()
-        assert bench.client.events.count(GoodbyeReceived()) == 1
+        assert bench.client.events.count(ShutdownReceived()) == 1
         assert not finished.called
         bench.link.client.loseConnection()
         bench.link.flush()
         assert finished.called
 
-    def test_a_peer_that_stays_after_our_goodbye(self) -> None:
+    def test_a_peer_that_stays_after_our_shutdown(self) -> None:
         """It is closed when its last answer is out and some time has passed."""
         bench = Bench()
         bench.ask(1)
@@ -880,11 +880,11 @@ class TestEnd:
         assert bench.client.lost is not None
         assert finished.called
 
-    def test_the_peers_goodbye(self) -> None:
-        """A peer that says goodbye gets its answers, then the connection is closed."""
+    def test_the_peers_shutdown(self) -> None:
+        """A peer that announces its shutdown gets its answers, then the connection is closed."""
         bench = Bench()
         bench.ask(1)
-        bench.client.session.send_goodbye()
+        bench.client.session.send_shutdown()
         bench.send()
         assert bench.client.lost is None
         bench.waiting[0].callback(TOLD)
@@ -892,10 +892,10 @@ class TestEnd:
         assert bench.ids == [1]
         assert bench.client.lost is not None
 
-    def test_the_peers_goodbye_with_nothing_running(self) -> None:
+    def test_the_peers_shutdown_with_nothing_running(self) -> None:
         """It is closed at once."""
         bench = Bench()
-        bench.client.session.send_goodbye()
+        bench.client.session.send_shutdown()
         bench.send()
         assert bench.client.lost is not None
         assert not bench.clock.getDelayedCalls()

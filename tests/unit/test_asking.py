@@ -1,4 +1,4 @@
-"""The asking side of a session: Deferreds, time limits, cancel, goodbye, loss; and how one begins."""
+"""The client's side of a session: Deferreds, time limits, cancel, shutdown notice, loss; and how one begins."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
 )
-from uwsgitwisted.transport.asking import PULSE, AskingSession, offer
-from uwsgitwisted.transport.call import Call
+from uwsgitwisted.transport.client.call import Call
+from uwsgitwisted.transport.client.session import KEEPALIVE, ClientSession, negotiate
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
@@ -30,11 +30,11 @@ from uwsgitwisted.wire.session import (
     MAX_ID,
     CancelReceived,
     Event,
-    GoodbyeReceived,
     PingReceived,
     RequestReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
 from uwsgitwisted.wire.terms import Terms
 
@@ -76,12 +76,12 @@ class Bench:
     def __init__(self, ours: Terms | None = None, theirs: Terms | None = None) -> None:
         self.clock = Clock()
         self.server = Answerer(theirs)
-        self.protocol = offer(self.clock, ours or Terms())
+        self.protocol = negotiate(self.clock, ours or Terms())
         sessions: list[Any] = []
         self.protocol.negotiated.addCallback(sessions.append)
         self.link = Link(self.protocol, self.server)
         self.link.flush()
-        self.session: AskingSession = sessions[0]
+        self.session: ClientSession = sessions[0]
 
     def ask(self, packet: Packet = ASK, seconds: float | None = None) -> list[Any]:
         """Ask; what becomes of it is put in the list that is returned."""
@@ -229,15 +229,15 @@ class TestHolding:
             bench.session.request(Packet(33, 0, bytes(11)))
 
 
-class TestPulse:
+class TestKeepalive:
     def test_a_peer_that_neither_reads_nor_speaks(self) -> None:
         """One that takes nothing and says nothing is given up: what it is to get would pile up."""
         bench = Bench()
         bench.link.server.paused = True
         results = bench.ask(Packet(33, 0, bytes(10_000_000)))
-        bench.clock.advance(PULSE)
+        bench.clock.advance(KEEPALIVE)
         assert results == []
-        bench.clock.advance(PULSE)
+        bench.clock.advance(KEEPALIVE)
         assert isinstance(results[0].value, NoAnswer)
 
     @pytest.mark.parametrize("how", ["reads a little", "says that it lives"])
@@ -247,7 +247,7 @@ class TestPulse:
         bench.link.server.paused = True
         results = bench.ask(Packet(33, 0, bytes(10_000_000)))
         for _ in range(10):
-            bench.clock.advance(PULSE)
+            bench.clock.advance(KEEPALIVE)
             if how == "reads a little":
                 bench.link.server.paused = False
                 bench.link.pump()
@@ -262,7 +262,7 @@ class TestPulse:
         bench = Bench()
         results = bench.ask()
         for _ in range(10):
-            bench.clock.advance(PULSE)
+            bench.clock.advance(KEEPALIVE)
             bench.link.flush()
             bench.send()
         assert sum(isinstance(event, PingReceived) for event in bench.server.events) == 10
@@ -274,11 +274,11 @@ class TestPulse:
         """One that doesn't even answer pings is given up, with what waits for it."""
         bench = Bench()
         results = bench.ask()
-        bench.clock.advance(PULSE)
+        bench.clock.advance(KEEPALIVE)
         assert results == []
-        bench.clock.advance(PULSE)
+        bench.clock.advance(KEEPALIVE)
         assert isinstance(results[0].value, NoAnswer)
-        assert "sign of life for 30 s" in str(results[0].value)
+        assert "keep-alive for 30 s" in str(results[0].value)
         assert bench.protocol.transport.aborted  # type: ignore[union-attr]
         assert bench.clock.getDelayedCalls() == []
 
@@ -287,8 +287,8 @@ class TestPulse:
         bench = Bench()
         bench.ask()
         bench.tell(bench.asked[0])
-        bench.clock.advance(PULSE)
-        bench.clock.advance(10 * PULSE)
+        bench.clock.advance(KEEPALIVE)
+        bench.clock.advance(10 * KEEPALIVE)
         bench.link.flush()
         assert [type(event) for event in bench.server.events] == [RequestReceived]
         assert not bench.session.leaving
@@ -407,40 +407,40 @@ class TestEnd:
         assert results[0].check(MalformedPacket)
         assert bench.server.lost
 
-    def test_the_peers_goodbye(self) -> None:
-        """After the peer's goodbye the last answer closes the connection, with a goodbye of ours."""
+    def test_the_peers_shutdown(self) -> None:
+        """After the peer's shutdown notice the last answer closes the connection, with one of ours."""
         bench = Bench()
         results = bench.ask()
-        bench.server.session.send_goodbye()
+        bench.server.session.send_shutdown()
         bench.send()
         assert bench.session.leaving
         assert not bench.server.lost
         bench.tell(1)
         assert results == [TOLD]
-        assert bench.server.events[-1] == GoodbyeReceived()
+        assert bench.server.events[-1] == ShutdownReceived()
         assert bench.server.lost
 
-    def test_the_peers_goodbye_with_nothing_pending(self) -> None:
+    def test_the_peers_shutdown_with_nothing_pending(self) -> None:
         """The connection is closed at once."""
         bench = Bench()
-        bench.server.session.send_goodbye()
+        bench.server.session.send_shutdown()
         bench.send()
         assert bench.server.lost
 
     def test_close(self) -> None:
-        """Closing says goodbye; what is pending fails."""
+        """Closing announces its shutdown; what is pending fails."""
         bench = Bench()
         results = bench.ask()
         bench.protocol.close()
         bench.link.flush()
-        assert bench.server.events[-1] == GoodbyeReceived()
+        assert bench.server.events[-1] == ShutdownReceived()
         assert bench.server.lost
         assert results[0].check(NoAnswer)
 
 
 class TestOffer:
     def negotiate(self, server: Protocol) -> tuple[Any, list[Any], Link]:
-        protocol = offer(Clock(), Terms(max_message=77))
+        protocol = negotiate(Clock(), Terms(max_message=77))
         results: list[Any] = []
         protocol.negotiated.addBoth(results.append)
         link = Link(protocol, server)
@@ -458,11 +458,11 @@ class TestOffer:
         """The peer's terms make a session; what follows them in the same chunk is taken."""
         grant = encode_packet(Packet(PING, 1, Terms().encode()))
         peer = Session(Role.SERVER, Terms(), Terms())
-        peer.send_goodbye()
+        peer.send_shutdown()
         protocol, results, link = self.negotiate(ScriptedServer(grant + peer.data_to_send(), close=False))
         link.flush()
         [session] = results
-        assert isinstance(session, AskingSession)
+        assert isinstance(session, ClientSession)
         assert session.leaving
         assert protocol.answered
 
@@ -472,7 +472,7 @@ class TestOffer:
             ScriptedServer(encode_packet(Packet(PING, 1, Terms().encode())), close=False)
         )
         link.flush(1)
-        assert isinstance(results[0], AskingSession)
+        assert isinstance(results[0], ClientSession)
 
     @pytest.mark.parametrize(
         "answer", [Packet(PING, 1), Packet(PING, 1, b"out of memory"), Packet(33, 0, Terms().encode())]

@@ -352,9 +352,9 @@ def test_beside_a_reactor_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> 
     "module",
     [
         "uwsgitwisted.blocking",
-        "uwsgitwisted.compat.install",
-        "uwsgitwisted.handlers.marshal",
-        "uwsgitwisted.handlers.spool",
+        "uwsgitwisted.worker.compat.install",
+        "uwsgitwisted.worker.handlers.marshal",
+        "uwsgitwisted.worker.handlers.spool",
     ],
 )
 def test_no_twisted(module: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uwsgitwisted.transport import budget
-from uwsgitwisted.transport.budget import MIN_DEFAULT, Account, Budget, default_limit
+from uwsgitwisted.transport.server import budget
+from uwsgitwisted.transport.server.budget import MIN_DEFAULT, Account, Budget, default_limit
 from uwsgitwisted.wire.packet import MAX_PAYLOAD
 
 MIB = 1024 * 1024

@@ -24,8 +24,8 @@ from uwsgitwisted.errors import (
     UnsafeObject,
 )
 from uwsgitwisted.interfaces import Reply, Request
-from uwsgitwisted.transport.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Node
-from uwsgitwisted.transport.server import ServerFactory
+from uwsgitwisted.transport.client.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Node
+from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
@@ -129,7 +129,7 @@ class TestSessions:
         assert results == ["told"]
         assert bench.endpoint.attempts == 2
 
-    def test_a_request_that_crosses_a_goodbye(self) -> None:
+    def test_a_request_that_races_with_a_shutdown(self) -> None:
         """It is asked again, once, on a new connection, within the same time."""
         bench = Bench()
         first = bench.ask()
@@ -148,7 +148,7 @@ class TestSessions:
         assert (first, crossing) == (["told"], ["told"])
         assert link.server.connected is False
 
-    def test_a_request_that_crosses_a_goodbye_too_late(self) -> None:
+    def test_a_request_that_races_with_a_shutdown_too_late(self) -> None:
         """One whose time is over by then fails with what the peer said, or with the time."""
         bench = Bench()
         bench.ask()

@@ -25,7 +25,8 @@ from tests.unit.servers import (
     plain_peers,  # noqa: F401 - a fixture
 )
 from tests.unit.transports import ServedEndpoint
-from uwsgitwisted import queue
+from uwsgitwisted import blocking
+from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import (
     MalformedPacket,
@@ -40,11 +41,18 @@ from uwsgitwisted.errors import (
     UnencodableMessage,
 )
 from uwsgitwisted.interfaces import Reply, Request
-from uwsgitwisted.tasks import BatchItem, TaskStatus, batch_items, decode_batch, encode_batch
-from uwsgitwisted.transport.server import ServerFactory
-from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
+from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import ANSWER, MARSHAL, NO, SPOOL, YES, Packet
+from uwsgitwisted.wire.tasks import (
+    SPOOL_WITH_ID,
+    BatchItem,
+    TaskMessage,
+    TaskStatus,
+    batch_items,
+    decode_batch,
+    encode_batch,
+)
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars, split_vars
 
@@ -398,17 +406,17 @@ class TestBlocking:
     @pytest.mark.parametrize(
         ("call", "answer", "value"),
         [
-            (lambda at: queue.enqueue(at, {"a": "b"}), frame(255, 1, b"17"), 17),
-            (lambda at: queue.enqueue(at, {"a": "b"}), frame(255, 1), None),
+            (lambda at: blocking.enqueue(at, {"a": "b"}), frame(255, 1, b"17"), 17),
+            (lambda at: blocking.enqueue(at, {"a": "b"}), frame(255, 1), None),
             (
-                lambda at: queue.enqueue_many(at, [{"a": "b"}, {}]),
+                lambda at: blocking.enqueue_many(at, [{"a": "b"}, {}]),
                 frame(33, 0, marshal.dumps([5, 6], 2)),
                 [5, 6],
             ),
-            (lambda at: queue.status(at, 7), frame(33, 0, marshal.dumps([TOLD], 2)), STATUS),
-            (lambda at: queue.wait(at, 7), frame(33, 0, marshal.dumps(TOLD, 2)), STATUS),
-            (lambda at: queue.cancel(at, [5]), frame(33, 0, marshal.dumps({"changed": [5]}, 2)), [5]),
-            (lambda at: queue.manage(at, "stats", {}), frame(33, 0, marshal.dumps([], 2)), []),
+            (lambda at: blocking.status(at, 7), frame(33, 0, marshal.dumps([TOLD], 2)), STATUS),
+            (lambda at: blocking.wait(at, 7), frame(33, 0, marshal.dumps(TOLD, 2)), STATUS),
+            (lambda at: blocking.cancel(at, [5]), frame(33, 0, marshal.dumps({"changed": [5]}, 2)), [5]),
+            (lambda at: manage(at, "stats", {}), frame(33, 0, marshal.dumps([], 2)), []),
         ],
     )
     def test_answers(self, call: Callable[[Any], object], answer: bytes, value: object) -> None:
@@ -419,14 +427,14 @@ class TestBlocking:
     @pytest.mark.parametrize(
         ("call", "request_"),
         [
-            (lambda at: queue.enqueue(at, {"a": "b"}), frame(17, 2, encode_vars({"a": "b"}))),
+            (lambda at: blocking.enqueue(at, {"a": "b"}), frame(17, 2, encode_vars({"a": "b"}))),
             (
-                lambda at: queue.enqueue_many(at, [{"a": "b"}]),
+                lambda at: blocking.enqueue_many(at, [{"a": "b"}]),
                 frame(33, 0, marshal.dumps(encode_batch([BatchItem(encode_vars({"a": "b"}))]), 2)),
             ),
-            (lambda at: queue.status(at, 7), frame(33, 0, marshal.dumps(("status", {"ids": [7]}), 2))),
-            (lambda at: queue.wait(at, 7), frame(33, 0, marshal.dumps(("wait", {"id": 7}), 2))),
-            (lambda at: queue.cancel(at, (5,)), frame(33, 0, marshal.dumps(("cancel", {"ids": [5]}), 2))),
+            (lambda at: blocking.status(at, 7), frame(33, 0, marshal.dumps(("status", {"ids": [7]}), 2))),
+            (lambda at: blocking.wait(at, 7), frame(33, 0, marshal.dumps(("wait", {"id": 7}), 2))),
+            (lambda at: blocking.cancel(at, (5,)), frame(33, 0, marshal.dumps(("cancel", {"ids": [5]}), 2))),
         ],
     )
     def test_requests(self, call: Callable[[Any], object], request_: bytes) -> None:
@@ -444,23 +452,23 @@ class TestBlocking:
             connection.sendall(frame(33, 0, dumps({**TOLD, "result": None} if waits else [TOLD])))
 
         with ScriptedServer(answer) as server:
-            assert queue.wait(server.address, 7) == STATUS
+            assert blocking.wait(server.address, 7) == STATUS
 
     def test_unknown(self) -> None:
         """A task that isn't there is an error."""
         with ScriptedServer(answering(frame(33, 0, marshal.dumps([], 2)))) as server, pytest.raises(NoSuchTask):
-            queue.status(server.address, 7)
+            blocking.status(server.address, 7)
 
     def test_a_body_for_another_kind_of_spooler(self) -> None:
         """A plain peer can't know of a body, so nothing is sent to it."""
         with ScriptedServer(answering(frame(255, 1))) as server, pytest.raises(MisuseError, match="body"):
-            queue.enqueue(server.address, {"a": "b"}, b"body")
+            blocking.enqueue(server.address, {"a": "b"}, b"body")
         assert server.requests == []
 
     def test_refused(self) -> None:
         """So is one that was not accepted."""
         with ScriptedServer(answering(frame(255, 0))) as server, pytest.raises(SpoolRefused):
-            queue.enqueue(server.address, {"a": "b"})
+            blocking.enqueue(server.address, {"a": "b"})
 
 
 def test_task_message_without_a_body() -> None:

@@ -20,8 +20,8 @@ from tests.unit.servers import (
     frame,
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.compat import uwsgi
-from uwsgitwisted.compat.install import configure, install, serve_strangers
+from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat.install import configure, install, serve_strangers
 
 YES = frame(255, 1)
 PAGE = frame(33, 17, marshal.dumps("page", 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.peers import peer_at
 from uwsgitwisted.access import Peer
-from uwsgitwisted.transport.connections import Connections
+from uwsgitwisted.transport.server.connections import Connections
 
 
 class FakeConnection:

@@ -23,16 +23,16 @@ from tests.unit.servers import (
     frame,
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.compat import uwsgi, uwsgidecorators
-from uwsgitwisted.compat.install import configure, install
 from uwsgitwisted.engines.inline import InlineEngine
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import MisuseError, SpoolError, StartupError, UnencodableMessage, UnsafeObject
-from uwsgitwisted.handlers import spool as spool_handler
 from uwsgitwisted.interfaces import Request
-from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, encode_run, new_task
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY, encode_run
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
+from uwsgitwisted.worker.compat import uwsgi, uwsgidecorators
+from uwsgitwisted.worker.compat.install import configure, install
+from uwsgitwisted.worker.handlers import spool as spool_handler
+from uwsgitwisted.worker.spec import WorkerSpec
 
 YES = frame(255, 1)
 
@@ -71,7 +71,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
 
 def request(variables: dict[bytes, bytes] | dict[str, Any], body: bytes = b"") -> Packet:
     """Return what a worker gets."""
-    return encode_run(new_task(encode_vars(variables), 1.0, body))  # type: ignore[arg-type]
+    return encode_run(0, encode_vars(variables), body)  # type: ignore[arg-type]
 
 
 def run(variables: dict[bytes, bytes] | dict[str, Any], body: bytes = b"", **options: Any) -> Packet:
@@ -313,7 +313,8 @@ def test_pickle_bombs_for_others(tmp_path: Path) -> None:
 
 def test_no_pickle_is_imported() -> None:
     """Neither the module nor what it needs knows pickle."""
-    code = "import sys, uwsgitwisted.handlers.spool; print('pickle' in sys.modules or '_pickle' in sys.modules)"
+    module = "uwsgitwisted.worker.handlers.spool"
+    code = f"import sys, {module}; print('pickle' in sys.modules or '_pickle' in sys.modules)"
     # Coverage, if it measures this, would import it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     command = [sys.executable, "-c", code]
@@ -383,7 +384,7 @@ def test_functions_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def forever(task: dict[str, str]) -> Deferred[None]:
         return succeed(None)
 
-    spec = WorkerSpec("uwsgitwisted.handlers.spool:load", {"module": "my_tasks"})
+    spec = WorkerSpec("uwsgitwisted.worker.handlers.spool:load", {"module": "my_tasks"})
     engine = InlineEngine(Clock(), spec, timeout=10, max_queue=10)
     engine.start()
     answers: list[Packet] = []

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from twisted.python.usage import Options
 
-from uwsgitwisted.compat.install import install
+from uwsgitwisted.worker.compat.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from uwsgitwisted.engines.crew import Crew
+from uwsgitwisted.engines.supervisor import Supervisor
 
 
 class FakeChild:
@@ -31,7 +31,7 @@ class FakeChild:
 
 
 class Run:
-    """A crew on a clock, and every child that it started."""
+    """A supervisor on a clock, and every child that it started."""
 
     def __init__(self, size: int = 2) -> None:
         self.clock = Clock()
@@ -43,20 +43,20 @@ class Run:
         self.attempts = 0
         #: Whether the first that comes up is replaced at once.
         self.impatient = False
-        self.crew = Crew(
+        self.supervisor = Supervisor(
             self.clock,  # type: ignore[arg-type]
             size,
             self._start,  # type: ignore[arg-type]
             self._came_up,  # type: ignore[arg-type]
             lambda child, how: self.down.append(child),  # type: ignore[arg-type]
         )
-        self.crew.start()
+        self.supervisor.start()
 
     def _came_up(self, child: FakeChild) -> None:
         self.up.append(child)
         if self.impatient:
             self.impatient = False
-            self.crew.replace(child.worker_id)
+            self.supervisor.replace(child.worker_id)
 
     def _start(self, worker_id: int) -> FakeChild:
         self.attempts += 1
@@ -163,7 +163,7 @@ def test_replacing() -> None:
     run = Run(1)
     run.all_up()
     old = run.children[0]
-    replaced = _results(run.crew.replace(1))
+    replaced = _results(run.supervisor.replace(1))
     new = run.children[1]
     assert not old.retired
     new.come_up()
@@ -178,7 +178,7 @@ def test_replacing_twice_at_once() -> None:
     """Two who want the same worker replaced get the same successor."""
     run = Run(1)
     run.all_up()
-    results = [_results(run.crew.replace(1)) for _ in range(2)]
+    results = [_results(run.supervisor.replace(1)) for _ in range(2)]
     assert run.attempts == 2
     run.children[1].come_up()
     assert results == [[True], [True]]
@@ -188,7 +188,7 @@ def test_a_successor_that_does_not_come_up() -> None:
     """The present one stays, and nothing is tried again by itself."""
     run = Run(1)
     run.all_up()
-    replaced = _results(run.crew.replace(1))
+    replaced = _results(run.supervisor.replace(1))
     run.children[1].end("it ended with status 1")
     assert replaced == [False]
     assert not run.children[0].retired
@@ -201,7 +201,7 @@ def test_one_that_ends_while_its_successor_starts(comes_up: bool) -> None:
     run = Run(1)
     run.all_up()
     run.clock.advance(5)
-    replaced = _results(run.crew.replace(1))
+    replaced = _results(run.supervisor.replace(1))
     run.children[0].end()
     run.clock.advance(0)
     assert run.attempts == 2
@@ -220,7 +220,7 @@ def test_replacing_all() -> None:
     """One after the other: the next one's successor is started when the one before has taken over."""
     run = Run(2)
     run.all_up()
-    done = _results(Deferred.fromCoroutine(run.crew.replace_all()))
+    done = _results(Deferred.fromCoroutine(run.supervisor.replace_all()))
     for number in (1, 2):
         assert run.attempts == 2 + number
         assert run.children[-1].worker_id == number
@@ -234,7 +234,7 @@ def test_replacing_all() -> None:
 def test_replacing_all_while_one_is_starting(comes_up: bool) -> None:
     """What is starting already may have loaded the old code: it is waited for, and then replaced as well."""
     run = Run(1)
-    done = _results(Deferred.fromCoroutine(run.crew.replace_all()))
+    done = _results(Deferred.fromCoroutine(run.supervisor.replace_all()))
     assert (run.attempts, done) == (1, [])
     if comes_up:
         run.children[0].come_up()
@@ -260,7 +260,7 @@ def test_replacing_all_stops_at_the_first_failure() -> None:
     """If a successor doesn't come up, it and all after it stay as they are."""
     run = Run(2)
     run.all_up()
-    done = _results(Deferred.fromCoroutine(run.crew.replace_all()))
+    done = _results(Deferred.fromCoroutine(run.supervisor.replace_all()))
     run.children[-1].end("it ended with status 1")
     assert done == [False]
     assert run.attempts == 3
@@ -272,7 +272,7 @@ def test_replacing_all_without_a_process_to_be_had() -> None:
     run = Run(2)
     run.all_up()
     run.error = OSError("Too many open files")
-    assert _results(Deferred.fromCoroutine(run.crew.replace_all())) == [False]
+    assert _results(Deferred.fromCoroutine(run.supervisor.replace_all())) == [False]
 
 
 def test_stopping() -> None:
@@ -282,7 +282,7 @@ def test_stopping() -> None:
     run.clock.advance(5)
     run.children[0].end()
     run.pause_until_next()
-    stopped = _results(run.crew.stop())
+    stopped = _results(run.supervisor.stop())
     assert [child.retired for child in run.children] == [False, True, True]
     run.children[1].end()
     assert stopped == []
@@ -298,7 +298,7 @@ def test_stopping_during_a_pause() -> None:
     for _ in range(2):
         run.children[-1].end()
         run.clock.advance(0)
-    assert _results(run.crew.stop()) == [None]
+    assert _results(run.supervisor.stop()) == [None]
     attempts = run.attempts
     run.clock.advance(60)
     assert run.attempts == attempts
@@ -307,7 +307,7 @@ def test_stopping_during_a_pause() -> None:
 def test_one_that_comes_up_during_the_end() -> None:
     """It gets no requests and is told to end."""
     run = Run(1)
-    stopped = _results(run.crew.stop())
+    stopped = _results(run.supervisor.stop())
     run.children[0].come_up()
     assert (run.up, run.children[0].retired) == ([], True)
     run.children[0].end()

@@ -18,13 +18,13 @@ from zope.interface.verify import verifyObject
 
 from uwsgitwisted.engines import descriptions
 from uwsgitwisted.engines.descriptions import EngineMaker, EngineSettings, available_cores, parse_engine
+from uwsgitwisted.engines.executor import ExecutorEngine
 from uwsgitwisted.engines.inline import InlineEngine
-from uwsgitwisted.engines.pool import ExecutorEngine
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IReloadable, Request
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.spec import WorkerSpec
 
 SETTINGS = EngineSettings(
     reactor=Clock(),  # type: ignore[arg-type]

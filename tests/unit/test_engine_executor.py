@@ -19,8 +19,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from uwsgitwisted.engines.pool import ExecutorEngine
-from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
+from uwsgitwisted.engines.executor import ExecutorEngine
 from uwsgitwisted.errors import (
     Busy,
     Interrupted,
@@ -33,10 +32,11 @@ from uwsgitwisted.errors import (
     UnknownModifier,
     WorkerDied,
 )
-from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
 TIMEOUT = 10.0
 LIMIT = 3

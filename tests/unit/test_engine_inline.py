@@ -11,7 +11,6 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succ
 from twisted.internet.task import Clock, deferLater
 
 from uwsgitwisted.engines.inline import InlineEngine
-from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
 from uwsgitwisted.errors import (
     Busy,
     Interrupted,
@@ -21,10 +20,11 @@ from uwsgitwisted.errors import (
     Unavailable,
     UnknownModifier,
 )
-from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
 TIMEOUT = 10.0
 LIMIT = 3

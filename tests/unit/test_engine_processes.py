@@ -9,10 +9,10 @@ from twisted.internet.testing import MemoryReactorClock
 
 from tests.unit.peers import peer_at
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import Busy, RequestCancelled, Unavailable
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.spec import WorkerSpec
 
 
 def engine(max_queue: int) -> ProcessEngine:

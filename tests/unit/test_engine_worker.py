@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from uwsgitwisted.engines.worker import HandlerTable, Worker, WorkerSpec, main
 from uwsgitwisted.errors import (
     MessageTooLarge,
     RemoteError,
@@ -20,17 +19,19 @@ from uwsgitwisted.errors import (
     StartupError,
     UnknownModifier,
 )
-from uwsgitwisted.handlers.handler import Handler
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
     AnswerReceived,
     ErrorReceived,
     Event,
-    GoodbyeReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import Terms, granted, offer
+from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.main import Worker, main
+from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
 LIMIT = 100_000
 PATIENCE = 10
@@ -87,11 +88,11 @@ class Front:
 
     def negotiate(self, first: bytes | None = None, behind: bytes = b"") -> Terms:
         """Offer a session and return what the worker grants."""
-        self.ours.sendall((offer(Terms()) if first is None else first) + behind)
+        self.ours.sendall((encode_offer(Terms()) if first is None else first) + behind)
         decoder = PacketDecoder(count=1)
         (packet,) = decoder.receive(self.ours.recv(65_536))
         self._early = self.session.receive(decoder.rest())
-        terms = granted(packet)
+        terms = decode_grant(packet)
         assert terms is not None
         return terms
 
@@ -253,7 +254,7 @@ def test_an_unknown_modifier(front: Front) -> None:
 def test_a_large_answer() -> None:
     """An answer that the front doesn't take is an error instead; the worker goes on."""
     front = Front()
-    front.negotiate(first=offer(Terms(max_message=1_000)))
+    front.negotiate(first=encode_offer(Terms(max_message=1_000)))
     front.put(2)
     front.ask(b"large", b"small")
     failed, answered = front.events(2)
@@ -273,7 +274,7 @@ def test_large_messages(front: Front) -> None:
 
 
 def test_max_requests() -> None:
-    """After that many requests the worker says goodbye, before the answer, and goes on until it is let go."""
+    """After that many requests the worker announces its shutdown, before the answer, and goes on for now."""
     front = Front(max_requests=2)
     front.negotiate()
     front.put(4)
@@ -281,8 +282,8 @@ def test_max_requests() -> None:
     events = front.events(5)
     front.close()
     kinds = [type(event) for event in events]
-    assert kinds.count(GoodbyeReceived) == 1
-    assert GoodbyeReceived in kinds[1:3]
+    assert kinds.count(ShutdownReceived) == 1
+    assert ShutdownReceived in kinds[1:3]
     assert front.ran == [b"1", b"2", b"3", b"4"]
 
 
@@ -291,11 +292,11 @@ def test_out_of_memory(front: Front) -> None:
     front.negotiate()
     front.put(1)
     front.ask(b"memory")
-    failed, goodbye = sorted(front.events(2), key=lambda event: isinstance(event, GoodbyeReceived))
+    failed, shutdown = sorted(front.events(2), key=lambda event: isinstance(event, ShutdownReceived))
     assert isinstance(failed, ErrorReceived)
     assert isinstance(failed.error, RemoteError)
     assert failed.error.type == "MemoryError"
-    assert isinstance(goodbye, GoodbyeReceived)
+    assert isinstance(shutdown, ShutdownReceived)
 
 
 def test_the_end() -> None:

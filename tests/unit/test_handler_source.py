@@ -12,7 +12,7 @@ import pytest
 #: Loads the handler module of the current directory and says what its code, and a library module's, came from.
 _LOAD = """
 import sys
-from uwsgitwisted.handlers.module import load_module
+from uwsgitwisted.worker.handlers.module import load_module
 module = load_module("my_handler")
 import graphlib
 print(module.VERSION, module.helper.VERSION, bool(graphlib.__cached__))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import (
     Busy,
     MalformedPacket,
@@ -22,13 +21,14 @@ from uwsgitwisted.errors import (
     UnknownModifier,
     UnsafeObject,
 )
-from uwsgitwisted.handlers import marshal as marshal_handler
-from uwsgitwisted.handlers import spool as spool_handler
-from uwsgitwisted.handlers.handler import Handler
-from uwsgitwisted.handlers.module import load_module
-from uwsgitwisted.spool.task import Task, encode_run
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.tasks import encode_run
 from uwsgitwisted.wire.vars import encode_vars
+from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.handlers import marshal as marshal_handler
+from uwsgitwisted.worker.handlers import spool as spool_handler
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.handlers.module import load_module
 
 #: Writes a module of this name and text into the current directory.
 Write = Callable[[str, str], None]
@@ -244,7 +244,7 @@ def test_whose_fault_it_is() -> None:
 
 def a_run(variables: bytes = b"", body: bytes = b"") -> Packet:
     """Return what a worker gets for the task 12."""
-    return encode_run(Task(variables, 1.0, 1.0, id=12, body=body))
+    return encode_run(12, variables, body)
 
 
 def run_task(

@@ -15,8 +15,8 @@ from uwsgitwisted.responders.http import HttpRequest, accepted, json_answer, ref
 from uwsgitwisted.spool.records import ERROR_LINE_LIMIT, RESULT_REPR_LIMIT, describe_record, for_json
 from uwsgitwisted.spool.stores import Record
 from uwsgitwisted.spool.task import State, Task
-from uwsgitwisted.tasks import load_result
 from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.tasks import load_result
 from uwsgitwisted.wire.vars import encode_vars
 
 

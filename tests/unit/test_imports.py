@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import uwsgitwisted
+from uwsgitwisted import blocking, client
 
 ROOT = Path(uwsgitwisted.__file__).parent
 
@@ -21,22 +23,17 @@ FLOORS = {
     "address": 1,
     "access": 1,
     "interfaces": 2,
-    "sockets": 2,
-    "sessions": 3,
-    "blocking": 4,
+    "blocking": 3,
     "transport": 3,
-    "spool": 4,
-    "tasks": 3,
-    "queue": 5,
     "client": 4,
-    "compat": 6,
-    "handlers": 7,
-    "engines": 8,
-    "responders": 8,
-    "services": 9,
-    "taps": 10,
-    "cli": 10,
-    "__main__": 11,
+    "worker": 4,
+    "spool": 5,
+    "engines": 6,
+    "responders": 6,
+    "services": 7,
+    "taps": 8,
+    "cli": 8,
+    "__main__": 9,
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
@@ -63,8 +60,7 @@ def imported(path: Path) -> Iterator[str]:
 def test_imports_point_down(path: Path) -> None:
     """A module imports from its own package and from lower floors only."""
     own = path.parts[0].removesuffix(".py")
-    if own == "__init__":
-        assert list(imported(path)) == []
+    if path == Path("__init__.py"):  # its imports are for type checkers; see test_public_names
         return
     for name in imported(path):
         other = part(name)
@@ -73,48 +69,82 @@ def test_imports_point_down(path: Path) -> None:
         assert other == own or FLOORS[other] < FLOORS[own], f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_private_names_stay_private(path: Path) -> None:
+    """A module imports no private name of another one."""
+    assert [name for name in imported(path) if name.rpartition(".")[2].startswith("_")] == []
+
+
 def test_the_table_is_used() -> None:
     """An import that points up is found."""
     assert "uwsgitwisted.services.node.make_node" in list(imported(Path("taps/node.py")))
     assert FLOORS["services"] < FLOORS["taps"]
 
 
-WITHOUT_TWISTED = [
-    *(
-        f"uwsgitwisted.wire.{path.stem}"
-        for path in MODULES
-        if path.parts[0] == "wire" and path.stem != "__init__"
-    ),
-    "uwsgitwisted.errors",
-    "uwsgitwisted.address",
-    "uwsgitwisted.sockets",
-    "uwsgitwisted.blocking",
-    "uwsgitwisted.tasks",
-    "uwsgitwisted.queue",
-    "uwsgitwisted.compat.uwsgi",
-    "uwsgitwisted.compat.install",
-    "uwsgitwisted.compat.uwsgidecorators",
-    "uwsgitwisted.handlers.marshal",
-    "uwsgitwisted.handlers.spool",
-    "uwsgitwisted.engines.worker",
-]
+#: The folders and modules that work without Twisted.
+WITHOUT_TWISTED = ("errors.py", "address.py", "wire", "blocking", "worker")
+#: The handlers of a renderer, which need Mako.
+_WITH_MAKO = ("render.py", "templates.py")
+
+
+def modules(*, mako: bool) -> list[str]:
+    """Return the names of the modules without Twisted: those that need Mako, or the others."""
+    paths = [path for path in MODULES if path.parts[0] in WITHOUT_TWISTED and (path.name in _WITH_MAKO) == mako]
+    return [f"uwsgitwisted.{'.'.join(path.with_suffix('').parts)}".removesuffix(".__init__") for path in paths]
+
 
 _IMPORT = """
 import importlib, sys
-found = {}
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    for root in ("twisted", "zope.interface", "asyncio", "mako"):
-        if root in sys.modules:
-            found.setdefault(root, name)
-print(found)
+print([root for root in ("twisted", "zope.interface", "asyncio", "mako") if root in sys.modules])
 """
 
 
-@pytest.mark.parametrize("names", [WITHOUT_TWISTED[:-1], WITHOUT_TWISTED[-1:]], ids=["modules", "worker"])
-def test_no_twisted(names: list[str]) -> None:
-    """Neither the wire, nor blocking code, nor a worker imports Twisted, or another slow library."""
-    output = subprocess.run(
+def loaded_with(names: list[str]) -> str:
+    """Return which slow libraries are loaded after importing the modules *names*."""
+    return subprocess.run(
         [sys.executable, "-c", _IMPORT, *names], check=True, capture_output=True, text=True, cwd=ROOT.parent
-    ).stdout
-    assert output.strip() == "{}"
+    ).stdout.strip()
+
+
+def test_no_twisted() -> None:
+    """Neither the wire, nor blocking code, nor a worker imports Twisted, or another slow library."""
+    names = modules(mako=False)
+    assert {"uwsgitwisted.blocking", "uwsgitwisted.wire.session", "uwsgitwisted.worker.main"} <= set(names)
+    assert loaded_with(names) == "[]"
+
+
+def test_no_twisted_in_a_renderer() -> None:
+    """The handlers of a renderer import Mako, and no Twisted."""
+    assert loaded_with(modules(mako=True)) == "['mako']"
+
+
+def test_what_the_front_knows_of_a_worker() -> None:
+    """Of all that runs in a worker, the front imports only what describes it, and what finds a module."""
+    front = [path for path in MODULES if path.parts[0] in ("engines", "services", "taps", "responders")]
+    of_worker = {name for path in front for name in imported(path) if part(name) == "worker"}
+    assert {name.rpartition(".")[0] for name in of_worker} == {
+        "uwsgitwisted.worker.spec",
+        "uwsgitwisted.worker.handlers.module",  # for the executor that --engine names
+    }
+
+
+def test_public_names() -> None:
+    """The package has its public names, which are imported when they are used, and shows no other."""
+    assert set(dir(uwsgitwisted)) == set(uwsgitwisted.__all__)
+    assert loaded_with(["uwsgitwisted"]) == "[]"
+    for name in uwsgitwisted.__all__:
+        assert getattr(uwsgitwisted, name) is not None
+    assert uwsgitwisted.Client is client.Client
+    with pytest.raises(AttributeError, match="has no attribute 'Clinet'; it has Address, "):
+        _ = uwsgitwisted.Clinet
+
+
+@pytest.mark.parametrize("module", [blocking], ids=lambda module: module.__name__)
+def test_faces(module: ModuleType) -> None:
+    """A public module shows its public names, and its own parts, and nothing else."""
+    shown = {name for name in vars(module) if not name.startswith("_")}
+    parts = {path.stem for path in Path(str(module.__file__)).parent.glob("*.py")}
+    assert shown - parts == set(module.__all__)
+    assert set(module.__all__) <= shown

@@ -39,9 +39,9 @@ from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import ISpoolStore, Record
 from uwsgitwisted.spool.task import State, Task
-from uwsgitwisted.tasks import MAX_BATCH, batch_items, encode_batch
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.tasks import MAX_BATCH, batch_items, encode_batch
 from uwsgitwisted.wire.vars import encode_vars
 
 NOW = 1_700_000_000.0

@@ -21,8 +21,9 @@ from uwsgitwisted.errors import (
     UnsafeObject,
 )
 from uwsgitwisted.wire.exchange import PlainExchange
-from uwsgitwisted.wire.message import TaskMessage, answers_raw, decode_answer, encode_request, needs_session
+from uwsgitwisted.wire.message import answers_raw, decode_answer, encode_request, needs_session
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.tasks import TaskMessage
 
 VARS = b"\x01\x00k\x01\x00v"
 

@@ -21,7 +21,7 @@ from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps import node, renderer, spooler
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds, size
-from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 NODE = ["--handler", "my_server"]
@@ -256,7 +256,7 @@ class TestServices:
         assert installed_reactor() is reactor
 
     def test_steady_timers(self) -> None:
-        """The timers of a service go by a clock that is never set."""
+        """The timers of a service go by a monotonic clock."""
         program = """
 import time
 from uwsgitwisted.taps.options import installed_reactor

@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 
 from tests.unit.transports import Link, ScriptedServer
 from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, NoAnswer, UwsgiError
-from uwsgitwisted.transport.plain import PlainProtocol
+from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import RPC
 from uwsgitwisted.wire.packet import ECHO, Packet, encode_packet

@@ -19,22 +19,22 @@ from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
 from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
 from uwsgitwisted.spool.stores import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
-from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
-from uwsgitwisted.transport import answering, asking
-from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.transport.client import session as client_session
+from uwsgitwisted.transport.server import session as server_session
+from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
 from uwsgitwisted.wire import terms as wire_terms
-from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import (
     AnswerReceived,
     CancelReceived,
     ErrorReceived,
-    GoodbyeReceived,
     RequestReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
+from uwsgitwisted.wire.tasks import MAX_BATCH, SPOOL_WITH_ID, BatchItem, TaskMessage, decode_batch, encode_batch
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, split_vars
 
@@ -45,7 +45,7 @@ _HTTP = re.compile(r"^```http\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MENTION = re.compile(r"`([A-Z][A-Z_]+)` \(([\d.]+)")
 _QUOTED = re.compile(r"`([^`]+)`")
 
-KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "GOODBYE", "IDEMPOTENT")
+KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT")
 MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
@@ -64,10 +64,10 @@ NUMBERS: dict[str, float] = {
         if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
     },
     "MAX_SIZE": session._MAX_SIZE,
-    "PULSE": asking.PULSE,
-    "GOODBYE_TIME": answering._GOODBYE,
-    "CROSSING_TIME": answering._CROSSING,
-    "FIRST_REQUESTS": answering._FIRST_REQUESTS,
+    "KEEPALIVE": client_session.KEEPALIVE,
+    "SHUTDOWN_TIME": server_session._SHUTDOWN_TIME,
+    "RACE_TIME": server_session._RACE_TIME,
+    "FIRST_REQUESTS": server_session._FIRST_REQUESTS,
     "OVERHEAD": outgoing.OVERHEAD,
     "MAX_TEXT": failure.MAX_TEXT,
     "MAX_DEPTH": marshal_check.MAX_DEPTH,
@@ -190,12 +190,20 @@ def a_batch(*tasks: tuple[dict[bytes, bytes], bytes, dict[bytes, bytes]]) -> Sai
 
 def an_offer(**terms: Any) -> Said:
     ours = Terms(**terms)
-    return Said(wire_terms.offer(ours), lambda data: wire_terms.offered(*PacketDecoder().receive(data)), ours)
+    return Said(
+        wire_terms.encode_offer(ours),
+        lambda data: wire_terms.decode_offer(*PacketDecoder().receive(data)),
+        ours,
+    )
 
 
 def a_grant(**terms: Any) -> Said:
     ours = Terms(**terms)
-    return Said(wire_terms.grant(ours), lambda data: wire_terms.granted(*PacketDecoder().receive(data)), ours)
+    return Said(
+        wire_terms.encode_grant(ours),
+        lambda data: wire_terms.decode_grant(*PacketDecoder().receive(data)),
+        ours,
+    )
 
 
 def a_request(
@@ -253,10 +261,10 @@ def a_cancel(*, id: int) -> Said:  # noqa: A002
     return Said(sent(side), server().receive, [CancelReceived(id)])
 
 
-def a_goodbye() -> Said:
+def a_shutdown() -> Said:
     side = client()
-    side.send_goodbye()
-    return Said(sent(side), server().receive, [GoodbyeReceived()])
+    side.send_shutdown()
+    return Said(sent(side), server().receive, [ShutdownReceived()])
 
 
 SAYINGS: dict[str, Callable[..., Said]] = {
@@ -273,7 +281,7 @@ SAYINGS: dict[str, Callable[..., Said]] = {
     "answer": an_answer,
     "error": an_error,
     "cancel": a_cancel,
-    "goodbye": a_goodbye,
+    "shutdown": a_shutdown,
 }
 
 
@@ -403,7 +411,7 @@ def test_terms() -> None:
 )
 def test_no_grant(answer: Packet) -> None:
     """What the document says is no grant, is none."""
-    assert wire_terms.granted(answer) is None
+    assert wire_terms.decode_grant(answer) is None
 
 
 FRAMES = tables("Frames")[0]
@@ -418,7 +426,7 @@ def test_kinds_of_frames() -> None:
 def test_who_sends_a_frame(row: list[str]) -> None:
     """A kind of frame is refused by the side from which the document says it comes, and taken by the other."""
     name, number, sender, _ = row
-    data = encode_packet(Packet(SESSION, int(number), b"" if "GOODBYE" in name else bytes(14)))
+    data = encode_packet(Packet(SESSION, int(number), b"" if "SHUTDOWN" in name else bytes(14)))
     for role, make in (("client", client), ("server", server)):
         if sender in ("both", "server" if role == "client" else "client"):
             make().receive(data)

@@ -15,7 +15,7 @@ PATIENCE = 20
 SCRIPT = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from uwsgitwisted.engines import reaper
+from uwsgitwisted.worker import reaper
 
 if sys.argv[2:] == ["--no-proc"]:
     reaper._CHILDREN = Path("/nothing/children")

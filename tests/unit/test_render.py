@@ -23,9 +23,11 @@ from mako.codegen import RESERVED_NAMES
 from mako.template import Template
 
 from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject
-from uwsgitwisted.handlers import templates as templates_module
-from uwsgitwisted.handlers.render import Renderer, context, load, read_request
-from uwsgitwisted.handlers.templates import (
+from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers import templates as templates_module
+from uwsgitwisted.worker.handlers.render import Renderer, context, load, read_request
+from uwsgitwisted.worker.handlers.templates import (
     NoTemplate,
     TemplateDirectories,
     TemplateFailed,
@@ -33,8 +35,6 @@ from uwsgitwisted.handlers.templates import (
     TemplateRefused,
     open_below,
 )
-from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 #: What Mako gives a meaning, as far as a variable of that name would disturb it.
 MAKOS_OWN = [
@@ -149,7 +149,7 @@ def test_cache_too_small(site: Path) -> None:
 
 def test_no_twisted() -> None:
     """A worker that renders doesn't load Twisted."""
-    code = "import sys, uwsgitwisted.handlers.render; sys.exit('twisted' in sys.modules)"
+    code = "import sys, uwsgitwisted.worker.handlers.render; sys.exit('twisted' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

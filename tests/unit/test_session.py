@@ -22,11 +22,11 @@ from uwsgitwisted.wire.frame import (
     CANCEL,
     ERROR,
     FIRST_PIECE,
-    GOODBYE,
     MIN_PIECE,
     MORE,
     NEXT_PIECE,
     REQUEST,
+    SHUTDOWN,
 )
 from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, encode_packet
@@ -36,13 +36,13 @@ from uwsgitwisted.wire.session import (
     CancelReceived,
     ErrorReceived,
     Event,
-    GoodbyeReceived,
     PingReceived,
     PongReceived,
     RequestReceived,
     RequestRefused,
     Role,
     Session,
+    ShutdownReceived,
 )
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
@@ -159,7 +159,7 @@ FROM_CLIENT: list[tuple[bytes, list[Event]]] = [
     (begin(REQUEST, 1, b"ask"), [RequestReceived(1, Packet(33, 7, b"ask"), None)]),
     (begin(REQUEST, MAX_ID, b"", time=1_500), [RequestReceived(MAX_ID, Packet(33, 7, b""), 1.5)]),
     (short(CANCEL, 9), [CancelReceived(9)]),
-    (frame(GOODBYE, b""), [GoodbyeReceived()]),
+    (frame(SHUTDOWN, b""), [ShutdownReceived()]),
     (encode_packet(Packet(PING, 0)), [PingReceived()]),
     (encode_packet(Packet(PING, 1)), [PongReceived()]),
     (short(MORE, 12, b"of a request that was cancelled"), []),
@@ -176,7 +176,7 @@ FROM_SERVER: list[tuple[bytes, list[Event]]] = [
         begin(ANSWER, 3, b"x" * MIN_PIECE, MIN_PIECE + 1) + short(MORE, 3, b"z"),
         [AnswerReceived(3, Packet(33, 7, b"x" * MIN_PIECE + b"z"), 0.0)],
     ),
-    (frame(GOODBYE, b""), [GoodbyeReceived()]),
+    (frame(SHUTDOWN, b""), [ShutdownReceived()]),
     (encode_packet(Packet(PING, 1, b"a word")), [PongReceived()]),
 ]
 CASES = [pytest.param(server, *case) for case in FROM_CLIENT]
@@ -199,9 +199,9 @@ class TestReceive:
     def test_with_a_tail(self, make: type[Session], data: bytes, events: list[Event]) -> None:
         """What follows in the same chunk is kept, and completed by the next one."""
         session = make()
-        tail = frame(GOODBYE, b"")
+        tail = frame(SHUTDOWN, b"")
         assert session.receive(data + tail[:3]) == events
-        assert session.receive(tail[3:]) == [GoodbyeReceived()]
+        assert session.receive(tail[3:]) == [ShutdownReceived()]
 
     def test_ping_is_answered(self) -> None:
         """The answer to a ping is queued by the session itself."""
@@ -249,7 +249,7 @@ class TestReceive:
         [
             pytest.param(PING_BYTES, id="ping"),
             pytest.param(PONG, id="pong"),
-            pytest.param(frame(GOODBYE, b""), id="goodbye"),
+            pytest.param(frame(SHUTDOWN, b""), id="shutdown"),
             pytest.param(short(CANCEL, 5), id="cancel of an id that nobody has"),
             pytest.param(short(MORE, 5), id="empty piece of an id that nobody has"),
             pytest.param(short(MORE, 5, bytes(100)), id="piece of an id that nobody has"),
@@ -276,15 +276,15 @@ class TestReceive:
     def test_frame_by_frame(self, make: type[Session], data: bytes, events: list[Event]) -> None:
         """What arrives at once can be read a frame at a time, and more may arrive meanwhile."""
         session = make()
-        tail = frame(GOODBYE, b"")
+        tail = frame(SHUTDOWN, b"")
         read = session.receive(data + tail + tail[:2], 1)
         assert session.more
         while session.more:
             read += session.receive(most=1)
-        assert read == [*events, GoodbyeReceived()]
-        assert session.receive(tail[2:] + tail, 1) == [GoodbyeReceived()]
-        assert session.receive(tail, 1) == [GoodbyeReceived()]
-        assert session.receive(most=1) == [GoodbyeReceived()]
+        assert read == [*events, ShutdownReceived()]
+        assert session.receive(tail[2:] + tail, 1) == [ShutdownReceived()]
+        assert session.receive(tail, 1) == [ShutdownReceived()]
+        assert session.receive(most=1) == [ShutdownReceived()]
         assert not session.more
 
     def test_error(self) -> None:
@@ -436,11 +436,11 @@ class TestSend:
         session = client()
         session.send_request(1, SMALL)
         session.send_ping()
-        session.send_goodbye()
+        session.send_shutdown()
         assert server().receive(session.data_to_send()) == [
             RequestReceived(1, SMALL, None),
             PingReceived(),
-            GoodbyeReceived(),
+            ShutdownReceived(),
         ]
 
     @pytest.mark.parametrize("size", [6, FIRST_PIECE + 1])

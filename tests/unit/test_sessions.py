@@ -19,7 +19,8 @@ from tests.unit.servers import (
     reset,
 )
 from tests.unit.speaking import Caller, Speaker, SpeakingServer, echo_all, echo_once
-from uwsgitwisted import blocking, sessions
+from uwsgitwisted import blocking
+from uwsgitwisted.blocking import sessions
 from uwsgitwisted.errors import (
     Busy,
     ConnectionFailed,
@@ -169,8 +170,8 @@ def _reset(speaker: Speaker) -> None:
     reset(speaker.connection)
 
 
-def _say_goodbye(speaker: Speaker) -> None:
-    speaker.say_goodbye()
+def _announce_shutdown(speaker: Speaker) -> None:
+    speaker.announce_shutdown()
 
 
 def _strange_packet(speaker: Speaker) -> None:
@@ -179,7 +180,7 @@ def _strange_packet(speaker: Speaker) -> None:
 
 def _stay(speaker: Speaker) -> None:
     request = speaker.next()
-    raise AssertionError(f"{request!r} came after the goodbye")
+    raise AssertionError(f"{request!r} came after the shutdown notice")
 
 
 @pytest.mark.usefixtures("always_looking")
@@ -188,8 +189,8 @@ def _stay(speaker: Speaker) -> None:
     [
         (_close, False),
         (_reset, False),
-        (_say_goodbye, False),
-        (_say_goodbye, True),
+        (_announce_shutdown, False),
+        (_announce_shutdown, True),
         (_strange_packet, False),
         (_strange_packet, True),
     ],
@@ -227,12 +228,12 @@ def test_a_stale_session_of_a_server_that_is_gone(call: Caller) -> None:
         call(server.address, 2)
 
 
-def test_goodbye_behind_an_answer(call: Caller) -> None:
-    """A session whose peer says goodbye with its answer is not kept."""
+def test_shutdown_behind_an_answer(call: Caller) -> None:
+    """A session whose peer announces its shutdown with its answer is not kept."""
 
     def turn(speaker: Speaker) -> None:
         request = speaker.next()
-        speaker.session.send_goodbye()
+        speaker.session.send_shutdown()
         speaker.answer(request, "answer")
         _stay(speaker)
 
@@ -242,20 +243,20 @@ def test_goodbye_behind_an_answer(call: Caller) -> None:
         assert server.sessions == [["first"], ["second"]]
 
 
-def _goodbye() -> bytes:
+def _shutdown() -> bytes:
     session = Session(Role.SERVER, Terms(), Terms())
-    session.send_goodbye()
+    session.send_shutdown()
     return session.data_to_send()
 
 
-def test_goodbye_behind_the_terms(call: Caller) -> None:
-    """What comes along with the terms counts: the request that crosses the goodbye is asked again."""
+def test_shutdown_behind_the_terms(call: Caller) -> None:
+    """What comes along with the terms counts: a request that races with the shutdown notice is sent again."""
 
     def refuse(speaker: Speaker) -> None:
         speaker.fail(speaker.next(), Unavailable("the node is stopping"))
         _stay(speaker)
 
-    with SpeakingServer(refuse, echo_all, behind=_goodbye()) as server:
+    with SpeakingServer(refuse, echo_all, behind=_shutdown()) as server:
         assert call(server.address, "asked") == "asked"
         assert server.sessions[-1] == ["asked"]
 
@@ -274,7 +275,7 @@ def _half_an_answer(speaker: Speaker) -> None:
         (_close, NoAnswer),
         (_reset, ConnectionFailed),
         (_half_an_answer, NoAnswer),
-        (_say_goodbye, NoAnswer),
+        (_announce_shutdown, NoAnswer),
         (_strange_packet, ProtocolError),
     ],
 )
@@ -297,13 +298,13 @@ def test_a_session_that_is_lost_in_a_request(
         assert server.sessions == [["first", "lost"], ["next"]]
 
 
-def test_refused_after_a_goodbye(call: Caller) -> None:
-    """A request that crossed the peer's goodbye was not run: it is asked again, on a new connection."""
+def test_refused_after_a_shutdown(call: Caller) -> None:
+    """A request that raced with the peer's shutdown notice was not run: it is sent again."""
 
     def turn(speaker: Speaker) -> None:
         echo_once(speaker)
         request = speaker.next()
-        speaker.session.send_goodbye()
+        speaker.session.send_shutdown()
         speaker.fail(request, Unavailable("the node is stopping"))
         _stay(speaker)
 
@@ -314,8 +315,8 @@ def test_refused_after_a_goodbye(call: Caller) -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("the node is starting"), Busy("many wait")])
-def test_refused_without_a_goodbye(call: Caller, error: UwsgiError) -> None:
-    """A node that is busy, or stopping without a goodbye, is not asked again; its session is kept."""
+def test_refused_without_a_shutdown(call: Caller, error: UwsgiError) -> None:
+    """A node that is busy, or stopping without a shutdown notice, is not asked again; its session is kept."""
 
     def turn(speaker: Speaker) -> None:
         speaker.fail(speaker.next(), error)

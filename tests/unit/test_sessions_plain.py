@@ -24,13 +24,14 @@ from tests.unit.servers import (
     resetting,
 )
 from tests.unit.speaking import Caller, Speaker, SpeakingServer, echo_all, echo_once
-from uwsgitwisted import blocking, sessions
+from uwsgitwisted import blocking
 from uwsgitwisted.address import parse_address
+from uwsgitwisted.blocking import sessions
 from uwsgitwisted.errors import ConnectionFailed, RequestTimeout
 from uwsgitwisted.wire.objects import dumps
-from uwsgitwisted.wire.terms import PLAIN_FOR, SILENT_FOR, Terms, offer
+from uwsgitwisted.wire.terms import PLAIN_FOR, SILENT_FOR, Terms, encode_offer
 
-OFFER = offer(Terms())
+OFFER = encode_offer(Terms())
 CERTIFICATES = Path(__file__).parent / "tls"
 #: Seconds: enough for a server that answers, short for one that doesn't.
 SHORT = 0.2
@@ -220,8 +221,8 @@ def test_several_frames_in_one_tls_record(tls: ssl.SSLContext) -> None:
             assert caller(_tls_address(server), message) == message
 
 
-@pytest.mark.parametrize("goodbye", [False, True])
-def test_a_stale_session_over_tls(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, goodbye: bool) -> None:
+@pytest.mark.parametrize("shutdown", [False, True])
+def test_a_stale_session_over_tls(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, shutdown: bool) -> None:
     """It is noticed before a request goes out, also when the peer only closed the connection."""
     monkeypatch.setattr(sessions, "_FRESH", 0.0, raising=False)
     answered, left = threading.Event(), threading.Event()
@@ -229,8 +230,8 @@ def test_a_stale_session_over_tls(tls: ssl.SSLContext, monkeypatch: pytest.Monke
     def turn(speaker: Speaker) -> None:
         echo_once(speaker)
         answered.wait(PATIENCE)
-        if goodbye:
-            speaker.say_goodbye()
+        if shutdown:
+            speaker.announce_shutdown()
         speaker.connection.shutdown(socket.SHUT_RDWR)
         left.set()
 

@@ -25,8 +25,9 @@ from tests.unit.servers import (
     reset,
     silent,
 )
-from uwsgitwisted import blocking, sessions, sockets
+from uwsgitwisted import blocking
 from uwsgitwisted.address import parse_address
+from uwsgitwisted.blocking import sessions, sockets
 from uwsgitwisted.errors import (
     ConnectionFailed,
     InvalidAddress,

@@ -36,11 +36,11 @@ from uwsgitwisted.spool.slices import Job, finish
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Record
-from uwsgitwisted.spool.task import State, Task, decode_run
+from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.transport.reports import INTERVAL
-from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
+from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, TaskMessage, decode_run
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 TASK = encode_vars({"to": "ann"})

@@ -36,8 +36,9 @@ from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
 from uwsgitwisted.spool.sqlite import SqliteStore
 from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
-from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run, new_task
+from uwsgitwisted.spool.task import State, Task, new_task
 from uwsgitwisted.wire.packet import ANSWER, Packet
+from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY, decode_run
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 T = TypeVar("T")
@@ -1141,7 +1142,7 @@ def test_woken_by_another_process(bench: Bench) -> None:
 
 
 def test_heartbeat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that wants a sign of life gets one in time, with nothing to do as well."""
+    """A store that wants a keep-alive gets one in time, with nothing to do as well."""
     monkeypatch.setattr(bench.store, "heartbeat", 2.0)
     bench.accept("one")
     before = bench.store.advances

@@ -15,7 +15,7 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from tests.unit.transports import CLIENT, SERVER, MemoryTransport
-from uwsgitwisted.transport.turn import Turn
+from uwsgitwisted.transport.batch import Batch
 from uwsgitwisted.transport.writer import (
     RECEIVE_BUFFER,
     UNSENT,
@@ -252,12 +252,12 @@ class TestTurn:
     def test_outside(self) -> None:
         """Outside of a turn a call is made at once."""
         calls: list[int] = []
-        Turn().at_end(lambda: calls.append(1))
+        Batch().at_end(lambda: calls.append(1))
         assert calls == [1]
 
     def test_inside(self) -> None:
         """Within one it is made once, at the end of the outermost."""
-        turn = Turn()
+        turn = Batch()
         calls: list[int] = []
 
         def call() -> None:
@@ -272,7 +272,7 @@ class TestTurn:
 
     def test_chain(self) -> None:
         """What such a call puts off is done in the same turn."""
-        turn = Turn()
+        turn = Batch()
         calls: list[str] = []
 
         def first() -> None:
@@ -289,7 +289,7 @@ class TestTurn:
 
     def test_a_call_that_raises(self) -> None:
         """One connection's fault is logged and holds up no other, in this turn or a later one."""
-        turn = Turn()
+        turn = Batch()
         calls: list[int] = []
 
         def broken() -> None:
@@ -305,7 +305,7 @@ class TestTurn:
 
     def test_an_error_within(self) -> None:
         """What raises within a turn is passed on when the calls are made."""
-        turn = Turn()
+        turn = Batch()
         calls: list[int] = []
 
         def work() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from uwsgitwisted.errors import SpoolError, UwsgiError
 from uwsgitwisted.spool.task import Task, new_task
-from uwsgitwisted.wire.message import TaskMessage
+from uwsgitwisted.wire.tasks import TaskMessage
 from uwsgitwisted.wire.vars import decode_vars, encode_vars, to_bytes
 
 #: What tells the spooler something, by its name in a line, and the variable that says it otherwise.

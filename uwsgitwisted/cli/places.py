@@ -15,8 +15,8 @@ from uwsgitwisted.spool.descriptions import is_store, make_store
 from uwsgitwisted.spool.management import CHANGES, manage
 from uwsgitwisted.spool.stores import ISpoolStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
-from uwsgitwisted.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
 from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.wire.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
 from uwsgitwisted.wire.vars import VarsValue, encode_vars
 
 #: What names a place.

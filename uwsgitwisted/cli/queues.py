@@ -18,7 +18,7 @@ from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.spool.management import CHANGES, LIVE, MAX_DETAILS, MAX_IDS, MAX_LIST, STATES
 from uwsgitwisted.spool.records import for_json
-from uwsgitwisted.tasks import load_result
+from uwsgitwisted.wire.tasks import load_result
 
 #: How many tasks that could not be changed are named.
 NAMED = 10

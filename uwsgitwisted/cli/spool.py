@@ -9,9 +9,9 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from uwsgitwisted.blocking import TaskStatus, enqueue, wait
 from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, RequestTimeout, SpoolError
-from uwsgitwisted.queue import TaskStatus, enqueue, wait
 from uwsgitwisted.spool.records import for_json
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 
+from uwsgitwisted.engines.executor import ExecutorEngine
 from uwsgitwisted.engines.inline import InlineEngine
-from uwsgitwisted.engines.pool import ExecutorEngine
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.worker import WorkerSpec
-from uwsgitwisted.handlers.module import load_module
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
+from uwsgitwisted.worker.handlers.module import load_module
+from uwsgitwisted.worker.spec import WorkerSpec
 
 #: What a service uses that isn't told.
 DEFAULT = "processes"

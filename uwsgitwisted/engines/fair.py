@@ -3,7 +3,7 @@
 A peer's first request waits for at most one of each other peer, however many those have. And no peer takes all
 the places: it may have three times as many as are free, which is three quarters if it is alone, and three
 sevenths beside one that wants as many. (The memory is shared by the same rule; see
-:mod:`uwsgitwisted.transport.budget`.)
+:mod:`uwsgitwisted.transport.server.budget`.)
 """
 
 from __future__ import annotations

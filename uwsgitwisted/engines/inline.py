@@ -14,11 +14,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
-from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
 from uwsgitwisted.errors import UnknownModifier, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
 
 @implementer(IEngine)

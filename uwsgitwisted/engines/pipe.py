@@ -1,14 +1,14 @@
-"""The front's end of the pipe to a worker process: requests given to it, and taken back.
+"""The front's end of the pipe to a worker process: requests given to it, and recalled.
 
-It is the asking side of a session (:mod:`uwsgitwisted.wire.session`), with one thing more. A fast worker is
+It is The client's side of a session (:mod:`uwsgitwisted.wire.session`), with one thing more. A fast worker is
 given several requests ahead, so that it never waits for the front between two. Should the one that it runs turn
 out slow, those behind it must go to another worker, and neither of the two processes may have to wait for the
 other to find out who has a request. So each request has a *token*, a byte in a second pipe that both can read:
-the worker takes one before it begins a request, the front takes one to have a request back. The kernel gives
+the worker takes one before it begins a request, the front takes one to recall a request. The kernel gives
 each byte to one reader only. (GNU make shares its job slots among processes in the same way.)
 
-Requests are begun in the order in which they were given, and the front takes back the last ones. It gives
-nothing more until the worker has confirmed what was taken back, so that no token can be taken for a request
+Requests are begun in the order in which they were given, and the front recalls the last ones. It gives
+nothing more until the worker has confirmed what was recalled, so that no token can be taken for a request
 that is not the front's any more.
 """
 
@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorTime, ITransport
 
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.errors import ProtocolError
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import Packet
@@ -31,9 +31,9 @@ from uwsgitwisted.wire.session import (
     MAX_ID,
     AnswerReceived,
     ErrorReceived,
-    GoodbyeReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
 from uwsgitwisted.wire.terms import Terms
 
@@ -43,7 +43,7 @@ MAX_GIVEN = 16
 AHEAD_TIME = 0.001
 
 
-class Owner(Protocol):
+class PipeOwner(Protocol):
     """Who gave the requests."""
 
     def progressed(self) -> None:
@@ -95,7 +95,7 @@ class Pipe:
         ours: Terms,
         theirs: Terms,
         tokens: Tokens,
-        owner: Owner,
+        owner: PipeOwner,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
         self._writer = Writer(transport, self.flush)
@@ -105,7 +105,7 @@ class Pipe:
         self._new_tokens = 0
         self._ids = itertools.count(1)
         self._given: dict[int, Job] = {}
-        self._taken_back: set[int] = set()
+        self._recalled: set[int] = set()
         self._closed = False
         # A request that arrives in pieces, so that one given behind it would overtake it.
         self._large: Job | None = None
@@ -123,7 +123,7 @@ class Pipe:
     @property
     def room(self) -> int:
         """How many more it may be given."""
-        if self._closed or self._taken_back or self._large is not None:
+        if self._closed or self._recalled or self._large is not None:
             return 0
         return self._depth - len(self._given)
 
@@ -145,10 +145,10 @@ class Pipe:
             self._large = job
         self._given[request] = job
         self._new_tokens += 1
-        TURN.at_end(self.flush)
+        BATCH.at_end(self.flush)
 
-    def take_back(self) -> list[Job]:
-        """Take back what it has not begun, but for the first."""
+    def recall(self) -> list[Job]:
+        """Recall what it has not begun, except for the first."""
         self.flush()
         number = self._tokens.take(len(self._given) - 1)
         taken = list(self._given)[len(self._given) - number :]
@@ -156,7 +156,7 @@ class Pipe:
         if self._large in jobs:
             self._large = None
         for request in taken:
-            self._taken_back.add(request)
+            self._recalled.add(request)
             self._session.send_cancel(request)
         self.flush()
         return jobs
@@ -174,7 +174,7 @@ class Pipe:
         """Write what there is to send, as far as the socket takes it."""
         if self._closed:
             return
-        if self._new_tokens:  # before the requests: a worker that finds no token takes a request for taken back
+        if self._new_tokens:  # before the requests: a worker that finds no token takes a request for recalled
             self._tokens.put(self._new_tokens)
             self._new_tokens = 0
         while self._session.sending and not self._writer.waiting:
@@ -182,7 +182,7 @@ class Pipe:
 
     def data_received(self, data: bytes) -> None:
         """Take what the worker sends."""
-        with TURN:
+        with BATCH:
             try:
                 events = self._session.receive(data)
             except ProtocolError:  # a handler wrote to our descriptor
@@ -194,14 +194,14 @@ class Pipe:
                     self._finish(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
                     self._finish(event.id, event.error, event.took)
-                elif isinstance(event, GoodbyeReceived):
+                elif isinstance(event, ShutdownReceived):
                     self._owner.retiring()
             self._owner.progressed()
 
     def _finish(self, request: int, result: Packet | Exception, took: float) -> None:
         job = self._given.pop(request, None)
         if job is None:
-            self._taken_back.discard(request)
+            self._recalled.discard(request)
             return
         if job is self._large:
             self._large = None

@@ -1,7 +1,7 @@
 """The engine ``processes:N``: handlers run in N worker processes, the front only moves their bytes.
 
 A worker runs one request at a time. One that is fast is given some ahead (see
-:mod:`uwsgitwisted.engines.pipe`), and has them taken back as soon as it turns out slow, so that no request
+:mod:`uwsgitwisted.engines.pipe`), and has them recalled as soon as it turns out slow, so that no request
 waits behind a long one while another worker is idle. A request over the time limit has its worker killed; a
 worker that ends, for whatever reason, is replaced, and what it had not begun goes to another. No request is
 ever answered with another's answer: an id ties each answer to its request, and a dead worker's pipe is gone
@@ -16,16 +16,16 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from uwsgitwisted.engines.child import Child
-from uwsgitwisted.engines.crew import Crew
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
-from uwsgitwisted.engines.worker import WorkerSpec
+from uwsgitwisted.engines.supervisor import Supervisor
+from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request
-from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.turn import TURN
+from uwsgitwisted.transport.batch import BATCH
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.spec import WorkerSpec
 
 #: While a worker has requests ahead, this often, in seconds, it is looked at whether it has turned out slow.
 _WATCH = 0.005
@@ -36,9 +36,9 @@ _SLOW = 0.003
 _MAX_CRASHES = 2
 
 
-def _died(job: Job, child: Child, how: str) -> WorkerDied:
+def _died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
     times = f" (the request has ended {job.crashes} workers)" if job.crashes > 1 else ""
-    return WorkerDied(f"worker {child.worker_id} ended while it ran the request: {how}{times}")
+    return WorkerDied(f"worker {worker.worker_id} ended while it ran the request: {how}{times}")
 
 
 @implementer(IEngine, IReloadable)
@@ -72,11 +72,11 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = FairQueue(max_queue)
-        self._children: list[Child] = []
-        self._crew = Crew(reactor, processes, self._start_child, self._take_up, self._lay_down)
-        self._watch_alarm = Alarm(reactor, self._watch)
+        self._workers: list[WorkerProcess] = []
+        self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
+        self._watch_timer = Timer(reactor, self._watch)
         self._next_watch = math.inf
-        self._stop_alarm = Alarm(reactor, self._give_up)
+        self._stop_timer = Timer(reactor, self._give_up)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -86,7 +86,7 @@ class ProcessEngine:
 
     def start(self) -> Deferred[None]:
         """Start the workers; fires when the first takes requests. One that doesn't come up is tried again."""
-        self._crew.start()
+        self._supervisor.start()
         return self._ready
 
     def reload(self) -> Deferred[bool]:
@@ -94,12 +94,12 @@ class ProcessEngine:
 
         :return: fires with whether all came up; if one doesn't, it and those after it stay as they are.
         """
-        return Deferred.fromCoroutine(self._crew.replace_all())
+        return Deferred.fromCoroutine(self._supervisor.replace_all())
 
     def stop(self, seconds: float) -> Deferred[None]:
         """Finish what was accepted, for up to *seconds*, then end every worker."""
         self._stopping = True
-        self._stop_alarm.set(seconds)
+        self._stop_timer.set(seconds)
         if self._stopped is None:
             self._stopped = Deferred.fromCoroutine(self._stop())
         return self._stopped
@@ -107,52 +107,52 @@ class ProcessEngine:
     async def _stop(self) -> None:
         self._check_drained()
         await self._drained
-        await self._crew.stop()
-        self._stop_alarm.clear()
-        self._watch_alarm.clear()
+        await self._supervisor.stop()
+        self._stop_timer.clear()
+        self._watch_timer.clear()
 
     def _give_up(self) -> None:
         while self._queue:
             self._queue.pop().settle(Unavailable("the node was stopped before the request's turn came"))
-        for child in self._children:
-            running = child.pipe.running
+        for worker in self._workers:
+            running = worker.pipe.running
             if running is not None:
                 running.error = Interrupted("the node was stopped while it ran the request")
-                child.kill()
+                worker.kill()
         self._check_drained()
 
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(child.pipe.given for child in self._children):
+        if not self._queue and not any(worker.pipe.given for worker in self._workers):
             self._drained.callback(None)
 
     # Workers
 
     @property
-    def workers(self) -> list[Child]:
+    def workers(self) -> list[WorkerProcess]:
         """The worker processes that take requests now."""
-        return [child for child in self._children if not child.retired]
+        return [worker for worker in self._workers if not worker.retired]
 
-    def _start_child(self, worker_id: int) -> Child:
-        child = Child(self._reactor, worker_id, self)
-        child.spawn(self._spec, self._node, self._processes)
-        return child
+    def _start_worker(self, worker_id: int) -> WorkerProcess:
+        worker = WorkerProcess(self._reactor, worker_id, self)
+        worker.spawn(self._spec, self._node, self._processes)
+        return worker
 
-    def _take_up(self, child: Child) -> None:
-        self._children.append(child)
+    def _on_ready(self, worker: WorkerProcess) -> None:
+        self._workers.append(worker)
         if not self._ready.called:
             self._ready.callback(None)
         self.progressed()
 
-    def _lay_down(self, child: Child, how: str) -> None:
-        begun, unbegun = child.abandon()
-        if child in self._children:
-            self._children.remove(child)
+    def _on_exit(self, worker: WorkerProcess, how: str) -> None:
+        begun, unbegun = worker.abandon()
+        if worker in self._workers:
+            self._workers.remove(worker)
         again = [job for job in begun if self._may_run_again(job)]
         for job in begun:
             if job not in again:
-                job.settle(job.error or _died(job, child, how))
+                job.settle(job.error or _died(job, worker, how))
         self._queue.put_back(again + unbegun)
         self.progressed()
 
@@ -161,9 +161,9 @@ class ProcessEngine:
         job.crashes += 1
         return job.idempotent and job.error is None and job.crashes < _MAX_CRASHES and not job.abandoned
 
-    def retiring(self, child: Child) -> None:
+    def retiring(self, worker: WorkerProcess) -> None:
         """Start the successor of a worker that asks for one."""
-        self._crew.replace(child.worker_id)
+        self._supervisor.replace(worker.worker_id)
 
     # Requests
 
@@ -188,40 +188,40 @@ class ProcessEngine:
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
         while self._queue:
-            child = self._emptiest()
-            if child is None:
+            worker = self._emptiest()
+            if worker is None:
                 break
             job = self._queue.pop()
             if job.deadline <= now:
                 job.settle(RequestTimeout("its caller's time was over before a worker was free"))
             elif not job.abandoned:  # a worker had it when its caller withdrew it
-                self._give(child, job, now)
+                self._give(worker, job, now)
         self._check_drained()
 
-    def _emptiest(self) -> Child | None:
+    def _emptiest(self) -> WorkerProcess | None:
         """Return the worker with the fewest requests that may be given one."""
         emptiest = None
         fewest = 0
-        for child in self._children:
-            given = child.pipe.given
-            if (emptiest is None or given < fewest) and child.room > 0:
-                emptiest, fewest = child, given
+        for worker in self._workers:
+            given = worker.pipe.given
+            if (emptiest is None or given < fewest) and worker.room > 0:
+                emptiest, fewest = worker, given
                 if not given:
                     break
         return emptiest
 
-    def _give(self, child: Child, job: Job, now: float) -> None:
+    def _give(self, worker: WorkerProcess, job: Job, now: float) -> None:
         try:
-            child.pipe.give(job, now)
+            worker.pipe.give(job, now)
         except UwsgiError as error:  # too large
             job.settle(error)
             return
-        self._watch_at(now + (_WATCH if child.pipe.given > 1 else self._timeout))
+        self._watch_at(now + (_WATCH if worker.pipe.given > 1 else self._timeout))
 
     def progressed(self) -> None:
         """Give out what waits, once what is going on now has been worked through."""
         if self._queue:
-            TURN.at_end(self._dispatch)
+            BATCH.at_end(self._dispatch)
         else:
             self._check_drained()
 
@@ -231,14 +231,14 @@ class ProcessEngine:
         """See to it that :meth:`_watch` is called at *time*, or earlier."""
         if time < self._next_watch:
             self._next_watch = time
-            self._watch_alarm.set(max(0.0, time - self._reactor.seconds()))
+            self._watch_timer.set(max(0.0, time - self._reactor.seconds()))
 
     def _watch(self) -> None:
-        """Kill the workers that are over the time limit, and take back what waits behind a slow request."""
+        """Kill the workers that are over the time limit, and recall what waits behind a slow request."""
         now = self._reactor.seconds()
         self._next_watch = math.inf
-        for child in self._children:
-            pipe = child.pipe
+        for worker in self._workers:
+            pipe = worker.pipe
             running = pipe.running
             if running is None:
                 continue
@@ -248,10 +248,10 @@ class ProcessEngine:
                     f"the request ran over the node's limit of {self._timeout:g} s; its worker was killed",
                     seconds=self._timeout,
                 )
-                child.kill()
+                worker.kill()
                 continue
             if ran > _SLOW and pipe.given > 1:
-                self._queue.put_back(pipe.take_back())
+                self._queue.put_back(pipe.recall())
             self._watch_at(now + (_WATCH if pipe.given > 1 else self._timeout - ran))
         if self._queue:
             self._dispatch()

@@ -13,7 +13,7 @@ from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.fair import refusal
 from uwsgitwisted.errors import Interrupted, RequestCancelled, RequestTimeout, Unavailable, UwsgiError
 from uwsgitwisted.interfaces import Request
-from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import Packet
 
 
@@ -33,7 +33,7 @@ class Waiting:
         self._by_peer: Counter[str] = Counter()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
-        self._stop_alarm = Alarm(clock, self._give_up)
+        self._stop_timer = Timer(clock, self._give_up)
 
     def refusal(self, peer: Peer) -> UwsgiError | None:
         """Return why there can't be one more of *peer*, or None if there can."""
@@ -61,7 +61,7 @@ class Waiting:
         :return: fires when nothing is under way any more.
         """
         self._stopping = True
-        self._stop_alarm.set(seconds)
+        self._stop_timer.set(seconds)
         self._check_drained()
         return self._drained
 
@@ -79,7 +79,7 @@ class Waiting:
 
     def _check_drained(self) -> None:
         if self._stopping and not self._running:
-            self._stop_alarm.clear()
+            self._stop_timer.clear()
             if not self._drained.called:
                 self._drained.callback(None)
 

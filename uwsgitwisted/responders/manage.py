@@ -1,7 +1,7 @@
 """Answers modifier1 33 of a spooler: what people and programs ask of its queue.
 
 The message is ``(operation, arguments)``: one of :mod:`uwsgitwisted.spool.management`, or ``wait``. Or it is
-bytes, a batch of tasks as :mod:`uwsgitwisted.tasks` makes it; its answer is their ids.
+bytes, a batch of tasks as :mod:`uwsgitwisted.wire.tasks` makes it; its answer is their ids.
 """
 
 from __future__ import annotations

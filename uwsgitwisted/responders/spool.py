@@ -29,10 +29,9 @@ from uwsgitwisted.responders.http import (
 from uwsgitwisted.spool.records import Description, describe_record, for_json
 from uwsgitwisted.spool.slices import at_once
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.tasks import load_result
 from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.wire.message import SPOOL_WITH_ID
 from uwsgitwisted.wire.packet import ANSWER, NO, SPOOL, YES, Packet
+from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, load_result
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_vars, split_vars
 
 __all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
@@ -70,7 +69,7 @@ class SpoolResponder:
     it can't be understood, too many wait, or the disk is full; the log says which.
 
     :param http_vars: the variables of a web request that enter its task.
-    :param monotonic: a clock that is never set, in seconds.
+    :param monotonic: a monotonic clock, in seconds.
     :param in_thread: calls a function with its arguments beside the reactor.
     """
 

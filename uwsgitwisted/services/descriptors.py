@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from uwsgitwisted.transport.connections import LEAVING_PART
+from uwsgitwisted.transport.server.connections import LEAVING_PART
 
 #: What the reactor, ports, logs and a store need, and what starting a process takes for a moment.
 _RESERVE = 48

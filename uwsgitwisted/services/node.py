@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.responders.forward import ForwardResponder
-from uwsgitwisted.services.cluster import ClusterService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.wire.packet import MARSHAL
 
 
-def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -> ClusterService:
+def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -> ServerService:
     """Return the service of a node.
 
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded.
     """
-    spec = settings.worker_spec("uwsgitwisted.handlers.marshal:load", module=module)
+    spec = settings.worker_spec("uwsgitwisted.worker.handlers.marshal:load", module=module)
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
-    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})
+    return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})

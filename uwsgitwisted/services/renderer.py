@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.responders.forward import ForwardResponder
-from uwsgitwisted.services.cluster import ClusterService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.wire.packet import MARSHAL
 
@@ -19,7 +19,7 @@ def make_renderer(
     *,
     filters: Sequence[str] = (),
     strict: bool = False,
-) -> ClusterService:
+) -> ServerService:
     """Return the service of a renderer.
 
     :param directories: where its templates are.
@@ -28,11 +28,11 @@ def make_renderer(
     :raises StartupError: if a directory isn't there.
     """
     spec = settings.worker_spec(
-        "uwsgitwisted.handlers.render:load",
+        "uwsgitwisted.worker.handlers.render:load",
         directories=[os.path.abspath(directory) for directory in directories],
         default_filters=list(filters) or None,  # none at all would not even make text of a number
         strict_undefined=strict,
     )
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
-    return ClusterService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})
+    return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from uwsgitwisted.access import Network
 from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
-from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
+from uwsgitwisted.worker.spec import WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
-from uwsgitwisted.services.cluster import ClusterService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, add_all
 from uwsgitwisted.spool.descriptions import make_store
@@ -62,7 +62,7 @@ class SpoolSettings:
     return_codes: str = "2.0"
 
 
-class SpoolerService(ClusterService):
+class SpoolerService(ServerService):
     """A server whose engine works off a queue of tasks.
 
     :param spooler: the queue; it owns the engine.
@@ -125,7 +125,7 @@ def make_spooler(
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
     """
     spec = settings.worker_spec(
-        "uwsgitwisted.handlers.spool:load",
+        "uwsgitwisted.worker.handlers.spool:load",
         module=module,
         text=spooling.text,
         return_codes=spooling.return_codes,

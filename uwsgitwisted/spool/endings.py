@@ -16,8 +16,8 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.spool.retry import Ending, Outcome
-from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY
 from uwsgitwisted.wire.packet import ANSWER, Packet
+from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY
 
 _ANSWERS = {
     DONE: Outcome(Ending.DONE),

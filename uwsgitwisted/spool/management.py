@@ -22,8 +22,8 @@ from uwsgitwisted.spool.records import Description, describe_record
 from uwsgitwisted.spool.slices import SLICE, Job, Steps, finish, slices
 from uwsgitwisted.spool.stores import LARGEST_ID, SMALL_RESULT, ISpoolStore, Record, possible_ids
 from uwsgitwisted.spool.task import QUEUE_LIMIT, UNPRIORITIZED, State, Task, new_task
-from uwsgitwisted.tasks import MAX_BATCH, decode_batch
 from uwsgitwisted.wire.objects import loads_plain
+from uwsgitwisted.wire.tasks import MAX_BATCH, decode_batch
 from uwsgitwisted.wire.vars import decode_vars
 
 #: How many ids one call takes; of how many it tells all, since each may have a traceback and variables of
@@ -93,7 +93,7 @@ def question(operation: object, arguments: object, now: float) -> Question:
 def batch(payload: bytes, now: float) -> Question:
     """Return the question to take in a batch of tasks.
 
-    :param payload: what :func:`uwsgitwisted.tasks.encode_batch` gives, marshalled.
+    :param payload: what :func:`uwsgitwisted.wire.tasks.encode_batch` gives, marshalled.
     """
 
     def job(store: ISpoolStore) -> Steps[list[int]]:

@@ -25,7 +25,7 @@ def describe_record(record: Record) -> Description:
 
     :return: ``id``, ``state``, ``queue``, ``attempts``, ``crashes``, the times ``created``, ``at``, ``started``
         and ``finished`` in unix seconds or None, ``error``, and ``result``: what the handler returned, still
-        marshalled, for :func:`uwsgitwisted.tasks.load_result`; None if it is too large to be here.
+        marshalled, for :func:`uwsgitwisted.wire.tasks.load_result`; None if it is too large to be here.
     """
     task = record.task
     return {

@@ -29,10 +29,11 @@ from uwsgitwisted.spool.questions import Questions
 from uwsgitwisted.spool.records import Description
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
 from uwsgitwisted.spool.stores import Demand, ISpoolStore, Settlement, Turn
-from uwsgitwisted.spool.task import Task, encode_run, new_task
+from uwsgitwisted.spool.task import Task, new_task
 from uwsgitwisted.spool.thread import Runner, StoreThread
 from uwsgitwisted.spool.waiters import Waiters
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.tasks import encode_run
 
 #: How many tasks may wait for their commit: at 64 KiB each, 64 MiB of memory.
 MAX_PENDING = 1_000
@@ -404,7 +405,7 @@ class Spooler:
             self._settle(task, Outcome(Ending.RETURNED))
 
     def _run(self, task: Task) -> None:
-        request = Request(encode_run(task))
+        request = Request(encode_run(task.id, task.variables, task.body))
         submit = cast(Callable[[Request], Packet], self.engine.submit)  # or a Deferred of it
         answer = maybeDeferred(submit, request)
         # The body is the engine's now.

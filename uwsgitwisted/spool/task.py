@@ -1,28 +1,14 @@
-"""A task: what one is, how one is made of a request, and what a handler can say about one.
-
-A worker process imports this module too, so it knows neither Twisted nor a database.
-"""
+"""A task: what one is, and how one is made of a request."""
 
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, SpoolError
-from uwsgitwisted.wire.packet import MAX_PAYLOAD, SPOOL, Packet
+from uwsgitwisted.errors import MessageTooLarge, SpoolError
+from uwsgitwisted.wire.packet import MAX_PAYLOAD
 from uwsgitwisted.wire.vars import decode_vars
-
-# What a handler says about a task when it returns: the modifier2 of the answer ``Packet(ANSWER, code)``.
-#: Not mine: leave it (uWSGI's ``SPOOL_IGNORE``).
-IGNORE = 0
-#: Done: forget it (``SPOOL_OK``).
-DONE = 1
-#: Run it again later (``SPOOL_RETRY``).
-RETRY = 2
-#: It is to run for ever: run it again after the usual pause, and count this run for nothing.
-AGAIN = 3
 
 #: The priorities that a request may ask for, in either direction: what a database's 32-bit integer holds.
 PRIORITY_LIMIT = 2**31 - 1
@@ -36,8 +22,6 @@ QUEUE_LIMIT, KEY_LIMIT = 255, 255
 
 _TIME = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{0,32})?")
 _INTEGER = re.compile(rb"-?[0-9]{1,10}")
-#: What stands before a task's vars block on its way to a worker: its id, and the size of the block.
-_RUN_HEAD = struct.Struct("<QH")
 
 
 class State(IntEnum):
@@ -128,26 +112,6 @@ def new_task(variables: bytes, now: float, body: bytes = b"") -> Task:
         key=_name(keys.get(b"idempotency_key", b""), "idempotency_key", KEY_LIMIT),
         body=body,
     )
-
-
-def encode_run(task: Task) -> Packet:
-    """Return what a worker gets to run *task*."""
-    return Packet(SPOOL, 0, _RUN_HEAD.pack(task.id, len(task.variables)) + task.variables + task.body)
-
-
-def decode_run(packet: Packet) -> tuple[int, bytes, bytes]:
-    """Return the id, the vars block and the body of a task that a worker gets.
-
-    :raises MalformedPacket: if it is none.
-    """
-    payload = packet.payload
-    if len(payload) < _RUN_HEAD.size:
-        raise MalformedPacket("a run ends within its head")
-    identifier, size = _RUN_HEAD.unpack_from(payload)
-    body_at = _RUN_HEAD.size + size
-    if len(payload) < body_at:
-        raise MalformedPacket("a run ends within its variables")
-    return identifier, payload[_RUN_HEAD.size : body_at], payload[body_at:]
 
 
 def _time(text: bytes, now: float) -> float:

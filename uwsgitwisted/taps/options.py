@@ -12,7 +12,7 @@ from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import check_endpoint, on_loopback
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.transport.server import Limits
+from uwsgitwisted.transport.server.protocol import Limits
 
 _DEFAULTS = ServerSettings(listen=())
 

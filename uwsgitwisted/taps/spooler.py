@@ -9,7 +9,6 @@ from twisted.python import usage
 
 from uwsgitwisted.engines.descriptions import DEFAULT, available_cores
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.handlers.spool import RETURN_CODES
 from uwsgitwisted.responders.manage import LOOPBACK
 from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.spooler import SpoolSettings, make_spooler
@@ -18,6 +17,7 @@ from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.stores import KEEP_RESULTS
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, parse_allowed, seconds, size
+from uwsgitwisted.wire.tasks import RETURN_CODES
 
 _POLICY = RetryPolicy()
 

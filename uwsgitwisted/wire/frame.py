@@ -6,7 +6,7 @@ import struct
 
 from uwsgitwisted.wire.packet import MAX_PAYLOAD
 
-REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
+REQUEST, ANSWER, ERROR, MORE, CANCEL, SHUTDOWN, IDEMPOTENT = range(1, 8)
 
 #: A frame that begins a message: the packet's header (modifier1 34, size, kind), then what BEGIN has.
 FRAME = struct.Struct("<BHBIBBII")

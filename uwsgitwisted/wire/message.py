@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, MisuseError, UnencodableMessage
+from uwsgitwisted.errors import MalformedPacket, MisuseError, UnencodableMessage
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, MAX_PAYLOAD, PING, SPOOL, WSGI, Packet
-from uwsgitwisted.wire.vars import CONTENT_LENGTH, VarsValue, decode_vars, encode_item, encode_vars, to_bytes
+from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, SPOOL, WSGI, Packet
+from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, TaskMessage
+from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_item, encode_vars, to_bytes
 
 #: WSGI as 0, but the server takes SCRIPT_NAME off PATH_INFO.
 WSGI_STRIPPED = 30
@@ -24,61 +23,9 @@ RPC = 173
 RPC_RAW = 1
 #: The modifier2 of an RPC that is asked and answered as HTTP.
 RPC_HTTP = 2
-#: The modifier2 of a task whose answer brings its id, and that a body may follow.
-SPOOL_WITH_ID = 2
 
 #: An id, as the answer to a task brings it.
 _ID = re.compile(rb"[1-9][0-9]{0,18}")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskMessage:
-    """A task and its body: what modifier1 17 takes, besides a dict, with the modifier2 :data:`SPOOL_WITH_ID`.
-
-    :param variables: what says what is to be done, under keys of text or bytes.
-    :param body: what its handler gets besides.
-    """
-
-    variables: Mapping[Any, VarsValue]
-    body: bytes = b""
-
-    def block(self) -> bytes:
-        """Return the vars block.
-
-        :raises UnencodableMessage: if the variables can't travel.
-        :raises MessageTooLarge: if they are over 65535 bytes.
-        """
-        if not isinstance(self.variables, Mapping) or not isinstance(self.body, bytes):
-            raise UnencodableMessage(
-                f"a task is a dict, and its body bytes, not {type(self.variables).__name__} and "
-                f"{type(self.body).__name__}"
-            )
-        return _check_size(encode_vars(self.variables.items()))
-
-    def encode(self) -> bytes:
-        """Return the vars block, and behind it the body, whose size the block's first key says.
-
-        :raises UnencodableMessage: if the variables say a size themselves, or can't travel.
-        :raises MessageTooLarge: if the variables are over 65535 bytes; the body may be longer.
-        """
-        block = self.block()
-        if CONTENT_LENGTH in map(to_bytes, self.variables):
-            raise UnencodableMessage("a task's key CONTENT_LENGTH says the size of its body; leave it out")
-        if not self.body:
-            return block
-        return _check_size(encode_vars([(CONTENT_LENGTH, len(self.body))]) + block) + self.body
-
-
-def _check_size(block: bytes) -> bytes:
-    """Return a task's vars *block*, which is to fit one packet."""
-    if len(block) > MAX_PAYLOAD:
-        raise MessageTooLarge(
-            f"a task's variables are {len(block)} bytes; at most {MAX_PAYLOAD} are taken. The body takes "
-            "what is large",
-            size=len(block),
-            limit=MAX_PAYLOAD,
-        )
-    return block
 
 
 def _by_type(message: object) -> bytes:

@@ -29,13 +29,13 @@ from uwsgitwisted.wire.frame import (
     ERROR,
     FIRST_PIECE,
     FRAME,
-    GOODBYE,
     ID,
     IDEMPOTENT,
     MIN_PIECE,
     MORE,
     REQUEST,
     SHORT_FRAME,
+    SHUTDOWN,
 )
 from uwsgitwisted.wire.outgoing import Message, Outgoing
 from uwsgitwisted.wire.packet import (
@@ -122,7 +122,7 @@ class RequestRefused(NamedTuple):
     size: int
 
 
-class GoodbyeReceived(NamedTuple):
+class ShutdownReceived(NamedTuple):
     """The peer takes no further request, or sends none; what is in flight will still be answered."""
 
 
@@ -140,7 +140,7 @@ Event = (
     | ErrorReceived
     | CancelReceived
     | RequestRefused
-    | GoodbyeReceived
+    | ShutdownReceived
     | PingReceived
     | PongReceived
 )
@@ -167,7 +167,7 @@ class Session:
     :param ours: what this side takes.
     :param theirs: what the peer takes, from its ping.
     :param awaited: the ids of a client's requests that still want an answer. What begins to arrive for another
-        one, whose cancel it has crossed, is not kept: the peer, told so, may never finish it.
+        one, with whose cancel it raced, is not kept: the peer, told so, may never finish it.
     :param admits: whether a server has room for a message of so many bytes that comes in pieces; it is asked
         when the first piece is there. None for any.
     """
@@ -199,7 +199,7 @@ class Session:
         self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
             MORE: self._read_more,
-            GOODBYE: self._read_goodbye,
+            SHUTDOWN: self._read_shutdown,
         }
         if role is Role.SERVER:
             self._readers |= {
@@ -348,8 +348,8 @@ class Session:
         self._outgoing.cancel(request)
         return CancelReceived(request)
 
-    def _read_goodbye(self, payload: bytes, kind: int) -> Event:
-        return GoodbyeReceived()
+    def _read_shutdown(self, payload: bytes, kind: int) -> Event:
+        return ShutdownReceived()
 
     def _read_ping(self, modifier2: int) -> Event:
         if modifier2:
@@ -406,16 +406,16 @@ class Session:
         self._outgoing.cancel(request)
         self._add_frame(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
-    def send_goodbye(self) -> None:
+    def send_shutdown(self) -> None:
         """Tell the peer that no further request is sent, or taken."""
-        self._add_frame(encode_packet(Packet(SESSION, GOODBYE)))
+        self._add_frame(encode_packet(Packet(SESSION, SHUTDOWN)))
 
     def send_pong(self) -> None:
         """Tell the peer that this side lives, whether it asks or not."""
         self._outgoing.add_pong()
 
     def send_ping(self) -> None:
-        """Ask the peer for a sign of life."""
+        """Ask the peer for a keep-alive."""
         self._add_frame(encode_packet(Packet(PING, 0)))
 
     def _send(self, kind: int, request: int, packet: Packet, time: int) -> None:

@@ -74,22 +74,22 @@ class Terms:
             return None
 
 
-def offer(ours: Terms) -> bytes:
+def encode_offer(ours: Terms) -> bytes:
     """Return the bytes that offer a session."""
     return encode_packet(Packet(PING, 0, ours.encode()))
 
 
-def grant(ours: Terms) -> bytes:
+def encode_grant(ours: Terms) -> bytes:
     """Return the bytes that grant one."""
     return encode_packet(Packet(PING, 1, ours.encode()))
 
 
-def offered(packet: Packet) -> Terms | None:
+def decode_offer(packet: Packet) -> Terms | None:
     """Return the terms of the peer that offers a session with *packet*, or None if it does not."""
     return Terms.decode(packet.payload) if packet[:2] == (PING, 0) else None
 
 
-def granted(packet: Packet) -> Terms | None:
+def decode_grant(packet: Packet) -> Terms | None:
     """Return the terms of the peer that grants a session with *packet*, or None if it does not.
 
     One that only echoes what it gets has sent back our offer, which is not the same.

@@ -6,7 +6,7 @@ import struct
 
 from uwsgitwisted.wire.packet import PING, SESSION, Packet, encode_packet
 
-REQUEST, ANSWER, ERROR, MORE, CANCEL, GOODBYE, IDEMPOTENT = range(1, 8)
+REQUEST, ANSWER, ERROR, MORE, CANCEL, SHUTDOWN, IDEMPOTENT = range(1, 8)
 #: The most of a message that its first frame takes, and each later one.
 FIRST_PIECE, NEXT_PIECE = 65_521, 65_531
 

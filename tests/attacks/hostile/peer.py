@@ -38,7 +38,7 @@ class Peer:
         self.random = random.Random(f"{seed}")
         #: Ids of tasks that wait or are over, for questions about them.
         self.tasks: list[int] = []
-        self._kept: deque[socket.socket] = deque()
+        self._cached: deque[socket.socket] = deque()
 
     def connect(self, receive_buffer: int | None = None) -> socket.socket:
         """Return a connection to the service.
@@ -72,14 +72,14 @@ class Peer:
 
     def keep(self, connection: socket.socket) -> None:
         """Leave a connection open while other things are done; the oldest is closed when there are too many."""
-        self._kept.append(connection)
-        if len(self._kept) > _KEPT:
-            self._kept.popleft().close()
+        self._cached.append(connection)
+        if len(self._cached) > _KEPT:
+            self._cached.popleft().close()
 
     def close(self) -> None:
         """Close what is kept."""
-        while self._kept:
-            self._kept.pop().close()
+        while self._cached:
+            self._cached.pop().close()
 
     def payload(self, message: bytes) -> bytes:
         """Return *message* as a whole plain request for an object."""

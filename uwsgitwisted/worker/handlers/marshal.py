@@ -5,12 +5,12 @@ It is plain code that an engine loads, in a worker process or in the reactor's o
 
 from __future__ import annotations
 
-from uwsgitwisted.compat.install import install
 from uwsgitwisted.errors import UnknownModifier
-from uwsgitwisted.handlers.handler import Handler
-from uwsgitwisted.handlers.module import load_handlers
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.compat.install import install
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.handlers.module import load_handlers
 
 
 def load(module: str) -> dict[int, Handler]:

@@ -1,13 +1,4 @@
-"""Tasks for plain scripts: calls that enqueue them, wait for them and take them back.
-
-    from uwsgitwisted.queue import enqueue, wait
-
-    task = enqueue(("10.0.0.5", 3034), {"to": "ann@example.com"})
-    print(wait(("10.0.0.5", 3034), task, timeout=60).result)
-
-They block, raise our errors and import no Twisted, as those of :mod:`uwsgitwisted.blocking`, on which they are
-built; :class:`uwsgitwisted.client.Client` has the same ones with Deferreds.
-"""
+"""Calls for tasks: enqueue them, wait for them, cancel them."""
 
 from __future__ import annotations
 
@@ -15,10 +6,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from uwsgitwisted.address import AddressLike
-from uwsgitwisted.blocking import send_message
-from uwsgitwisted.tasks import (
+from uwsgitwisted.blocking.calls import send_message
+from uwsgitwisted.wire.packet import MARSHAL, SPOOL
+from uwsgitwisted.wire.tasks import (
     LEAST_TIMEOUT,
+    SPOOL_WITH_ID,
     TaskLike,
+    TaskMessage,
     TaskStatus,
     Variables,
     batch_items,
@@ -30,10 +24,6 @@ from uwsgitwisted.tasks import (
     read_single,
     read_status,
 )
-from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
-from uwsgitwisted.wire.packet import MARSHAL, SPOOL
-
-__all__ = ["TaskStatus", "cancel", "enqueue", "enqueue_many", "manage", "status", "wait"]
 
 
 def enqueue(address: AddressLike, task: Variables, body: bytes = b"", timeout: float = 30) -> int | None:

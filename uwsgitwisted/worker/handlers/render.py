@@ -22,9 +22,11 @@ from typing import Any
 from mako.codegen import RESERVED_NAMES
 
 from uwsgitwisted.errors import MisuseError, StartupError
-from uwsgitwisted.handlers.handler import Handler
-from uwsgitwisted.handlers.marshal import answer
-from uwsgitwisted.handlers.templates import (
+from uwsgitwisted.wire.objects import loads
+from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.handlers.marshal import answer
+from uwsgitwisted.worker.handlers.templates import (
     CACHE_SIZE,
     TemplateDirectories,
     TemplateFailed,
@@ -32,8 +34,6 @@ from uwsgitwisted.handlers.templates import (
     failure,
     name_from,
 )
-from uwsgitwisted.wire.objects import loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet
 
 #: Names that mean something of their own in a template. A variable of such a name is in ``attributes`` only.
 RESERVED = frozenset(RESERVED_NAMES) | {

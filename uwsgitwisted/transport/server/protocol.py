@@ -2,7 +2,7 @@
 
 A connection begins plain, as uWSGI has it: one request, one answer, then it is closed. A first packet that
 offers a session (see :mod:`uwsgitwisted.wire.session`) is answered with our terms, and the connection goes on
-as an :class:`~uwsgitwisted.transport.answering.AnsweringSession`.
+as an :class:`~uwsgitwisted.transport.server.session.ServerSession`.
 
 Behind a plain packet a body may follow, as nginx sends it. A responder gets both as one message, as it would in
 a session.
@@ -26,15 +26,15 @@ from zope.interface import implementer
 from uwsgitwisted.access import Network, Peer
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.interfaces import Answer, Reply, Request
-from uwsgitwisted.transport.alarm import Deadlines
-from uwsgitwisted.transport.answering import AnsweringSession
-from uwsgitwisted.transport.budget import Budget, default_limit
-from uwsgitwisted.transport.connections import Connections
+from uwsgitwisted.transport.batch import Slices
 from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.transport.turn import Slices
+from uwsgitwisted.transport.server.budget import Budget, default_limit
+from uwsgitwisted.transport.server.connections import Connections
+from uwsgitwisted.transport.server.session import ServerSession
+from uwsgitwisted.transport.timer import Deadlines
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, offered
+from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, decode_offer
 from uwsgitwisted.wire.vars import body_size
 
 #: For as many further bytes of a body, its sender has the limit's time.
@@ -57,7 +57,7 @@ class Limits:
     :param max_packet: the largest plain payload, in bytes.
     :param max_ignored: how many bytes may follow a plain request, where nothing is expected.
     :param max_buffered: how many bytes are held for all peers together; None for a quarter of the memory. See
-        :mod:`uwsgitwisted.transport.budget`.
+        :mod:`uwsgitwisted.transport.server.budget`.
     """
 
     header_timeout: float = 4.0
@@ -225,7 +225,7 @@ class ServerProtocol(Protocol):
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
         self._body: _Body | None = None
         self._answer: Deferred[Answer] | None = None
-        self._session: AnsweringSession | None = None
+        self._session: ServerSession | None = None
         #: How many bytes came where nothing is expected; below 0 while a body is thrown away.
         self._ignored = 0
         self._writer: Writer | None = None
@@ -324,7 +324,7 @@ class ServerProtocol(Protocol):
             self._enter(_State.PACKET)
 
     def _begin(self, packet: Packet) -> None:
-        theirs = offered(packet)
+        theirs = decode_offer(packet)
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
             return
@@ -390,7 +390,7 @@ class ServerProtocol(Protocol):
         assert self.transport is not None
         self._enter(_State.SESSION)
         set_nodelay(self.transport)
-        self._session = AnsweringSession(
+        self._session = ServerSession(
             self.transport,
             self._factory.clock,
             self._factory.slices,

@@ -16,22 +16,23 @@ from typing import TypeVar
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.timer import Timer
 
 _T = TypeVar("_T")
 
 #: After so many things of one chunk, what they caused is written, so that the other end has something to do
 #: while the rest of the chunk is worked through.
-STRIDE = 64
+SLICE_SIZE = 64
 #: For so many seconds of each turn of the reactor, what was too much for one turn goes on: long enough that the
 #: turn itself costs little beside it, and short enough that nobody notices the wait.
-SLICE = 0.001
+SLICE_TIME = 0.001
 
 
-class Turn:
-    """Puts off calls while input is being worked through: ``with turn:`` around that work.
+class Batch:
+    """Puts off calls while input is being worked through: ``with BATCH:`` around that work.
 
-    There is one, :data:`TURN`, as there is one reactor thread: input on one connection causes output on others.
+    There is one, :data:`BATCH`, as there is one reactor thread: input on one connection causes output on
+    others.
     """
 
     __slots__ = ("_calls", "_depth")
@@ -43,21 +44,21 @@ class Turn:
         self._calls: dict[Callable[[], None], None] = {}
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Call *call* once when the turn ends; if there is none, in one of its own, which is now."""
+        """Call *call* once when the batch ends; if there is none, now, in a batch of its own."""
         if self._depth:
             self._calls[call] = None
         else:
             with self:
                 self._calls[call] = None
 
-    def strides(self, things: list[_T]) -> Iterable[_T]:
-        """Give *things* one by one, and make the calls that were put off after every :data:`STRIDE` of them."""
-        return things if len(things) <= STRIDE else self._strides(things)
+    def slices(self, things: list[_T]) -> Iterable[_T]:
+        """Yield *things*, and make the calls that were put off after every :data:`SLICE_SIZE` of them."""
+        return things if len(things) <= SLICE_SIZE else self._slices(things)
 
-    def _strides(self, things: list[_T]) -> Iterator[_T]:
+    def _slices(self, things: list[_T]) -> Iterator[_T]:
         for count, thing in enumerate(things, 1):
             yield thing
-            if not count % STRIDE:
+            if not count % SLICE_SIZE:
                 self._call()
 
     def _call(self) -> None:
@@ -67,7 +68,7 @@ class Turn:
             try:
                 call()
             except Exception:  # a fault of one connection is none of the others'
-                self._log.failure("at the end of a turn")
+                self._log.failure("at the end of a batch")
 
     def __enter__(self) -> None:
         self._depth += 1
@@ -79,14 +80,14 @@ class Turn:
         exc_traceback: TracebackType | None,
     ) -> None:
         try:
-            # What a call causes in its turn is put off too, and done in the next round.
+            # What a call causes is put off too, and done in the next round.
             while self._depth == 1 and self._calls:
                 self._call()
         finally:
             self._depth -= 1
 
 
-TURN = Turn()
+BATCH = Batch()
 
 
 class Slices:
@@ -101,20 +102,20 @@ class Slices:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._steps: OrderedDict[Callable[[], None], None] = OrderedDict()
-        self._alarm = Alarm(clock, self._run)
+        self._timer = Timer(clock, self._run)
 
     def go_on(self, step: Callable[[], None]) -> None:
         """Call *step* once, in a later turn of the reactor; it comes back if there is more to do."""
         self._steps[step] = None
-        if not self._alarm.running:
-            self._alarm.set(0)
+        if not self._timer.running:
+            self._timer.set(0)
 
     def _run(self) -> None:
-        end = self._clock.seconds() + SLICE
+        end = self._clock.seconds() + SLICE_TIME
         while self._steps:
             step, _ = self._steps.popitem(last=False)
-            TURN.at_end(step)
+            BATCH.at_end(step)
             if self._clock.seconds() >= end:
                 break
-        if self._steps and not self._alarm.running:
-            self._alarm.set(0)
+        if self._steps and not self._timer.running:
+            self._timer.set(0)

@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from uwsgitwisted.engines.waiting import Waiting
-from uwsgitwisted.engines.worker import HandlerTable, WorkerSpec
 from uwsgitwisted.errors import (
     RequestCancelled,
     StartupError,
@@ -29,9 +28,10 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
-from uwsgitwisted.transport.alarm import Alarm
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
 #: What a call gives back: an answer, or a failure's vars block.
 Outcome = tuple[Packet | None, bytes]
@@ -109,7 +109,7 @@ class ExecutorEngine:
         self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue)
         self._executor: Executor | None = None
         self._patience = 0.0
-        self._overdue = Alarm(reactor, self._end)
+        self._overdue = Timer(reactor, self._end)
         self._ended: Deferred[None] = Deferred()
         # It begins anywhere, since the executor may have seen an earlier process of this node.
         self._numbers = itertools.count(int.from_bytes(os.urandom(8), "big"))

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 
-class Alarm:
+class Timer:
     """A timer that can be set again: one at most is running.
 
     :param clock: provides ``callLater``.
@@ -56,32 +56,32 @@ class Deadlines(Generic[K]):
     :param ring: called with each thing that is not discarded within it.
     """
 
-    __slots__ = ("_alarm", "_clock", "_due", "_ring", "_seconds")
+    __slots__ = ("_clock", "_due", "_ring", "_seconds", "_timer")
 
     def __init__(self, clock: IReactorTime, seconds: float, ring: Callable[[K], None]) -> None:
         self._clock = clock
         self._seconds = seconds
         self._ring = ring
         self._due: dict[K, float] = {}
-        self._alarm = Alarm(clock, self._ring_due)
+        self._timer = Timer(clock, self._ring_due)
 
     def add(self, thing: K) -> None:
         """Begin its time."""
         self._due[thing] = self._clock.seconds() + self._seconds
-        if not self._alarm.running:
-            self._alarm.set(self._seconds)
+        if not self._timer.running:
+            self._timer.set(self._seconds)
 
     def discard(self, thing: K) -> None:
         """End its time, if it has any."""
         if self._due.pop(thing, None) is not None and not self._due:
-            self._alarm.clear()
+            self._timer.clear()
 
     def _ring_due(self) -> None:
         now = self._clock.seconds()
         while self._due:
             thing, due = next(iter(self._due.items()))
             if due > now:
-                self._alarm.set(due - now)
+                self._timer.set(due - now)
                 break
             del self._due[thing]
             self._ring(thing)

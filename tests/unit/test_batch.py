@@ -1,4 +1,4 @@
-"""The end of a turn: what was put off is done, once, in order, whatever happened meanwhile."""
+"""The end of a batch: what was put off is done, once, in order, whatever happened meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from uwsgitwisted.transport.turn import SLICE, STRIDE, TURN, Slices, Turn
+from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, SLICE_TIME, Batch, Slices
 
 
 @pytest.fixture
@@ -44,138 +44,140 @@ class Notes:
         raise ValueError("a fault")
 
 
-def test_outside_of_a_turn() -> None:
-    """Where no turn is, a call is made at once."""
+def test_outside_of_a_batch() -> None:
+    """Where no batch is, a call is made at once."""
     notes = Notes()
-    Turn().at_end(notes.first)
+    Batch().at_end(notes.first)
     assert notes.done == ["first"]
 
 
 def test_at_the_end_in_order() -> None:
-    """Within a turn calls wait for its end, and are made in the order in which they were asked for."""
-    turn, notes = Turn(), Notes()
-    with turn:
+    """Within a batch calls wait for its end, and are made in the order in which they were asked for."""
+    batch, notes = Batch(), Notes()
+    with batch:
         for call in (notes.second, notes.first, notes.third):
-            turn.at_end(call)
+            batch.at_end(call)
         assert notes.done == []
     assert notes.done == ["second", "first", "third"]
 
 
 def test_once() -> None:
     """A call that is asked for several times is made once, in its first place; a bound method equals itself."""
-    turn, notes = Turn(), Notes()
-    with turn:
-        turn.at_end(notes.first)
-        turn.at_end(notes.second)
-        turn.at_end(notes.first)
+    batch, notes = Batch(), Notes()
+    with batch:
+        batch.at_end(notes.first)
+        batch.at_end(notes.second)
+        batch.at_end(notes.first)
     assert notes.done == ["first", "second"]
-    with turn:
-        turn.at_end(notes.first)
+    with batch:
+        batch.at_end(notes.first)
     assert notes.done == ["first", "second", "first"]
 
 
-def test_a_turn_within_a_turn() -> None:
-    """The end of an inner turn is none: only the outermost one makes the calls."""
-    turn, notes = Turn(), Notes()
-    with turn:
-        with turn:
-            turn.at_end(notes.first)
+def test_a_batch_within_a_batch() -> None:
+    """The end of an inner batch is none: only the outermost one makes the calls."""
+    batch, notes = Batch(), Notes()
+    with batch:
+        with batch:
+            batch.at_end(notes.first)
         assert notes.done == []
-        turn.at_end(notes.second)
+        batch.at_end(notes.second)
     assert notes.done == ["first", "second"]
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_calls_during_the_end(again: bool) -> None:
     """What a call puts off is done in a round of its own, after the others; also the same call again."""
-    turn, notes = Turn(), Notes()
+    batch, notes = Batch(), Notes()
 
     def cause() -> None:
         notes.first()
         if len(notes.done) == 1:
-            turn.at_end(cause if again else notes.third)
+            batch.at_end(cause if again else notes.third)
             assert notes.done == ["first"]
 
-    with turn:
-        turn.at_end(cause)
-        turn.at_end(notes.second)
+    with batch:
+        batch.at_end(cause)
+        batch.at_end(notes.second)
     assert notes.done == ["first", "second", "first" if again else "third"]
 
 
 def test_input_during_the_end() -> None:
-    """A turn that a call begins at the end of another puts its calls off to the next round."""
-    turn, notes = Turn(), Notes()
+    """A batch that a call begins at the end of another puts its calls off to the next round."""
+    batch, notes = Batch(), Notes()
 
     def work() -> None:
-        with turn:
-            turn.at_end(notes.second)
+        with batch:
+            batch.at_end(notes.second)
         notes.first()
 
-    turn.at_end(work)
+    batch.at_end(work)
     assert notes.done == ["first", "second"]
 
 
 def test_a_call_that_raises(logged: list[str]) -> None:
-    """It is logged and keeps no other call from being made, in this turn or the next."""
-    turn, notes = Turn(), Notes()
-    with turn:
+    """It is logged and keeps no other call from being made, in this batch or the next."""
+    batch, notes = Batch(), Notes()
+    with batch:
         for call in (notes.first, notes.failing, notes.second):
-            turn.at_end(call)
+            batch.at_end(call)
     assert notes.done == ["first", "failing", "second"]
-    assert any("at the end of a turn" in text for text in logged)
-    turn.at_end(notes.third)
+    assert any("at the end of a batch" in text for text in logged)
+    batch.at_end(notes.third)
     assert notes.done[-1] == "third"
 
 
-def test_an_exception_within_a_turn() -> None:
-    """It goes on to whoever began the turn; what was put off before it is done, and the turn is over."""
-    turn, notes = Turn(), Notes()
+def test_an_exception_within_a_batch() -> None:
+    """It goes on to whoever began the batch; what was put off before it is done, and the batch is over."""
+    batch, notes = Batch(), Notes()
 
     def work() -> None:
-        with turn, turn:
-            turn.at_end(notes.first)
+        with batch, batch:
+            batch.at_end(notes.first)
             raise KeyError("x")
 
     with pytest.raises(KeyError, match="x"):
         work()
     assert notes.done == ["first"]
-    turn.at_end(notes.second)
+    batch.at_end(notes.second)
     assert notes.done == ["first", "second"]
 
 
 def test_an_interrupt_at_the_end() -> None:
-    """One that is no fault, such as Ctrl-C, ends the turn, which isn't stuck afterwards."""
-    turn, notes = Turn(), Notes()
+    """One that is no fault, such as Ctrl-C, ends the batch, which isn't stuck afterwards."""
+    batch, notes = Batch(), Notes()
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        turn.at_end(interrupt)
-    turn.at_end(notes.first)
+        batch.at_end(interrupt)
+    batch.at_end(notes.first)
     assert notes.done == ["first"]
 
 
 def test_there_is_one() -> None:
-    """The turn that all connections share is none at rest."""
+    """The batch that all connections share is none at rest."""
     notes = Notes()
-    TURN.at_end(notes.first)
+    BATCH.at_end(notes.first)
     assert notes.done == ["first"]
 
 
-@pytest.mark.parametrize(("number", "goes"), [(STRIDE, [STRIDE]), (2 * STRIDE + 1, [STRIDE, 2 * STRIDE, None])])
+@pytest.mark.parametrize(
+    ("number", "goes"), [(SLICE_SIZE, [SLICE_SIZE]), (2 * SLICE_SIZE + 1, [SLICE_SIZE, 2 * SLICE_SIZE, None])]
+)
 def test_strides(number: int, goes: list[int | None]) -> None:
     """Many things of one chunk cause their output in several goes; few cause it at the end."""
-    turn = Turn()
+    batch = Batch()
     done: list[int] = []
     given: list[int] = []
 
     def note() -> None:
         done.append(len(given))
 
-    with turn:
-        for thing in turn.strides(list(range(number))):
-            turn.at_end(note)
+    with batch:
+        for thing in batch.slices(list(range(number))):
+            batch.at_end(note)
             given.append(thing)
     assert given == list(range(number))
     assert done == [number if go is None else go for go in goes]
@@ -210,10 +212,10 @@ class Worker:
 
 
 def test_slices_share() -> None:
-    """Those with much to do take turns, and all together take no more than a slice of each turn."""
+    """Those with much to do take turns, and all together take no more than a slice of each batch."""
     clock = TurningClock()
     slices = Slices(clock)
-    workers = [Worker(clock, slices, 5, SLICE) for _ in range(3)]
+    workers = [Worker(clock, slices, 5, SLICE_TIME) for _ in range(3)]
     for number in range(15):
         assert sum(worker.left for worker in workers) == 15 - number
         assert max(worker.left for worker in workers) - min(worker.left for worker in workers) <= 1
@@ -222,10 +224,10 @@ def test_slices_share() -> None:
 
 
 def test_short_steps_share_a_slice() -> None:
-    """Steps that take little time are done in one turn."""
+    """Steps that take little time are done in one batch."""
     clock = TurningClock()
     slices = Slices(clock)
-    workers = [Worker(clock, slices, 4, SLICE / 10) for _ in range(2)]
+    workers = [Worker(clock, slices, 4, SLICE_TIME / 10) for _ in range(2)]
     clock.turn()
     assert [worker.left for worker in workers] == [0, 0]
     clock.turn()
@@ -240,7 +242,7 @@ def test_a_step_that_raises(logged: list[str]) -> None:
     worker = Worker(clock, slices, 1, 0)
     clock.turn()
     assert worker.left == 0
-    assert any("at the end of a turn" in text for text in logged)
+    assert any("at the end of a batch" in text for text in logged)
 
 
 def test_a_step_is_waited_for_once() -> None:

@@ -9,23 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
-from uwsgitwisted.compat import uwsgidecorators
-from uwsgitwisted.compat.install import install
-from uwsgitwisted.compat.uwsgidecorators import Returned
 from uwsgitwisted.errors import MisuseError, StartupError, UnencodableMessage, UnknownModifier
-from uwsgitwisted.handlers.handler import Handler
-from uwsgitwisted.handlers.module import load_handlers
-from uwsgitwisted.spool.task import DONE, IGNORE, RETRY, decode_run
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet
+from uwsgitwisted.wire.tasks import DONE, RETURN_CODES, decode_run
 from uwsgitwisted.wire.vars import decode_vars
+from uwsgitwisted.worker.compat import uwsgidecorators
+from uwsgitwisted.worker.compat.install import install
+from uwsgitwisted.worker.compat.uwsgidecorators import Returned
+from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.handlers.module import load_handlers
 
-#: What the numbers mean that a spooler function returns; every other value means done. Of uWSGI 2.0, where
-#: anything unknown, None included, runs again for ever, only the three numbers are kept.
-RETURN_CODES: dict[str, Mapping[int, int]] = {
-    "2.0": {-2: DONE, -1: RETRY, 0: IGNORE},
-    "0.9": {17: RETRY},
-}
 #: The largest result that is kept, in bytes: each one stays in the store for a while.
 RESULT_LIMIT = 1024 * 1024
 

@@ -13,10 +13,10 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
-from uwsgitwisted.transport.asking import AskingSession, offer
-from uwsgitwisted.transport.call import Call
-from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.transport.plain import PlainProtocol
+from uwsgitwisted.transport.client.call import Call
+from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
+from uwsgitwisted.transport.client.plain import PlainProtocol
+from uwsgitwisted.transport.client.session import ClientSession, negotiate
 from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
@@ -42,12 +42,12 @@ class Node:
         self._endpoint = endpoint
         self._ours = ours
         self._plain_until = math.inf if plain else 0.0
-        self._session: AskingSession | None = None
+        self._session: ClientSession | None = None
         self._negotiating = False
-        self._waiting: list[Deferred[AskingSession | None]] = []
+        self._waiting: list[Deferred[ClientSession | None]] = []
         self._connecting: set[Deferred[Any]] = set()
         self._closed = False
-        self._connections: set[OfferingProtocol[AskingSession] | PlainProtocol] = set()
+        self._connections: set[NegotiationProtocol[ClientSession] | PlainProtocol] = set()
 
     def ask(
         self, packet: Packet, timeout: float, *, address: object = None, idempotent: bool = False
@@ -113,25 +113,25 @@ class Node:
 
     # Connections
 
-    def _new_session(self) -> Deferred[AskingSession | None]:
+    def _new_session(self) -> Deferred[ClientSession | None]:
         """Return a Deferred that fires with a session, or with None if the peer grants none."""
-        waiting: Deferred[AskingSession | None] = Deferred()
+        waiting: Deferred[ClientSession | None] = Deferred()
         self._waiting.append(waiting)
         if not self._negotiating:
             self._negotiating = True
             Deferred.fromCoroutine(self._negotiate()).addBoth(self._negotiated)
         return waiting
 
-    def _negotiated(self, result: AskingSession | Failure | None) -> None:
+    def _negotiated(self, result: ClientSession | Failure | None) -> None:
         self._negotiating = False
         waiting, self._waiting = self._waiting, []
-        if isinstance(result, AskingSession):
+        if isinstance(result, ClientSession):
             self._session = result
         for deferred in waiting:  # one whose caller has given up takes no notice
             deferred.callback(result)
 
-    async def _negotiate(self) -> AskingSession | None:
-        protocol = offer(self._clock, self._ours, self._find_way)
+    async def _negotiate(self) -> ClientSession | None:
+        protocol = negotiate(self._clock, self._ours, self._find_way)
         await self._connect(protocol)
         protocol.negotiated.addTimeout(OFFER_TIMEOUT, self._clock)
         try:
@@ -144,7 +144,7 @@ class Node:
             self._plain_until = self._clock.seconds() + known_for
         return session
 
-    def _connect(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> Deferred[None]:
+    def _connect(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> Deferred[None]:
         """Connect; the Deferred fails with ``ConnectionFailed``."""
         if self._closed:
             return fail(ConnectionFailed("the client is closed"))
@@ -157,7 +157,7 @@ class Node:
         self._connecting.discard(connecting)
         return result
 
-    def _connected(self, protocol: OfferingProtocol[AskingSession] | PlainProtocol) -> None:
+    def _connected(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> None:
         set_nodelay(protocol.transport)
         set_keepalive(protocol.transport)
         bound_buffer(protocol.transport)

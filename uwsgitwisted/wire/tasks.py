@@ -1,6 +1,6 @@
-"""Tasks as those see them who enqueue and manage them: what they ask of a spooler, and what it answers.
+"""Tasks on the wire: between who enqueues them and the spooler, and between the spooler and a worker.
 
-The Deferred client and the blocking calls of :mod:`uwsgitwisted.queue` share this; sending is theirs.
+The Deferred client, the blocking calls, the spooler and the worker share this; sending is theirs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 from uwsgitwisted.errors import (
     MalformedPacket,
+    MessageTooLarge,
     MisuseError,
     NoSuchTask,
     ProtocolError,
     SpoolRefused,
+    UnencodableMessage,
     UnsafeObject,
 )
-from uwsgitwisted.wire.message import TaskMessage
 from uwsgitwisted.wire.objects import loads
-from uwsgitwisted.wire.vars import VarsValue
+from uwsgitwisted.wire.packet import MAX_PAYLOAD, SPOOL, Packet
+from uwsgitwisted.wire.vars import CONTENT_LENGTH, VarsValue, encode_vars, to_bytes
 
 #: What a handler gets of a task, besides its body: a dict whose keys are text or bytes. A type checker that was
 #: told so could not tell which of the two a dict with values of several types is to be.
@@ -34,8 +36,80 @@ MAX_BATCH = 10_000
 #: How many seconds there are at least to ask for a large result when the task is over.
 LEAST_TIMEOUT = 1.0
 
+#: The modifier2 of a task whose answer brings its id, and that a body may follow.
+SPOOL_WITH_ID = 2
+
+# What a handler says about a task when it returns: the modifier2 of the answer ``Packet(ANSWER, code)``.
+#: Not mine: leave it (uWSGI's ``SPOOL_IGNORE``).
+IGNORE = 0
+#: Done: forget it (``SPOOL_OK``).
+DONE = 1
+#: Run it again later (``SPOOL_RETRY``).
+RETRY = 2
+#: It is to run for ever: run it again after the usual pause, and count this run for nothing.
+AGAIN = 3
+
+#: What the numbers mean that a spooler function returns; every other value means done. Of uWSGI 2.0, where
+#: anything unknown, None included, runs again for ever, only the three numbers are kept.
+RETURN_CODES: dict[str, Mapping[int, int]] = {
+    "2.0": {-2: DONE, -1: RETRY, 0: IGNORE},
+    "0.9": {17: RETRY},
+}
+
+#: What stands before a task's vars block on its way to a worker: its id, and the size of the block.
+_RUN_HEAD = struct.Struct("<QH")
 #: What stands before each task of a batch: the sizes of its parts.
 _SIZES = struct.Struct("<III")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMessage:
+    """A task and its body: what modifier1 17 takes, besides a dict, with the modifier2 :data:`SPOOL_WITH_ID`.
+
+    :param variables: what says what is to be done, under keys of text or bytes.
+    :param body: what its handler gets besides.
+    """
+
+    variables: Mapping[Any, VarsValue]
+    body: bytes = b""
+
+    def block(self) -> bytes:
+        """Return the vars block.
+
+        :raises UnencodableMessage: if the variables can't travel.
+        :raises MessageTooLarge: if they are over 65535 bytes.
+        """
+        if not isinstance(self.variables, Mapping) or not isinstance(self.body, bytes):
+            raise UnencodableMessage(
+                f"a task is a dict, and its body bytes, not {type(self.variables).__name__} and "
+                f"{type(self.body).__name__}"
+            )
+        return _check_size(encode_vars(self.variables.items()))
+
+    def encode(self) -> bytes:
+        """Return the vars block, and behind it the body, whose size the block's first key says.
+
+        :raises UnencodableMessage: if the variables say a size themselves, or can't travel.
+        :raises MessageTooLarge: if the variables are over 65535 bytes; the body may be longer.
+        """
+        block = self.block()
+        if CONTENT_LENGTH in map(to_bytes, self.variables):
+            raise UnencodableMessage("a task's key CONTENT_LENGTH says the size of its body; leave it out")
+        if not self.body:
+            return block
+        return _check_size(encode_vars([(CONTENT_LENGTH, len(self.body))]) + block) + self.body
+
+
+def _check_size(block: bytes) -> bytes:
+    """Return a task's vars *block*, which is to fit one packet."""
+    if len(block) > MAX_PAYLOAD:
+        raise MessageTooLarge(
+            f"a task's variables are {len(block)} bytes; at most {MAX_PAYLOAD} are taken. The body takes "
+            "what is large",
+            size=len(block),
+            limit=MAX_PAYLOAD,
+        )
+    return block
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,3 +333,27 @@ def decode_batch(batch: bytes) -> list[BatchItem]:
             raise MalformedPacket("a batch of tasks ends within one")
         items.append(BatchItem(*(batch[start:end] for start, end in pairwise(ends))))
     return items
+
+
+def encode_run(identifier: int, variables: bytes, body: bytes) -> Packet:
+    """Return the request that has a worker run a task.
+
+    :param identifier: the task's id.
+    :param variables: its vars block.
+    """
+    return Packet(SPOOL, 0, _RUN_HEAD.pack(identifier, len(variables)) + variables + body)
+
+
+def decode_run(packet: Packet) -> tuple[int, bytes, bytes]:
+    """Return the id, the vars block and the body of a task that a worker gets.
+
+    :raises MalformedPacket: if it is none.
+    """
+    payload = packet.payload
+    if len(payload) < _RUN_HEAD.size:
+        raise MalformedPacket("a run ends within its head")
+    identifier, size = _RUN_HEAD.unpack_from(payload)
+    body_at = _RUN_HEAD.size + size
+    if len(payload) < body_at:
+        raise MalformedPacket("a run ends within its variables")
+    return identifier, payload[_RUN_HEAD.size : body_at], payload[body_at:]

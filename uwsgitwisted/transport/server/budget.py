@@ -2,7 +2,7 @@
 
 Unfinished messages, requests that wait or run, and answers that a peer has not taken yet all count. A message
 is admitted or refused when its size is known, which is before its bytes arrive, so that what was admitted can
-always be finished: nothing has to be taken back from anybody.
+always be finished: nobody has to give anything back.
 
 One peer may hold as many bytes as are free: alone half of the budget, beside a second a third. So there is
 always room for another one. (Switches share their packet memory among ports like this: *dynamic thresholds*.)

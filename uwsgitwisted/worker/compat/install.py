@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from types import ModuleType
 
-from uwsgitwisted.compat import uwsgi as _ours
-from uwsgitwisted.compat import uwsgidecorators as _our_decorators
+from uwsgitwisted.worker.compat import uwsgi as _ours
+from uwsgitwisted.worker.compat import uwsgidecorators as _our_decorators
 
 
 def install() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The asking side of a session on a Twisted connection: requests out, Deferreds back.
+"""The client's side of a session on a Twisted connection: requests out, Deferreds back.
 
 The client's connections are this. The pipes to worker processes, where requests can be had back, are
 :mod:`uwsgitwisted.engines.pipe`.
@@ -16,35 +16,35 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
 from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
-from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.call import Call
-from uwsgitwisted.transport.offering import OfferingProtocol
-from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
+from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
+from uwsgitwisted.transport.client.call import Call
+from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     MAX_ID,
     AnswerReceived,
     ErrorReceived,
-    GoodbyeReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
 from uwsgitwisted.wire.terms import Terms
 
-#: Seconds of silence after which a peer is asked for a sign of life; after as many more, it is taken for dead.
-PULSE = 15.0
+#: Seconds of silence after which a peer is asked for a keep-alive; after as many more, it is taken for dead.
+KEEPALIVE = 15.0
 #: After a look for calls whose time is over, seconds until the next: a look costs time for each call.
 _EXPIRY_STEP = 0.01
 #: How many frames are taken in a turn of the reactor: at least a millisecond's work.
-_MOST_FRAMES = 4 * STRIDE
+_MOST_FRAMES = 4 * SLICE_SIZE
 
 
 #: Takes a call, and the error that refused it.
-Crossed = Callable[[Call, Unavailable], None]
+Retry = Callable[[Call, Unavailable], None]
 
 
-class AskingSession:
+class ClientSession:
     """Sends requests on one connection and fires their Deferreds.
 
     The owner passes on what the connection brings and its loss.
@@ -53,7 +53,7 @@ class AskingSession:
     :param clock: provides ``callLater`` and ``seconds`` for the time limits.
     :param ours: what this side takes.
     :param theirs: what the peer takes.
-    :param crossed: takes over a call that has crossed the peer's goodbye, so that it was not begun.
+    :param retry: takes over a call that has raced with the peer's shutdown notice, so that it was not begun.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class AskingSession:
         clock: IReactorTime,
         ours: Terms,
         theirs: Terms,
-        crossed: Crossed | None = None,
+        retry: Retry | None = None,
     ) -> None:
-        self._crossed = crossed
+        self._retry = retry
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
         self._transport = transport
         self._writer = Writer(transport, self._drained)
         self._clock = clock
-        self._alarm = Alarm(clock, self._expire)
-        self._alarm_at = math.inf
+        self._timer = Timer(clock, self._expire)
+        self._timer_at = math.inf
         self._ids = itertools.count(1)
         #: The ids of those that the peer has no room for yet, in order.
         self._held: OrderedDict[int, None] = OrderedDict()
-        self._pulse = Alarm(clock, self._check_pulse)
+        self._keepalive = Timer(clock, self._check_keepalive)
         self._heard = 0.0
         self._slices = Slices(clock)
         self._lost = False
@@ -121,13 +121,13 @@ class AskingSession:
             self._held[request] = None
         call.enter(request, self._withdraw)
         self._pending[request] = call
-        if call.deadline < self._alarm_at:
-            self._alarm_at = call.deadline
-            self._alarm.set(max(0.0, call.deadline - now))
-        if not self._pulse.running:
+        if call.deadline < self._timer_at:
+            self._timer_at = call.deadline
+            self._timer.set(max(0.0, call.deadline - now))
+        if not self._keepalive.running:
             self._heard = now
-            self._pulse.set(PULSE)
-        TURN.at_end(self.flush)
+            self._keepalive.set(KEEPALIVE)
+        BATCH.at_end(self.flush)
 
     def _send(self, request: int, call: Call, now: float) -> None:
         left = None if call.deadline == math.inf else call.deadline - now
@@ -142,19 +142,19 @@ class AskingSession:
         self._receive(data)
 
     def _receive(self, data: bytes = b"") -> None:
-        with TURN:
+        with BATCH:
             try:
                 events = self._session.receive(data, _MOST_FRAMES)
             except ProtocolError as error:
                 self.connection_lost(error)
                 self._writer.abort()
                 return
-            for event in TURN.strides(events):
+            for event in BATCH.slices(events):
                 if isinstance(event, AnswerReceived):
                     self._settle(event.id, event.packet)
                 elif isinstance(event, ErrorReceived):
                     self._settle(event.id, event.error)
-                elif isinstance(event, GoodbyeReceived):
+                elif isinstance(event, ShutdownReceived):
                     self.leaving = True
             if self._held:
                 self._send_held()
@@ -164,7 +164,7 @@ class AskingSession:
             if self.leaving and not self._pending:
                 self.close()
             else:
-                TURN.at_end(self.flush)
+                BATCH.at_end(self.flush)
                 self._read_the_rest()
 
     def _read_the_rest(self) -> None:
@@ -186,17 +186,17 @@ class AskingSession:
     def connection_lost(self, error: Exception | None = None) -> None:
         """Fail what is pending."""
         self._lost = self.leaving = True
-        self._alarm.clear()
-        self._pulse.clear()
+        self._timer.clear()
+        self._keepalive.clear()
         self._held.clear()
         while self._pending:  # one that fails may cancel others
             call = self._pending.pop(next(iter(self._pending)))
             call.fail(error or NoAnswer("the connection was lost before the answer came"))
 
     def close(self) -> None:
-        """Say goodbye and close the connection when all that was sent is out; pending requests fail."""
+        """Announce the shutdown, and close when all that was sent is out; pending requests fail."""
         self.leaving = True
-        self._session.send_goodbye()
+        self._session.send_shutdown()
         self.flush()
         self._writer.close()
 
@@ -210,7 +210,7 @@ class AskingSession:
         self._heard = self._clock.seconds()
         self.flush()
 
-    def _check_pulse(self) -> None:
+    def _check_keepalive(self) -> None:
         """While answers are waited for, see that the peer is there; one that is says so, however busy.
 
         One that neither sends nor reads anything is not: what is to be sent to it would only pile up.
@@ -218,14 +218,14 @@ class AskingSession:
         if not self._pending:
             return
         silent = self._clock.seconds() - self._heard
-        if silent >= 2 * PULSE:
-            self.connection_lost(NoAnswer(f"the peer has not given a sign of life for {silent:.0f} s"))
+        if silent >= 2 * KEEPALIVE:
+            self.connection_lost(NoAnswer(f"the peer has not given a keep-alive for {silent:.0f} s"))
             self._writer.abort()
             return
-        if silent >= PULSE and not self._writer.waiting:
+        if silent >= KEEPALIVE and not self._writer.waiting:
             self._session.send_ping()
-            TURN.at_end(self.flush)
-        self._pulse.set(PULSE)
+            BATCH.at_end(self.flush)
+        self._keepalive.set(KEEPALIVE)
 
     def _settle(self, request: int, result: Packet | UwsgiError) -> None:
         call = self._pending.pop(request, None)
@@ -233,8 +233,8 @@ class AskingSession:
             return
         if isinstance(result, Packet):
             call.succeed(result)
-        elif isinstance(result, Unavailable) and self.leaving and self._crossed is not None:
-            self._crossed(call, result)
+        elif isinstance(result, Unavailable) and self.leaving and self._retry is not None:
+            self._retry(call, result)
         else:
             call.fail(result)
 
@@ -245,7 +245,7 @@ class AskingSession:
             return
         self._session.send_cancel(call.id)
         self._send_held()
-        TURN.at_end(self.flush)
+        BATCH.at_end(self.flush)
 
     def _send_held(self) -> None:
         """Send requests that were held back, as far as the peer works on so many."""
@@ -259,9 +259,9 @@ class AskingSession:
             if call.deadline <= now and call.id in self._pending:  # one that fails may cancel others
                 self._withdraw(call)
                 call.expire()
-        self._alarm_at = min((call.deadline for call in self._pending.values()), default=math.inf)
-        if self._alarm_at < math.inf:
-            self._alarm.set(max(_EXPIRY_STEP, self._alarm_at - now))
+        self._timer_at = min((call.deadline for call in self._pending.values()), default=math.inf)
+        if self._timer_at < math.inf:
+            self._timer.set(max(_EXPIRY_STEP, self._timer_at - now))
 
     def _next_id(self) -> int:
         request = next(self._ids) & MAX_ID
@@ -270,13 +270,15 @@ class AskingSession:
         return request
 
 
-def offer(clock: IReactorTime, ours: Terms, crossed: Crossed | None = None) -> OfferingProtocol[AskingSession]:
-    """Return the protocol of a connection on which an :class:`AskingSession` is to begin.
+def negotiate(
+    clock: IReactorTime, ours: Terms, retry: Retry | None = None
+) -> NegotiationProtocol[ClientSession]:
+    """Return the protocol of a connection on which an :class:`ClientSession` is to begin.
 
     :param clock: for the session's time limits.
     :param ours: what this side takes.
-    :param crossed: see :class:`AskingSession`.
+    :param retry: see :class:`ClientSession`.
     """
-    return OfferingProtocol(
-        ours, lambda transport, theirs: AskingSession(transport, clock, ours, theirs, crossed)
+    return NegotiationProtocol(
+        ours, lambda transport, theirs: ClientSession(transport, clock, ours, theirs, retry)
     )

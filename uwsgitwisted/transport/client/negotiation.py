@@ -13,10 +13,10 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed
 from uwsgitwisted.wire.packet import PacketDecoder
-from uwsgitwisted.wire.terms import Terms, granted, offer
+from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 
 
-class AskingSide(Protocol):
+class NegotiatedSession(Protocol):
     """What goes on with the connection when a session was granted."""
 
     def data_received(self, data: bytes) -> None:
@@ -29,10 +29,10 @@ class AskingSide(Protocol):
         """Close it."""
 
 
-S = TypeVar("S", bound=AskingSide)
+S = TypeVar("S", bound=NegotiatedSession)
 
 
-class OfferingProtocol(TwistedProtocol, Generic[S]):
+class NegotiationProtocol(TwistedProtocol, Generic[S]):
     """Offers a session and passes the connection on to it.
 
     It sets no TCP_NODELAY, since the connection may be a pipe to a worker: who connects by TCP does.
@@ -57,7 +57,7 @@ class OfferingProtocol(TwistedProtocol, Generic[S]):
     def connectionMade(self) -> None:
         """Offer."""
         assert self.transport is not None
-        self.transport.write(offer(self._ours))
+        self.transport.write(encode_offer(self._ours))
 
     def dataReceived(self, data: bytes) -> None:
         """Pass on what comes to the session, or find out whether there is one."""
@@ -67,7 +67,7 @@ class OfferingProtocol(TwistedProtocol, Generic[S]):
         packets = self._decoder.receive(data)
         if packets:
             self.answered = True
-            self._conclude(granted(packets[0]))
+            self._conclude(decode_grant(packets[0]))
 
     def _conclude(self, theirs: Terms | None) -> None:
         assert self.transport is not None

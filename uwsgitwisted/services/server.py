@@ -15,7 +15,6 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.engines.worker import WorkerSpec
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -26,12 +25,13 @@ from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
-from uwsgitwisted.transport.server import Limits, ServerFactory
+from uwsgitwisted.transport.server.protocol import Limits, ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
 from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.worker.spec import WorkerSpec
 
 
-class ClusterService(Service):
+class ServerService(Service):
     """A server of the cluster.
 
     :param reactor: opens the ports, starts the workers, keeps the time.
@@ -190,10 +190,10 @@ _LAST_ANSWERS = 10.0
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:
     """Find out whether a worker can load its handlers, by loading them in a process of their own.
 
-    :return: the periodic tasks that they register; see :func:`uwsgitwisted.handlers.spool.periodic`.
+    :return: the periodic tasks that they register; see :func:`uwsgitwisted.worker.handlers.spool.periodic`.
     :raises StartupError: if it can't; its text says why.
     """
-    command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.engines.worker", "--check", spec.encode()]
+    command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.worker.main", "--check", spec.encode()]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise StartupError(ended.stderr.strip() or f"the handlers can't be loaded: status {ended.returncode}")

@@ -1,4 +1,4 @@
-"""The answering side of a session on a Twisted connection."""
+"""The server's side of a session on a Twisted connection."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from twisted.python.failure import Failure
 from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
-from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.budget import Account
+from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.transport.turn import STRIDE, TURN, Slices
+from uwsgitwisted.transport.server.budget import Account
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.outgoing import OVERHEAD
@@ -24,26 +24,26 @@ from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
     Event,
-    GoodbyeReceived,
     RequestReceived,
     RequestRefused,
     Role,
     Session,
+    ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import Terms, grant
+from uwsgitwisted.wire.terms import Terms, encode_grant
 
-#: Seconds between a goodbye and the end of a connection that the peer leaves open: while it has answers to
-#: take, and when it has none, for requests that cross the goodbye.
-_GOODBYE, _CROSSING = 5.0, 0.5
+#: Seconds between a shutdown notice and the end of a connection that the peer leaves open: while it has
+#: answers to take, and when it has none, for requests that race with the notice.
+_SHUTDOWN_TIME, _RACE_TIME = 5.0, 0.5
 #: How many requests of a new session run at once.
 _FIRST_REQUESTS = 64
-#: Seconds between two signs of life for a peer that is not read from; less than it waits for one.
-_SIGN = 5.0
+#: Seconds between two keep-alives for a peer that is not read from; less than it waits for one.
+_KEEPALIVE = 5.0
 #: How many pieces of answers are written before others get their turn: about a megabyte.
 _PIECES = 16
 
 
-class AnsweringSession:
+class ServerSession:
     """Reads requests from one connection and writes their answers, in whatever order they come.
 
     It begins with the ping that grants the session. As many requests run as the terms grant, and as the
@@ -106,13 +106,13 @@ class AnsweringSession:
         self._received_size = 0
         self._unfinished = 0
         self._body_timeout = body_timeout
-        self._body_alarm = Alarm(clock, self._late)
+        self._body_timer = Timer(clock, self._late)
         self._heard = clock.seconds()
-        self._write_alarm = Alarm(clock, self._stalled)
-        self._idle_alarm = Alarm(clock, self._check_idle)
-        self._idle_alarm.set(idle_timeout)
+        self._write_timer = Timer(clock, self._stalled)
+        self._idle_timer = Timer(clock, self._check_idle)
+        self._idle_timer.set(idle_timeout)
         self._paused = False
-        self._pause_alarm = Alarm(clock, self._give_sign)
+        self._pause_timer = Timer(clock, self._send_keepalive)
         #: Whether there was room for the bytes that are being read, so that each request need not be looked at.
         self._roomy = True
         self._leaving = False
@@ -122,7 +122,7 @@ class AnsweringSession:
         # How large the answers of what runs will be, by those before. Nothing is known at first, so a session
         # begins with few at once and gets to have more as its answers turn out small.
         self._expected_size = self._backlog_limit // _FIRST_REQUESTS
-        self._writer.write(grant(ours))
+        self._writer.write(encode_grant(ours))
 
     def data_received(self, data: bytes) -> None:
         """Take what the connection brings; a peer that breaks the protocol has it aborted."""
@@ -133,7 +133,7 @@ class AnsweringSession:
         """Take some of the frames that are there, with *data* behind what has come before."""
         self._roomy = self._account.admits(len(data))
         try:
-            events = self._session.receive(data, STRIDE)
+            events = self._session.receive(data, SLICE_SIZE)
         except ProtocolError as error:
             self._break_off(error)
             return
@@ -143,10 +143,10 @@ class AnsweringSession:
             self._take(events[0])
             self._flush()
         else:
-            with TURN:
+            with BATCH:
                 for event in events:
                     self._take(event)
-                TURN.at_end(self._flush)
+                BATCH.at_end(self._flush)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
@@ -163,7 +163,7 @@ class AnsweringSession:
             self._cancel(event.id)
         elif isinstance(event, RequestRefused):
             self._refuse(event.id, _busy("a request", event.size))
-        elif isinstance(event, GoodbyeReceived):
+        elif isinstance(event, ShutdownReceived):
             self._peer_leaving = True
 
     def _watch_unfinished(self, unfinished: int) -> None:
@@ -171,23 +171,23 @@ class AnsweringSession:
         self._unfinished = unfinished
         read_more_at_once(self._transport, unfinished > 0)
         if unfinished:
-            self._body_alarm.set(self._body_timeout)
+            self._body_timer.set(self._body_timeout)
         else:
-            self._body_alarm.clear()
+            self._body_timer.clear()
 
     def finish(self) -> None:
         """Take no further request; the peer, told so, closes the connection when it has its answers."""
         if not self._leaving:
             self._leaving = True
-            self._idle_alarm.set(_GOODBYE if self._under_way else _CROSSING)
-            self._session.send_goodbye()
-        TURN.at_end(self._flush)
+            self._idle_timer.set(_SHUTDOWN_TIME if self._under_way else _RACE_TIME)
+            self._session.send_shutdown()
+        BATCH.at_end(self._flush)
 
     def connection_lost(self) -> None:
         """Withdraw what runs: nobody waits for it any more."""
         self._lost = True
-        for alarm in (self._write_alarm, self._idle_alarm, self._body_alarm, self._pause_alarm):
-            alarm.clear()
+        for timer in (self._write_timer, self._idle_timer, self._body_timer, self._pause_timer):
+            timer.clear()
         self._received.clear()
         for request in list(self._running):
             self._cancel(request)
@@ -201,7 +201,7 @@ class AnsweringSession:
 
     def _start_held(self) -> None:
         """Start some of the requests that are held, as far as there is room."""
-        for _ in range(STRIDE):
+        for _ in range(SLICE_SIZE):
             if not self._received or self._full:
                 break
             event, arrived = self._received.popitem(last=False)[1]
@@ -264,7 +264,7 @@ class AnsweringSession:
 
     def _start(self, event: RequestReceived) -> None:
         request, packet, seconds, idempotent = event
-        if self._leaving:  # the peer will find the goodbye; what crossed it is refused, not lost
+        if self._leaving:  # the peer will find the shutdown notice; what raced with it is refused, not lost
             self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
             return
         try:
@@ -285,7 +285,7 @@ class AnsweringSession:
     def _succeed(self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet) -> None:
         if self._is_over(request, answer):
             self._answer(result, request, asked)
-            TURN.at_end(self._flush)
+            BATCH.at_end(self._flush)
 
     def _is_over(self, request: int, answer: Deferred[Answer]) -> bool:
         """Note that an answer is there; return whether it is waited for.
@@ -316,7 +316,7 @@ class AnsweringSession:
         if self._is_over(request, answer):
             assert failure.value is not None
             self._refuse(request, failure.value)
-            TURN.at_end(self._flush)
+            BATCH.at_end(self._flush)
 
     def _refuse(self, request: int, error: BaseException) -> None:
         self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
@@ -345,8 +345,8 @@ class AnsweringSession:
             self._start_held()
             self._write()  # what was answered at once
         if writer.waiting:
-            if not self._write_alarm.running:
-                self._write_alarm.set(self._write_timeout)
+            if not self._write_timer.running:
+                self._write_timer.set(self._write_timeout)
         elif self._peer_leaving and not (self._running or self._received or session.sending):
             writer.close()
             return
@@ -374,7 +374,7 @@ class AnsweringSession:
         if pause != self._paused:
             self._paused = pause
             if pause:
-                self._pause_alarm.set(_SIGN)
+                self._pause_timer.set(_KEEPALIVE)
                 self._transport.pauseProducing()  # type: ignore[attr-defined]
             else:
                 self._transport.resumeProducing()  # type: ignore[attr-defined]
@@ -385,20 +385,20 @@ class AnsweringSession:
         else:
             self._flush()
 
-    def _give_sign(self) -> None:
+    def _send_keepalive(self) -> None:
         """While nothing is read, tell the peer that this side lives: its pings can't be seen."""
         if self._paused:
             self._session.send_pong()
-            self._pause_alarm.set(_SIGN)
-            TURN.at_end(self._flush)
+            self._pause_timer.set(_KEEPALIVE)
+            BATCH.at_end(self._flush)
 
     def _drained(self) -> None:
-        self._write_alarm.clear()
-        TURN.at_end(self._flush)
+        self._write_timer.clear()
+        BATCH.at_end(self._flush)
 
     def _late(self) -> None:
         if self._paused:  # it is we who don't read
-            self._body_alarm.set(self._body_timeout)
+            self._body_timer.set(self._body_timeout)
             return
         self._break_off(f"no further piece of a message within {self._body_timeout:g} s")
 
@@ -414,11 +414,11 @@ class AnsweringSession:
     def _check_idle(self) -> None:
         left = self._heard + self._idle_timeout - self._clock.seconds()
         if self._under_way:
-            self._idle_alarm.set(_GOODBYE)
+            self._idle_timer.set(_SHUTDOWN_TIME)
         elif self._leaving:  # the peer does not close it
             self._writer.close()
         elif left > 0:
-            self._idle_alarm.set(left)
+            self._idle_timer.set(left)
         else:
             self.finish()
 

@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import MisuseError, SpoolError, UnsafeObject
-from uwsgitwisted.spool.task import AGAIN, DONE
 from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.tasks import AGAIN, DONE
+from uwsgitwisted.worker.compat import uwsgi
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -81,7 +81,7 @@ class Spooled:
 
 
 @dataclass(frozen=True, slots=True)
-class Periodic:
+class PeriodicFunction:
     """A function that runs again and again.
 
     :param name: tells it from the others, also after a restart; its tasks have it as ``ud_spool_func``.
@@ -101,7 +101,7 @@ class Periodic:
 #: The functions whose calls are tasks, by their names.
 spooler_functions: dict[str, Spooled] = {}
 #: The periodic functions by their names.
-periodic: dict[str, Periodic] = {}
+periodic: dict[str, PeriodicFunction] = {}
 #: What runs in each worker before its first task.
 postfork_chain: list[Callable[[], object]] = []
 
@@ -252,7 +252,7 @@ def _repeated(f: _Function, kwargs: Mapping[str, Any], *, cron: str = "", second
     while name in periodic:
         number += 1
         name = f"{first}#{number}"
-    periodic[name] = Periodic(name, f, kwargs.get("signum", len(periodic)), cron, seconds)
+    periodic[name] = PeriodicFunction(name, f, kwargs.get("signum", len(periodic)), cron, seconds)
     _set_spooler()
     return f
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from uwsgitwisted.engines.child import Child
+from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.interfaces import IProcessReactor
 
 #: Seconds until a worker is started again that did not come up, or ended within the first second: none at the
@@ -18,14 +18,14 @@ _MAX_DELAY, _MAX_DELAY_UP = 30.0, 1.0
 _YOUNG = 1.0
 
 
-class Crew:
+class Supervisor:
     """The worker processes of an engine.
 
     :param reactor: keeps the time.
     :param size: how many there are.
     :param start: starts the process with a number from 1; raises OSError if there is none to be had.
-    :param up: called with each child that takes requests.
-    :param down: called with each child whose process has ended.
+    :param up: called with each worker that takes requests.
+    :param down: called with each worker whose process has ended.
     """
 
     _log = Logger()
@@ -34,18 +34,18 @@ class Crew:
         self,
         reactor: IProcessReactor,
         size: int,
-        start: Callable[[int], Child],
-        up: Callable[[Child], None],
-        down: Callable[[Child, str], None],
+        start: Callable[[int], WorkerProcess],
+        up: Callable[[WorkerProcess], None],
+        down: Callable[[WorkerProcess, str], None],
     ) -> None:
         self._reactor = reactor
         self._size = size
-        self._start_child = start
+        self._start_worker = start
         self._up = up
         self._down = down
-        self._living: set[Child] = set()
-        self._current: dict[int, Child] = {}
-        self._since: dict[Child, float] = {}
+        self._living: set[WorkerProcess] = set()
+        self._current: dict[int, WorkerProcess] = {}
+        self._since: dict[WorkerProcess, float] = {}
         self._coming: dict[int, Deferred[bool]] = {}
         # How often in a row a worker has failed, by its number and by how long it may be kept waiting for that.
         self._failures: dict[tuple[int, float], int] = {}
@@ -82,8 +82,8 @@ class Crew:
         :return: fires when every process has ended.
         """
         self._gone = Deferred()
-        for child in list(self._living):
-            child.retire()
+        for worker in list(self._living):
+            worker.retire()
         if not self._living:
             return succeed(None)
         return self._gone
@@ -92,40 +92,40 @@ class Crew:
         coming: Deferred[bool] = Deferred()
         self._coming[worker_id] = coming
         try:
-            child = self._start_child(worker_id)
+            worker = self._start_worker(worker_id)
         except OSError as error:  # no process or file descriptor to be had
             self._did_not_come_up(worker_id, str(error))
             return coming
-        self._living.add(child)
-        child.ready.addCallback(self._came_up)
-        child.ended.addCallback(self._ended, child)
+        self._living.add(worker)
+        worker.ready.addCallback(self._came_up)
+        worker.ended.addCallback(self._ended, worker)
         return coming
 
-    def _came_up(self, child: Child) -> None:
-        predecessor = self._current.get(child.worker_id)
-        self._current[child.worker_id] = child
-        self._since[child] = self._reactor.seconds()
-        self._failures.pop((child.worker_id, _MAX_DELAY), None)
+    def _came_up(self, worker: WorkerProcess) -> None:
+        predecessor = self._current.get(worker.worker_id)
+        self._current[worker.worker_id] = worker
+        self._since[worker] = self._reactor.seconds()
+        self._failures.pop((worker.worker_id, _MAX_DELAY), None)
         if self._gone is not None:
-            child.retire()
+            worker.retire()
             return
-        coming = self._coming.pop(child.worker_id)
-        self._up(child)
+        coming = self._coming.pop(worker.worker_id)
+        self._up(worker)
         if predecessor is not None:
             predecessor.retire()
         coming.callback(True)
 
-    def _ended(self, how: str, child: Child) -> None:
-        self._living.discard(child)
-        since = self._since.pop(child, None)
-        self._down(child, how)
-        worker_id = child.worker_id
+    def _ended(self, how: str, worker: WorkerProcess) -> None:
+        self._living.discard(worker)
+        since = self._since.pop(worker, None)
+        self._down(worker, how)
+        worker_id = worker.worker_id
         if self._gone is not None:
             if not self._living and not self._gone.called:
                 self._gone.callback(None)
         elif since is None:
             self._did_not_come_up(worker_id, how)
-        elif self._current.get(worker_id) is child:
+        elif self._current.get(worker_id) is worker:
             del self._current[worker_id]
             self._log.error("[worker {id}] {how}; it is replaced", id=worker_id, how=how)
             if self._reactor.seconds() - since > _YOUNG:

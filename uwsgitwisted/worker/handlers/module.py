@@ -9,9 +9,9 @@ import traceback
 from pathlib import PurePath
 from types import ModuleType, TracebackType
 
-from uwsgitwisted.compat.install import install, serve_strangers
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.handlers.source import import_from_source
+from uwsgitwisted.worker.compat.install import install, serve_strangers
+from uwsgitwisted.worker.handlers.source import import_from_source
 
 
 def load_module(name: str) -> ModuleType:

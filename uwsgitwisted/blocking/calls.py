@@ -1,10 +1,4 @@
-"""uWSGI's original calls for plain scripts: they block, keep their timeout, and raise our errors.
-
-They need no Twisted and leave nothing running, so they work in any process: a script, a thread, a forked
-worker, gunicorn, Celery or a real uWSGI. Each thread keeps a session with each of our own nodes between its
-calls (see :mod:`uwsgitwisted.sessions`). In the thread of a running reactor they refuse; there,
-:class:`uwsgitwisted.client.Client` does the same with Deferreds.
-"""
+"""uWSGI's original calls: one request, one answer, and the same to many nodes at once."""
 
 from __future__ import annotations
 
@@ -13,8 +7,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 
-from uwsgitwisted import sessions
 from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.blocking import sessions
+from uwsgitwisted.blocking.sessions import call, call_fast
+from uwsgitwisted.blocking.sockets import Deadline, Steps, converse, describe, drive, run
 from uwsgitwisted.errors import (
     ConnectionFailed,
     FanOutError,
@@ -22,12 +18,10 @@ from uwsgitwisted.errors import (
     ProtocolError,
     UwsgiError,
 )
-from uwsgitwisted.sessions import ask, ask_now
-from uwsgitwisted.sockets import Deadline, Steps, converse, describe, drive, run
-from uwsgitwisted.tasks import read_taken
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL, Packet
+from uwsgitwisted.wire.tasks import read_taken
 from uwsgitwisted.wire.vars import VarsValue
 
 
@@ -64,7 +58,7 @@ def send_message(
     place = parse_address(address)
     packet = _encode(address, modifier1, modifier2, message)
     try:
-        return ask_now(place, packet, _deadline(timeout))
+        return call_fast(place, packet, _deadline(timeout))
     except (UwsgiError, OSError) as error:
         raise _explained(error, address) from error.__cause__
 
@@ -87,7 +81,9 @@ def send_multi_uwsgi_message(
         address, message = _node(index, node)
         requests.append((address, parse_address(address), _encode(address, modifier1, modifier2, message)))
     deadline = _deadline(timeout)
-    results = run([_with_address(ask(place, packet, deadline), address) for address, place, packet in requests])
+    results = run(
+        [_with_address(call(place, packet, deadline), address) for address, place, packet in requests]
+    )
     failures = [result for result in results if isinstance(result, UwsgiError)]
     if failures:
         raise FanOutError(
@@ -144,7 +140,7 @@ def close() -> None:
 
     A thread that ends closes its own, and so does the end of the process.
     """
-    sessions.close_kept()
+    sessions.close_cached()
 
 
 def _ping(place: Address, deadline: Deadline) -> Steps[object]:

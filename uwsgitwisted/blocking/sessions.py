@@ -16,15 +16,7 @@ import threading
 import time
 
 from uwsgitwisted.address import Address
-from uwsgitwisted.errors import (
-    MessageTooLarge,
-    NoAnswer,
-    ProtocolError,
-    RequestTimeout,
-    Unavailable,
-    UwsgiError,
-)
-from uwsgitwisted.sockets import (
+from uwsgitwisted.blocking.sockets import (
     LONGEST_WAIT,
     NO_ANSWER,
     Deadline,
@@ -35,6 +27,14 @@ from uwsgitwisted.sockets import (
     receive,
     send,
 )
+from uwsgitwisted.errors import (
+    MessageTooLarge,
+    NoAnswer,
+    ProtocolError,
+    RequestTimeout,
+    Unavailable,
+    UwsgiError,
+)
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
@@ -42,11 +42,11 @@ from uwsgitwisted.wire.session import (
     MAX_ID,
     AnswerReceived,
     ErrorReceived,
-    GoodbyeReceived,
     Role,
     Session,
+    ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms, granted, offer
+from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms, decode_grant, encode_offer
 
 _TERMS = Terms()
 _READ_SIZE = 65_536
@@ -56,7 +56,7 @@ _FRESH = 0.005
 _MOST_READS = 16
 
 
-class KeptSession:
+class CachedSession:
     """A connection with a session, for one request at a time.
 
     :param sock: non-blocking.
@@ -108,10 +108,10 @@ class KeptSession:
             return type(error).__name__ == "SSLWantReadError"
         return False
 
-    def ask_now(self, packet: Packet, deadline: Deadline) -> Packet | UwsgiError:
-        """Do as :meth:`ask`, without the detours that nearly no request needs.
+    def call_fast(self, packet: Packet, deadline: Deadline) -> Packet | UwsgiError:
+        """Do as :meth:`call`, without the detours that nearly no request needs.
 
-        The request goes out in one piece and the answer comes in one, or :meth:`ask`'s steps do the rest.
+        The request goes out in one piece and the answer comes in one, or :meth:`call`'s steps do the rest.
         """
         request = next(self._ids) & MAX_ID
         self._session.send_request(request, packet, deadline.seconds)
@@ -129,7 +129,7 @@ class KeptSession:
                 pass  # the steps meet it again, and know what it means
         return drive(self._finish(request, data[sent:], deadline))
 
-    def ask(self, packet: Packet, deadline: Deadline) -> Steps[Packet | UwsgiError]:
+    def call(self, packet: Packet, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send a request and return its answer, or the error that the peer answers with.
 
         :raises MessageTooLarge: if the peer doesn't take so large a message; nothing is sent.
@@ -161,32 +161,32 @@ class KeptSession:
                 result = event.packet
             elif isinstance(event, ErrorReceived) and event.id == request:
                 result = event.error
-            elif isinstance(event, GoodbyeReceived):
+            elif isinstance(event, ShutdownReceived):
                 self.leaving = True
         return result
 
 
-class _Kept(threading.local):
+class _Cache(threading.local):
     """The sessions of a thread that no call is using."""
 
     def __init__(self) -> None:
-        self.sessions: dict[Address, KeptSession] = {}
+        self.sessions: dict[Address, CachedSession] = {}
 
 
-_kept = _Kept()
+_cached = _Cache()
 #: Until when, on the monotonic clock, an address is known to grant no session.
 _plain_until: dict[Address, float] = {}
 
 
-def close_kept() -> None:
+def close_cached() -> None:
     """Close the sessions that this thread keeps."""
-    for session in _kept.sessions.values():
+    for session in _cached.sessions.values():
         session.close()
-    _kept.sessions.clear()
+    _cached.sessions.clear()
 
 
 # A child closes its copies of its parent's connections, which the parent goes on using.
-os.register_at_fork(after_in_child=close_kept)
+os.register_at_fork(after_in_child=close_cached)
 
 
 def declare_plain(address: Address) -> None:
@@ -194,7 +194,7 @@ def declare_plain(address: Address) -> None:
     _plain_until[address] = math.inf
 
 
-def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
+def call(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
     """Send a request to a peer, by a session if it grants one, and return what its answer means.
 
     :raises UwsgiError: whatever goes wrong.
@@ -209,26 +209,26 @@ def ask(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
             yield from converse(address, exchange, deadline)
             return exchange.result()
         try:
-            answer = yield from session.ask(packet, deadline)
+            answer = yield from session.call(packet, deadline)
         except BaseException as error:
-            _give_back(_kept.sessions, address, session, error)
+            _give_back(_cached.sessions, address, session, error)
             raise
-        _give_back(_kept.sessions, address, session)
+        _give_back(_cached.sessions, address, session)
         if not (isinstance(answer, Unavailable) and session.leaving):
             return _result(answer)
-        # It crossed the peer's goodbye, and was not run.
+        # It raced with the peer's shutdown notice, and was not run.
 
 
-def ask_now(address: Address, packet: Packet, deadline: Deadline) -> object:
-    """Do all that :func:`ask` does, with as little as possible around what nearly every call is."""
-    kept = _kept.sessions
+def call_fast(address: Address, packet: Packet, deadline: Deadline) -> object:
+    """Do all that :func:`call` does, with as little as possible around what nearly every call is."""
+    kept = _cached.sessions
     session = kept.pop(address, None)
     if session is None or not session.is_usable(deadline.at - deadline.seconds):
         if session is not None:
             session.close()
-        return drive(ask(address, packet, deadline))
+        return drive(call(address, packet, deadline))
     try:
-        answer = session.ask_now(packet, deadline)
+        answer = session.call_fast(packet, deadline)
     except BaseException as error:
         _give_back(kept, address, session, error)
         raise
@@ -236,7 +236,7 @@ def ask_now(address: Address, packet: Packet, deadline: Deadline) -> object:
     if isinstance(answer, Packet):
         return decode_answer(answer)
     if isinstance(answer, Unavailable) and session.leaving:
-        return drive(ask(address, packet, deadline))
+        return drive(call(address, packet, deadline))
     raise answer
 
 
@@ -247,9 +247,9 @@ def _result(answer: Packet | UwsgiError) -> object:
 
 
 def _give_back(
-    kept: dict[Address, KeptSession],
+    kept: dict[Address, CachedSession],
     address: Address,
-    session: KeptSession,
+    session: CachedSession,
     error: BaseException | None = None,
 ) -> None:
     """Keep a session for the next call, or close it.
@@ -264,9 +264,9 @@ def _give_back(
         session.close()
 
 
-def _find_session(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:
+def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
     """Return a session that nobody else uses, or None if the peer grants none."""
-    session = _kept.sessions.pop(address, None)
+    session = _cached.sessions.pop(address, None)
     if session is not None:
         if session.is_usable(time.monotonic()):
             return session
@@ -276,13 +276,13 @@ def _find_session(address: Address, deadline: Deadline) -> Steps[KeptSession | N
     return (yield from _negotiate(address, deadline))
 
 
-def _negotiate(address: Address, deadline: Deadline) -> Steps[KeptSession | None]:
+def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
     sock = yield from connect(address, deadline)
     try:
         packet, rest = yield from _offer(sock, Deadline.after(min(OFFER_TIMEOUT, deadline.left)))
-        theirs = granted(packet) if packet is not None else None
+        theirs = decode_grant(packet) if packet is not None else None
         if theirs is not None:
-            return KeptSession(sock, theirs, rest)
+            return CachedSession(sock, theirs, rest)
     except BaseException:
         sock.close()
         raise
@@ -295,7 +295,7 @@ def _offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None
     """Offer a session and return the packet that comes back, or None, and what comes behind it."""
     decoder = PacketDecoder(count=1)
     try:
-        yield from send(sock, offer(_TERMS), deadline)
+        yield from send(sock, encode_offer(_TERMS), deadline)
         while True:
             data = yield from receive(sock, deadline)
             packets = decoder.receive(data)

@@ -18,30 +18,30 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
-from uwsgitwisted.engines.worker import SOCKET_FD, TOKENS_FD, WorkerSpec
 from uwsgitwisted.interfaces import IProcessReactor
-from uwsgitwisted.transport.alarm import Alarm
-from uwsgitwisted.transport.offering import OfferingProtocol
+from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import read_more_at_once
 from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, WorkerSpec
 
 #: A longer line of a worker's output is logged in pieces of this size.
 _MAX_LINE = 8_000
 #: Seconds that a worker gets to end by itself once it has nothing more to do.
-_GOODBYE = 2.0
+_SHUTDOWN_TIME = 2.0
 
 
-class Owner(Protocol):
+class WorkerOwner(Protocol):
     """Who uses a worker process."""
 
     def progressed(self) -> None:
         """Note that requests were answered, or that the worker may be given some again."""
 
-    def retiring(self, child: Child) -> None:
-        """Note that *child* asks to be replaced."""
+    def retiring(self, worker: WorkerProcess) -> None:
+        """Note that *worker* asks to be replaced."""
 
 
-class Child(ProcessProtocol):
+class WorkerProcess(ProcessProtocol):
     """A worker process.
 
     :param reactor: starts it and keeps the time.
@@ -51,10 +51,10 @@ class Child(ProcessProtocol):
 
     _log = Logger()
 
-    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: Owner) -> None:
+    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
         self.worker_id = worker_id
-        #: Fires with this child when it takes requests. Doesn't fire if it ends before that.
-        self.ready: Deferred[Child] = Deferred()
+        #: Fires with this worker when it takes requests. Doesn't fire if it ends before that.
+        self.ready: Deferred[WorkerProcess] = Deferred()
         #: Fires with how the process ended, in words.
         self.ended: Deferred[str] = Deferred()
         #: Whether it gets no further request.
@@ -64,7 +64,7 @@ class Child(ProcessProtocol):
         self._tokens = Tokens()
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
-        self._kill_later = Alarm(reactor, self.kill)
+        self._kill_later = Timer(reactor, self.kill)
 
     def spawn(self, spec: WorkerSpec, node: str, count: int) -> None:
         """Start the process.
@@ -78,7 +78,7 @@ class Child(ProcessProtocol):
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
-            command = [sys.executable, "-m", "uwsgitwisted.engines.worker"]
+            command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
                 command[0],
@@ -96,7 +96,7 @@ class Child(ProcessProtocol):
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node)
-        protocol = OfferingProtocol(
+        protocol = NegotiationProtocol(
             terms,
             lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),
         )
@@ -117,7 +117,7 @@ class Child(ProcessProtocol):
     def _lost(self) -> None:
         """See to it that a process whose pipe is gone ends; one that was let go does so by itself, and soon."""
         if self.retired:
-            self._kill_later.set(_GOODBYE)
+            self._kill_later.set(_SHUTDOWN_TIME)
         else:
             self.kill()
 
@@ -156,7 +156,7 @@ class Child(ProcessProtocol):
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
     def kill(self) -> None:
-        """End it now, and with it what its handler started; see :mod:`uwsgitwisted.engines.reaper`."""
+        """End it now, and with it what its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)

@@ -8,7 +8,6 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -17,14 +16,8 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from time import monotonic
-from typing import Any
 
-from uwsgitwisted.compat.install import configure
-from uwsgitwisted.compat.uwsgidecorators import postfork_chain_hook
-from uwsgitwisted.engines.reaper import fork_below_reaper
 from uwsgitwisted.errors import (
     MessageTooLarge,
     RequestCancelled,
@@ -33,8 +26,6 @@ from uwsgitwisted.errors import (
     UnknownModifier,
     UwsgiError,
 )
-from uwsgitwisted.handlers.handler import Handler
-from uwsgitwisted.handlers.spool import periodic
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
@@ -43,54 +34,15 @@ from uwsgitwisted.wire.session import (
     Role,
     Session,
 )
-from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, grant, offered
+from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
+from uwsgitwisted.worker.compat.install import configure
+from uwsgitwisted.worker.compat.uwsgidecorators import postfork_chain_hook
+from uwsgitwisted.worker.handlers.spool import periodic
+from uwsgitwisted.worker.reaper import fork_below_reaper
+from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, HandlerTable, WorkerSpec
 
-#: Where the front puts the session's socket, and the pipe of tokens.
-SOCKET_FD, TOKENS_FD = 3, 4
+#: How many bytes are read at once.
 _READ_SIZE = 256 * 1024
-
-#: Handlers by modifier1.
-HandlerTable = Mapping[int, Handler]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """Which handlers a worker runs; it travels to the worker as JSON on its command line.
-
-    :param loader: ``module:function``; calling it with *arguments* gives the table of handlers.
-    :param arguments: its keyword arguments, of types that JSON has.
-    :param max_message: the largest answer that is passed on, in bytes.
-    :param max_requests: after so many requests a worker is replaced; None for never.
-    :param descriptors: how many file descriptors a worker may have, where the front has raised its own limit;
-        None for as many as the front.
-    :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
-        more fails with ``MemoryError``, and its worker is replaced.
-    """
-
-    loader: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    max_message: int = MAX_MESSAGE
-    max_requests: int | None = None
-    max_memory: int | None = None
-    descriptors: int | None = None
-
-    def encode(self) -> str:
-        """Return the JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def decode(cls, text: str) -> WorkerSpec:
-        """Return what :meth:`encode` gave."""
-        return cls(**json.loads(text))
-
-    def load(self) -> HandlerTable:
-        """Import and call the loader.
-
-        :raises StartupError: if the handlers can't be loaded; its text says why.
-        """
-        module, _, function = self.loader.partition(":")
-        table: HandlerTable = getattr(importlib.import_module(module), function)(**self.arguments)
-        return table
 
 
 class Worker:
@@ -125,7 +77,7 @@ class Worker:
                 self._run(*self._waiting.popleft())
                 self._left -= 1
                 if not self._left:
-                    self._session.send_goodbye()  # the front starts a successor; until then this one goes on
+                    self._session.send_shutdown()  # the front starts a successor; until then this one goes on
                 self._flush()  # before the next begins: should that end this process, this answer is out
             self._flush()
 
@@ -138,8 +90,8 @@ class Worker:
             if not data:
                 raise SystemExit(0)  # the front went away before it began
             packets = decoder.receive(data)
-        theirs = offered(packets[0]) or Terms()
-        self._connection.sendall(grant(self._terms))
+        theirs = decode_offer(packets[0]) or Terms()
+        self._connection.sendall(encode_grant(self._terms))
         self._session = Session(Role.SERVER, self._terms, theirs)
         return decoder.rest()
 
@@ -152,12 +104,12 @@ class Worker:
                 self._confirm(event.id)
 
     def _confirm(self, request: int) -> None:
-        """Tell the front that a request that it took back is forgotten here."""
+        """Tell the front that a request that it recalled is forgotten here."""
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0].id != request)
-        self._session.send_error(request, encode_failure(RequestCancelled("taken back")))
+        self._session.send_error(request, encode_failure(RequestCancelled("recalled")))
 
     def _may_begin(self) -> bool:
-        """Take the token of the next request, if the front has not taken it back."""
+        """Take the token of the next request, if the front has not recalled it."""
         try:
             return bool(os.read(self._tokens, 1))
         except BlockingIOError:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
-from uwsgitwisted import __version__, blocking, queue
+from uwsgitwisted import __version__, blocking
 from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.wire.vars import VarsValue, to_bytes
@@ -146,7 +146,7 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     if body:
         rest = {name: value for name, value in whole.items() if name != b"body"}
         with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
-            queue.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
+            blocking.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
             return True
     return blocking.spool(address, whole, _DEFAULT_TIMEOUT)
 
