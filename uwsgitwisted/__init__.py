@@ -1,8 +1,8 @@
 """The uwsgi cluster protocol for Twisted.
 
 :class:`Client` is for Twisted programs, :mod:`uwsgitwisted.blocking` for plain scripts. The errors that both
-raise are in :mod:`uwsgitwisted.errors`. A name is imported when it is first used, so that neither a script nor a
-worker process pays for what it doesn't use.
+raise are in :mod:`uwsgitwisted.errors`. A name is imported when it is first used, so that neither a script nor
+a worker process pays for what it doesn't use.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ ask for as attributes; those are keyword arguments with defaults, so that the ex
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UwsgiError(Exception):
     """The root: catch this one to catch everything of ours.
@@ -26,7 +28,15 @@ class UwsgiError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
-        return self.text if self.address is None else f"{self.address}: {self.text}"
+        return self.text if self.address is None else f"{_place(self.address)}: {self.text}"
+
+
+def _place(address: object) -> str:
+    """Return *address* as ``host:port``, ``[host]:port``, or as it is."""
+    if type(address) in (tuple, list) and len(address) == 2:  # type: ignore[arg-type]
+        host, port = map(str, address)  # type: ignore[call-overload]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address)
 
 
 class MisuseError(UwsgiError, ValueError):
@@ -179,6 +189,24 @@ class RemoteError(UwsgiError):
         self.message = message
         self.traceback = traceback
         self.node = node
+        if traceback:
+            self.__cause__ = _RemoteTraceback(traceback)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A cause isn't pickled, so that the class makes it again.
+        facts = {name: getattr(self, name) for name in ("type", "message", "traceback", "node", "address")}
+        return _remote_error, (self.text, facts)
+
+
+class _RemoteTraceback(Exception):
+    """The traceback of a remote exception: Python prints it above that of the :class:`RemoteError` itself."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0].rstrip()}\n"
+
+
+def _remote_error(text: str, facts: dict[str, Any]) -> RemoteError:
+    return RemoteError(text, **facts)
 
 
 class SpoolError(UwsgiError):

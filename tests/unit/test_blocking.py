@@ -188,12 +188,22 @@ def test_a_reset() -> None:
 
 
 def test_refused() -> None:
-    """Where nobody listens, the error has the address and the system's words."""
+    """Where nobody listens, the error has the address, once, and the system's words."""
     address = ("127.0.0.1", closed_port())
-    with pytest.raises(ConnectionFailed, match=r"Connection refused \(127.0.0.1 port") as caught:
+    with pytest.raises(ConnectionFailed) as caught:
         blocking.send_message(address, 33, 0, MESSAGE, 10)
     assert caught.value.address == address
+    assert str(caught.value) == f"127.0.0.1:{address[1]}: Connection refused"
     assert not isinstance(caught.value, NoAnswer)
+
+
+def test_refused_by_every_address_of_a_name() -> None:
+    """Where a host is named, the error says which of its addresses were tried."""
+    port = closed_port()
+    with pytest.raises(ConnectionFailed) as caught:
+        blocking.send_message(("localhost", port), 33, 0, MESSAGE, 10)
+    assert str(caught.value).startswith(f"localhost:{port}: ")
+    assert "Connection refused (127.0.0.1)" in str(caught.value)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "30", None, True])

@@ -110,7 +110,7 @@ class TestSendMessage:
         failure = client.result(client.send_message(A, 33, 0, "raise"))
         assert failure.check(RemoteError)
         assert failure.value.address == A
-        assert str(failure.value) == f"{A}: KeyError: 'x'"
+        assert str(failure.value) == f"{A[0]}:{A[1]}: KeyError: 'x'"
 
     def test_refused(self) -> None:
         """So does the failure of a connection."""

@@ -77,7 +77,7 @@ def _task_is_refused() -> object:
     [
         (
             lambda: uwsgi.send_uwsgi_message("127.0.0.1", closed_port(), 33, 17, None),
-            "uwsgi.send_uwsgi_message: ConnectionFailed: ('127.0.0.1', ",
+            "uwsgi.send_uwsgi_message: ConnectionFailed: 127.0.0.1:",
         ),
         (
             lambda: uwsgi.send_uwsgi_message("127.0.0.1", 1, 33, 17, object()),

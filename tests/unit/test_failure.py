@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+import traceback
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uwsgitwisted import errors
+from uwsgitwisted.address import parse_address
 from uwsgitwisted.wire.failure import MAX_TEXT, decode_failure, describe, encode_failure
 from uwsgitwisted.wire.packet import MAX_PAYLOAD
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -48,6 +51,56 @@ def test_ours_come_back_as_themselves(cls: type[errors.UwsgiError]) -> None:
     assert type(error) is cls
     assert error.text == "what happened"
     assert error.address is None
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (errors.MessageTooLarge("large", size=70_000, limit=65_535), {"size": 70_000, "limit": 65_535}),
+        (errors.RequestTimeout("late", seconds=2.5), {"seconds": 2.5}),
+        (errors.UnknownModifier("what?", modifier1=173), {"modifier1": 173}),
+    ],
+)
+def test_facts(error: errors.UwsgiError, facts: dict[str, float]) -> None:
+    """What an error has as attributes comes back with it."""
+    found = sent(error)
+    assert {name: getattr(found, name) for name in facts} == facts
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1e400", b"inf", b"9" * 5_000, b"1_0", b"1.5", b"\xd9\xa1"])
+def test_facts_of_a_hostile_peer(value: bytes) -> None:
+    """A number that is none is taken for not told."""
+    pairs = [(b"class", b"MessageTooLarge"), (b"text", b"large"), (b"size", value), (b"limit", b"7")]
+    error = decode_failure(encode_vars(pairs))
+    assert isinstance(error, errors.MessageTooLarge)
+    assert (error.text, error.size, error.limit) == ("large", 0, 7)
+
+
+def test_the_remote_traceback_is_printed_first() -> None:
+    """Whoever doesn't catch a handler's exception sees where it was raised there, and once."""
+    for error in (sent(raised(KeyError("name"))), pickle.loads(pickle.dumps(sent(raised(KeyError("name")))))):
+        printed = "".join(traceback.format_exception(raised(error)))
+        there, direct_cause, here = printed.partition("The above exception was the direct cause of")
+        assert direct_cause
+        assert "KeyError: 'name'" in there
+        assert "in raised" in there
+        assert printed.count("raise error") == 2
+        assert here.rstrip().endswith("RemoteError: KeyError: 'name'")
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        (("10.0.0.5", 3033), "10.0.0.5:3033"),
+        (["::1", "3033"], "[::1]:3033"),
+        ("/run/node.sock", "/run/node.sock"),
+        (parse_address("tls:node:3033"), "tls:node:3033"),
+        ((1, 2, 3), "(1, 2, 3)"),
+    ],
+)
+def test_the_address_in_an_error(address: object, place: str) -> None:
+    """An error names its address as people write it."""
+    assert str(errors.NoAnswer("closed", address=address)) == f"{place}: closed"
 
 
 def test_a_handlers_exception() -> None:

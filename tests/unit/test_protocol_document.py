@@ -443,10 +443,10 @@ def test_head() -> None:
 def test_keys_of_errors() -> None:
     """An error has the keys that the document lists."""
     remote = errors.RemoteError(type="t", message="m", traceback="t", node="n")
-    made = (failure.encode_failure(remote), failure.encode_failure(errors.Busy("text"), node="n"))
-    assert {code(row[0]).encode() for row in tables("Errors")[0]} == {
-        key for one in made for key in decode_vars(one)
-    }
+    facts = (errors.MessageTooLarge(), errors.RequestTimeout(), errors.UnknownModifier())
+    made = [failure.encode_failure(error, node="n1") for error in (remote, errors.Busy("text"), *facts)]
+    told = {key.decode() for one in made for key in decode_vars(one)}
+    assert {key for row in tables("Errors")[0] for key in re.findall(r"`(\w+)`", row[0])} == told
 
 
 def told_classes() -> dict[str, type[errors.UwsgiError]]:

@@ -236,10 +236,10 @@ class _Candidate(NamedTuple):
     #: As :mod:`socket` has it, whose types differ by family.
     sockaddr: Any
 
-    def __str__(self) -> str:
-        return (
-            self.sockaddr if isinstance(self.sockaddr, str) else f"{self.sockaddr[0]} port {self.sockaddr[1]}"
-        )
+    @property
+    def host(self) -> str:
+        """The IP address; empty for a UNIX socket."""
+        return "" if isinstance(self.sockaddr, str) else str(self.sockaddr[0])
 
 
 def _connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
@@ -259,7 +259,13 @@ def _connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
             failures[candidate] = describe(error)
     if time.monotonic() >= deadline.at:
         raise deadline.error("no connection")
-    raise ConnectionFailed("; ".join(f"{failure} ({place})" for place, failure in failures.items()))
+    # The error says the host by itself; where that is a name, the addresses tell more.
+    raise ConnectionFailed(
+        "; ".join(
+            failure if candidate.host in ("", address.host) else f"{failure} ({candidate.host})"
+            for candidate, failure in failures.items()
+        )
+    )
 
 
 def _connect_to(candidate: _Candidate, until: float, source: str | None) -> Steps[socket.socket]:
@@ -325,7 +331,7 @@ def _look_up(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
             theirs.close()
             raise ConnectionFailed(f"no thread to look up {address.host!r} in: {error}") from error
         if not (yield Wait(ours, _READ, deadline.at)):
-            raise deadline.error(f"no addresses found for {address.host!r}")
+            raise deadline.error("the host's name was not resolved")
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]

@@ -1,13 +1,18 @@
 """An exception as bytes, and back: what a session's error frame carries.
 
-The form is a vars block with the keys ``class``, ``text``, ``type``, ``message``, ``traceback`` and ``node``.
-An exception of ours is made again from a fixed list of classes; every other one is described by a
-:class:`~uwsgitwisted.errors.RemoteError`, so that no name that a peer sent is ever imported.
+The form is a vars block with the keys ``class``, ``text``, ``type``, ``message``, ``traceback`` and ``node``,
+and the facts that an error of ours has as attributes. An exception of ours is made again from a fixed list of
+classes; every other one is described by a :class:`~uwsgitwisted.errors.RemoteError`, so that no name that a
+peer sent is ever imported.
 """
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from uwsgitwisted import errors
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -15,7 +20,7 @@ from uwsgitwisted.wire.vars import decode_vars, encode_vars
 #: Long enough for any traceback that a person reads, and five of them fit well under a packet's 65535 bytes.
 MAX_TEXT = 8_000
 
-#: What a server may say of a request besides that its handler raised. Each is made from its text alone.
+#: What a server may say of a request besides that its handler raised.
 _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
     cls.__name__.encode(): cls
     for cls in (
@@ -39,6 +44,16 @@ _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
 }
 
 
+#: The attributes of these classes that travel, besides the text, and what reads them.
+_FACTS: dict[type[errors.UwsgiError], dict[str, Callable[[bytes], float]]] = {
+    errors.MessageTooLarge: {"size": int, "limit": int},
+    errors.RequestTimeout: {"seconds": float},
+    errors.UnknownModifier: {"modifier1": int},
+}
+#: A number as a peer may send it: one that takes no time to read, and that every float can hold.
+_NUMBER = re.compile(rb"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+
+
 def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = True) -> bytes:
     """Return the vars block that describes *error*.
 
@@ -48,7 +63,8 @@ def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = T
     name = type(error).__name__.encode()
     if _CLASSES.get(name) is type(error):
         assert isinstance(error, errors.UwsgiError)
-        return encode_vars([(b"class", name), (b"text", _clip(error.text)), (b"node", _clip(node))])
+        facts = [(fact.encode(), str(getattr(error, fact)).encode()) for fact in _FACTS.get(type(error), {})]
+        return encode_vars([(b"class", name), (b"text", _clip(error.text)), *facts, (b"node", _clip(node))])
     remote = error if isinstance(error, errors.RemoteError) else describe(error, node=node)
     pairs = [
         (b"class", b"RemoteError"),
@@ -83,10 +99,21 @@ def decode_failure(block: bytes) -> errors.UwsgiError:
 
     cls = _CLASSES.get(told.get(b"class", b""))
     if cls is not None:
-        return cls(text(b"text"))
+        return cls(text(b"text"), **_facts(cls, told))
     return errors.RemoteError(
         type=text(b"type"), message=text(b"message"), traceback=text(b"traceback"), node=text(b"node")
     )
+
+
+def _facts(cls: type[errors.UwsgiError], told: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the attributes that a peer has told; one that is broken is left out."""
+    facts = {}
+    for name, read in _FACTS.get(cls, {}).items():
+        value = told.get(name.encode(), b"")
+        if _NUMBER.fullmatch(value):
+            with suppress(ValueError):  # an integer with a fraction
+                facts[name] = read(value)
+    return facts
 
 
 def _text_of(error: BaseException) -> str:

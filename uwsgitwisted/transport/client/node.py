@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.error import ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -182,7 +182,10 @@ class Node:
 
     def _explain(self, failure: Failure) -> Failure:
         if failure.check(CancelledError, ConnectingCancelledError) is None:
-            return Failure(ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
+            reason = (
+                "the host's name has no address" if failure.check(DNSLookupError) else failure.getErrorMessage()
+            )
+            return Failure(ConnectionFailed(f"no connection: {reason}"))
         # An endpoint that is cancelled fails with an error of its own.
         return Failure(ConnectionFailed("the client was closed") if self._closed else CancelledError())
 
