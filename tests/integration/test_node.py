@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
+import time
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 
-from tests.integration.services import Launcher, Service, free_port, is_alive, script, until
+from tests.integration.services import (
+    PATIENCE,
+    Launcher,
+    Service,
+    eventually,
+    free_port,
+    is_alive,
+    script,
+    until,
+)
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import (
@@ -226,3 +238,42 @@ def test_threads_of_a_script(nodes: list[Service]) -> None:
         thread.join()
     fronts = [answers[place]["front"] for place in range(5)]
     assert fronts == [service.pid for service in nodes]
+
+
+def _call_before_and_after(address: object, before: threading.Event, frozen: threading.Event) -> object:
+    """Call a node, and again once it is frozen; return what the second and a third call fail with."""
+    blocking.send_message(address, 33, 17, "who")  # type: ignore[arg-type]
+    before.set()
+    frozen.wait(PATIENCE)
+    failures = []
+    for _ in range(2):
+        with pytest.raises(ConnectionFailed) as caught:
+            blocking.send_message(address, 33, 17, WORK, 600)  # type: ignore[arg-type]
+        failures.append(str(caught.value))
+    return failures
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_frozen_node(launch: Launcher, client: Client) -> None:
+    """Both clients notice within seconds that a node hangs, and say so; their timeouts are far longer."""
+    node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER, tcp=True)
+    before, frozen = threading.Event(), threading.Event()
+    other = deferToThread(script, _call_before_and_after, node.address, before, frozen)
+    await client.send_message(node.address, 33, 17, "who")
+    await eventually(before.is_set, "the first call")
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        frozen.set()
+        failures = []
+        for _ in range(2):
+            with pytest.raises(ConnectionFailed) as caught:
+                await client.send_message(node.address, 33, 17, WORK, timeout=600)
+            failures.append(str(caught.value))
+        for hung, silent in (failures, await other):
+            assert "not even the answer to a ping: it hangs" in hung
+            assert "takes connections, and has sent nothing for 10 s: it hangs" in silent
+        assert time.monotonic() - began < 30
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    assert await client.send_message(node.address, 33, 17, "who", timeout=30)

@@ -34,7 +34,7 @@ from uwsgitwisted.wire.session import (
     Session,
     ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 ASK = Packet(33, 5, b"ask")
 TOLD = Packet(33, 5, b"told")
@@ -640,15 +640,15 @@ class TestBudget:
         assert len(bench.requests) + len(self.errors(bench)) == 30
         assert bench.link.server.paused
 
-    def test_signs_of_life_while_nothing_is_read(self) -> None:
+    def test_keepalives_while_nothing_is_read(self) -> None:
         """A peer that is not read from, so that its pings aren't seen, is told that this side lives."""
         bench = self.bench()
         bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
         bench.client.events.clear()
         for _ in range(12):
-            bench.clock.advance(1)
+            bench.clock.advance(KEEPALIVE / 5)
             bench.settle()
-        assert bench.client.events == [PongReceived()] * 2
+        assert bench.client.events == [PongReceived()] * 4
         while bench.waiting:
             bench.waiting.pop().callback(TOLD)
             bench.settle()

@@ -28,7 +28,7 @@ from uwsgitwisted.transport.client.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_
 from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 ASK = Packet(MARSHAL, 5, b"ask")
 TOLD = Packet(MARSHAL, 5, dumps("told"))
@@ -218,6 +218,26 @@ class TestPlain:
         bench.ask()
         bench.advance(OFFER_TIMEOUT)
         assert bench.endpoint.attempts == 5
+
+    def test_silence_of_a_node(self) -> None:
+        """One that has granted sessions hangs if it is silent; much later, it may be another server."""
+        bench = Bench()
+        results = bench.ask()
+        bench.tell(0)
+        assert results == ["told"]
+        bench.endpoint.links[0].cut()
+        bench.endpoint.accept = BusyServer
+        for _ in range(2):
+            results = bench.ask()
+            bench.advance(OFFER_TIMEOUT)
+            assert results == []
+            bench.advance(2 * KEEPALIVE - OFFER_TIMEOUT)
+            assert results[0].check(ConnectionFailed)
+            assert "it hangs" in str(results[0].value)
+        bench.advance(PLAIN_FOR)
+        results = bench.ask()
+        bench.advance(OFFER_TIMEOUT)
+        assert results == ["told"]
 
     def test_known_beforehand(self) -> None:
         """An address that was declared plain is never offered a session."""

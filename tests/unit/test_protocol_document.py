@@ -19,7 +19,6 @@ from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
 from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
 from uwsgitwisted.spool.stores import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
-from uwsgitwisted.transport.client import session as client_session
 from uwsgitwisted.transport.server import session as server_session
 from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
@@ -64,7 +63,7 @@ NUMBERS: dict[str, float] = {
         if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
     },
     "MAX_SIZE": session._MAX_SIZE,
-    "KEEPALIVE": client_session.KEEPALIVE,
+    "KEEPALIVE": wire_terms.KEEPALIVE,
     "SHUTDOWN_TIME": server_session._SHUTDOWN_TIME,
     "RACE_TIME": server_session._RACE_TIME,
     "FIRST_REQUESTS": server_session._FIRST_REQUESTS,

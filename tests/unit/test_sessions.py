@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.wire.session import Role, Session
+from uwsgitwisted.wire.session import PingReceived, Role, Session
 from uwsgitwisted.wire.terms import Terms
 
 #: Short, for tests in which the time does run out.
@@ -52,6 +53,7 @@ pytestmark = [
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test know nothing of the servers of others, whose ports come again."""
     monkeypatch.setattr(sessions, "_plain_until", {})
+    monkeypatch.setattr(sessions, "_ours_until", {})
 
 
 @pytest.fixture(params=[False, True], ids=["call", "fan-out"])
@@ -157,6 +159,71 @@ def test_every_modifier(call: Caller) -> None:
 
     with SpeakingServer(turn) as server:
         assert call.run(blocking.spool, server.address, {"k": "v"}) is True
+
+
+# Servers that are silent.
+
+
+def _hang(speaker: Speaker) -> None:
+    speaker.next()
+    assert speaker.peer.done.wait(PATIENCE)
+
+
+def _hang_unread(speaker: Speaker) -> None:
+    assert speaker.peer.done.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("message", ["small", bytes(8 * MEGABYTE)], ids=["small", "large"])
+def test_a_server_that_hangs(call: Caller, message: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that neither answers nor reads any more is given up long before the call's timeout."""
+    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+    with SpeakingServer(_hang_unread if message != "small" else _hang) as server:
+        began = time.monotonic()
+        with pytest.raises(NoAnswer, match=r"has sent nothing for .* not even the answer to a ping"):
+            call(server.address, message, 60)
+        assert time.monotonic() - began < PATIENCE
+        server.done.set()
+
+
+def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers pings while it works on the request is waited for."""
+    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+
+    def work(speaker: Speaker) -> None:
+        request = speaker.next()
+        for _ in range(4):
+            (event,) = speaker.session.receive(speaker.connection.recv(65_536))
+            assert isinstance(event, PingReceived)
+            speaker.flush()
+        speaker.answer(request, "done")
+
+    with SpeakingServer(work) as server:
+        assert call(server.address, "work", 30) == "done"
+
+
+def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads nothing for a while, and says that it lives, is waited for too."""
+    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+    pause = threading.Event()
+
+    def work(speaker: Speaker) -> None:
+        for _ in range(6):
+            pause.wait(SHORT)
+            speaker.session.send_pong()
+            speaker.flush()
+        echo_all(speaker)
+
+    with SpeakingServer(work) as server:
+        message = bytes(8 * MEGABYTE)
+        assert call(server.address, message, 30) == message
+
+
+def test_a_timeout_while_a_server_is_silent(call: Caller) -> None:
+    """A timeout that is shorter than the keep-alive is kept."""
+    with SpeakingServer(_hang) as server:
+        with pytest.raises(RequestTimeout):
+            call(server.address, "small", SHORT)
+        server.done.set()
 
 
 # Closed by the peer between two calls.

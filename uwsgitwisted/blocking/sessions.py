@@ -17,8 +17,8 @@ import time
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.blocking.sockets import (
-    LONGEST_WAIT,
     NO_ANSWER,
+    NOT_SENT,
     Deadline,
     Steps,
     connect,
@@ -26,6 +26,7 @@ from uwsgitwisted.blocking.sockets import (
     drive,
     receive,
     send,
+    send_some,
 )
 from uwsgitwisted.errors import (
     MessageTooLarge,
@@ -36,6 +37,7 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.wire.exchange import PlainExchange
+from uwsgitwisted.wire.failure import no_grant, no_keepalive
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
@@ -46,7 +48,15 @@ from uwsgitwisted.wire.session import (
     Session,
     ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms, decode_grant, encode_offer
+from uwsgitwisted.wire.terms import (
+    KEEPALIVE,
+    OFFER_TIMEOUT,
+    PLAIN_FOR,
+    SILENT_FOR,
+    Terms,
+    decode_grant,
+    encode_offer,
+)
 
 _TERMS = Terms()
 _READ_SIZE = 65_536
@@ -121,7 +131,7 @@ class CachedSession:
             try:
                 sent = self._sock.send(data)
                 whole = sent == len(data) and not self._session.sending
-                if whole and self._poll.poll(int(min(deadline.seconds, LONGEST_WAIT) * 1000) + 1):
+                if whole and self._poll.poll(int(min(deadline.seconds, KEEPALIVE) * 1000) + 1):
                     answer = self._take(self._sock.recv(_READ_SIZE), request)
                     if answer is not None:
                         return answer
@@ -141,17 +151,63 @@ class CachedSession:
 
     def _finish(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send *data* and the rest of the request, and wait for the answer."""
+        answer: Packet | UwsgiError | None = None
         while data or (data := self._session.data_to_send()):
-            yield from send(self._sock, data, deadline)
+            answer = (yield from self._send(data, request, deadline)) or answer
             data = b""
-        while True:
-            data = yield from receive(self._sock, deadline, more=self._session.unfinished > 0)
+        while answer is None:
+            data = yield from self._receive(deadline)
             if not data:
                 raise NoAnswer("the connection was lost before the answer came")
             answer = self._take(data, request)
-            if answer is not None:
-                return answer
+            if answer is None:
+                deadline.check(NO_ANSWER)
+        return answer
+
+    def _send(self, data: bytes, request: int, deadline: Deadline) -> Steps[Packet | UwsgiError | None]:
+        """Send *data*; return the answer to *request*, if it comes before that.
+
+        A server that has no room reads nothing for a while, and sends keep-alives meanwhile.
+        """
+        answer: Packet | UwsgiError | None = None
+        rest = memoryview(data)
+        while rest:
+            began = time.monotonic()
+            try:
+                count = yield from send_some(self._sock, rest, deadline.at_most(2 * KEEPALIVE))
+                rest = rest[count:]
+            except RequestTimeout:
+                deadline.check(NOT_SENT)
+                data = self._received()
+                if not data:
+                    raise no_keepalive(time.monotonic() - began) from None
+                answer = self._take(data, request) or answer
+            deadline.check(NOT_SENT)
+        return answer
+
+    def _received(self) -> bytes:
+        """Return what the server has sent and nobody has read; b'' if there is nothing."""
+        try:
+            return self._sock.recv(_READ_SIZE)
+        except OSError:  # TLS has its own way to say that there is nothing; any other error comes again
+            return b""
+
+    def _receive(self, deadline: Deadline) -> Steps[bytes]:
+        """Return what the server sends next, b'' at the end; ping it if that takes long."""
+        began = time.monotonic()
+        more = self._session.unfinished > 0
+        try:
+            return (yield from receive(self._sock, deadline.at_most(KEEPALIVE), more=more))
+        except RequestTimeout:
             deadline.check(NO_ANSWER)
+        self._session.send_ping()
+        try:
+            patience = deadline.at_most(KEEPALIVE)
+            yield from send(self._sock, self._session.data_to_send(), patience)
+            return (yield from receive(self._sock, patience, more=more))
+        except RequestTimeout:
+            deadline.check(NO_ANSWER)
+            raise no_keepalive(time.monotonic() - began) from None
 
     def _take(self, data: bytes, request: int) -> Packet | UwsgiError | None:
         """Take what the peer sent and return the result of *request*, if it is there."""
@@ -176,6 +232,8 @@ class _Cache(threading.local):
 _cached = _Cache()
 #: Until when, on the monotonic clock, an address is known to grant no session.
 _plain_until: dict[Address, float] = {}
+#: Until when an address whose session ended is known to be a node of ours, so that it hangs if it is silent.
+_ours_until: dict[Address, float] = {}
 
 
 def close_cached() -> None:
@@ -262,6 +320,7 @@ def _give_back(
     # Another may be kept by now: a signal handler's, or that of a call beside this one.
     if wrong or session.leaving or kept.setdefault(address, session) is not session:
         session.close()
+        _ours_until[address] = time.monotonic() + PLAIN_FOR
 
 
 def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
@@ -277,12 +336,20 @@ def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession |
 
 
 def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
+    hangs_if_silent = time.monotonic() < _ours_until.get(address, 0.0)
+    patience = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
     sock = yield from connect(address, deadline)
     try:
-        packet, rest = yield from _offer(sock, Deadline.after(min(OFFER_TIMEOUT, deadline.left)))
+        packet, rest = yield from _offer(sock, deadline.at_most(patience))
         theirs = decode_grant(packet) if packet is not None else None
         if theirs is not None:
             return CachedSession(sock, theirs, rest)
+    except RequestTimeout:
+        sock.close()
+        deadline.check(NO_ANSWER)
+        if hangs_if_silent:
+            raise no_grant(patience) from None
+        packet = None
     except BaseException:
         sock.close()
         raise
@@ -304,5 +371,5 @@ def _offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None
             if not data:
                 return None, b""
             deadline.check(NO_ANSWER)
-    except (RequestTimeout, ConnectionResetError):
+    except ConnectionResetError:
         return None, b""

@@ -39,6 +39,8 @@ _FULL_QUEUE_PAUSE = 0.01
 LONGEST_WAIT = 3600.0
 #: What did not happen in time where an answer is waited for.
 NO_ANSWER = "no whole answer"
+#: What did not happen in time where a peer doesn't read.
+NOT_SENT = "the request could not be sent"
 #: uWSGI's --buffer-size unless told otherwise.
 _UWSGI_BUFFER_SIZE = 4096
 
@@ -61,6 +63,10 @@ class Deadline(NamedTuple):
     def left(self) -> float:
         """How many seconds there are until then; negative when it is over."""
         return self.at - time.monotonic()
+
+    def at_most(self, seconds: float) -> Deadline:
+        """Return the moment that is *seconds* from now, or this one if it comes earlier."""
+        return self._replace(at=min(self.at, time.monotonic() + seconds))
 
     def check(self, what: str) -> None:
         """See that it is not over.
@@ -210,7 +216,7 @@ def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> S
     if not read_ahead and not (yield Wait(sock, _READ, deadline.at)):
         raise deadline.error(NO_ANSWER)
     size = _LARGE_CHUNK if more else _CHUNK
-    return (yield from _when_ready(sock, partial(sock.recv, size), _READ, deadline, NO_ANSWER))
+    return (yield from when_ready(sock, partial(sock.recv, size), _READ, deadline, NO_ANSWER))
 
 
 def describe(error: OSError) -> str:
@@ -373,7 +379,7 @@ def _secure(
     finally:
         sock.close()  # the wrapped one has taken its descriptor, unless that failed
     try:
-        yield from _when_ready(secured, secured.do_handshake, _READ, deadline, "no TLS connection")
+        yield from when_ready(secured, secured.do_handshake, _READ, deadline, "no TLS connection")
     except BaseException:
         secured.close()
         raise
@@ -383,17 +389,20 @@ def _secure(
 def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
     """Send all of *data*; a peer that closes its end before that is for :func:`receive` to notice."""
     rest = memoryview(data)
+    while rest:
+        count = yield from send_some(sock, rest, deadline)
+        rest = rest[count:]
+        if rest:
+            deadline.check(NOT_SENT)
+
+
+def send_some(sock: socket.socket, data: memoryview, deadline: Deadline) -> Steps[int]:
+    """Send what the socket takes of *data*, and return how many bytes that was: all if the peer is gone."""
     try:
-        while rest:
-            count = yield from _when_ready(
-                sock, partial(sock.send, rest), _WRITE, deadline, "the request could not be sent"
-            )
-            rest = rest[count:]
-            if rest:
-                deadline.check("the request could not be sent")
+        return (yield from when_ready(sock, partial(sock.send, data), _WRITE, deadline, NOT_SENT))
     except (BrokenPipeError, ConnectionResetError):
         # A peer that refuses may close before it has read all. What it said is still there to be read.
-        return
+        return len(data)
 
 
 def _receive(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
@@ -425,7 +434,7 @@ def _reset_text(size: int) -> str:
 _TLS_WANTS = {"SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
 
 
-def _when_ready(
+def when_ready(
     sock: socket.socket, call: Callable[[], T], events: int, deadline: Deadline, failure: str
 ) -> Steps[T]:
     """Make *call* as often as it takes until it doesn't say that it would block."""

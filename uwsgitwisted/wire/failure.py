@@ -77,6 +77,27 @@ def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = T
     return encode_vars(pairs)
 
 
+def no_keepalive(silent: float) -> errors.NoAnswer:
+    """Return the error of requests to a server that hangs.
+
+    :param silent: seconds for which it has sent nothing.
+    """
+    return errors.NoAnswer(
+        f"the server has sent nothing for {silent:.0f} s, not even the answer to a ping: it hangs, or is cut "
+        "off. Whether it has begun the request is not known"
+    )
+
+
+def no_grant(silent: float) -> errors.ConnectionFailed:
+    """Return the error of requests to a node that has granted sessions before, and leaves an offer unanswered.
+
+    :param silent: seconds for which it has sent nothing.
+    """
+    return errors.ConnectionFailed(
+        f"the node takes connections, and has sent nothing for {silent:.0f} s: it hangs. Nothing was asked"
+    )
+
+
 def describe(error: BaseException, *, node: str = "") -> errors.RemoteError:
     """Return the description of an exception that a handler raised."""
     return errors.RemoteError(

@@ -23,6 +23,10 @@ PLAIN_FOR, SILENT_FOR = 300.0, 15.0
 #: Seconds that an offer waits for its answer: a uWSGI whose only worker is busy gives none.
 OFFER_TIMEOUT = 2.0
 
+#: Seconds of silence after which a client that waits for answers pings the server; after as many more it takes
+#: the server for dead. A busy one answers at once, so that only one that hangs, or is cut off, is given up.
+KEEPALIVE = 5.0
+
 #: How much of a peer's name is kept, in bytes, and how many digits a number may have.
 _MAX_NODE, _MAX_DIGITS = 255, 20
 

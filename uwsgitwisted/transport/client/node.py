@@ -19,9 +19,10 @@ from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
 from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
+from uwsgitwisted.wire.failure import no_grant
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.terms import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
+from uwsgitwisted.wire.terms import KEEPALIVE, OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
 
 _T = TypeVar("_T")
 
@@ -42,6 +43,8 @@ class Node:
         self._endpoint = endpoint
         self._ours = ours
         self._plain_until = math.inf if plain else 0.0
+        #: Until when the peer is known to be one that grants sessions, so that it hangs if it is silent.
+        self._ours_until = 0.0
         self._session: ClientSession | None = None
         self._negotiating = False
         self._waiting: list[Deferred[ClientSession | None]] = []
@@ -133,16 +136,28 @@ class Node:
     async def _negotiate(self) -> ClientSession | None:
         protocol = negotiate(self._clock, self._ours, self._find_way)
         await self._connect(protocol)
-        protocol.negotiated.addTimeout(OFFER_TIMEOUT, self._clock)
+        hangs_if_silent = self._clock.seconds() < self._ours_until
+        patience = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
+        protocol.negotiated.addTimeout(patience, self._clock)
+        late = False
         try:
             session = await protocol.negotiated
         except DeferredTimeout:
             protocol.close()
-            session = None
-        if session is None:
-            known_for = PLAIN_FOR if protocol.answered else SILENT_FOR
-            self._plain_until = self._clock.seconds() + known_for
+            session, late = None, True
+        now = self._clock.seconds()
+        if session is not None:
+            protocol.lost.addCallback(self._remember_session)
+        elif protocol.answered:
+            self._plain_until = now + PLAIN_FOR
+        elif late and hangs_if_silent:
+            raise no_grant(patience)
+        else:
+            self._plain_until = now + SILENT_FOR
         return session
+
+    def _remember_session(self, _: None) -> None:
+        self._ours_until = self._clock.seconds() + PLAIN_FOR
 
     def _connect(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> Deferred[None]:
         """Connect; the Deferred fails with ``ConnectionFailed``."""

@@ -21,6 +21,7 @@ from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
+from uwsgitwisted.wire.failure import no_keepalive
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import (
     MAX_ID,
@@ -30,10 +31,8 @@ from uwsgitwisted.wire.session import (
     Session,
     ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
-#: Seconds of silence after which a peer is asked for a keep-alive; after as many more, it is taken for dead.
-KEEPALIVE = 15.0
 #: After a look for calls whose time is over, seconds until the next: a look costs time for each call.
 _EXPIRY_STEP = 0.01
 #: How many frames are taken in a turn of the reactor: at least a millisecond's work.
@@ -211,7 +210,7 @@ class ClientSession:
         self.flush()
 
     def _check_keepalive(self) -> None:
-        """While answers are waited for, see that the peer is there; one that is says so, however busy.
+        """While answers are waited for, see that the server is there: one that is answers pings, however busy.
 
         One that neither sends nor reads anything is not: what is to be sent to it would only pile up.
         """
@@ -219,13 +218,13 @@ class ClientSession:
             return
         silent = self._clock.seconds() - self._heard
         if silent >= 2 * KEEPALIVE:
-            self.connection_lost(NoAnswer(f"the peer has not given a keep-alive for {silent:.0f} s"))
+            self.connection_lost(no_keepalive(silent))
             self._writer.abort()
             return
         if silent >= KEEPALIVE and not self._writer.waiting:
             self._session.send_ping()
             BATCH.at_end(self.flush)
-        self._keepalive.set(KEEPALIVE)
+        self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
     def _settle(self, request: int, result: Packet | UwsgiError) -> None:
         call = self._pending.pop(request, None)

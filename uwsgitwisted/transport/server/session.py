@@ -30,7 +30,7 @@ from uwsgitwisted.wire.session import (
     Session,
     ShutdownReceived,
 )
-from uwsgitwisted.wire.terms import Terms, encode_grant
+from uwsgitwisted.wire.terms import KEEPALIVE, Terms, encode_grant
 
 #: Seconds between a shutdown notice and the end of a connection that the peer leaves open: while it has
 #: answers to take, and when it has none, for requests that race with the notice.
@@ -38,7 +38,7 @@ _SHUTDOWN_TIME, _RACE_TIME = 5.0, 0.5
 #: How many requests of a new session run at once.
 _FIRST_REQUESTS = 64
 #: Seconds between two keep-alives for a peer that is not read from; less than it waits for one.
-_KEEPALIVE = 5.0
+_KEEPALIVE = KEEPALIVE / 2
 #: How many pieces of answers are written before others get their turn: about a megabyte.
 _PIECES = 16
 
