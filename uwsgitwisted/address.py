@@ -7,11 +7,11 @@ Twisted, the blocking one uses the fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from uwsgitwisted.errors import InvalidAddress
+from uwsgitwisted.errors import InvalidAddress, MisuseError
 
 Kind = Literal["tcp", "unix", "tls"]
 
@@ -71,6 +71,8 @@ class Address(NamedTuple):
 
 #: What the clients take as an address. A list does as well as a tuple, since JSON makes lists of tuples.
 AddressLike = Address | str | tuple[str, int | str] | list[str | int]
+#: One node of a fan-out and the message for it: ``(host, port, message)`` or ``(address, message)``.
+FanOutNode = tuple[str, int | str, object] | tuple[AddressLike, object]
 
 
 def parse_address(address: AddressLike) -> Address:
@@ -91,6 +93,24 @@ def parse_address(address: AddressLike) -> Address:
     except TypeError:  # a host or a port of a type that can't even be looked up
         pass
     raise InvalidAddress(f"not an address; write {ACCEPTED_FORMS}", address=address)
+
+
+def split_nodes(nodes: Iterable[FanOutNode]) -> list[tuple[AddressLike, object]]:
+    """Return the address of each node of a fan-out, and the message for it.
+
+    :param nodes: tuples, or lists as JSON makes them.
+    :raises MisuseError: if one of them has neither of the two forms.
+    """
+    return [_split_node(index, node) for index, node in enumerate(nodes)]
+
+
+def _split_node(index: int, node: FanOutNode) -> tuple[AddressLike, object]:
+    if isinstance(node, (tuple, list)):
+        if len(node) == 3:
+            return (node[0], node[1]), node[2]
+        if len(node) == 2:
+            return node
+    raise MisuseError(f"node {index} is {node!r}; each is (host, port, message) or (address, message)")
 
 
 class _Unacceptable(Exception):

@@ -30,6 +30,7 @@ from uwsgitwisted.tasks import (
     read_single,
     read_status,
 )
+from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 
@@ -80,7 +81,7 @@ def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStat
     :raises NoSuchTask: if there is no such task, or not any more.
     :raises RequestTimeout: if it is not over in time; the task goes on.
     """
-    end = time.monotonic() + timeout
+    end = time.monotonic() + check_timeout(timeout)
     answer = manage(address, "wait", {"id": identifier}, timeout)
     if lacks_result(answer):
         return status(address, identifier, max(end - time.monotonic(), LEAST_TIMEOUT))

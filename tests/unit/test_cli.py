@@ -525,6 +525,12 @@ def test_usage(run: Callable[..., Said], line: list[str]) -> None:
     assert run(*line).status == 2
 
 
+def test_usage_of_timeouts(run: Callable[..., Said]) -> None:
+    """A time limit is refused in the words that every other place has for it."""
+    said = run("queue", "stats", "sqlite:x", "--timeout", "soon")
+    assert "argument --timeout: 'soon' is not a number of seconds above 0" in said.err
+
+
 @pytest.mark.parametrize(
     "line",
     [
