@@ -113,7 +113,7 @@ def _split_node(index: int, node: FanOutNode) -> tuple[AddressLike, object]:
     raise MisuseError(f"node {index} is {node!r}; each is (host, port, message) or (address, message)")
 
 
-class _Unacceptable(Exception):
+class _Unacceptable(ValueError):
     """What is wrong with an address; the caller adds the address itself."""
 
 
@@ -127,7 +127,7 @@ def _parse_text(text: str) -> Address:
     kind, colon, _ = text.partition(":")
     parser = _DESCRIPTIONS.get(kind.lower()) if colon else None
     if parser is not None:
-        positional, options = _split_description(text)
+        positional, options = split_description(text)
         return parser(positional[1:], options)
     if text.startswith(("/", "./", "../")):
         return _unix(text, {})
@@ -141,11 +141,14 @@ def _parse_text(text: str) -> Address:
     return _internet("tcp", host, port, {})
 
 
-def _split_description(text: str) -> tuple[list[str], dict[str, str]]:
-    """Return the positional and the keyword arguments in an endpoint description.
+def split_description(text: str) -> tuple[list[str], dict[str, str]]:
+    """Return the positional and the keyword arguments in an endpoint description, a client's or a server's.
 
     The rules are those of Twisted: a colon ends an argument, the first ``=`` in one makes it a keyword, a
     backslash takes the next character as it is.
+
+    :return: the first positional one is the kind of the endpoint.
+    :raises ValueError: if it can't be split; the text says why.
     """
     positional: list[str] = []
     options: dict[str, str] = {}

@@ -138,10 +138,32 @@ def test_the_second_port_in_use(tmp_path: Path, taken_port: int) -> None:
 
 
 def test_a_socket_in_a_missing_directory(tmp_path: Path) -> None:
-    """A UNIX socket that can't be made is named."""
+    """A UNIX socket that can't be made is named, with what is missing."""
     (tmp_path / "faults.py").write_text(FAULTS)
     said = _fail(tmp_path, "uwsgi-node", "--listen", f"unix:{tmp_path}/absent/s", "--handler", "faults")
-    assert f"can't listen on unix:{tmp_path}/absent/s" in said
+    assert f"can't listen on unix:{tmp_path}/absent/s: No such file or directory" in said
+    assert f"Create the directory {tmp_path}/absent" in said
+    assert "service that listens there" not in said
+
+
+def test_a_socket_in_place_of_a_file(tmp_path: Path) -> None:
+    """A file that is in the way of a UNIX socket is left alone, and named."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    (tmp_path / "notes").write_text("mine")
+    said = _fail(tmp_path, "uwsgi-node", "--listen", f"unix:{tmp_path}/notes", "--handler", "faults")
+    assert f"or remove what is at {tmp_path}/notes" in said
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("interface", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_interface_of_another_machine(tmp_path: Path, interface: str) -> None:
+    """An interface that this machine doesn't have is no service in the way."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    listen = f"tcp:{free_port()}:interface={interface}"
+    said = _fail(tmp_path, "uwsgi-node", "--listen", listen, "--handler", "faults")
+    assert f"can't listen on {listen}: " in said
+    assert "Name an IP address of this machine" in said
+    assert "service that listens there" not in said
 
 
 def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
