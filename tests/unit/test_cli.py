@@ -343,6 +343,7 @@ def test_progress(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
         ("nope", 2, "'nope' is not the address of a running spooler, such as"),
         ("nope:x", 2, "is not the address"),
         ("sqlite:", 2, "doesn't say where it is"),
+        ("sqlite::memory:", 2, "names no file"),
         ("sqlite:/nowhere/spool.sqlite", 1, "there is no spool /nowhere/spool.sqlite"),
         ("sqlite:/etc/passwd", 1, "/etc/passwd"),
     ],
