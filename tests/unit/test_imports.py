@@ -17,6 +17,7 @@ ROOT = Path(uwsgitwisted.__file__).parent
 #: The floor of each package and module at the top. An import stays within its package or goes to a lower floor.
 FLOORS = {
     "errors": 0,
+    "memory": 0,
     "wire": 1,
     "address": 1,
     "timeouts": 1,
@@ -89,6 +90,7 @@ WITHOUT_TWISTED = [
     "uwsgitwisted.errors",
     "uwsgitwisted.address",
     "uwsgitwisted.timeouts",
+    "uwsgitwisted.memory",
     "uwsgitwisted.sockets",
     "uwsgitwisted.blocking",
     "uwsgitwisted.tasks",

@@ -333,18 +333,22 @@ class TestServices:
         """The reactor is the one that is installed."""
         assert installed_reactor() is reactor
 
-    def test_steady_timers(self) -> None:
-        """The timers of a service go by a clock that is never set."""
+    def test_the_reactor_stays_as_it_is(self, modules: Path) -> None:
+        """Neither parsing options nor making a service changes the reactor; starting the service does."""
         program = """
 import time
-from uwsgitwisted.taps.options import installed_reactor
-reactor = installed_reactor()
+from twisted.internet import reactor
+from uwsgitwisted.taps import node
+before = dict(vars(reactor))
+options = node.Options()
+options.parseOptions(["--handler", "a_server", "--engine", "reactor", "--listen", "unix:socket"])
+service = node.makeService(options)
+assert vars(reactor) == before
+service.privilegedStartService()
 assert abs(reactor.seconds() - time.monotonic()) < 10
-reactor.callLater(0.01, reactor.stop)
+service.startService()
+reactor.callLater(0.01, lambda: service.stopService().addCallback(lambda _: reactor.stop()))
 reactor.run()
-later = reactor.callLater(5, print)
-reactor.seconds = None
-assert installed_reactor().seconds is None  # what is timed by one clock stays with it
 """
         subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

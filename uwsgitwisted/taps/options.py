@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -56,12 +55,7 @@ def installed_reactor() -> IProcessReactor:
     """Return the reactor that twistd has chosen."""
     from twisted.internet import reactor  # importing it installs one, so not before twistd has
 
-    chosen = cast(IProcessReactor, reactor)
-    if not chosen.getDelayedCalls():
-        # Twisted's timers go by the time of day: with that set back by an hour, every one would ring an hour
-        # late. What was timed already would be with a change, so it is for a reactor that times nothing yet.
-        chosen.seconds = time.monotonic  # type: ignore[method-assign]
-    return chosen
+    return cast(IProcessReactor, reactor)
 
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
