@@ -128,7 +128,7 @@ class TestCommon:
             ("-t soon", "--timeout soon: not a number of seconds above 0"),
             ("--idle-timeout=-1", "--idle-timeout -1: not a number of seconds above 0"),
             ("--max-queue 1.5", "--max-queue 1.5: not a whole number from 1"),
-            ("--max-message 1T", "--max-message 1T: not a whole number from 1, with K, M or G if you like"),
+            ("--max-message 1T", "--max-message 1T: not a whole number from 1, with or without K"),
             ("--engine warp", "--engine warp: no engine is called 'warp'"),
             ("--engine processes:0", "--engine processes:0: '0' is not a number from 1"),
             ("--listen tcp:1\\", "--listen tcp:1\\: it ends with a backslash"),

@@ -119,7 +119,7 @@ _FOR_PORTS = {
         (errno.EACCES, errno.EPERM),
         "Ports below 1024 are for root: start twistd as root, with --uid, or name a higher port with --listen",
     ),
-    errno.EADDRNOTAVAIL: "Name an IP address of this machine in interface=, or 0.0.0.0 for all",
+    errno.EADDRNOTAVAIL: "Name an IP address of this machine in interface=",
     errno.EAFNOSUPPORT: "This machine has no IPv6; listen on tcp: instead of tcp6:",
     errno.ERANGE: "Name a port from 0 to 65535 with --listen",
 }

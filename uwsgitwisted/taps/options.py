@@ -67,7 +67,7 @@ def size(text: str) -> int:
     try:
         return count(text[:-1]) * unit if unit else count(text)
     except ValueError as error:
-        raise ValueError(f"{error}, with K, M or G if you like") from error
+        raise ValueError(f"{error}, with or without K, M or G behind it") from error
 
 
 def engine(text: str) -> str:
