@@ -7,11 +7,11 @@ Twisted, the blocking one uses the fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from uwsgitwisted.errors import InvalidAddress
+from uwsgitwisted.errors import InvalidAddress, MisuseError
 
 Kind = Literal["tcp", "unix", "tls"]
 
@@ -71,6 +71,8 @@ class Address(NamedTuple):
 
 #: What the clients take as an address. A list does as well as a tuple, since JSON makes lists of tuples.
 AddressLike = Address | str | tuple[str, int | str] | list[str | int]
+#: One node of a fan-out and the message for it: ``(host, port, message)`` or ``(address, message)``.
+FanOutNode = tuple[str, int | str, object] | tuple[AddressLike, object]
 
 
 def parse_address(address: AddressLike) -> Address:
@@ -93,7 +95,25 @@ def parse_address(address: AddressLike) -> Address:
     raise InvalidAddress(f"not an address; write {ACCEPTED_FORMS}", address=address)
 
 
-class _Unacceptable(Exception):
+def split_nodes(nodes: Iterable[FanOutNode]) -> list[tuple[AddressLike, object]]:
+    """Return the address of each node of a fan-out, and the message for it.
+
+    :param nodes: tuples, or lists as JSON makes them.
+    :raises MisuseError: if one of them has neither of the two forms.
+    """
+    return [_split_node(index, node) for index, node in enumerate(nodes)]
+
+
+def _split_node(index: int, node: FanOutNode) -> tuple[AddressLike, object]:
+    if isinstance(node, (tuple, list)):
+        if len(node) == 3:
+            return (node[0], node[1]), node[2]
+        if len(node) == 2:
+            return node
+    raise MisuseError(f"node {index} is {node!r}; each is (host, port, message) or (address, message)")
+
+
+class _Unacceptable(ValueError):
     """What is wrong with an address; the caller adds the address itself."""
 
 
@@ -107,7 +127,7 @@ def _parse_text(text: str) -> Address:
     kind, colon, _ = text.partition(":")
     parser = _DESCRIPTIONS.get(kind.lower()) if colon else None
     if parser is not None:
-        positional, options = _split_description(text)
+        positional, options = split_description(text)
         return parser(positional[1:], options)
     if text.startswith(("/", "./", "../")):
         return _unix(text, {})
@@ -121,11 +141,14 @@ def _parse_text(text: str) -> Address:
     return _internet("tcp", host, port, {})
 
 
-def _split_description(text: str) -> tuple[list[str], dict[str, str]]:
-    """Return the positional and the keyword arguments in an endpoint description.
+def split_description(text: str) -> tuple[list[str], dict[str, str]]:
+    """Return the positional and the keyword arguments in an endpoint description, a client's or a server's.
 
     The rules are those of Twisted: a colon ends an argument, the first ``=`` in one makes it a keyword, a
     backslash takes the next character as it is.
+
+    :return: the first positional one is the kind of the endpoint.
+    :raises ValueError: if it can't be split; the text says why.
     """
     positional: list[str] = []
     options: dict[str, str] = {}

@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address, split_nodes
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
+from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
@@ -89,7 +90,7 @@ class Client:
         """
         try:
             node = self._find_node(address)
-            _check_timeout(timeout)
+            check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
             return node.ask(packet, timeout, address=address, idempotent=idempotent)
         except UwsgiError as error:
@@ -98,7 +99,7 @@ class Client:
 
     def send_multi_message(
         self,
-        nodes: Iterable[tuple[str, int, object]],
+        nodes: Iterable[FanOutNode],
         modifier1: int,
         modifier2: int,
         timeout: float = 30,
@@ -114,7 +115,7 @@ class Client:
             before anything is sent, with ``MisuseError`` if *nodes* has something else.
         """
         try:
-            pairs = [_split(node) for node in nodes]
+            pairs = split_nodes(nodes)
         except MisuseError as error:
             return fail(error)
         return DeferredList(
@@ -188,7 +189,7 @@ class Client:
         return Deferred.fromCoroutine(self._wait(address, identifier, timeout))
 
     async def _wait(self, address: AddressLike, identifier: int, timeout: float) -> TaskStatus:
-        end = self._reactor.seconds() + timeout
+        end = self._reactor.seconds() + check_timeout(timeout)
         answer = await self._manage(address, "wait", {"id": identifier}, timeout)
         if lacks_result(answer):
             return await self.status(address, identifier, max(end - self._reactor.seconds(), LEAST_TIMEOUT))
@@ -259,15 +260,3 @@ class Client:
         except (ValueError, TypeError, OSError) as error:
             raise InvalidAddress(f"not an address that can be connected to: {error}") from error
         return endpoint
-
-
-def _split(node: Any) -> tuple[AddressLike, object]:
-    if isinstance(node, (tuple, list)) and len(node) in (2, 3):
-        *address, message = node
-        return (tuple(address) if len(address) == 2 else address[0]), message
-    raise MisuseError(f"a node is {node!r}; each is (host, port, message) or (address, message)")
-
-
-def _check_timeout(timeout: float) -> None:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-        raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")

@@ -32,9 +32,9 @@ class UwsgiError(Exception):
 
 
 def _place(address: object) -> str:
-    """Return *address* as ``host:port``, ``[host]:port``, or as it is."""
-    if type(address) in (tuple, list) and len(address) == 2:  # type: ignore[arg-type]
-        host, port = map(str, address)  # type: ignore[call-overload]
+    """Return *address* as ``host:port`` or ``[host]:port`` if it is such a pair, else as it was written."""
+    if isinstance(address, (tuple, list)) and list(map(type, address)) in ([str, int], [str, str]):
+        host, port = address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return str(address)
 

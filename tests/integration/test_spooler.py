@@ -403,6 +403,7 @@ def test_a_database_of_something_else(tmp_path: Path) -> None:
         ("sqlite:.", "is not a file"),
         ("sqlite:/dev/full", "is not a file"),
         ("sqlite:", "doesn't say where it is"),
+        ("sqlite::memory:", "names no file"),
         ("mysql:x", "'mysql:x' is of no known kind"),
         ("spool.db", "'spool.db' is of no known kind"),
     ],

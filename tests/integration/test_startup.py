@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from tests.integration.handlers import FAULTS, TASKS
 from tests.integration.services import (
     TWISTD,
     Launcher,
+    Service,
     free_port,
     is_alive,
     kill_if_alive,
@@ -21,7 +24,7 @@ from tests.integration.services import (
     script,
     until,
 )
-from uwsgitwisted import blocking
+from uwsgitwisted import __version__, blocking
 from uwsgitwisted.errors import UwsgiError
 
 pytestmark = pytest.mark.integration
@@ -138,10 +141,32 @@ def test_the_second_port_in_use(tmp_path: Path, taken_port: int) -> None:
 
 
 def test_a_socket_in_a_missing_directory(tmp_path: Path) -> None:
-    """A UNIX socket that can't be made is named."""
+    """A UNIX socket that can't be made is named, with what is missing."""
     (tmp_path / "faults.py").write_text(FAULTS)
     said = _fail(tmp_path, "uwsgi-node", "--listen", f"unix:{tmp_path}/absent/s", "--handler", "faults")
-    assert f"can't listen on unix:{tmp_path}/absent/s" in said
+    assert f"can't listen on unix:{tmp_path}/absent/s: No such file or directory" in said
+    assert f"Create the directory {tmp_path}/absent" in said
+    assert "service that listens there" not in said
+
+
+def test_a_socket_in_place_of_a_file(tmp_path: Path) -> None:
+    """A file that is in the way of a UNIX socket is left alone, and named."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    (tmp_path / "notes").write_text("mine")
+    said = _fail(tmp_path, "uwsgi-node", "--listen", f"unix:{tmp_path}/notes", "--handler", "faults")
+    assert f"or remove what is at {tmp_path}/notes" in said
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("interface", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_interface_of_another_machine(tmp_path: Path, interface: str) -> None:
+    """An interface that this machine doesn't have is no service in the way."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    listen = f"tcp:{free_port()}:interface={interface}"
+    said = _fail(tmp_path, "uwsgi-node", "--listen", listen, "--handler", "faults")
+    assert f"can't listen on {listen}: " in said
+    assert "Name an IP address of this machine" in said
+    assert "service that listens there" not in said
 
 
 def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
@@ -163,28 +188,25 @@ def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
         (("uwsgi-spooler", "--handler", "m"), "--spool is missing"),
         (("uwsgi-spooler", "--spool", "sqlite:s"), "--handler is missing"),
         (("uwsgi-node", "--handler", "m", "--engine", "rockets"), "rockets"),
-        (("uwsgi-node", "--handler", "m", "--engine", "processes:0"), "0"),
-        (("uwsgi-node", "--handler", "m", "--engine", "processes:many"), "many"),
-        (("uwsgi-node", "--handler", "m", "--timeout", "soon"), "soon"),
-        (("uwsgi-node", "--handler", "m", "--timeout", "-1"), "-1"),
-        (("uwsgi-node", "--handler", "m", "--timeout", "nan"), "nan"),
-        (("uwsgi-node", "--handler", "m", "--max-queue", "0"), "0"),
-        (("uwsgi-node", "--handler", "m", "--max-message", "1X"), "1X"),
+        (("uwsgi-node", "--handler", "m", "--engine", "processes:many"), "--engine processes:many: 'many'"),
+        (("uwsgi-node", "--handler", "m", "--timeout", "soon"), "--timeout soon: not a number"),
+        (("uwsgi-node", "--handler", "m", "--max-queue", "0"), "--max-queue 0: not a whole number"),
+        (("uwsgi-node", "--handler", "m", "--max-message", "1X"), "--max-message 1X: not a whole number"),
         (("uwsgi-node", "--handler", "m", "--allow", "everybody"), "--allow everybody"),
         (("uwsgi-node", "--handler", "m", "--no-such-option"), "no-such-option"),
-        (("uwsgi-node", "--handler", "m", "surplus"), "Wrong number of arguments"),
-        (("uwsgi-spooler", "--handler", "m", "--spool", "sqlite:s", "--return-codes", "3"), "'3' is none of"),
+        (("uwsgi-node", "--handler", "m", "surplus"), "'surplus' belongs to no option"),
+        (("uwsgi-spooler", "--handler", "m", "--spool", "sqlite:s", "--return-codes", "3"), "--return-codes 3"),
         (("uwsgi-spooler", "--handler", "m", "--spool", "sqlite:s", "--first-delay", "9999"), "--first-delay"),
     ],
 )
 def test_an_option_that_is_wrong(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
-    """A wrong option, or a missing one, is named, with how the command is used."""
-    ended = run_to_end([*TWISTD, "-n", "--pidfile=", *arguments], tmp_path)
-    output = ended.stdout + ended.stderr
+    """A wrong option, or a missing one, is named in a line; another says where all options are explained."""
+    ended = run_to_end([*TWISTD, "-n", *arguments], tmp_path)
     assert ended.returncode == 1
-    assert told in output
-    assert "Usage: twistd" in output
-    assert "Traceback" not in output
+    mistake, hint = ended.stderr.splitlines()
+    assert told in mistake
+    assert hint == f"See 'twistd {arguments[0]} --help'."
+    assert not ended.stdout
 
 
 @pytest.mark.parametrize("listen", ["tcp:many", "tcp:99999", "nonsense:1", "tcp", "", "unix:"])
@@ -215,6 +237,58 @@ def test_the_help_of_each_command(tmp_path: Path, command: str, option: str) -> 
     assert f"Usage: twistd [options] {command}" in ended.stdout
     for name in (option, "--listen", "--engine", "--timeout", "--allow", "--max-connections"):
         assert name in ended.stdout
+
+
+@pytest.mark.parametrize("command", ["uwsgi-node", "uwsgi-renderer", "uwsgi-spooler"])
+def test_the_version_of_each_command(tmp_path: Path, command: str) -> None:
+    """Each command's --version is ours."""
+    ended = run_to_end([*TWISTD, command, "--version"], tmp_path)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(f"uwsgitwisted {__version__}, Twisted ")
+
+
+# Several in one directory.
+
+
+def test_a_node_and_a_spooler_in_one_directory(tmp_path: Path) -> None:
+    """Two services in the foreground need no different pid files, as they have none."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    (tmp_path / "my_tasks.py").write_text(TASKS)
+    ports = free_port(), free_port()
+    node = ("uwsgi-node", "--engine", "reactor", "-l", f"tcp:{ports[0]}", "--handler", "faults")
+    spool = ("--spool", "sqlite:spool.db", "--handler", "my_tasks")
+    spooler = ("uwsgi-spooler", "--engine", "reactor", "-l", f"tcp:{ports[1]}", *spool)
+    services = []
+    try:
+        for port, line in zip(ports, (node, spooler), strict=True):
+            services.append(Service([*TWISTD, "-n", *line], tmp_path, ("127.0.0.1", port)))
+            services[-1].wait_for("takes requests on")
+        assert all(script(blocking.ping, ("127.0.0.1", port)) for port in ports)
+        assert not list(tmp_path.glob("*.pid"))
+    finally:
+        for service in services:
+            service.kill()
+
+
+def test_two_daemons_in_one_directory(tmp_path: Path) -> None:
+    """In the background each has a pid file of its own, by its port, which goes with it."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    ports = free_port(), free_port()
+    try:
+        for port in ports:
+            line = ("uwsgi-node", "--engine", "reactor", "-l", f"tcp:{port}", "--handler", "faults")
+            ended = run_to_end([*TWISTD, *line], tmp_path)
+            assert ended.returncode == 0, ended.stderr
+            assert script(blocking.ping, ("127.0.0.1", port))
+        pids = {path.name: int(path.read_text()) for path in tmp_path.glob("*.pid")}
+        assert set(pids) == {f"uwsgi-node-{port}.pid" for port in ports}
+        for pid in pids.values():
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: not any(map(is_alive, pids.values())), "the daemons' end")
+        assert not list(tmp_path.glob("*.pid"))
+    finally:
+        for path in tmp_path.glob("*.pid"):
+            kill_if_alive(int(path.read_text()))
 
 
 # In the background.

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from typing_extensions import assert_type
 
 from uwsgitwisted import __version__, blocking
-from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address
 from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import (
@@ -32,6 +32,14 @@ NODES: list[AddressLike] = [
     "unix:/run/node.sock",
     "tls:node.example.com:3033",
     parse_address("tcp:10.0.0.5:3033"),
+]
+
+FAN_OUT: list[FanOutNode] = [
+    ("10.0.0.5", 3033, {"first": 0}),
+    ("10.0.0.5", "3033", None),
+    ("unix:/run/node.sock", [1, 2]),
+    (("10.0.0.6", 3033), b"bytes"),
+    (parse_address("tls:node.example.com:3033"), 1),
 ]
 
 
@@ -56,6 +64,10 @@ def blocking_calls() -> None:
         assert_type(blocking.spool(address, {b"key": b"value"}, timeout=1), bool)
     cluster = (("10.0.0.5", 3033, [0, 3000]), ("10.0.0.6", 3033, [3000, 6000]))
     assert_type(blocking.send_multi_uwsgi_message(cluster, 33, 17, 40), tuple[object, ...])
+    assert_type(blocking.send_multi_uwsgi_message(FAN_OUT, 33, 17, 40), tuple[object, ...])
+    assert_type(blocking.send_multi_uwsgi_message([("10.0.0.5:3033", 1)], 33, 17), tuple[object, ...])
+    addressed = [(address, [0, 3000]) for address in NODES]
+    assert_type(blocking.send_multi_uwsgi_message(addressed, 33, 17), tuple[object, ...])
 
 
 def blocking_calls_for_tasks() -> None:
@@ -105,6 +117,8 @@ async def deferred_calls(reactor: IReactorTime) -> None:
     address = ("10.0.0.5", 3033)
     assert_type(client.send_message(address, 33, 17, [1, 2], timeout=5), Deferred[object])
     assert_type(client.send_multi_message([("10.0.0.5", 3033, 1)], 33, 17), Deferred[list[tuple[bool, object]]])
+    assert_type(client.send_multi_message(FAN_OUT, 33, 17), Deferred[list[tuple[bool, object]]])
+    assert_type(client.send_multi_message([(address, 1)], 33, 17), Deferred[list[tuple[bool, object]]])
     assert_type(await client.send_message("unix:/run/node.sock", 33, 0, None), object)
     assert_type(await client.spool(address, {"key": "value"}), bool)
     assert_type(await client.enqueue(address, {"key": "value"}, b"body"), int | None)

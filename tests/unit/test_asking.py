@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -83,10 +84,19 @@ class Bench:
         self.link.flush()
         self.session: ClientSession = sessions[0]
 
+    def request(
+        self, packet: Packet = ASK, seconds: float | None = None, *, idempotent: bool = False
+    ) -> Deferred[Any]:
+        """Send a call as the client does, and return the Deferred of its answer."""
+        deadline = math.inf if seconds is None else self.clock.seconds() + seconds
+        call = Call(packet, deadline, seconds or 0.0, idempotent=idempotent)
+        self.session.send(call)
+        return call.answer
+
     def ask(self, packet: Packet = ASK, seconds: float | None = None) -> list[Any]:
         """Ask; what becomes of it is put in the list that is returned."""
         results: list[Any] = []
-        self.session.request(packet, seconds).addBoth(results.append)
+        self.request(packet, seconds).addBoth(results.append)
         self.link.flush()
         return results
 
@@ -133,14 +143,14 @@ class TestRequests:
         """What the peer doesn't take is refused at once, and nothing is pending."""
         bench = Bench(theirs=Terms(max_message=2))
         with pytest.raises(MessageTooLarge):
-            bench.session.request(ASK)
+            bench.request(ASK)
         assert bench.session.pending == 0
 
     def test_requests_of_a_callback(self) -> None:
         """A callback may ask again, and its request goes out."""
         bench = Bench()
         again: list[Deferred[Packet]] = []
-        bench.session.request(ASK).addCallback(lambda _: again.append(bench.session.request(ASK)))
+        bench.request(ASK).addCallback(lambda _: again.append(bench.request(ASK)))
         bench.link.flush()
         bench.tell(1)
         assert bench.asked == [1, 2]
@@ -178,8 +188,8 @@ class TestRequests:
     def test_idempotent(self) -> None:
         """A request that may be run again says so."""
         bench = Bench()
-        bench.session.request(ASK, idempotent=True)
-        bench.session.request(ASK)
+        bench.request(ASK, idempotent=True)
+        bench.request(ASK)
         bench.link.flush()
         assert [getattr(event, "idempotent", None) for event in bench.server.events] == [True, False]
 
@@ -201,7 +211,7 @@ class TestHolding:
     def test_withdrawn(self) -> None:
         """One that is held back is withdrawn without a word, and one that is sent makes room."""
         bench = Bench(theirs=Terms(max_requests=1))
-        answers = [bench.session.request(ASK) for _ in range(3)]
+        answers = [bench.request(ASK) for _ in range(3)]
         for answer in answers:
             answer.addErrback(lambda failure: failure.trap(RequestCancelled) and None)
         answers[1].cancel()
@@ -226,7 +236,7 @@ class TestHolding:
         bench = Bench(theirs=Terms(max_requests=1, max_message=10))
         bench.ask()
         with pytest.raises(MessageTooLarge):
-            bench.session.request(Packet(33, 0, bytes(11)))
+            bench.request(Packet(33, 0, bytes(11)))
 
 
 class TestKeepalive:
@@ -299,7 +309,7 @@ class TestWithdrawal:
         """Cancelling tells the peer, and an answer that comes all the same is dropped."""
         bench = Bench()
         results: list[Any] = []
-        deferred = bench.session.request(ASK).addErrback(results.append)
+        deferred = bench.request(ASK).addErrback(results.append)
         bench.link.flush()
         deferred.cancel()
         bench.link.flush()
@@ -313,7 +323,7 @@ class TestWithdrawal:
         large = Packet(33, 0, bytes(3 * FIRST_PIECE))
         bench = Bench(ours=Terms(max_message=len(large.payload)))
         for number in (1, 2, 3):
-            deferred = bench.session.request(ASK)
+            deferred = bench.request(ASK)
             deferred.addErrback(lambda failure: failure.trap(RequestCancelled) and None)
             bench.link.flush()
             bench.server.session.send_answer(number, large)
@@ -368,7 +378,7 @@ class TestWithdrawal:
         """A callback may cancel other requests while they all fail together."""
         bench = Bench()
         results: list[Any] = []
-        deferreds = [bench.session.request(ASK, 5) for _ in range(3)]
+        deferreds = [bench.request(ASK, 5) for _ in range(3)]
 
         def cancel_others(failure: Failure) -> None:
             results.append(failure.type)

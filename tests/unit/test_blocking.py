@@ -272,6 +272,14 @@ def test_fan_out_to_nobody() -> None:
     assert blocking.send_multi_uwsgi_message((), 33, 17, 10) == ()
 
 
+def test_fan_out_to_addresses() -> None:
+    """A node's address may be one value, in any of its spellings."""
+    with ScriptedServer(answering(ANSWER)) as server:
+        host, port = server.address
+        cluster = [(host, str(port), MESSAGE), (f"{host}:{port}", MESSAGE), (server.address, MESSAGE)]
+        assert blocking.send_multi_uwsgi_message(cluster, 33, 17, 10) == ("page",) * 3
+
+
 @pytest.mark.parametrize("node", [("127.0.0.1", 1), "127.0.0.1:1", None, ("127.0.0.1", 0, None)])
 def test_fan_out_to_no_node(node: object) -> None:
     """An item of the cluster that is no node is refused."""

@@ -228,6 +228,12 @@ class TestSendMulti:
             (True, ("answer", 2)),
         ]
 
+    def test_both_forms(self) -> None:
+        """A node's address is a host and a port, or one value in any of its spellings."""
+        client = Cluster()
+        deferred = client.send_multi_message([(A[0], str(A[1]), 1), (f"{B[0]}:{B[1]}", 2), (B, 3)], 33, 0)
+        assert client.result(deferred) == [(True, ("answer", number)) for number in (1, 2, 3)]
+
     def test_none(self) -> None:
         """No node, no answer."""
         client = Cluster()

@@ -312,6 +312,14 @@ class TestWait:
             ("status", {"ids": [7]}),
         ]
 
+    def test_timeout(self) -> None:
+        """A timeout that is no number fails the call before anything is sent."""
+        spooler = Spooler(TOLD)
+        timeout: Any = "soon"
+        with pytest.raises(MisuseError, match="a number of seconds above 0"):
+            spooler.result(spooler.wait(A, 7, timeout))
+        assert spooler.endpoint is None
+
     def test_not_over(self) -> None:
         """A task that isn't over in time is an error, and nobody waits any more."""
         spooler = Spooler(Deferred)

@@ -406,7 +406,7 @@ def test_timers() -> None:
     """A timer is noted under the function's full name, and its task calls the function with its number."""
     assert uwsgidecorators.timer(2.5, target="spooler")(tick) is tick
     name = f"{__name__}.tick"
-    assert uwsgidecorators.periodic == {name: uwsgidecorators.Periodic(name, tick, 0, seconds=2.5)}
+    assert uwsgidecorators.periodic == {name: uwsgidecorators.PeriodicFunction(name, tick, 0, seconds=2.5)}
     assert spool_handler.periodic() == [{"name": name, "seconds": 2.5}]
     assert run({"ud_spool_func": name}) == Packet(255, DONE, marshal.dumps(1, 2))
 

@@ -19,8 +19,10 @@ ROOT = Path(uwsgitwisted.__file__).parent
 #: The floor of each package and module at the top. An import stays within its package or goes to a lower floor.
 FLOORS = {
     "errors": 0,
+    "memory": 0,
     "wire": 1,
     "address": 1,
+    "timeouts": 1,
     "access": 1,
     "interfaces": 2,
     "blocking": 3,
@@ -82,7 +84,7 @@ def test_the_table_is_used() -> None:
 
 
 #: The folders and modules that work without Twisted.
-WITHOUT_TWISTED = ("errors.py", "address.py", "wire", "blocking", "worker")
+WITHOUT_TWISTED = ("errors.py", "address.py", "memory.py", "timeouts.py", "wire", "blocking", "worker")
 #: The handlers of a renderer, which need Mako.
 _WITH_MAKO = ("render.py", "templates.py")
 

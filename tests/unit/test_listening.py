@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import stat
 from pathlib import Path
+from socket import gaierror
 
 import pytest
 import pytest_twisted
@@ -16,7 +19,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.services.listening import listen, on_loopback, stop_listening
+from uwsgitwisted.services.listening import check_endpoint, listen, on_loopback, stop_listening
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER
 
 
@@ -35,6 +38,10 @@ from uwsgitwisted.transport.writer import RECEIVE_BUFFER
         ("Tcp:3033", "Tcp:3033:interface=127.0.0.1"),
         ("unix:/run/node.sock", "unix:/run/node.sock"),
         ("systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
+        (r"tcp:3033:back\log=5", r"tcp:3033:back\log=5:interface=127.0.0.1"),
+        (r"tcp:3033:inter\face=10.0.0.5", r"tcp:3033:inter\face=10.0.0.5"),
+        (r"tcp:3033:backlog=5\:interface=x", r"tcp:3033:backlog=5\:interface=x:interface=127.0.0.1"),
+        (r"tcp:3033:x\=1", r"tcp:3033:x\=1"),
     ],
 )
 def test_loopback(given: str, opened: str) -> None:
@@ -50,6 +57,12 @@ def test_what_twisted_makes_of_it(given: str, interface: str) -> None:
     reactor = MemoryReactor()
     serverFromString(reactor, on_loopback(given)).listen(Factory())
     assert reactor.tcpServers[0][3] == interface
+
+
+def test_a_backslash_at_the_end() -> None:
+    """A description that Twisted can't read is refused with the reason."""
+    with pytest.raises(ValueError, match="a backslash that escapes nothing"):
+        check_endpoint("tcp:3033\\")
 
 
 def test_proxies() -> None:
@@ -114,21 +127,61 @@ class FullReactor(MemoryReactor):
     def listenTCP(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
         raise self._error
 
+    def listenUNIX(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        raise self._error
+
+
+def _failed(cause: object) -> CannotListenError:
+    return CannotListenError("", 0, cause)
+
+
+def _error(number: int) -> CannotListenError:
+    return _failed(OSError(number, os.strerror(number)))
+
+
+HERE = os.getcwd()
+
 
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("description", "error", "reason", "advice"),
     [
-        (CannotListenError("", 3_033, OSError(98, "Address already in use")), "Address already in use"),
-        (CannotListenError("", 3_033, OSError("in use")), "in use"),
-        (OverflowError("port must be 0-65535"), "port must be 0-65535"),
+        ("tcp:3033", _error(errno.EADDRINUSE), "Address already in use", "Stop the service"),
+        ("tcp:80", _error(errno.EACCES), "Permission denied", "below 1024"),
+        ("tcp:80", _error(errno.EPERM), "Operation not permitted", "below 1024"),
+        ("tcp:1:interface=10.9.9.9", _error(errno.EADDRNOTAVAIL), "Cannot assign requested", "of this machine"),
+        ("tcp:1:interface=here", _failed(gaierror(-2, "not known")), "not known", "of this machine"),
+        ("tcp6:3033", _error(errno.EAFNOSUPPORT), "Address family", "no IPv6"),
+        ("tcp:99999", OverflowError("port must be 0-65535."), "port must be 0-65535", "from 0 to 65535"),
+        ("unix:/run/x", _error(errno.EADDRINUSE), "Address already in use", "what is at /run/x"),
+        ("unix:/run/x", _failed("Cannot acquire lock"), "Cannot acquire lock", "/run/x.lock"),
+        ("unix:address=/a/x", _error(errno.ENOENT), "No such file", "Create the directory /a,"),
+        ("unix:x", OSError(errno.ENOENT, "No such file"), "No such file", f"Create the directory {HERE},"),
+        ("unix:/a/x", _error(errno.ENOTDIR), "Not a directory", "/a is not a directory"),
+        ("unix:/a/x", _error(errno.EACCES), "Permission denied", "create files in /a"),
+        ("unix:/a/x", _error(errno.EROFS), "Read-only file system", "create files in /a"),
+        ("unix:/x", _failed(OSError("AF_UNIX path too long")), "AF_UNIX path", "a shorter path"),
     ],
-)
-def test_port_in_use(error: Exception, text: str) -> None:
-    """A port that can't be opened stops the service, saying why and what to do."""
+)  # fmt: skip
+def test_why_not(description: str, error: Exception, reason: str, advice: str) -> None:
+    """A port that can't be opened stops the service, with the reason and what to do about that one."""
+    with pytest.raises(StartupError) as caught:
+        listen(FullReactor(error), description, Factory())
+    text = str(caught.value)
+    assert text.startswith(f"can't listen on {description}: {reason}")
+    assert advice in text
+    assert ".." not in text
+    assert ("Stop the service" in text) == ("in use" in reason or "lock" in reason)
+
+
+@pytest.mark.parametrize("error", [_error(errno.EMFILE), OSError("odd"), _failed(OSError("odd"))])
+def test_another_reason(error: Exception) -> None:
+    """A reason that nothing is known about stands for itself, without advice that may be wrong."""
     with pytest.raises(StartupError) as caught:
         listen(FullReactor(error), "tcp:3033", Factory())
-    assert str(caught.value).startswith(f"can't listen on tcp:3033: {text}. ")
-    assert "--listen" in str(caught.value)
+    assert str(caught.value) in (
+        "can't listen on tcp:3033: odd",
+        "can't listen on tcp:3033: Too many open files",
+    )
 
 
 def test_stop_what_could_not_be_opened() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import subprocess
 import sys
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import twisted
 from twisted.application.service import IService
+from twisted.application.twist._options import TwistOptions
 from twisted.internet import reactor
 from twisted.python.usage import UsageError
+from twisted.scripts.twistd import ServerOptions as Twistd  # type: ignore[attr-defined]
 
+from uwsgitwisted import __version__
 from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps import node, renderer, spooler
-from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, seconds, size
+from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, size
 from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 
@@ -32,6 +37,7 @@ COMMANDS = [
     pytest.param(renderer.Options, RENDERER, 3_033, id="renderer"),
     pytest.param(spooler.Options, SPOOLER, 3_034, id="spooler"),
 ]
+COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spooler", SPOOLER)]
 
 
 def parse(make: type[ServerOptions], *arguments: str) -> Any:
@@ -41,18 +47,13 @@ def parse(make: type[ServerOptions], *arguments: str) -> Any:
 
 
 class TestNumbers:
-    @pytest.mark.parametrize(("text", "number"), [("1", 1), ("0.25", 0.25), ("1e3", 1_000)])
-    def test_seconds(self, text: str, number: float) -> None:
-        """Seconds may have a fraction."""
-        assert seconds(text) == number
-
     @pytest.mark.parametrize(("text", "number"), [("10", 10), ("2k", 2_048), ("64M", 1 << 26), ("1G", 1 << 30)])
     def test_size(self, text: str, number: int) -> None:
         """A size may have a unit."""
         assert size(text) == number
 
     @pytest.mark.parametrize("text", ["", "x", "0", "-1", "nan", "inf"])
-    @pytest.mark.parametrize("convert", [seconds, count, size])
+    @pytest.mark.parametrize("convert", [count, size])
     def test_refused(self, convert: Any, text: str) -> None:
         """Nothing else is a number, nor is nothing."""
         with pytest.raises(ValueError, match=r"."):
@@ -120,24 +121,31 @@ class TestCommon:
         assert settings.networks == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::1/128"))
 
     @pytest.mark.parametrize(
-        "wrong",
+        ("wrong", "told"),
         [
-            "--allow nowhere",
-            "--timeout 0",
-            "--timeout soon",
-            "--max-queue 1.5",
-            "--max-message 1T",
-            "--engine warp",
-            "--engine processes:0",
-            "--engine processes:x",
-            "--no-such-option",
-            "positional",
+            ("--allow nowhere", "--allow nowhere: 'nowhere' does not appear to be"),
+            ("--timeout 0", "--timeout 0: not a number of seconds above 0"),
+            ("-t soon", "--timeout soon: not a number of seconds above 0"),
+            ("--idle-timeout=-1", "--idle-timeout -1: not a number of seconds above 0"),
+            ("--max-queue 1.5", "--max-queue 1.5: not a whole number from 1"),
+            ("--max-message 1T", "--max-message 1T: not a whole number from 1, with or without K"),
+            ("--engine warp", "--engine warp: no engine is called 'warp'"),
+            ("--engine processes:0", "--engine processes:0: '0' is not a number from 1"),
+            ("--listen tcp:1\\", "--listen tcp:1\\: it ends with a backslash"),
+            ("--no-such-option", "option --no-such-option not recognized"),
+            ("--no-tracebacks=1", "option --no-tracebacks must not have an argument"),
+            ("--max-queue", "option --max-queue requires argument"),
+            ("my_server surplus", "'my_server' belongs to no option"),
         ],
     )
-    def test_mistakes(self, make: type[ServerOptions], arguments: list[str], port: int, wrong: str) -> None:
-        """The user's mistakes are told as such."""
-        with pytest.raises(UsageError):
+    def test_mistakes(
+        self, make: type[ServerOptions], arguments: list[str], port: int, wrong: str, told: str
+    ) -> None:
+        """The user's mistakes are told as such, by the option's name and what was given to it."""
+        with pytest.raises(UsageError) as caught:
             parse(make, *arguments, *wrong.split())
+        assert str(caught.value).startswith(told)
+        assert "\n" not in str(caught.value)
 
     def test_something_is_missing(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
         """What has no default is asked for, with an example of it."""
@@ -153,6 +161,76 @@ class TestCommon:
             assert option in text
 
 
+def as_twistd(*line: str) -> Any:
+    """Parse the command line of twistd, as it does itself."""
+    config: Any = Twistd()
+    config.parseOptions(list(line))
+    return config
+
+
+@pytest.mark.parametrize(("command", "arguments"), COMMAND_LINES)
+class TestTwistd:
+    def test_a_mistake(self, command: str, arguments: list[str]) -> None:
+        """A mistake ends twistd with a line that names the option, and one that says where to read on."""
+        with pytest.raises(SystemExit) as caught:
+            as_twistd("-n", command, *arguments, "--timeout", "x")
+        assert str(caught.value.code).splitlines() == [
+            f"{command}: --timeout x: not a number of seconds above 0",
+            f"See 'twistd {command} --help'.",
+        ]
+
+    @pytest.mark.parametrize("line", [["--wrong"], ["surplus"], ["--listen", "haproxy:tcp:1"], ["-l"], []])
+    def test_any_mistake(self, command: str, arguments: list[str], line: list[str]) -> None:
+        """So does any other one, whoever notices it."""
+        with pytest.raises(SystemExit) as caught:
+            as_twistd(command, *(arguments if line else []), *line)
+        assert str(caught.value.code).startswith(f"{command}: ")
+        assert len(str(caught.value.code).splitlines()) == 2
+
+    def test_version(self, command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """The version is ours, with Twisted's beside it."""
+        with pytest.raises(SystemExit) as caught:
+            as_twistd(command, "--version")
+        assert caught.value.code == 0
+        assert capsys.readouterr().out == f"uwsgitwisted {__version__}, Twisted {twisted.__version__}\n"
+
+    @pytest.mark.parametrize("flag", ["-n", "--nodaemon"])
+    def test_no_pid_file_in_the_foreground(self, command: str, arguments: list[str], flag: str) -> None:
+        """In the foreground there is a pid file only if one is asked for."""
+        assert as_twistd(flag, command, *arguments)["pidfile"] == ""
+        assert as_twistd(flag, "--pidfile=a.pid", command, *arguments)["pidfile"] == os.path.abspath("a.pid")
+
+    @pytest.mark.parametrize(
+        ("listen", "place"),
+        [
+            (["tcp:4000"], "4000"),
+            (["tcp:port=4000:interface=0.0.0.0", "tcp:5000"], "4000"),
+            (["unix:/run/node.sock:mode=600"], "node.sock"),
+            (["tcp"], "tcp"),
+        ],
+    )
+    def test_pid_file_in_the_background(
+        self, command: str, arguments: list[str], listen: list[str], place: str
+    ) -> None:
+        """In the background it has the name of the service and of the first place where that listens."""
+        options = [word for each in listen for word in ("--listen", each)]
+        assert as_twistd(command, *arguments, *options)["pidfile"] == os.path.abspath(f"{command}-{place}.pid")
+        assert as_twistd("--pidfile=a.pid", command, *arguments)["pidfile"] == os.path.abspath("a.pid")
+        assert as_twistd("--pidfile=", command, *arguments)["pidfile"] == ""
+
+
+def test_another_program_than_twistd() -> None:
+    """A program without pid files, such as Twisted's twist, gets none."""
+    config = TwistOptions()
+    config.parseOptions(["uwsgi-node", *NODE])
+    assert "pidfile" not in config
+
+
+def test_the_default_pid_file() -> None:
+    """Where nothing is said at all, it has the service's usual port."""
+    assert as_twistd("uwsgi-spooler", *SPOOLER)["pidfile"] == os.path.abspath("uwsgi-spooler-3034.pid")
+
+
 class TestSpooler:
     def test_delays(self) -> None:
         """The first delay can't be longer than the longest."""
@@ -162,7 +240,7 @@ class TestSpooler:
     def test_return_codes(self) -> None:
         """The return codes are those of one uWSGI or another."""
         assert parse(spooler.Options, *SPOOLER, "--return-codes", "0.9")["return-codes"] == "0.9"
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=r"^--return-codes 3\.0: write 0\.9 or 2\.0$"):
             parse(spooler.Options, *SPOOLER, "--return-codes", "3.0")
 
     def test_workers(self) -> None:
@@ -255,18 +333,22 @@ class TestServices:
         """The reactor is the one that is installed."""
         assert installed_reactor() is reactor
 
-    def test_steady_timers(self) -> None:
-        """The timers of a service go by a monotonic clock."""
+    def test_the_reactor_stays_as_it_is(self, modules: Path) -> None:
+        """Neither parsing options nor making a service changes the reactor; starting the service does."""
         program = """
 import time
-from uwsgitwisted.taps.options import installed_reactor
-reactor = installed_reactor()
+from twisted.internet import reactor
+from uwsgitwisted.taps import node
+before = dict(vars(reactor))
+options = node.Options()
+options.parseOptions(["--handler", "a_server", "--engine", "reactor", "--listen", "unix:socket"])
+service = node.makeService(options)
+assert vars(reactor) == before
+service.privilegedStartService()
 assert abs(reactor.seconds() - time.monotonic()) < 10
-reactor.callLater(0.01, reactor.stop)
+service.startService()
+reactor.callLater(0.01, lambda: service.stopService().addCallback(lambda _: reactor.stop()))
 reactor.run()
-later = reactor.callLater(5, print)
-reactor.seconds = None
-assert installed_reactor().seconds is None  # what is timed by one clock stays with it
 """
         subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

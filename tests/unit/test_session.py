@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from time import process_time
@@ -92,28 +89,6 @@ def terms(version: bytes, max_message: bytes, max_requests: bytes) -> bytes:
 
 
 #: Prints how many pages of new memory a process takes for each message of 1 MB.
-_FAULTS = """
-import resource
-from uwsgitwisted.wire.session import Packet, Role, Session, Terms
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-sender, receiver = Session(Role.CLIENT, Terms(), Terms()), Session(Role.SERVER, Terms(), Terms())
-for number in range(40):
-    if number == 20:
-        before = faults()
-    sender.send_request(number, Packet(33, 0, bytes(1_000_000)))
-    events = []
-    while data := sender.data_to_send():
-        events += receiver.receive(data)
-    copy = bytearray(events[0].packet.payload)
-    assert len(copy) == 1_000_000
-    del events, copy
-print((faults() - before) / 20)
-"""
-
-
 class TestTerms:
     def test_round_trip(self) -> None:
         """What one side encodes the other decodes."""
@@ -373,13 +348,6 @@ class TestReceive:
         assert session.unfinished == 2 * MIN_PIECE + 1
         session.receive(short(MORE, 2, bytes(MIN_PIECE - 1)))
         assert session.unfinished == 0
-
-    def test_memory_is_kept(self) -> None:
-        """Messages of a megabyte, one after another, get the memory that those before had."""
-        ended = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, timeout=60)
-        assert ended.returncode == 0, ended.stderr
-        if platform.libc_ver()[0] == "glibc":
-            assert float(ended.stdout) < 50  # new memory for one copy alone takes 250
 
     def test_errors_pass_a_small_limit(self) -> None:
         """A client whose limit is smaller than an error's text gets the error nevertheless."""

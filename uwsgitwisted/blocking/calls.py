@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
 
-from uwsgitwisted.address import Address, AddressLike, parse_address
+from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address, split_nodes
 from uwsgitwisted.blocking import sessions
 from uwsgitwisted.blocking.sessions import call, call_fast
 from uwsgitwisted.blocking.sockets import Deadline, Steps, converse, describe, drive, run
@@ -18,6 +17,7 @@ from uwsgitwisted.errors import (
     ProtocolError,
     UwsgiError,
 )
+from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
 from uwsgitwisted.wire.packet import PING, SPOOL, Packet
@@ -64,11 +64,11 @@ def send_message(
 
 
 def send_multi_uwsgi_message(
-    cluster: Iterable[tuple[str, int | str, object]], modifier1: int, modifier2: int, timeout: float = 30
+    cluster: Iterable[FanOutNode], modifier1: int, modifier2: int, timeout: float = 30
 ) -> tuple[object, ...]:
     """Send each node its message, to all of them at once, and return their answers in the same order.
 
-    :param cluster: ``(host, port, message)`` for each node.
+    :param cluster: ``(host, port, message)`` or ``(address, message)`` for each node.
     :param modifier1: as for :func:`send_uwsgi_message`, the same for all.
     :param modifier2: as there.
     :param timeout: seconds for all nodes together.
@@ -76,10 +76,10 @@ def send_multi_uwsgi_message(
     :raises FanOutError: if a node failed. Its ``results`` has every node's own answer or error.
     """
     _refuse_in_reactor()
-    requests = []
-    for index, node in enumerate(cluster):
-        address, message = _node(index, node)
-        requests.append((address, parse_address(address), _encode(address, modifier1, modifier2, message)))
+    requests = [
+        (address, parse_address(address), _encode(address, modifier1, modifier2, message))
+        for address, message in split_nodes(cluster)
+    ]
     deadline = _deadline(timeout)
     results = run(
         [_with_address(call(place, packet, deadline), address) for address, place, packet in requests]
@@ -179,17 +179,8 @@ def _with_address(steps: Steps[object], address: AddressLike) -> Steps[object]:
         raise _explained(error, address) from None
 
 
-def _node(place: int, node: object) -> tuple[tuple[str, int | str], object]:
-    if not isinstance(node, (tuple, list)) or len(node) != 3:
-        raise MisuseError(f"item {place} of the cluster is {node!r}; each is (host, port, message)")
-    host, port, message = node
-    return (host, port), message
-
-
 def _deadline(timeout: float) -> Deadline:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
-    return Deadline.after(timeout)
+    return Deadline.after(check_timeout(timeout))
 
 
 def _refuse_in_reactor() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from uwsgitwisted.address import AddressLike
 from uwsgitwisted.blocking.calls import send_message
+from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.tasks import (
     LEAST_TIMEOUT,
@@ -70,7 +71,7 @@ def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStat
     :raises NoSuchTask: if there is no such task, or not any more.
     :raises RequestTimeout: if it is not over in time; the task goes on.
     """
-    end = time.monotonic() + timeout
+    end = time.monotonic() + check_timeout(timeout)
     answer = manage(address, "wait", {"id": identifier}, timeout)
     if lacks_result(answer):
         return status(address, identifier, max(end - time.monotonic(), LEAST_TIMEOUT))

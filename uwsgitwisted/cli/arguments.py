@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from uwsgitwisted.cli.places import FORMS, Place, opened
 from uwsgitwisted.cli.spool import spool
 from uwsgitwisted.spool.management import CHANGES
 from uwsgitwisted.spool.task import State
+from uwsgitwisted.timeouts import parse_timeout
 
 _ABOUT = """Manages the queue of a uwsgi-spooler, and enqueues tasks from a shell.
 
@@ -161,12 +161,9 @@ def _number(text: str) -> int:
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
+        return parse_timeout(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is {error}") from error
 
 
 class _Argument(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.python.failure import Failure
 
+from uwsgitwisted.address import split_description
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER, enable_keepalive
 
@@ -41,16 +44,16 @@ def on_loopback(description: str) -> str:
 
     Twisted's own ``tcp:3033`` listens on every interface, and a handler is called by whoever connects.
     """
-    kind, positional, _ = _read(description)
-    if kind not in _LOOPBACK or (kind in ("tcp", "tcp6") and positional > 1):
+    kind, arguments = _read(description)
+    if kind not in _LOOPBACK or (kind in ("tcp", "tcp6") and len(arguments) > 1):
         return description
     return _with_default(description, "interface", _LOOPBACK[kind])
 
 
 def _completed(description: str) -> str:
     """Return *description* with our defaults in place of Twisted's, but for the interface."""
-    kind, positional, _ = _read(description)
-    if kind == "unix" and positional < 2:
+    kind, arguments = _read(description)
+    if kind == "unix" and len(arguments) < 2:
         description = _with_default(description, "mode", _UNIX_MODE)
     if kind in ("tcp", "tcp6", "ssl", "unix"):
         description = _with_default(description, "backlog", _BACKLOG)
@@ -58,17 +61,13 @@ def _completed(description: str) -> str:
 
 
 def _with_default(description: str, keyword: str, value: str) -> str:
-    return description if keyword in _read(description)[2] else f"{description}:{keyword}={value}"
+    return description if keyword in split_description(description)[1] else f"{description}:{keyword}={value}"
 
 
-def _read(description: str) -> tuple[str, int, set[str]]:
-    """Return the kind of an endpoint, how many positional arguments it has, and the names of the others.
-
-    As Twisted has it, capitals in the kind make no difference, and a backslash takes its meaning from a colon.
-    """
-    kind, *arguments = description.replace("\\:", "\0").split(":")
-    keywords = {name for name, equals, _ in (argument.partition("=") for argument in arguments) if equals}
-    return kind.lower(), sum("=" not in argument for argument in arguments), keywords
+def _read(description: str) -> tuple[str, list[str]]:
+    """Return the kind of an endpoint, in which Twisted may ignore case, and its positional arguments."""
+    positional, _ = split_description(description)
+    return "".join(positional[:1]).lower(), positional[1:]
 
 
 def _set_options(port: IListeningPort) -> IListeningPort:
@@ -113,15 +112,53 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     return Listener(description, port)
 
 
+#: What to do where an internet port can't be opened, by the system's number for the reason.
+_FOR_PORTS = {
+    errno.EADDRINUSE: "Stop the service that listens there, or name another port with --listen",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        "Ports below 1024 are for root: start twistd as root, with --uid, or name a higher port with --listen",
+    ),
+    errno.EADDRNOTAVAIL: "Name an IP address of this machine in interface=",
+    errno.EAFNOSUPPORT: "This machine has no IPv6; listen on tcp: instead of tcp6:",
+    errno.ERANGE: "Name a port from 0 to 65535 with --listen",
+}
+#: The same for a UNIX socket.
+_FOR_SOCKETS = {
+    errno.EADDRINUSE: "Stop the service that listens there, or remove what is at {path}",
+    errno.EBUSY: "Stop the service that listens there, which holds {path}.lock",
+    errno.ENOENT: "Create the directory {directory}, or name another path with --listen",
+    errno.ENOTDIR: "{directory} is not a directory; name another path with --listen",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "This user can't create files in {directory}; change that, or name another path with --listen",
+    ),
+    errno.ENAMETOOLONG: "Name a shorter path with --listen",
+}
+#: Such a number for what comes without one: a name that is no address, a port that is none, and Twisted's lock.
+_NUMBERS: dict[type, int] = {
+    socket.gaierror: errno.EADDRNOTAVAIL,
+    OverflowError: errno.ERANGE,
+    str: errno.EBUSY,
+}
+
+
 def _explain(description: str, failure: Failure) -> str:
+    """Return why a port can't be opened, and what to do about it where that is known."""
     error = failure.value
-    reason: object = error
-    if isinstance(error, CannotListenError):
-        reason = getattr(error.socketError, "strerror", None) or error.socketError
-    return (
-        f"can't listen on {description}: {reason}. Is another service running there? "
-        "Stop it, or name another port with --listen"
-    )
+    cause: object = error.socketError if isinstance(error, CannotListenError) else error
+    reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
+    number: int = _NUMBERS.get(type(cause)) or getattr(cause, "errno", None) or 0
+    if "path too long" in reason:
+        number = errno.ENAMETOOLONG
+    kind, arguments = _read(description)
+    if kind == "unix":
+        path = "".join(arguments[:1]) or split_description(description)[1].get("address", "")
+        directory = os.path.dirname(os.path.abspath(path))
+        advice = _FOR_SOCKETS.get(number, "").format(path=path, directory=directory)
+    else:
+        advice = _FOR_PORTS.get(number, "")
+    return f"can't listen on {description}: {reason}{'. ' if advice else ''}{advice}"
 
 
 async def stop_listening(listeners: list[Listener]) -> None:

@@ -23,6 +23,7 @@ from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
+from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server.protocol import Limits, ServerFactory
@@ -84,6 +85,7 @@ class ServerService(Service):
 
     def privilegedStartService(self) -> None:
         """Open the ports, while this process may still have the rights that low ones need."""
+        prepare_process(self._reactor)
         for description in self._settings.listen:
             self._listeners.append(listen(self._reactor, description, self._factory))
 

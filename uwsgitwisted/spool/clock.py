@@ -18,11 +18,10 @@ class ClockWatch:
     def __init__(self, now: Callable[[], float], steady: Callable[[], float]) -> None:
         self._now = now
         self._steady = steady
-        self._offset = now() - steady()
+        self._offset: float | None = None
 
     def jump(self) -> float:
         """Return by how many seconds the time of day was set since the last call; 0.0 if it was not."""
-        offset = self._now() - self._steady()
-        jump = offset - self._offset
-        self._offset = offset
+        before, self._offset = self._offset, self._now() - self._steady()
+        jump = 0.0 if before is None else self._offset - before
         return jump if abs(jump) > TOLERANCE else 0.0

@@ -116,7 +116,7 @@ class Spooler:
         #: What peers ask of the store.
         self.questions = Questions(self._runner, store)
         self._waiters = Waiters(self.questions)
-        self._clock = ClockWatch(now, reactor.seconds)
+        self._clock = ClockWatch(now, lambda: reactor.seconds())  # whose clock is settled when a service starts
         #: By how much the clock was set since the store last heard of it, in seconds.
         self._jump = 0.0
         self._state = _State.STOPPED

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, cast
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, cast
 
+from twisted import copyright as twisted_copyright
 from twisted.python import usage
 
-from uwsgitwisted.access import Network, parse_network
+from uwsgitwisted import __version__
+from uwsgitwisted.access import parse_network
+from uwsgitwisted.address import split_description
 from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import check_endpoint, on_loopback
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.transport.server.protocol import Limits
 
 _DEFAULTS = ServerSettings(listen=())
 
+T = TypeVar("T")
 
-def seconds(text: str) -> float:
-    """Return a positive number of seconds."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{text} is not a positive number of seconds")
-    return value
+
+def convert(option: str, converter: Callable[[str], T], text: str) -> T:
+    """Return what *converter* makes of the text that *option* was given.
+
+    :raises UsageError: if it raises ValueError; the text names the option, and what it was given.
+    """
+    try:
+        return converter(text)
+    except ValueError as error:
+        raise usage.UsageError(f"--{option} {text}: {error}") from error
+
+
+def converted(*rows: list[Any]) -> list[list[Any]]:
+    """Return *rows* of ``optParameters`` in which the errors of the converters name their options.
+
+    Twisted itself would say only that a type could not be enforced.
+    """
+    return [[*row[:4], *(partial(convert, row[0], converter) for converter in row[4:])] for row in rows]
 
 
 def count(text: str) -> int:
     """Return a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(f"{text} is not a whole number from 1")
-    return value
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise ValueError("not a whole number from 1")
+    return int(text)
 
 
 def installed_reactor() -> IProcessReactor:
     """Return the reactor that twistd has chosen."""
     from twisted.internet import reactor  # importing it installs one, so not before twistd has
 
-    chosen = cast(IProcessReactor, reactor)
-    if not chosen.getDelayedCalls():
-        # Twisted's timers go by the time of day: with that set back by an hour, every one would ring an hour
-        # late. What was timed already would be with a change, so it is for a reactor that times nothing yet.
-        chosen.seconds = time.monotonic  # type: ignore[method-assign]
-    return chosen
+    return cast(IProcessReactor, reactor)
 
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -51,24 +64,16 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 def size(text: str) -> int:
     """Return a number of bytes, given as such or with K, M or G behind it."""
     unit = _UNITS.get(text[-1:].upper(), 0)
-    return count(text[:-1]) * unit if unit else count(text)
+    try:
+        return count(text[:-1]) * unit if unit else count(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, with or without K, M or G behind it") from error
 
 
 def engine(text: str) -> str:
     """Return an engine's description."""
     parse_engine(text)
     return text
-
-
-def parse_allowed(option: str, text: str) -> Network:
-    """Return the network that is given to *option*.
-
-    :raises UsageError: if it is none.
-    """
-    try:
-        return parse_network(text)
-    except ValueError as error:
-        raise usage.UsageError(f"--{option} {text}: {error}") from error
 
 
 class ServerOptions(usage.Options):
@@ -82,10 +87,10 @@ class ServerOptions(usage.Options):
     #: How long a request may run if it isn't told, in seconds.
     default_timeout = _DEFAULTS.timeout
 
-    optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+    optParameters: list[list[Any]] = converted(
         ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
-        ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", seconds],
-        ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", seconds],
+        ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", parse_timeout],
+        ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", parse_timeout],
         ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused, and a peer may have three times as many as are free", count],
         ["max-requests", None, None, "After so many requests a worker process is replaced (default: never)", count],
         ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
@@ -93,12 +98,12 @@ class ServerOptions(usage.Options):
         ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
         ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; beyond it the longest idle one is closed", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
-        ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", seconds],
-        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet, and in a session each further piece of a message", seconds],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", seconds],
-        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", seconds],
+        ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
+        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", parse_timeout],
+        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
-    ]  # fmt: skip
+    )  # fmt: skip
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["no-tracebacks", None, "Don't tell callers the tracebacks of handlers' exceptions"],
@@ -116,10 +121,7 @@ class ServerOptions(usage.Options):
         Without interface= it is on loopback only, unless --allow says who may connect. A UNIX socket without mode=
         is for its owner and group.
         """
-        try:
-            check_endpoint(description)
-        except ValueError as error:
-            raise usage.UsageError(f"--listen {description}: {error}") from error
+        convert("listen", check_endpoint, description)
         self["listen"].append(description)
 
     opt_l = opt_listen
@@ -129,11 +131,52 @@ class ServerOptions(usage.Options):
 
         --listen tcp:PORT is then on every interface.
         """
-        self["allow"].append(parse_allowed("allow", network))
+        self["allow"].append(convert("allow", parse_network, network))
+
+    def opt_version(self) -> None:
+        """Display the versions of uwsgitwisted and of Twisted, and exit."""
+        print(f"uwsgitwisted {__version__}, Twisted {twisted_copyright.version}")
+        raise SystemExit(0)
+
+    def parseArgs(self, *surplus: str) -> None:
+        """Refuse what belongs to no option."""
+        if surplus:
+            raise usage.UsageError(f"{surplus[0]!r} belongs to no option")
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Parse the command line.
+
+        :raises UsageError: if it makes no sense.
+        :raises SystemExit: instead of that within twistd, which would print all of its own help before the reason.
+        """
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            if self.parent is None:
+                raise
+            command = self.parent.subCommand
+            raise SystemExit(f"{command}: {error}\nSee 'twistd {command} --help'.") from error
 
     def postOptions(self) -> None:
-        """Settle where to listen."""
+        """Settle where to listen, and the pid file."""
         self["listen"] = self["listen"] or [self.default_listen]
+        if self.parent is not None and "pidfile" in self.parent:
+            self._settle_pid_file(self.parent)
+
+    def _settle_pid_file(self, twistd: usage.Options) -> None:
+        """Replace twistd's default, one file for all services in a directory, of which only the first would start.
+
+        In the foreground none is needed: whoever started the service knows its process.
+        """
+        if twistd["pidfile"] == twistd.defaults["pidfile"]:
+            in_foreground = twistd["nodaemon"] or twistd["debug"]
+            twistd["pidfile"] = "" if in_foreground else f"{twistd.subCommand}-{self._place()}.pid"
+
+    def _place(self) -> str:
+        """Return the first port where the service listens, or the name of its UNIX socket."""
+        positional, keywords = split_description(self["listen"][0])
+        kind, *arguments = *positional, *keywords.values()
+        return os.path.basename(arguments[0] if arguments else kind)
 
     def settings(self) -> ServerSettings:
         """Return what was given."""

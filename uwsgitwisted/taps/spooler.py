@@ -7,6 +7,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from uwsgitwisted.access import parse_network
 from uwsgitwisted.engines.descriptions import DEFAULT, available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.manage import LOOPBACK
@@ -16,7 +17,8 @@ from uwsgitwisted.spool.bounds import MAX_QUEUES, Bounds
 from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.stores import KEEP_RESULTS
-from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, parse_allowed, seconds, size
+from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.wire.tasks import RETURN_CODES
 
 _POLICY = RetryPolicy()
@@ -24,12 +26,12 @@ _POLICY = RetryPolicy()
 
 def _return_codes(text: str) -> str:
     if text not in RETURN_CODES:
-        raise ValueError(f"{text!r} is none of {', '.join(sorted(RETURN_CODES))}")
+        raise ValueError(f"write {' or '.join(sorted(RETURN_CODES))}")
     return text
 
 
 def _keep(text: str) -> float:
-    return 0.0 if text.strip() == "0" else seconds(text)
+    return 0.0 if text.strip() == "0" else parse_timeout(text)
 
 
 def _number(text: str) -> int:
@@ -51,13 +53,13 @@ class Options(ServerOptions):
     default_listen = "tcp:3034"
     default_timeout = 3_600.0
 
-    optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+    optParameters: list[list[Any]] = converted(
         ["handler", None, None, "The module that runs tasks, as an import statement names it"],
         ["spool", "s", None, "Where tasks are kept: sqlite:PATH, or postgresql://user:password@host/database, which several spoolers may share"],
         ["max-attempts", None, _POLICY.max_attempts, "How often a task is run before it becomes a dead letter", count],
         ["max-crashes", None, _POLICY.max_crashes, "How many workers a task may crash before it becomes one", count],
-        ["first-delay", None, _POLICY.first_delay, "Seconds until the first retry; doubled for each later one", seconds],
-        ["max-delay", None, _POLICY.max_delay, "The longest time between two tries, in seconds", seconds],
+        ["first-delay", None, _POLICY.first_delay, "Seconds until the first retry; doubled for each later one", parse_timeout],
+        ["max-delay", None, _POLICY.max_delay, "The longest time between two tries, in seconds", parse_timeout],
         ["workers", "w", None, "How many tasks run at once, of all queues that have no workers of their own (default: one for each core)", count],
         ["keep-results", None, KEEP_RESULTS, "Seconds for which the state and the result of a task that is over can be asked for; 0 for not at all", _keep],
         ["max-tasks", None, None, "How many tasks may wait or run; more are refused (default: no limit)", count],
@@ -65,7 +67,7 @@ class Options(ServerOptions):
         ["max-queues", None, MAX_QUEUES, "In how many queues without workers of their own tasks may wait; those of others are refused", _number],
         ["http-vars", None, ",".join(HTTP_VARS), "Which variables of a web request that asks for a task (modifier2 1) enter the task"],
         ["return-codes", None, "2.0", "Which uWSGI's return codes the handler uses: 2.0 or 0.9", _return_codes],
-    ]  # fmt: skip
+    )  # fmt: skip
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["text", None, "Give the handler keys and values as text instead of bytes"],
@@ -112,7 +114,7 @@ class Options(ServerOptions):
 
         Without it, only this machine may list, retry, cancel or drop tasks and pause queues.
         """
-        self["manage"].append(parse_allowed("manage", network))
+        self["manage"].append(convert("manage", parse_network, network))
 
     def postOptions(self) -> None:
         """Check that there is a handler and a spool, and settle how many tasks run at once."""

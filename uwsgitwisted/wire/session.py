@@ -56,11 +56,6 @@ _unpack_begin = BEGIN.unpack_from
 _BEGIN_SIZE = BEGIN.size
 _ID_SIZE = ID.size
 
-# glibc gives the memory of a large message back to the system and takes it anew for the next, which costs more
-# than all else that is done with a message of 1 MB. Once a block of this size was freed, it keeps up to twice
-# as much. The block's pages are never touched.
-bytes(8 * 1024 * 1024)
-
 # Makes a named tuple in half the time that calling its class takes.
 _new = tuple.__new__
 

@@ -26,6 +26,7 @@ from uwsgitwisted.errors import (
     UnknownModifier,
     UwsgiError,
 )
+from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import (
@@ -145,7 +146,8 @@ class Worker:
 
 
 def _become_worker() -> None:
-    """Take signals as a worker should, and leave the processor to the front."""
+    """Take signals and memory as a worker should, and leave the processor to the front."""
+    keep_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

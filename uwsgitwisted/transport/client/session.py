@@ -10,9 +10,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
 from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
@@ -87,21 +85,6 @@ class ClientSession:
     def pending(self) -> int:
         """How many requests wait for their answers."""
         return len(self._pending)
-
-    def request(
-        self, packet: Packet, seconds: float | None = None, *, idempotent: bool = False
-    ) -> Deferred[Any]:
-        """Ask.
-
-        :param seconds: how long to wait; None for ever.
-        :param idempotent: whether it may be run again if the worker that runs it dies.
-        :return: fires with the answer packet, or fails; see :meth:`send`.
-        :raises MessageTooLarge: if the peer doesn't take so large a message.
-        """
-        deadline = math.inf if seconds is None else self._clock.seconds() + seconds
-        call = Call(packet, deadline, seconds or 0.0, idempotent=idempotent)
-        self.send(call)
-        return call.answer
 
     def send(self, call: Call) -> None:
         """Ask, and settle *call* with the answer.

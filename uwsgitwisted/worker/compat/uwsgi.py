@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from uwsgitwisted import __version__, blocking
-from uwsgitwisted.address import AddressLike, parse_address
+from uwsgitwisted.address import AddressLike, FanOutNode, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.wire.vars import VarsValue, to_bytes
 
@@ -88,7 +88,7 @@ def send_uwsgi_message(
 
 @_logged
 def send_multi_uwsgi_message(
-    cluster: Iterable[tuple[str, int | str, object]],
+    cluster: Iterable[FanOutNode],
     modifier1: int,
     modifier2: int,
     timeout: float = _DEFAULT_TIMEOUT,
