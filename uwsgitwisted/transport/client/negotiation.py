@@ -12,18 +12,16 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed
+from uwsgitwisted.transport.handover import TakesData, hand_over
 from uwsgitwisted.wire.packet import PacketDecoder
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 
 
-class NegotiatedSession(Protocol):
+class NegotiatedSession(TakesData, Protocol):
     """What goes on with the connection when a session was granted."""
 
-    def data_received(self, data: bytes) -> None:
-        """Take what the connection brings."""
-
     def connection_lost(self) -> None:
-        """Note that it is lost."""
+        """End, since the connection has."""
 
     def close(self) -> None:
         """Close it."""
@@ -60,10 +58,7 @@ class NegotiationProtocol(TwistedProtocol, Generic[S]):
         self.transport.write(encode_offer(self._ours))
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass on what comes to the session, or find out whether there is one."""
-        if self._session is not None:
-            self._session.data_received(data)
-            return
+        """Find out whether there is a session; it takes what comes behind that."""
         packets = self._decoder.receive(data)
         if packets:
             self.answered = True
@@ -77,8 +72,8 @@ class NegotiationProtocol(TwistedProtocol, Generic[S]):
             self._session = self._begin(self.transport, theirs)
         if not self.negotiated.called:
             self.negotiated.callback(self._session)
-        if self._session is not None and (rest := self._decoder.rest()):
-            self._session.data_received(rest)
+        if self._session is not None:
+            hand_over(self, self._session, self._decoder.rest())
 
     def close(self) -> None:
         """Close the connection; if nothing is negotiated yet, that fails."""

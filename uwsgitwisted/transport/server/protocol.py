@@ -27,6 +27,7 @@ from uwsgitwisted.access import Network, Peer
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.batch import Slices
+from uwsgitwisted.transport.handover import hand_over
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.server.budget import Budget, default_limit
 from uwsgitwisted.transport.server.connections import Connections
@@ -405,9 +406,7 @@ class ServerProtocol(Protocol):
             idle_timeout=self._limits.idle_timeout,
             tracebacks=self._factory.tracebacks,
         )
-        self.dataReceived = self._session.data_received  # type: ignore[method-assign]
-        if rest := self._decoder.rest():
-            self._session.data_received(rest)
+        hand_over(self, self._session, self._decoder.rest())
 
     def _finish_session(self) -> None:
         assert self._session is not None

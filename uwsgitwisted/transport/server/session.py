@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import enum
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
@@ -16,10 +16,10 @@ from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.server.budget import Account
+from uwsgitwisted.transport.server.requests import Requests, cost
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
 from uwsgitwisted.wire.failure import encode_failure
-from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
 from uwsgitwisted.wire.session import (
     CancelReceived,
@@ -41,6 +41,17 @@ _FIRST_REQUESTS = 64
 _KEEPALIVE = KEEPALIVE / 2
 #: How many pieces of answers are written before others get their turn: about a megabyte.
 _PIECES = 16
+
+
+class _State(enum.Enum):
+    """How far a session has come."""
+
+    OPEN = enum.auto()
+    #: This side has announced its shutdown: what was begun is answered, nothing more is begun.
+    DRAINING = enum.auto()
+    #: The peer has announced its own: it is closed when all that was taken is answered.
+    ENDING = enum.auto()
+    LOST = enum.auto()
 
 
 class ServerSession:
@@ -98,12 +109,7 @@ class ServerSession:
         self._write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
-        # Requests that run, by their ids, with the bytes that each takes.
-        self._running: dict[int, tuple[Deferred[Answer], int]] = {}
-        self._running_size = 0
-        # Requests that are held, by their ids, with the times at which they came.
-        self._received: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
-        self._received_size = 0
+        self._requests = Requests(clock)
         self._unfinished = 0
         self._body_timeout = body_timeout
         self._body_timer = Timer(clock, self._late)
@@ -111,13 +117,9 @@ class ServerSession:
         self._write_timer = Timer(clock, self._stalled)
         self._idle_timer = Timer(clock, self._check_idle)
         self._idle_timer.set(idle_timeout)
-        self._paused = False
+        #: Runs while nothing is read.
         self._pause_timer = Timer(clock, self._send_keepalive)
-        #: Whether there was room for the bytes that are being read, so that each request need not be looked at.
-        self._roomy = True
-        self._leaving = False
-        self._peer_leaving = False
-        self._lost = False
+        self._state = _State.OPEN
         self._backlog_limit = min(ours.max_message, theirs.max_message)
         # How large the answers of what runs will be, by those before. Nothing is known at first, so a session
         # begins with few at once and gets to have more as its answers turn out small.
@@ -131,7 +133,8 @@ class ServerSession:
 
     def _read(self, data: bytes = b"") -> None:
         """Take some of the frames that are there, with *data* behind what has come before."""
-        self._roomy = self._account.admits(len(data))
+        # Whether there is room for all of it, so that each request need not be looked at.
+        roomy = self._account.admits(len(data))
         try:
             events = self._session.receive(data, SLICE_SIZE)
         except ProtocolError as error:
@@ -140,31 +143,33 @@ class ServerSession:
         if self._session.unfinished != self._unfinished:
             self._watch_unfinished(self._session.unfinished)
         if len(events) == 1:  # nothing to gather
-            self._take(events[0])
+            self._take(events[0], roomy)
             self._flush()
         else:
             with BATCH:
                 for event in events:
-                    self._take(event)
+                    self._take(event, roomy)
                 BATCH.at_end(self._flush)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event, roomy: bool) -> None:
         if isinstance(event, RequestReceived):
             request = event.id
-            if request in self._running or request in self._received or self._session.is_sending(request):
+            if request in self._requests or self._session.is_sending(request):
                 self._break_off(f"request {request} is asked twice")
-            elif not self._roomy and not self._has_room(_cost(event)):
-                self._refuse(request, _busy("a request", _cost(event)))
-            elif self._received or self._full:
-                self._hold(event)
+            elif self._state is not _State.OPEN:  # it raced with the shutdown notice; it is refused, not lost
+                self._refuse(request, _stopping())
+            elif not roomy and not self._has_room(cost(event)):
+                self._refuse(request, _busy("a request", cost(event)))
+            elif self._requests.held or self._full:
+                self._requests.hold(event)
             else:
                 self._start(event)
         elif isinstance(event, CancelReceived):
-            self._cancel(event.id)
+            self._requests.cancel(event.id)
         elif isinstance(event, RequestRefused):
             self._refuse(event.id, _busy("a request", event.size))
         elif isinstance(event, ShutdownReceived):
-            self._peer_leaving = True
+            self._state = _State.ENDING
 
     def _watch_unfinished(self, unfinished: int) -> None:
         """Give a peer that is sending a large message its time for each step of it."""
@@ -177,20 +182,20 @@ class ServerSession:
 
     def finish(self) -> None:
         """Take no further request; the peer, told so, closes the connection when it has its answers."""
-        if not self._leaving:
-            self._leaving = True
+        if self._state is _State.OPEN:
+            self._state = _State.DRAINING
             self._idle_timer.set(_SHUTDOWN_TIME if self._under_way else _RACE_TIME)
             self._session.send_shutdown()
+        while self._requests.held:
+            self._refuse(self._requests.release().id, _stopping())
         BATCH.at_end(self._flush)
 
     def connection_lost(self) -> None:
-        """Withdraw what runs: nobody waits for it any more."""
-        self._lost = True
+        """Cancel what runs: nobody waits for it any more."""
+        self._state = _State.LOST
         for timer in (self._write_timer, self._idle_timer, self._body_timer, self._pause_timer):
             timer.clear()
-        self._received.clear()
-        for request in list(self._running):
-            self._cancel(request)
+        self._requests.cancel_all()
 
     @property
     def idle_since(self) -> float | None:
@@ -202,30 +207,20 @@ class ServerSession:
     def _start_held(self) -> None:
         """Start some of the requests that are held, as far as there is room."""
         for _ in range(SLICE_SIZE):
-            if not self._received or self._full:
+            if not self._requests.held or self._full:
                 break
-            event, arrived = self._received.popitem(last=False)[1]
-            self._received_size -= _cost(event)
-            if event.seconds is None:
+            event = self._requests.release()
+            if event.seconds is None or event.seconds > 0:
                 self._start(event)
-                continue
-            left = event.seconds - (self._clock.seconds() - arrived)
-            if left > 0:
-                self._start(event._replace(seconds=left))
             else:
                 self._refuse(event.id, RequestTimeout("its caller's time was over before its turn came"))
-
-    def _hold(self, event: RequestReceived) -> None:
-        """Keep a request until there is room for it."""
-        self._received[event.id] = (event, self._clock.seconds())
-        self._received_size += _cost(event)
 
     # What it holds
 
     @property
     def _in_flight(self) -> int:
         """About how many bytes it holds of requests that are whole, and of answers."""
-        return self._running_size + self._received_size + self._session.backlog_memory + self._writer.pending
+        return self._requests.size + self._session.backlog_memory + self._writer.pending
 
     def _has_room(self, size: int) -> bool:
         """Whether the budget admits *size* bytes more."""
@@ -236,12 +231,12 @@ class ServerSession:
     def _under_way(self) -> bool:
         """Whether the peer is still owed something, or is in the middle of a message."""
         session = self._session
-        return bool(self._running or self._received or session.sending or session.more or session.unfinished)
+        return bool(self._requests or session.sending or session.more or session.unfinished)
 
     @property
     def _full(self) -> bool:
         """Whether as much runs, or waits to be taken by the peer, as one session may have."""
-        running = len(self._running)
+        running = self._requests.running
         return (
             running >= self._session.ours.max_requests
             or self._session.backlog + running * self._expected_size > self._backlog_limit
@@ -257,16 +252,13 @@ class ServerSession:
         ours = self._session.ours
         return (
             self._session.backlog > self._backlog_limit
-            or len(self._received) > ours.max_requests
-            or self._received_size > ours.max_message
+            or self._requests.held > ours.max_requests
+            or self._requests.held_size > ours.max_message
             or (self._account.crowded and self._in_flight > MAX_PAYLOAD)
         )
 
     def _start(self, event: RequestReceived) -> None:
         request, packet, seconds, idempotent = event
-        if self._leaving:  # the peer will find the shutdown notice; what raced with it is refused, not lost
-            self._session.send_error(request, encode_failure(Unavailable("the node is stopping")))
-            return
         try:
             answer = self._respond(Request(packet, self._peer, seconds, idempotent))
         except Exception as error:
@@ -275,29 +267,15 @@ class ServerSession:
         if isinstance(answer, (Packet, bytes)):
             self._answer(answer, request, packet)
             return
-        size = _cost(event)
-        self._running[request] = answer, size
-        self._running_size += size
+        self._requests.begin(event, answer)
         answer.addCallbacks(
             self._succeed, self._fail, callbackArgs=(answer, request, packet), errbackArgs=(answer, request)
         ).addErrback(self._bug)
 
     def _succeed(self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet) -> None:
-        if self._is_over(request, answer):
+        if self._requests.end(request, answer):
             self._answer(result, request, asked)
             BATCH.at_end(self._flush)
-
-    def _is_over(self, request: int, answer: Deferred[Answer]) -> bool:
-        """Note that an answer is there; return whether it is waited for.
-
-        One that was withdrawn may fire all the same, when its request's id is that of another.
-        """
-        running, size = self._running.get(request, (None, 0))
-        if running is not answer:
-            return False
-        del self._running[request]
-        self._running_size -= size
-        return True
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
         packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
@@ -313,21 +291,13 @@ class ServerSession:
             self._session.send_error(request, encode_failure(error))
 
     def _fail(self, failure: Failure, answer: Deferred[Answer], request: int) -> None:
-        if self._is_over(request, answer):
+        if self._requests.end(request, answer):
             assert failure.value is not None
             self._refuse(request, failure.value)
             BATCH.at_end(self._flush)
 
     def _refuse(self, request: int, error: BaseException) -> None:
         self._session.send_error(request, encode_failure(error, tracebacks=self._tracebacks))
-
-    def _cancel(self, request: int) -> None:
-        if request in self._running:
-            running, size = self._running.pop(request)
-            self._running_size -= size
-            running.cancel()
-        elif request in self._received:
-            self._received_size -= _cost(self._received.pop(request)[0])
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("while answering {peer}", failure, peer=self._peer)
@@ -337,21 +307,21 @@ class ServerSession:
 
     def _flush(self) -> None:
         """Write some of what there is, start what that makes room for, and see to the rest."""
-        if self._lost:
+        if self._state is _State.LOST:
             return
-        session, writer = self._session, self._writer
+        requests, session, writer = self._requests, self._session, self._writer
         self._write()
-        if self._received and not self._full:
+        if requests.held and not self._full:
             self._start_held()
             self._write()  # what was answered at once
         if writer.waiting:
             if not self._write_timer.running:
                 self._write_timer.set(self._write_timeout)
-        elif self._peer_leaving and not (self._running or self._received or session.sending):
+        elif self._state is _State.ENDING and not requests and not session.sending:
             writer.close()
             return
         self._account.set(self._in_flight + session.announced)
-        if self._received or self._paused or writer.waiting or session.more or session.sending or self._running:
+        if requests or self._pause_timer.running or writer.waiting or session.more or session.sending:
             self._see_to_the_rest()
 
     def _write(self) -> None:
@@ -366,38 +336,36 @@ class ServerSession:
         full = self._holds_enough
         if (
             (session.more and not full)
-            or (self._received and not self._full)
+            or (self._requests.held and not self._full)
             or (session.sending and not self._writer.waiting)
         ):
             self._slices.go_on(self._do_more)
         pause = full or session.more
-        if pause != self._paused:
-            self._paused = pause
-            if pause:
-                self._pause_timer.set(_KEEPALIVE)
-                self._transport.pauseProducing()  # type: ignore[attr-defined]
-            else:
-                self._transport.resumeProducing()  # type: ignore[attr-defined]
+        if pause and not self._pause_timer.running:
+            self._pause_timer.set(_KEEPALIVE)
+            self._transport.pauseProducing()  # type: ignore[attr-defined]
+        elif self._pause_timer.running and not pause:
+            self._pause_timer.clear()
+            self._transport.resumeProducing()  # type: ignore[attr-defined]
 
     def _do_more(self) -> None:
-        if self._session.more and not self._holds_enough and not self._lost:
+        if self._session.more and not self._holds_enough and self._state is not _State.LOST:
             self._read()
         else:
             self._flush()
 
     def _send_keepalive(self) -> None:
         """While nothing is read, tell the peer that this side lives: its pings can't be seen."""
-        if self._paused:
-            self._session.send_pong()
-            self._pause_timer.set(_KEEPALIVE)
-            BATCH.at_end(self._flush)
+        self._session.send_pong()
+        self._pause_timer.set(_KEEPALIVE)
+        BATCH.at_end(self._flush)
 
     def _drained(self) -> None:
         self._write_timer.clear()
         BATCH.at_end(self._flush)
 
     def _late(self) -> None:
-        if self._paused:  # it is we who don't read
+        if self._pause_timer.running:  # it is this side that doesn't read
             self._body_timer.set(self._body_timeout)
             return
         self._break_off(f"no further piece of a message within {self._body_timeout:g} s")
@@ -415,7 +383,7 @@ class ServerSession:
         left = self._heard + self._idle_timeout - self._clock.seconds()
         if self._under_way:
             self._idle_timer.set(_SHUTDOWN_TIME)
-        elif self._leaving:  # the peer does not close it
+        elif self._state is not _State.OPEN:  # the peer does not close it
             self._writer.close()
         elif left > 0:
             self._idle_timer.set(left)
@@ -430,7 +398,7 @@ class ServerSession:
 
     def abort(self) -> None:
         """Close the connection now."""
-        self._lost = True
+        self._state = _State.LOST
         self._writer.abort()
 
 
@@ -441,6 +409,5 @@ def _busy(what: str, size: int) -> Busy:
     )
 
 
-def _cost(event: RequestReceived) -> int:
-    """Return about how many bytes of memory a held request takes."""
-    return len(event.packet.payload) + OVERHEAD
+def _stopping() -> Unavailable:
+    return Unavailable("the node is stopping")
