@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,26 +17,11 @@ from uwsgitwisted import blocking, client
 
 ROOT = Path(uwsgitwisted.__file__).parent
 
+_ROW = re.compile(r"^\| (\d) \| `(\w+)` \|", re.MULTILINE)
 #: The floor of each package and module at the top. An import stays within its package or goes to a lower floor.
 FLOORS = {
-    "errors": 0,
-    "memory": 0,
-    "wire": 1,
-    "address": 1,
-    "timeouts": 1,
-    "access": 1,
-    "interfaces": 2,
-    "blocking": 3,
-    "transport": 3,
-    "client": 4,
-    "worker": 4,
-    "spool": 5,
-    "engines": 6,
-    "responders": 6,
-    "services": 7,
-    "taps": 8,
-    "cli": 8,
-    "__main__": 9,
+    part: int(floor)
+    for floor, part in _ROW.findall((ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8"))
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
@@ -75,6 +61,11 @@ def test_imports_point_down(path: Path) -> None:
 def test_private_names_stay_private(path: Path) -> None:
     """A module imports no private name of another one."""
     assert [name for name in imported(path) if name.rpartition(".")[2].startswith("_")] == []
+
+
+def test_every_part_has_a_floor() -> None:
+    """The table of docs/architecture.md has every part of the package, and no other."""
+    assert FLOORS.keys() == {path.parts[0].removesuffix(".py") for path in MODULES} - {"__init__"}
 
 
 def test_the_table_is_used() -> None:
