@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.retry import ERROR_LIMIT, Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import (
+from uwsgitwisted.spool.stores.interface import (
     EXPIRE_BYTES,
     LARGEST_ID,
     OCCURRENCE_SPAN,

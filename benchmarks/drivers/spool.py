@@ -95,7 +95,7 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
     :return: enqueued tasks a second, claimed and finished tasks a second, and the memory in bytes: of the empty
         store, then of the full one.
     """
-    from uwsgitwisted.spool.sqlite import SqliteStore
+    from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
         store = SqliteStore(f"{directory}/spool.sqlite", keep=0.0)
@@ -112,7 +112,7 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
 def _rates(store: Any, seconds: float) -> list[float]:
     """Return what a store does in batches of 100, which is what 100 requests in flight lead to."""
     from uwsgitwisted.spool.retry import Action, Verdict
-    from uwsgitwisted.spool.stores import Settlement, Want
+    from uwsgitwisted.spool.stores.interface import Settlement, Want
 
     batch = [_task(priority=1)] * _IN_FLIGHT
     added, start = 0, perf_counter()

@@ -14,8 +14,8 @@ from typing import Any
 from twisted.scripts.twistd import run
 
 from uwsgitwisted.responders.spool import SpoolResponder
-from uwsgitwisted.spool.intake import Intake
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.group_commit import Intake
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.transport.answering import AnsweringSession
 
 

@@ -17,8 +17,8 @@ from uwsgitwisted import blocking, queue
 from uwsgitwisted.client import Client
 from uwsgitwisted.compat import uwsgi
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout
-from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.task import new_task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration

@@ -15,8 +15,8 @@ import pytest
 
 from uwsgitwisted.cli import main
 from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.stores.interface import Settlement, Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import Task, new_task
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.vars import decode_vars, encode_vars

@@ -37,7 +37,7 @@ from uwsgitwisted.cli import arguments, display, places, queues
 from uwsgitwisted.errors import SpoolError
 from uwsgitwisted.spool import management
 from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars

@@ -36,8 +36,8 @@ from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageRespond
 from uwsgitwisted.spool import questions
 from uwsgitwisted.spool.questions import Questions
 from uwsgitwisted.spool.records import describe_record
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore, Record
+from uwsgitwisted.spool.stores.interface import ISpoolStore, Record
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.tasks import MAX_BATCH, batch_items, encode_batch
 from uwsgitwisted.wire.objects import dumps, loads

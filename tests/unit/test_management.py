@@ -15,8 +15,8 @@ from uwsgitwisted.errors import MalformedPacket, MisuseError, SpoolError
 from uwsgitwisted.spool import management
 from uwsgitwisted.spool.management import OPERATIONS, STATES, manage
 from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.stores.interface import Settlement, Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, new_task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars

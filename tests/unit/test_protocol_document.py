@@ -13,11 +13,11 @@ import pytest
 
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
-from uwsgitwisted.responders import http as http_answers
+from uwsgitwisted.responders import http_tasks as http_answers
 from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
 from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
-from uwsgitwisted.spool.stores import SMALL_RESULT
+from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
 from uwsgitwisted.transport import answering, asking

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from uwsgitwisted.errors import Busy
-from uwsgitwisted.spool.bounds import (
+from uwsgitwisted.spool.stores.bounds import (
     QUEUES_AGE,
     TASK_OVERHEAD,
     USAGE_AGE,

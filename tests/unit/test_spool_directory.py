@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from uwsgitwisted.errors import SpoolError, StoreUnavailable
-from uwsgitwisted.spool import directory as directory_module
-from uwsgitwisted.spool.directory import BATCH_LIMIT, BROKEN, GRACE, PREFIX, Batch, SpoolDirectory
 from uwsgitwisted.spool.task import KEY_LIMIT, LATEST, PRIORITY_LIMIT, UNPRIORITIZED, Task, new_task
+from uwsgitwisted.spool.uwsgi import directory as directory_module
+from uwsgitwisted.spool.uwsgi.directory import BATCH_LIMIT, BROKEN, GRACE, PREFIX, Batch, SpoolDirectory
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 VARIABLES = encode_vars({"to": "ann"})

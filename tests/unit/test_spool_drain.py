@@ -21,9 +21,9 @@ from tests.unit.test_spool_directory import (
     spool,  # noqa: F401 - a fixture
 )
 from uwsgitwisted.errors import StoreUnavailable
-from uwsgitwisted.spool.directory import BATCH_LIMIT, BROKEN, PREFIX, SpoolDirectory
-from uwsgitwisted.spool.drain import Drain
 from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.uwsgi.directory import BATCH_LIMIT, BROKEN, PREFIX, SpoolDirectory
+from uwsgitwisted.spool.uwsgi.drain import Drain
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def logged() -> Iterator[list[str]]:
     texts: list[str] = []
 
     def observe(event: LogEvent) -> None:
-        if str(event.get("log_namespace", "")).startswith("uwsgitwisted.spool.drain"):
+        if str(event.get("log_namespace", "")).startswith("uwsgitwisted.spool.uwsgi.drain"):
             texts.append(str(event["log_format"]).format(**event))
 
     globalLogPublisher.addObserver(observe)

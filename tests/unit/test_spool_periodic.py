@@ -16,8 +16,8 @@ from twisted.internet.task import Clock
 
 from uwsgitwisted.errors import StartupError, StoreUnavailable
 from uwsgitwisted.spool.periodic import PAUSE, Cron, Interval, Periodic, Timetable, last_until, parse_cron
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores.interface import ISpoolStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 #: A full hour.

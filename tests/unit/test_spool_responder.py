@@ -34,8 +34,8 @@ from uwsgitwisted.responders.spool import (
 )
 from uwsgitwisted.spool.slices import Job, finish
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.stores.interface import Record
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task, decode_run
 from uwsgitwisted.transport.reports import INTERVAL
 from uwsgitwisted.wire.message import SPOOL_WITH_ID, TaskMessage

@@ -30,12 +30,14 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
-from uwsgitwisted.spool import intake, sqlite, waiters
+from uwsgitwisted.spool import group_commit
 from uwsgitwisted.spool import spooler as spooler_module
+from uwsgitwisted.spool import waiters
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.stores.interface import Demand, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.stores.sqlite import store as sqlite
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run, new_task
 from uwsgitwisted.wire.packet import ANSWER, Packet
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -1119,7 +1121,7 @@ def test_clock_was_wrong(path: Path) -> None:
 
 def test_pending_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that wait for their commit are bounded by their size too; afterwards there is room again."""
-    monkeypatch.setattr(intake, "MAX_PENDING_BYTES", 1000)
+    monkeypatch.setattr(group_commit, "MAX_PENDING_BYTES", 1000)
     variables = encode_vars({"name": "x"})
     taken, withdrawn = (bench.spooler.enqueue(variables, bytes(800)) for _ in range(2))
     assert isinstance(outcome(bench.spooler.enqueue(variables)), Busy)

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
-from uwsgitwisted.spool import sqlite, sqlite_claim, sqlite_file
-from uwsgitwisted.spool.descriptions import make_store
 from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Turn, Want
+from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.interface import Settlement, Turn, Want
+from uwsgitwisted.spool.stores.sqlite import claim as sqlite_claim
+from uwsgitwisted.spool.stores.sqlite import file as sqlite_file
+from uwsgitwisted.spool.stores.sqlite import store as sqlite
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 
 NOW = 1_700_000_000.0
@@ -297,7 +299,7 @@ def test_file_size_limit(path: Path) -> None:
     """When the file system takes no more bytes the batch is refused, what was acknowledged stays."""
     program = f"""
 import resource
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
@@ -328,8 +330,8 @@ def test_killed_after_commit(path: Path) -> None:
     """What was acknowledged is there after SIGKILL, and what ran comes back as interrupted."""
     program = f"""
 import os, signal
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
+from uwsgitwisted.spool.stores.interface import Want
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
 store.open(lambda: None)

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from uwsgitwisted.errors import Busy, NoSuchTask, StoreUnavailable
 from uwsgitwisted.spool import waiters as waiters_module
 from uwsgitwisted.spool.slices import Job
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.spool.waiters import Waiters
 from uwsgitwisted.wire.vars import encode_vars

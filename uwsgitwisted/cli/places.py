@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.blocking import send_message
 from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, SpoolInUse, StartupError
-from uwsgitwisted.spool.descriptions import is_store, make_store
 from uwsgitwisted.spool.management import CHANGES, manage
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores.descriptions import is_store, make_store
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 from uwsgitwisted.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
 from uwsgitwisted.wire.packet import MARSHAL

@@ -20,7 +20,7 @@ from uwsgitwisted.interfaces import IResponder, Request
 from uwsgitwisted.spool.management import WAIT, Question, batch, question, read_arguments
 from uwsgitwisted.spool.slices import Steps
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.wire.objects import dumps, loads_plain
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from uwsgitwisted.errors import Busy, MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import Answer, IResponder, Request
-from uwsgitwisted.responders.http import (
+from uwsgitwisted.responders.http_tasks import (
     ASKING,
     ENQUEUING,
     HTTP_VARS,

@@ -16,16 +16,16 @@ from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, add_all
-from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.directory import SpoolDirectory
-from uwsgitwisted.spool.drain import Drain
 from uwsgitwisted.spool.periodic import Cron, Interval, Periodic, Timetable
-from uwsgitwisted.spool.pools import MAX_AHEAD
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, add_all
+from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.drain import Drain
+from uwsgitwisted.spool.worker_slots import MAX_AHEAD
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool.bounds import add_all
 from uwsgitwisted.spool.records import Description, describe_record
 from uwsgitwisted.spool.slices import SLICE, Job, Steps, finish, slices
-from uwsgitwisted.spool.stores import LARGEST_ID, SMALL_RESULT, ISpoolStore, Record, possible_ids
+from uwsgitwisted.spool.stores.bounds import add_all
+from uwsgitwisted.spool.stores.interface import LARGEST_ID, SMALL_RESULT, ISpoolStore, Record, possible_ids
 from uwsgitwisted.spool.task import QUEUE_LIMIT, UNPRIORITIZED, State, Task, new_task
 from uwsgitwisted.tasks import MAX_BATCH, decode_batch
 from uwsgitwisted.wire.objects import loads_plain

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import StartupError, UwsgiError
-from uwsgitwisted.spool.stores import OCCURRENCE_SPAN, ISpoolStore
+from uwsgitwisted.spool.stores.interface import OCCURRENCE_SPAN, ISpoolStore
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.vars import encode_vars
 

@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Busy, Unavailable
 from uwsgitwisted.spool.slices import Job, Steps
-from uwsgitwisted.spool.stores import ISpoolStore
-from uwsgitwisted.spool.thread import Runner
+from uwsgitwisted.spool.store_thread import Runner
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 
 #: How much work may wait, of one peer and in all, in slices.
 MAX_PEER_PENDING, MAX_PENDING = 1_000, 4_000

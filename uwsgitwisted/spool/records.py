@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.stores.interface import Record
 
 #: What is told of a task, by name.
 Description = dict[str, Any]

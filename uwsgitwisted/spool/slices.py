@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 
 #: How many tasks are looked up in one slice: that takes about a millisecond.
 SLICE = 50

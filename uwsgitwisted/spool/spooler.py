@@ -22,16 +22,16 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import Unavailable, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.spool.clock import ClockWatch
-from uwsgitwisted.spool.endings import outcome_of_answer, outcome_of_failure
-from uwsgitwisted.spool.intake import Intake
-from uwsgitwisted.spool.pools import MAX_AHEAD, PATIENCE, Pools
+from uwsgitwisted.spool.group_commit import Intake
+from uwsgitwisted.spool.outcomes import outcome_of_answer, outcome_of_failure
 from uwsgitwisted.spool.questions import Questions
 from uwsgitwisted.spool.records import Description
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
-from uwsgitwisted.spool.stores import Demand, ISpoolStore, Settlement, Turn
+from uwsgitwisted.spool.store_thread import Runner, StoreThread
+from uwsgitwisted.spool.stores.interface import Demand, ISpoolStore, Settlement, Turn
 from uwsgitwisted.spool.task import Task, encode_run, new_task
-from uwsgitwisted.spool.thread import Runner, StoreThread
 from uwsgitwisted.spool.waiters import Waiters
+from uwsgitwisted.spool.worker_slots import MAX_AHEAD, PATIENCE, Pools
 from uwsgitwisted.wire.packet import Packet
 
 #: How many tasks may wait for their commit: at 64 KiB each, 64 MiB of memory.

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import Busy, NoSuchTask
 from uwsgitwisted.spool.records import Description, describe_record
 from uwsgitwisted.spool.slices import Job, Steps, slices
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 
 #: How many may wait at once, of one peer and in all.
 MAX_PEER_WAITERS, MAX_WAITERS = 2_500, 10_000

@@ -16,8 +16,10 @@ from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import until
 from tests.store_contract import Bench, about, names, settle
 from uwsgitwisted.errors import StoreUnavailable
-from uwsgitwisted.spool import postgres_add, postgres_lease, postgres_server
 from uwsgitwisted.spool.retry import Action
+from uwsgitwisted.spool.stores.postgres import add as postgres_add
+from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
+from uwsgitwisted.spool.stores.postgres import server as postgres_server
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -33,8 +35,8 @@ def hasty(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 HOLDER = """
 import sys
-from uwsgitwisted.spool.postgres import PostgresStore
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.stores.postgres.store import PostgresStore
+from uwsgitwisted.spool.stores.interface import Settlement, Want
 store = PostgresStore(sys.argv[1])
 store.open(lambda: None)
 print(*(task.id for task in store.advance([], {None: Want(1, 1)}, 0.0).claimed), flush=True)

@@ -19,13 +19,14 @@ from tests.integration.postgresql.postgres import PostgresServer, Spool, store_o
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, names, nothing, settle
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StartupError, StoreUnavailable
-from uwsgitwisted.spool import postgres_lease, postgres_listener
-from uwsgitwisted.spool import postgres_server as server_module
-from uwsgitwisted.spool.bounds import Usage
-from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.postgres import PostgresStore
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores import Want
+from uwsgitwisted.spool.stores.bounds import Usage
+from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.interface import Want
+from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
+from uwsgitwisted.spool.stores.postgres import listener as postgres_listener
+from uwsgitwisted.spool.stores.postgres import server as server_module
+from uwsgitwisted.spool.stores.postgres.store import PostgresStore
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -460,7 +461,7 @@ def test_without_psycopg() -> None:
     program = """
 import sys
 sys.modules["psycopg"] = None
-from uwsgitwisted.spool.descriptions import make_store
+from uwsgitwisted.spool.stores.descriptions import make_store
 make_store("postgresql://h/d")
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

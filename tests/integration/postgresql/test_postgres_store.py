@@ -16,10 +16,13 @@ import pytest
 from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, StoreContract, names, settle
-from uwsgitwisted.spool import postgres, postgres_add, postgres_claim, postgres_lease
-from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores import Settlement
+from uwsgitwisted.spool.stores.bounds import Usage
+from uwsgitwisted.spool.stores.interface import Settlement
+from uwsgitwisted.spool.stores.postgres import add as postgres_add
+from uwsgitwisted.spool.stores.postgres import claim as postgres_claim
+from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
+from uwsgitwisted.spool.stores.postgres import store as postgres
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]

@@ -1,4 +1,4 @@
-"""The SQLite file of a spool: how one is recognised, created and opened. What is in it: :mod:`.sqlite`."""
+"""The SQLite file of a spool: how one is recognised, created and opened. What is in it: :mod:`.store`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
 from uwsgitwisted.spool.disk import sync_directory
-from uwsgitwisted.spool.sqlite_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, UPGRADES
+from uwsgitwisted.spool.stores.sqlite.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, UPGRADES
 
 #: Larger files are not read through when they are opened: it would take seconds a gibibyte, before the first
 #: task is accepted. Damage in one shows itself when the damaged page is read.

@@ -23,16 +23,9 @@ except ImportError as error:
         "a spool in PostgreSQL needs the package psycopg: pip install 'uwsgitwisted[postgres]'"
     ) from error
 
-from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, Gate, Usage
-from uwsgitwisted.spool.postgres_add import NEXT_SCHEDULED, NOTIFY, add_tasks, chunks
-from uwsgitwisted.spool.postgres_claim import PAUSED, WAITING_QUEUES, Claimer
-from uwsgitwisted.spool.postgres_lease import HEARTBEAT, Lease, Moment
-from uwsgitwisted.spool.postgres_listener import Listener
-from uwsgitwisted.spool.postgres_schema import BODILESS, NOW, SIZE
-from uwsgitwisted.spool.postgres_server import Server, parse_address
-from uwsgitwisted.spool.postgres_usage import count, inherit, read_usage
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores import (
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, Gate, Usage
+from uwsgitwisted.spool.stores.interface import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
     LARGEST_ID,
@@ -46,6 +39,13 @@ from uwsgitwisted.spool.stores import (
     first_expired,
     possible_ids,
 )
+from uwsgitwisted.spool.stores.postgres.add import NEXT_SCHEDULED, NOTIFY, add_tasks, chunks
+from uwsgitwisted.spool.stores.postgres.claim import PAUSED, WAITING_QUEUES, Claimer
+from uwsgitwisted.spool.stores.postgres.lease import HEARTBEAT, Lease, Moment
+from uwsgitwisted.spool.stores.postgres.listener import Listener
+from uwsgitwisted.spool.stores.postgres.schema import BODILESS, NOW, SIZE
+from uwsgitwisted.spool.stores.postgres.server import Server, parse_address
+from uwsgitwisted.spool.stores.postgres.usage import count, inherit, read_usage
 from uwsgitwisted.spool.task import State, Task
 
 #: How many tasks whose time has come are made ready in one turn. With more, the earliest go first.
@@ -108,7 +108,7 @@ OCCURRED = """INSERT INTO periodic (name, at) VALUES (%s, %s) ON CONFLICT (name)
 class PostgresStore:
     """Tasks in a database that several spoolers share.
 
-    :param url: ``postgresql://user:password@host/database``; see :func:`.postgres_server.parse_address`.
+    :param url: ``postgresql://user:password@host/database``; see :func:`.server.parse_address`.
     :param keep: for how long what is known of a task that is over is kept, in seconds.
     :param bounds: what it holds at most. What counts are the variables and bodies of tasks that are not over.
     :raises SpoolError: if *url* can't be understood.

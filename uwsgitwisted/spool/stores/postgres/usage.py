@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.bounds import Usage
+from uwsgitwisted.spool.stores.bounds import Usage
 
 _SUM = """ON CONFLICT (owner)
     DO UPDATE SET tasks = usage.tasks + excluded.tasks, bytes = usage.bytes + excluded.bytes"""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from zope.interface import Attribute, Interface
 
 from uwsgitwisted.errors import Busy
-from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.retry import Verdict
+from uwsgitwisted.spool.stores.bounds import Usage
 from uwsgitwisted.spool.task import State, Task
 
 #: No more tasks are claimed ahead once those of the same pool and turn have bodies of so many bytes.

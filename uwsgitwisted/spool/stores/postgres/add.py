@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.postgres_lease import Lease
-from uwsgitwisted.spool.postgres_schema import SIZE
-from uwsgitwisted.spool.postgres_usage import COUNTED
+from uwsgitwisted.spool.stores.postgres.lease import Lease
+from uwsgitwisted.spool.stores.postgres.schema import SIZE
+from uwsgitwisted.spool.stores.postgres.usage import COUNTED
 from uwsgitwisted.spool.task import Task
 
 #: How many bytes are sent to the server in one statement, or one value if that is larger.

@@ -10,10 +10,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Busy
-from uwsgitwisted.spool.bounds import add_each
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.store_thread import Runner
+from uwsgitwisted.spool.stores.bounds import add_each
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.spool.task import Task
-from uwsgitwisted.spool.thread import Runner
 
 #: How many bytes the tasks that wait for their commit may have together, bodies included.
 MAX_PENDING_BYTES = 128 * 1024 * 1024

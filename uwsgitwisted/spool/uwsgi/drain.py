@@ -10,9 +10,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from uwsgitwisted.errors import UwsgiError
-from uwsgitwisted.spool.directory import Batch, SpoolDirectory
+from uwsgitwisted.spool.store_thread import Runner, StoreThread
 from uwsgitwisted.spool.task import Task
-from uwsgitwisted.spool.thread import Runner, StoreThread
+from uwsgitwisted.spool.uwsgi.directory import Batch, SpoolDirectory
 
 _log = Logger()
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.postgres_schema import BODILESS, NOW
+from uwsgitwisted.spool.stores.postgres.schema import BODILESS, NOW
 from uwsgitwisted.spool.task import Task
 
 #: How often a spooler shows that it lives, in seconds.

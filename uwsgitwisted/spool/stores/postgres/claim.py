@@ -8,8 +8,8 @@ from typing import Any
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.postgres_schema import TASK
-from uwsgitwisted.spool.stores import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
+from uwsgitwisted.spool.stores.interface import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
+from uwsgitwisted.spool.stores.postgres.schema import TASK
 from uwsgitwisted.spool.task import Task
 
 # ruff: noqa: S608 - the statements are put together from constants

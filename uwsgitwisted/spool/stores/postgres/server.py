@@ -1,4 +1,4 @@
-"""The PostgreSQL server of a spool: how it is reached, again and again. What is in it: :mod:`.postgres`."""
+"""The PostgreSQL server of a spool: how it is reached, again and again. What is in it: :mod:`.store`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
-from uwsgitwisted.spool.postgres_schema import check_tables, create_tables, upgrade_tables
+from uwsgitwisted.spool.stores.postgres.schema import check_tables, create_tables, upgrade_tables
 
 #: How long a statement may take at the server, and how long it may wait there for a lock, in seconds: with the
 #: time between two heartbeats, that is less than a lease. No spooler holds a lock for longer than it takes to

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from uwsgitwisted.spool.stores import Demand, Want
+from uwsgitwisted.spool.stores.interface import Demand, Want
 from uwsgitwisted.spool.task import Task
 
 #: As many tasks are claimed ahead as are expected to run in this time, in seconds: some turns of the loop, each

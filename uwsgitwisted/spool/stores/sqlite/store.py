@@ -12,22 +12,9 @@ from typing import Any
 from zope.interface import implementer
 
 from uwsgitwisted.errors import Busy, StoreUnavailable
-from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, Gate, Usage
-from uwsgitwisted.spool.lock import FileLock
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.sqlite_claim import PAUSED, TASK, Claimer, task_of, waiting_queues
-from uwsgitwisted.spool.sqlite_file import (
-    SLACK_PAGES,
-    can_shrink,
-    errors_of_ours,
-    free_pages,
-    open_database,
-    prepare_file,
-    shrink,
-    spare_bytes,
-    used_bytes,
-)
-from uwsgitwisted.spool.stores import (
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, Gate, Usage
+from uwsgitwisted.spool.stores.interface import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
     LARGEST_ID,
@@ -41,6 +28,19 @@ from uwsgitwisted.spool.stores import (
     first_expired,
     possible_ids,
 )
+from uwsgitwisted.spool.stores.sqlite.claim import PAUSED, TASK, Claimer, task_of, waiting_queues
+from uwsgitwisted.spool.stores.sqlite.file import (
+    SLACK_PAGES,
+    can_shrink,
+    errors_of_ours,
+    free_pages,
+    open_database,
+    prepare_file,
+    shrink,
+    spare_bytes,
+    used_bytes,
+)
+from uwsgitwisted.spool.stores.sqlite.lock import FileLock
 from uwsgitwisted.spool.task import State, Task
 
 #: How many tasks whose time has come are made ready in one turn. With more, the earliest go first, and a turn

@@ -11,7 +11,7 @@ from psycopg import sql
 from twisted.logger import Logger
 
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool.postgres_server import CONNECT_LIMIT, Server, Session, errors_of_ours
+from uwsgitwisted.spool.stores.postgres.server import CONNECT_LIMIT, Server, Session, errors_of_ours
 
 #: What is heard within so many seconds after something is taken together: a spooler that commits a thousand
 #: times a second must not make all others look as often.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uwsgitwisted.errors import SpoolError, StartupError
-from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds
+from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
 
 def _sqlite(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
@@ -15,7 +15,9 @@ def _sqlite(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
 
 
 def _postgres(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
-    from uwsgitwisted.spool.postgres import PostgresStore  # it needs a library that not everybody has
+    from uwsgitwisted.spool.stores.postgres.store import (
+        PostgresStore,  # it needs a library that not everybody has
+    )
 
     return PostgresStore(description, keep=keep, bounds=bounds)
 

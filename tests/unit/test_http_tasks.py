@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.responders.http import HttpRequest, accepted, json_answer, refused
+from uwsgitwisted.responders.http_tasks import HttpRequest, accepted, json_answer, refused
 from uwsgitwisted.spool.records import ERROR_LINE_LIMIT, RESULT_REPR_LIMIT, describe_record, for_json
-from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.stores.interface import Record
 from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.tasks import load_result
 from uwsgitwisted.wire.objects import dumps, loads

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Container, Sequence
 from typing import Any
 
-from uwsgitwisted.spool.stores import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
+from uwsgitwisted.spool.stores.interface import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
 from uwsgitwisted.spool.task import Task
 
 #: The columns of a task, as :func:`task_of` reads them.
