@@ -33,8 +33,8 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.interfaces import IResponder, Request
 from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageResponder
-from uwsgitwisted.spool import questions
-from uwsgitwisted.spool.questions import Questions
+from uwsgitwisted.spool import job_scheduler as questions
+from uwsgitwisted.spool.job_scheduler import Questions
 from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.stores.interface import ISpoolStore, Record
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore

@@ -30,9 +30,8 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
-from uwsgitwisted.spool import group_commit
+from uwsgitwisted.spool import group_commit, waiters
 from uwsgitwisted.spool import spooler as spooler_module
-from uwsgitwisted.spool import waiters
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
 from uwsgitwisted.spool.stores.interface import Demand, Record, Settlement, Turn, Want

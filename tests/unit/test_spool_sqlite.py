@@ -15,7 +15,7 @@ import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
 from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import Settlement, Turn, Want
 from uwsgitwisted.spool.stores.sqlite import claim as sqlite_claim
 from uwsgitwisted.spool.stores.sqlite import file as sqlite_file

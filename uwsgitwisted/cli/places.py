@@ -12,7 +12,7 @@ from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.blocking import send_message
 from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, SpoolInUse, StartupError
 from uwsgitwisted.spool.management import CHANGES, manage
-from uwsgitwisted.spool.stores.descriptions import is_store, make_store
+from uwsgitwisted.spool.stores.factory import is_store, make_store
 from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 from uwsgitwisted.tasks import BatchItem, encode_batch, not_a_spooler, read_ids

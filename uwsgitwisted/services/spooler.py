@@ -20,7 +20,7 @@ from uwsgitwisted.spool.periodic import Cron, Interval, Periodic, Timetable
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, add_all
-from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory

@@ -23,8 +23,8 @@ from uwsgitwisted.errors import Unavailable, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.spool.clock import ClockWatch
 from uwsgitwisted.spool.group_commit import Intake
+from uwsgitwisted.spool.job_scheduler import Questions
 from uwsgitwisted.spool.outcomes import outcome_of_answer, outcome_of_failure
-from uwsgitwisted.spool.questions import Questions
 from uwsgitwisted.spool.records import Description
 from uwsgitwisted.spool.retry import Action, Ending, Outcome, RetryPolicy, Verdict
 from uwsgitwisted.spool.store_thread import Runner, StoreThread

@@ -21,7 +21,7 @@ from tests.store_contract import Bench, names, nothing, settle
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StartupError, StoreUnavailable
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores.bounds import Usage
-from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import Want
 from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
 from uwsgitwisted.spool.stores.postgres import listener as postgres_listener
@@ -461,7 +461,7 @@ def test_without_psycopg() -> None:
     program = """
 import sys
 sys.modules["psycopg"] = None
-from uwsgitwisted.spool.stores.descriptions import make_store
+from uwsgitwisted.spool.stores.factory import make_store
 make_store("postgresql://h/d")
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

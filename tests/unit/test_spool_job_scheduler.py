@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Busy, SpoolError, Unavailable
-from uwsgitwisted.spool import questions as questions_module
-from uwsgitwisted.spool.questions import Questions
+from uwsgitwisted.spool import job_scheduler as questions_module
+from uwsgitwisted.spool.job_scheduler import Questions
 from uwsgitwisted.spool.slices import Job, at_once, finish, slices
 
 
