@@ -111,7 +111,7 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
 
 def _rates(store: Any, seconds: float) -> list[float]:
     """Return what a store does in batches of 100, which is what 100 requests in flight lead to."""
-    from uwsgitwisted.spool.retry import Action, Verdict
+    from uwsgitwisted.spool.retry import Action, Decision
     from uwsgitwisted.spool.stores.interface import Settlement, Want
 
     batch = [_task(priority=1)] * _IN_FLIGHT
@@ -122,8 +122,8 @@ def _rates(store: Any, seconds: float) -> list[float]:
     settlements: list[Settlement] = []
     done, start = 0, perf_counter()
     while done < added:
-        turn = store.advance(settlements, {None: Want(min(_IN_FLIGHT, added - done))}, time.time())
-        settlements = [Settlement(task.id, Verdict(Action.FINISH, 1, 0)) for task in turn.claimed]
+        cycle = store.advance(settlements, {None: Want(min(_IN_FLIGHT, added - done))}, time.time())
+        settlements = [Settlement(task.id, Decision(Action.FINISH, 1, 0)) for task in cycle.claimed]
         done += len(settlements)
     claimed = done / (perf_counter() - start)
     store.advance(settlements, {None: Want(0)}, time.time())

@@ -36,7 +36,7 @@ from tests.unit.servers import (
 from uwsgitwisted.cli import arguments, display, places, queues
 from uwsgitwisted.errors import SpoolError
 from uwsgitwisted.spool import management
-from uwsgitwisted.spool.retry import Action, Verdict
+from uwsgitwisted.spool.retry import Action, Decision
 from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.objects import dumps, loads
@@ -175,7 +175,7 @@ def test_results(empty: Spool, result: object) -> None:
     identifier = empty.add()
     store = empty.open()
     store.advance([], {None: Want(1)}, time.time())
-    store.advance([Settlement(identifier, Verdict(Action.FINISH, 1, 0), dumps(result))], {None: Want(0)}, 0.0)
+    store.advance([Settlement(identifier, Decision(Action.FINISH, 1, 0), dumps(result))], {None: Want(0)}, 0.0)
     store.close()
     shown = empty("show", "1").out
     assert "\x1b" not in shown
@@ -190,8 +190,8 @@ def test_what_tasks_say_is_harmless(empty: Spool) -> None:
     store = empty.open()
     store.advance([], {None: Want(1)}, time.time())
     error = f"{EVIL}: \x1b]0;title\x07"
-    verdict = Verdict(Action.BURY, 1, 0, error=error)
-    store.advance([Settlement(identifier, verdict)], {None: Want(0)}, time.time())
+    decision = Decision(Action.DEAD_LETTER, 1, 0, error=error)
+    store.advance([Settlement(identifier, decision)], {None: Want(0)}, time.time())
     store.close()
     for command in (["list"], ["dead"], ["stats"], ["show", "1"], ["pause", EVIL], ["drop", "--all"]):
         said = empty(*command)

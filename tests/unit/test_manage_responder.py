@@ -33,8 +33,8 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.interfaces import IResponder, Request
 from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageResponder
-from uwsgitwisted.spool import job_scheduler as questions
-from uwsgitwisted.spool.job_scheduler import Questions
+from uwsgitwisted.spool import job_scheduler
+from uwsgitwisted.spool.job_scheduler import JobScheduler
 from uwsgitwisted.spool.records import describe_record
 from uwsgitwisted.spool.stores.interface import ISpoolStore, Record
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
@@ -54,8 +54,8 @@ class FakeSpooler:
 
     def __init__(self, store: ISpoolStore) -> None:
         self.held: list[Callable[[], None]] | None = None
-        self.questions = Questions(self, store)  # type: ignore[arg-type]
-        self.questions.open()
+        self.jobs = JobScheduler(self, store)  # type: ignore[arg-type]
+        self.jobs.open()
         self.waiting: list[tuple[int, Deferred[Any]]] = []
         self.groups: list[str] = []
         self.cancelled: list[int] = []
@@ -381,7 +381,7 @@ def test_a_question_is_small(bench: Bench) -> None:
 
 def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many requests of a peer wait for the store; the next one is refused until one is done."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 2)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 2)
     bench.spooler.held = []
     waiting = [bench.send(dumps(("stats", {}))) for _ in range(2)]
     with pytest.raises(Busy):
@@ -394,7 +394,7 @@ def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_many_ids_weigh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question for many tasks counts for as many as it takes slices."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 20)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 20)
     bench.spooler.held = []
     ask = dumps(("status", {"ids": list(range(1, 1_001))}))
     assert not bench.send(ask).called
@@ -419,7 +419,7 @@ def test_withdrawn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), Unavailable("not running")])
 def test_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: UwsgiError) -> None:
     """What goes wrong there fails the request, and counts no longer."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 1)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 1)
     with monkeypatch.context() as patched:
         patched.setattr(bench.spooler, "run", lambda *_: fail(error))
         with pytest.raises(type(error)):

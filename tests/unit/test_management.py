@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from uwsgitwisted.errors import MalformedPacket, MisuseError, SpoolError
 from uwsgitwisted.spool import management
 from uwsgitwisted.spool.management import OPERATIONS, STATES, manage
-from uwsgitwisted.spool.retry import Action, Verdict
+from uwsgitwisted.spool.retry import Action, Decision
 from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, new_task
@@ -44,11 +44,13 @@ class Queue:
         others = [record.task.id for record in self.store.records(1000, state=State.READY)]
         self.store.advance([], {None: Want(len(others))}, NOW)
         for each in others:
-            verdict = (
-                Verdict(action, 1, 0, error=error) if each == identifier else Verdict(Action.RETRY, 0, 0, None)
+            decision = (
+                Decision(action, 1, 0, error=error)
+                if each == identifier
+                else Decision(Action.RETRY, 0, 0, None)
             )
             returned = dumps(result) if each == identifier and result is not None else b""
-            self.store.advance([Settlement(each, verdict, returned)], {None: Want(0)}, NOW)
+            self.store.advance([Settlement(each, decision, returned)], {None: Want(0)}, NOW)
 
     def states(self) -> dict[int, str]:
         """Return the state of each task."""
@@ -66,7 +68,7 @@ def in_all_states(queue: Queue) -> dict[str, int]:
     """Store a task in each state, and return their ids."""
     ids = {state: queue.add(name=state) for state in ("done", "dead", "cancelled")}
     queue.end(ids["done"], Action.FINISH, result=[1])
-    queue.end(ids["dead"], Action.BURY, error=TRACEBACK)
+    queue.end(ids["dead"], Action.DEAD_LETTER, error=TRACEBACK)
     queue.end(ids["cancelled"], Action.CANCEL)
     ids["running"] = queue.add(name="running")
     queue.store.advance([], {None: Want(1)}, NOW)
@@ -122,7 +124,7 @@ def test_list_in_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch, page: int,
     assert [task["id"] for task in queue.ask("list", limit=3, after=ids[2])] == ids[3:]
     assert queue.ask("list", after=ids[4]) == []
     dead = [queue.add() for _ in range(3)]
-    queue.end(dead[1], Action.BURY)
+    queue.end(dead[1], Action.DEAD_LETTER)
     assert [task["id"] for task in queue.ask("dead")] == dead[1:2]
     assert queue.ask("stats")[0]["ready"] == 7
     assert queue.ask("list", after=2**63 - 1) == []
@@ -150,7 +152,7 @@ def test_show(queue: Queue) -> None:
     """All about a task: its variables, how large its body is, the whole error, the result."""
     ids = in_all_states(queue)
     dead = queue.add(b"12345", a="b", at=NOW, idempotency_key="key", priority=-1)
-    queue.end(dead, Action.BURY, error=TRACEBACK)
+    queue.end(dead, Action.DEAD_LETTER, error=TRACEBACK)
     (task,) = queue.ask("show", ids=[dead])
     assert task["variables"] == {
         b"a": b"b",

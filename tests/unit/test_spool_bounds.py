@@ -11,8 +11,8 @@ from uwsgitwisted.spool.stores.bounds import (
     QUEUES_AGE,
     TASK_OVERHEAD,
     USAGE_AGE,
+    AdmissionControl,
     Bounds,
-    Gate,
     Usage,
     add_all,
     add_each,
@@ -29,7 +29,7 @@ class Store:
         self.asked: list[int] = []
         self.now = 0.0
         self.added: list[Task] = []
-        self._gate = Gate(bounds, lambda: self.told, self._waiting_queues, lambda: self.now)
+        self._gate = AdmissionControl(bounds, lambda: self.told, self._waiting_queues, lambda: self.now)
 
     def _waiting_queues(self, limit: int) -> set[str]:
         self.asked.append(limit)

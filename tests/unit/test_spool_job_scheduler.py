@@ -10,8 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import Busy, SpoolError, Unavailable
-from uwsgitwisted.spool import job_scheduler as questions_module
-from uwsgitwisted.spool.job_scheduler import Questions
+from uwsgitwisted.spool import job_scheduler
+from uwsgitwisted.spool.job_scheduler import JobScheduler
 from uwsgitwisted.spool.slices import Job, at_once, finish, slices
 
 
@@ -30,8 +30,8 @@ class Thread:
 class Bench:
     def __init__(self) -> None:
         self.thread = Thread()
-        self.questions = Questions(self.thread, None)  # type: ignore[arg-type]
-        self.questions.open()
+        self.jobs = JobScheduler(self.thread, None)  # type: ignore[arg-type]
+        self.jobs.open()
         #: The slices that were done, by the names of their jobs.
         self.done: list[str] = []
 
@@ -47,10 +47,10 @@ class Bench:
 
         return steps
 
-    def ask(self, group: str | None, name: str, number: int = 1, **options: Any) -> list[Any]:
+    def submit(self, group: str | None, name: str, number: int = 1, **options: Any) -> list[Any]:
         """Ask, and return a list that gets the answer or the error."""
         results: list[Any] = []
-        asked = self.questions.ask(group, self.job(name, number), **options)
+        asked = self.jobs.submit(group, self.job(name, number), **options)
         asked.addCallbacks(results.append, lambda failure: results.append(failure.value))
         return results
 
@@ -70,13 +70,13 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     assert not made.thread.calls
-    assert not made.questions._shares
-    assert (made.questions._weight, made.questions._size) == (0, 0)
+    assert not made.jobs._queues
+    assert (made.jobs._weight, made.jobs._size) == (0, 0)
 
 
 def test_one_slice_at_a_time(bench: Bench) -> None:
     """The thread has one slice at most, so that the spooler's own calls come next."""
-    answers = [bench.ask(f"peer{n}", f"{n}", 3) for n in range(3)]
+    answers = [bench.submit(f"peer{n}", f"{n}", 3) for n in range(3)]
     for _ in range(9):
         assert len(bench.thread.calls) == 1
         bench.step()
@@ -86,18 +86,18 @@ def test_one_slice_at_a_time(bench: Bench) -> None:
 def test_peers_take_turns(bench: Bench) -> None:
     """Each peer has one question in progress, and their slices alternate."""
     for name in ("a1", "a2"):
-        bench.ask("a", name, 3)
-    bench.ask("b", "b1")
-    bench.ask("c", "c1", 2)
+        bench.submit("a", name, 3)
+    bench.submit("b", "b1")
+    bench.submit("c", "c1", 2)
     bench.finish()
     assert "".join(bench.done) == "a1b1c1a1c1a1a2a2a2"
 
 
 def test_few_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many peers have one in progress; the others come next, before the second ones of those."""
-    monkeypatch.setattr(questions_module, "MAX_STARTED", 2)
+    monkeypatch.setattr(job_scheduler, "MAX_STARTED", 2)
     for name in ("a1", "a2", "b1", "c1"):
-        bench.ask(name[0], name, 2)
+        bench.submit(name[0], name, 2)
     bench.finish()
     assert "".join(bench.done) == "a1b1a1b1c1a2c1a2"
 
@@ -105,15 +105,15 @@ def test_few_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", [{"weight": 50}, {"size": 50}])
 def test_one_peer_asks_too_much(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: dict[str, int]) -> None:
     """A peer that asks too much is refused until there is room; others, and the spooler, are not."""
-    monkeypatch.setattr(questions_module, "MAX_PEER_PENDING", 100)
-    monkeypatch.setattr(questions_module, "MAX_PEER_PENDING_BYTES", 100)
-    accepted = [bench.ask("a", "a", **what) for _ in range(2)]
-    (refused,) = bench.ask("a", "refused", **what)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 100)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING_BYTES", 100)
+    accepted = [bench.submit("a", "a", **what) for _ in range(2)]
+    (refused,) = bench.submit("a", "refused", **what)
     assert isinstance(refused, Busy)
-    accepted += [bench.ask("b", "b", **what), *(bench.ask(None, "own", **what) for _ in range(3))]
+    accepted += [bench.submit("b", "b", **what), *(bench.submit(None, "own", **what) for _ in range(3))]
     bench.finish()
     assert accepted == [["a"], ["a"], ["b"], ["own"], ["own"], ["own"]]
-    again = bench.ask("a", "a")
+    again = bench.submit("a", "a")
     bench.finish()
     assert again == ["a"]
 
@@ -121,12 +121,12 @@ def test_one_peer_asks_too_much(bench: Bench, monkeypatch: pytest.MonkeyPatch, w
 @pytest.mark.parametrize("what", [{"weight": 50}, {"size": 50}])
 def test_all_ask_too_much(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: dict[str, int]) -> None:
     """So it is with all of them together; the spooler's own questions don't count."""
-    monkeypatch.setattr(questions_module, "MAX_PENDING", 100)
-    monkeypatch.setattr(questions_module, "MAX_PENDING_BYTES", 100)
-    bench.ask(None, "own", **what)
-    bench.ask("a", "a", **what)
-    bench.ask("b", "b", **what)
-    (refused,) = bench.ask("c", "c", **what)
+    monkeypatch.setattr(job_scheduler, "MAX_PENDING", 100)
+    monkeypatch.setattr(job_scheduler, "MAX_PENDING_BYTES", 100)
+    bench.submit(None, "own", **what)
+    bench.submit("a", "a", **what)
+    bench.submit("b", "b", **what)
+    (refused,) = bench.submit("c", "c", **what)
     assert isinstance(refused, Busy)
     bench.finish()
 
@@ -141,8 +141,8 @@ def test_failures(bench: Bench, when: int) -> None:
         raise SpoolError("broken")
 
     failures: list[Failure] = []
-    bench.questions.ask("a", broken).addErrback(failures.append)
-    other = bench.ask("a", "a")
+    bench.jobs.submit("a", broken).addErrback(failures.append)
+    other = bench.submit("a", "a")
     bench.finish()
     assert isinstance(failures[0].value, SpoolError)
     assert other == ["a"]
@@ -152,8 +152,8 @@ def test_withdrawn(bench: Bench) -> None:
     """A question that has not begun is taken out; one that has is done, and what follows from it too."""
     told: list[str] = []
     errors: list[Failure] = []
-    begun = bench.questions.ask("a", bench.job("begun", 2), then=told.append)
-    waiting = bench.questions.ask("a", bench.job("waiting"), then=told.append)
+    begun = bench.jobs.submit("a", bench.job("begun", 2), then=told.append)
+    waiting = bench.jobs.submit("a", bench.job("waiting"), then=told.append)
     for each in (begun, waiting):
         each.addErrback(errors.append)
         each.cancel()
@@ -166,10 +166,10 @@ def test_withdrawn(bench: Bench) -> None:
 
 def test_withdrawn_of_another_peer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer whose only question is taken out has no turn any more; one that has more keeps it."""
-    monkeypatch.setattr(questions_module, "MAX_STARTED", 1)
-    bench.ask("a", "a", 2)
-    withdrawn = [bench.questions.ask(group, bench.job("never")) for group in "bc"]
-    kept = bench.ask("c", "c")
+    monkeypatch.setattr(job_scheduler, "MAX_STARTED", 1)
+    bench.submit("a", "a", 2)
+    withdrawn = [bench.jobs.submit(group, bench.job("never")) for group in "bc"]
+    kept = bench.submit("c", "c")
     for each in withdrawn:
         each.addErrback(lambda _: None)
         each.cancel()
@@ -179,38 +179,38 @@ def test_withdrawn_of_another_peer(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
 def test_close(bench: Bench) -> None:
     """When it closes, what is being done is answered if it is done, all else fails; then it may open again."""
-    last, waiting, other = bench.ask("a", "a"), bench.ask("a", "a"), bench.ask("b", "b", 3)
-    bench.questions.close()
+    last, waiting, other = bench.submit("a", "a"), bench.submit("a", "a"), bench.submit("b", "b", 3)
+    bench.jobs.close()
     assert [type(error) for (error,) in (waiting, other)] == [Unavailable, Unavailable]
-    (refused,) = bench.ask("a", "a")
+    (refused,) = bench.submit("a", "a")
     assert isinstance(refused, Unavailable)
     bench.finish()
     assert last == ["a"]
-    bench.questions.open()
-    again = bench.ask("a", "again")
+    bench.jobs.open()
+    again = bench.submit("a", "again")
     bench.finish()
     assert again == ["again"]
 
 
 def test_close_in_the_middle(bench: Bench) -> None:
     """A question of which more is to be done then fails."""
-    asked = bench.ask("a", "a", 3)
+    asked = bench.submit("a", "a", 3)
     bench.step()
-    bench.questions.close()
+    bench.jobs.close()
     bench.step()
     assert isinstance(asked[0], Unavailable)
 
 
 def test_close_without_any(bench: Bench) -> None:
     """There may be nothing to fail."""
-    bench.questions.close()
+    bench.jobs.close()
 
 
 def test_from_an_answer(bench: Bench) -> None:
     """Whoever gets an answer may ask the next question."""
     answers: list[str] = []
-    asked = bench.questions.ask("a", bench.job("first"))
-    asked.addCallback(lambda _: bench.questions.ask("a", bench.job("second"))).addCallback(answers.append)
+    asked = bench.jobs.submit("a", bench.job("first"))
+    asked.addCallback(lambda _: bench.jobs.submit("a", bench.job("second"))).addCallback(answers.append)
     bench.finish()
     assert answers == ["second"]
 

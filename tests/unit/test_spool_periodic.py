@@ -15,7 +15,15 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from uwsgitwisted.errors import StartupError, StoreUnavailable
-from uwsgitwisted.spool.periodic import PAUSE, Cron, Interval, Periodic, Timetable, last_until, parse_cron
+from uwsgitwisted.spool.periodic import (
+    PAUSE,
+    Cron,
+    Interval,
+    PeriodicScheduler,
+    PeriodicTask,
+    last_until,
+    parse_cron,
+)
 from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -40,13 +48,15 @@ def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Bench:
     """A timetable on a real store, with a clock that the test turns."""
 
-    def __init__(self, store: SqliteStore, *tasks: Periodic) -> None:
+    def __init__(self, store: SqliteStore, *tasks: PeriodicTask) -> None:
         self.clock = Clock()
         self.clock.rightNow = NOON
         self.jump = 0.0
         self.store = store
         self.broken = False
-        self.timetable = Timetable(self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump)
+        self.timetable = PeriodicScheduler(
+            self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump
+        )
 
     def manage(self, change: Callable[[ISpoolStore], float]) -> Deferred[float]:
         def call() -> float:
@@ -80,8 +90,8 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def every(seconds: float, job: str = "tick") -> Periodic:
-    return Periodic(job, Interval(seconds), encode_vars({"job": job}))
+def every(seconds: float, job: str = "tick") -> PeriodicTask:
+    return PeriodicTask(job, Interval(seconds), encode_vars({"job": job}))
 
 
 def test_interval(store: SqliteStore) -> None:
@@ -109,7 +119,7 @@ def test_stopped_while_it_asks() -> None:
     """A timetable that is stopped while the store answers sets no timer when the answer is there."""
     answer: Deferred[float] = Deferred()
     clock = Clock()
-    timetable = Timetable(clock, [every(60)], lambda change: answer, now=clock.seconds)
+    timetable = PeriodicScheduler(clock, [every(60)], lambda change: answer, now=clock.seconds)
     timetable.start()
     timetable.stop()
     answer.callback(60.0)

@@ -70,10 +70,10 @@ class FakeSpooler:
         return self.stored
 
     @property
-    def questions(self) -> FakeSpooler:
+    def jobs(self) -> FakeSpooler:
         return self
 
-    def ask(self, group: str, job: Job[Any]) -> Deferred[Any]:
+    def submit(self, group: str, job: Job[Any]) -> Deferred[Any]:
         self.groups.append(group)
         return maybeDeferred(lambda: finish(job(self)))  # type: ignore[arg-type]
 

@@ -31,10 +31,11 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.spool import group_commit, waiters
-from uwsgitwisted.spool import spooler as spooler_module
+from uwsgitwisted.spool import loop as loop_module
+from uwsgitwisted.spool.loop import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE
 from uwsgitwisted.spool.retry import RetryPolicy
-from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
-from uwsgitwisted.spool.stores.interface import Demand, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.spooler import Spooler
+from uwsgitwisted.spool.stores.interface import Cycle, Demand, Record, Settlement, Want
 from uwsgitwisted.spool.stores.sqlite import store as sqlite
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY, State, Task, decode_run, new_task
@@ -136,7 +137,7 @@ class WatchedStore(SqliteStore):
         self.added.append(len(tasks))
         return super().add(tasks)
 
-    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Cycle:
         self.advances += 1
         if self.broken:
             raise StoreUnavailable("the disk is full")
@@ -221,9 +222,9 @@ def nothing() -> None:
 def claim_all(store: SqliteStore) -> tuple[list[Task], list[Task]]:
     """Return what ran in a closed store when it was closed, and what waits in it, later ones included."""
     store.open(nothing)
-    turn = store.advance([], {None: Want(1000)}, START * 2)
+    cycle = store.advance([], {None: Want(1000)}, START * 2)
     store.close()
-    return list(turn.orphans), turn.claimed
+    return list(cycle.orphans), cycle.claimed
 
 
 def outcome(deferred: Deferred[T]) -> T | BaseException | str:
@@ -312,20 +313,20 @@ def test_bounded(path: Path) -> None:
 
 
 def test_results_expire_while_idle(bench: Bench) -> None:
-    """What is over is forgotten in time though nothing happens, and without a turn before that."""
+    """What is over is forgotten in time though nothing happens, and without a cycle before that."""
     bench.store.keep = 1000.0
     bench.accept("one", "two")
-    turns = bench.store.advances
+    before = bench.store.advances
     bench.pass_time(900)
-    assert bench.store.advances == turns
+    assert bench.store.advances == before
     assert len(bench.store.records(10)) == 2
     bench.pass_time(101)
     assert bench.store.records(10) == []
-    assert bench.store.advances == turns + 1
+    assert bench.store.advances == before + 1
 
 
 def test_many_results_expire_while_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than one turn forgets are forgotten in the turns that follow at once."""
+    """More than one cycle forgets are forgotten in the cycles that follow at once."""
     monkeypatch.setattr(sqlite, "EXPIRE_LIMIT", 2)
     bench.store.keep = 1000.0
     bench.accept(*"abcdefg")
@@ -433,7 +434,7 @@ def test_clock_set(bench: Bench) -> None:
     """When the clock is set forward, what is due then runs within the longest sleep."""
     bench.accept("tomorrow", at=str(START + 86400))
     bench.jump = 86400
-    bench.pass_time(spooler_module.MAX_SLEEP)
+    bench.pass_time(loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["tomorrow"]
 
 
@@ -572,7 +573,7 @@ def test_broken_store_is_left_alone(path: Path) -> None:
 
 
 def test_pause_holds_for_what_was_planned(path: Path) -> None:
-    """What ends while a turn fails waits for the end of the pause too."""
+    """What ends while a cycle fails waits for the end of the pause too."""
     bench = Bench(path, workers=2).start()
     bench.engine.handlers = dict.fromkeys("ab")
     bench.accept("a", "b")
@@ -721,7 +722,7 @@ def test_late_end(bench: Bench) -> None:
     uncancellable.callback(answer(DONE))
     bench.pass_time(0)
     before = bench.store.advances
-    bench.spooler._turn()
+    bench.spooler._loop._run_cycle()
     assert bench.store.advances == before
 
 
@@ -803,7 +804,7 @@ def test_with_threads(path: Path) -> Any:
 
 
 def test_look_ahead(path: Path) -> None:
-    """Short tasks are claimed ahead of the workers, many in one turn; ones that turn out slow are not."""
+    """Short tasks are claimed ahead of the workers, many in one cycle; ones that turn out slow are not."""
     bench = Bench(path).start()
     bench.accept(*[f"first{n}" for n in range(20)])
     before = bench.store.advances
@@ -862,7 +863,7 @@ def test_cancel_ahead(bench: Bench) -> None:
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
     bench.accept("slow", "b")
-    bench.spooler.manage(lambda store: store.cancel([4], START))
+    bench.spooler.call_store(lambda store: store.cancel([4], START))
     bench.pass_time(0)
     assert bench.store.find([4])[0].state is State.CANCELLED
     bench.engine.running["slow"].callback(answer(DONE))
@@ -880,7 +881,7 @@ def test_stop_gives_back_what_is_ahead(bench: Bench) -> None:
 
 
 def test_what_is_not_claimed_ahead_waits(path: Path) -> None:
-    """A task that failed waits for a free worker, and no turn is made for it meanwhile."""
+    """A task that failed waits for a free worker, and no cycle is made for it meanwhile."""
     bench = Bench(path).start()
     bench.engine.handlers["again"] = RETRY
     bench.accept("warm", "up", "again")
@@ -917,14 +918,14 @@ def test_queues(path: Path) -> None:
 
 def test_pause_and_resume(bench: Bench) -> None:
     """Nothing of a paused queue runs until it is resumed; a restart doesn't change that."""
-    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", True))) is None
+    assert outcome(bench.spooler.call_store(lambda store: store.pause("mail", True))) is None
     bench.accept("one", spooler="mail")
     bench.accept("two")
     assert bench.engine.seen == ["two"]
     bench.stop()
     bench.start()
     assert bench.engine.seen == ["two"]
-    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", False))) is None
+    assert outcome(bench.spooler.call_store(lambda store: store.pause("mail", False))) is None
     bench.pass_time(0)
     assert bench.engine.seen == ["two", "one"]
 
@@ -933,7 +934,7 @@ def test_cancel(bench: Bench) -> None:
     """A task that waits is taken back at once, one that runs when its answer has been dropped."""
     bench.engine.handlers["runs"] = None
     bench.accept("runs", "waits")
-    assert outcome(bench.spooler.manage(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
+    assert outcome(bench.spooler.call_store(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
     bench.pass_time(0)
     assert [record.state for record in bench.store.find([1, 2])] == [State.CANCELLED] * 2
     assert bench.engine.seen == ["runs"]
@@ -1032,7 +1033,7 @@ def test_idempotency_key(bench: Bench) -> None:
 def test_what_is_added_behind_its_back_runs(bench: Bench) -> None:
     """What a change of the store brings is run at once."""
     tasks = [new_task(encode_vars({"name": name}), START, b"body") for name in ("one", "two")]
-    assert outcome(bench.spooler.manage(lambda store: store.add(tasks))) == [1, 2]
+    assert outcome(bench.spooler.call_store(lambda store: store.add(tasks))) == [1, 2]
     bench.pass_time(0)
     assert bench.engine.seen == ["one", "two"]
     assert decode_run(bench.engine.requests[0].packet)[2] == b"body"
@@ -1073,7 +1074,7 @@ def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
     for _ in range(9):
         bench.pass_time(1)
     assert bench.engine.seen == ["one"]
-    bench.pass_time(1 + spooler_module.MAX_SLEEP)
+    bench.pass_time(1 + loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["one", "one"]
 
 
@@ -1089,7 +1090,7 @@ def test_clock_set_while_the_disk_is_full(bench: Bench, monkeypatch: pytest.Monk
     bench.jump = -86400
     bench.pass_time(8)
     monkeypatch.undo()
-    bench.pass_time(2 + spooler_module.MAX_SLEEP)
+    bench.pass_time(2 + loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["one", "one"]
 
 
@@ -1129,14 +1130,14 @@ def test_pending_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     third = bench.spooler.enqueue(variables, bytes(800))
     bench.pass_time(0)
     assert (outcome(taken), outcome(third)) == (1, 2)
-    assert bench.spooler._intake._size == 0
+    assert bench.spooler._commits._size == 0
 
 
 def test_woken_by_another_process(bench: Bench) -> None:
-    """When the store says that another process changed something, there is a turn."""
+    """When the store says that another process changed something, there is a cycle."""
     before = bench.store.advances
     bench.clock.callFromThread = lambda call: call()  # type: ignore[attr-defined]
-    bench.spooler._woken_in_a_thread()
+    bench.spooler._wake_from_thread()
     bench.pass_time(0)
     assert bench.store.advances == before + 1
 
@@ -1149,3 +1150,22 @@ def test_heartbeat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         bench.pass_time(2)
     assert bench.store.advances == before + 10
+
+
+def test_heartbeat_while_stopping(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spooler that waits for its last tasks sends heartbeats, or others would take those tasks over."""
+    monkeypatch.setattr(bench.store, "heartbeat", 2.0)
+    bench.engine.handlers["slow"] = None
+    bench.accept("slow")
+    ending: Deferred[None] = Deferred()
+    bench.engine.stopping = lambda: ending
+    stopped = bench.spooler.stop(30.0)
+    before = bench.store.advances
+    for _ in range(10):
+        bench.pass_time(1.0)
+    assert bench.store.advances >= before + 5
+    bench.engine.running["slow"].callback(answer(DONE))
+    ending.callback(None)
+    bench.pass_time(0)
+    assert outcome(stopped) is None
+    assert bench.left() == ([], [])

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
-from uwsgitwisted.spool.retry import Action, Verdict
+from uwsgitwisted.spool.retry import Action, Decision
 from uwsgitwisted.spool.stores.factory import make_store
-from uwsgitwisted.spool.stores.interface import Settlement, Turn, Want
+from uwsgitwisted.spool.stores.interface import Cycle, Settlement, Want
 from uwsgitwisted.spool.stores.sqlite import claim as sqlite_claim
 from uwsgitwisted.spool.stores.sqlite import file as sqlite_file
 from uwsgitwisted.spool.stores.sqlite import store as sqlite
@@ -34,7 +34,7 @@ def nothing() -> None:
     """Be woken and do nothing."""
 
 
-def advance(store: SqliteStore, limit: int, now: float, *settlements: Settlement) -> Turn:
+def advance(store: SqliteStore, limit: int, now: float, *settlements: Settlement) -> Cycle:
     return store.advance(settlements, {None: Want(limit)}, now)
 
 
@@ -46,11 +46,11 @@ def settle(
     delay: float | None = None,
     error: str = "",
 ) -> Settlement:
-    return Settlement(identifier, Verdict(action, attempts, crashes, delay, error))
+    return Settlement(identifier, Decision(action, attempts, crashes, delay, error))
 
 
-def names(turn: Turn) -> list[str]:
-    return [claimed.variables.decode() for claimed in turn.claimed]
+def names(cycle: Cycle) -> list[str]:
+    return [claimed.variables.decode() for claimed in cycle.claimed]
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_description(store: SqliteStore, path: Path) -> None:
 
 
 def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
-    """A turn that fails doesn't lose the orphans."""
+    """A cycle that fails doesn't lose the orphans."""
     store.add([task("ran")])
     advance(store, 1, NOW)
     connection = reopened(store)._open_connection
@@ -106,27 +106,27 @@ def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
 
 def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tasks are not claimed ahead in numbers."""
-    monkeypatch.setattr(sqlite_claim, "AHEAD_BYTES", 1_000)
+    monkeypatch.setattr(sqlite_claim, "PREFETCH_BYTES", 1_000)
     store.add([replace(task(), body=bytes(600)) for _ in range(10)])
     assert len(store.advance([], {None: Want(1, 10)}, NOW).claimed) == 2
 
 
 def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tasks a queue has, the others get their turns, also if there are many queues."""
-    monkeypatch.setattr(sqlite_claim, "QUEUES_A_TURN", 2)
+    monkeypatch.setattr(sqlite_claim, "QUEUES_PER_CYCLE", 2)
     store.add([replace(task(), queue="a") for _ in range(20)])
     store.add([replace(task(), queue=queue) for queue in "bcd"])
     store.add([replace(task(), queue="mail") for _ in range(5)])
     seen = []
     for _ in range(5):
-        turn = store.advance([], {None: Want(1), "mail": Want(1)}, NOW)
-        seen.append("".join(sorted(claimed.queue[0] for claimed in turn.claimed)))
+        cycle = store.advance([], {None: Want(1), "mail": Want(1)}, NOW)
+        seen.append("".join(sorted(claimed.queue[0] for claimed in cycle.claimed)))
     assert seen == ["am", "bm", "cm", "dm", "am"]
-    assert turn.ready == {None}
+    assert cycle.ready == {None}
 
 
 def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When more tasks become due than one turn promotes, the earliest go first and none is forgotten."""
+    """When more tasks become due than one cycle promotes, the earliest go first and none is forgotten."""
     monkeypatch.setattr(sqlite, "PROMOTE_LIMIT", 2)
     store.add([task(str(n), at=NOW + n) for n in range(1, 6)])
     seen: list[str] = []
@@ -153,7 +153,7 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> None:
-    """Each step of a turn reads its own partial index in order: no other scan, nothing sorted."""
+    """Each step of a cycle reads its own partial index in order: no other scan, nothing sorted."""
     values = ", ".join("1" for _ in range(statement.count("?")))
     bound = statement
     for _ in values.split(", "):
@@ -164,26 +164,26 @@ def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> No
 
 
 def test_space_is_given_back(store: SqliteStore, path: Path) -> None:
-    """A file that was large becomes small again when nothing is left to do, a few pages each turn."""
+    """A file that was large becomes small again when nothing is left to do, a few pages each cycle."""
     store.keep = 0.0
     store.add([task("x" * 60_000) for _ in range(400)])
     claimed = advance(store, 1000, NOW).claimed
     connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     large = path.stat().st_size
-    turn = advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
-    assert turn.upkeep == sqlite.BUSY_PAUSE
-    turns = 0
-    while (turn := advance(store, 0, NOW)).upkeep is not None:
-        assert turn.upkeep == 0.0
-        turns += 1
+    cycle = advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
+    assert cycle.upkeep == sqlite.BUSY_PAUSE
+    cycles = 0
+    while (cycle := advance(store, 0, NOW)).upkeep is not None:
+        assert cycle.upkeep == 0.0
+        cycles += 1
     assert large > 20e6
     assert path.stat().st_size < 5e6
-    assert turns > 10
+    assert cycles > 10
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_space_is_kept_while_the_disk_is_full(store: SqliteStore) -> None:
-    """That space can't be given back now doesn't fail the turn, and isn't tried all the time."""
+    """That space can't be given back now doesn't fail the cycle, and isn't tried all the time."""
     store.keep = 0.0
     store.add([task("x" * 60_000) for _ in range(400)])
     claimed = advance(store, 1000, NOW).claimed
@@ -344,9 +344,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     store = SqliteStore(str(path))
     store.open(nothing)
-    turn = advance(store, 9, NOW)
-    assert [orphan.variables for orphan in turn.orphans] == [b"one"]
-    assert names(turn) == ["two", "three"]
+    cycle = advance(store, 9, NOW)
+    assert [orphan.variables for orphan in cycle.orphans] == [b"one"]
+    assert names(cycle) == ["two", "three"]
     store.close()
 
 

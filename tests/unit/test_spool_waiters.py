@@ -31,7 +31,7 @@ class Bench:
         self.looks = 0
         self.between: list[Any] = []
 
-    def ask(self, group: str | None, job: Job[Any]) -> Deferred[Any]:
+    def submit(self, group: str | None, job: Job[Any]) -> Deferred[Any]:
         assert group is None
         answer: Deferred[Any] = Deferred()
         self.asked.append((job, answer))

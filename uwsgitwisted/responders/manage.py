@@ -125,7 +125,7 @@ class ManageResponder:
             if ended is not None:
                 self._spooler.note_change(ended(answer[0]))
 
-        answering = self._spooler.questions.ask(
+        answering = self._spooler.jobs.submit(
             request.peer.group, job, weight=asked.weight, size=len(request.packet.payload), then=changed
         )
         return answering.addCallback(lambda answer: answer[1])

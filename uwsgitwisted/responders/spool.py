@@ -135,7 +135,7 @@ class SpoolResponder:
 
     async def _state_of(self, identifier: int, group: str) -> str:
         """Return the state of a task that was accepted: one whose key is known may have run long ago."""
-        asking = self._spooler.questions.ask(group, at_once(lambda store: store.states([identifier])))
+        asking = self._spooler.jobs.submit(group, at_once(lambda store: store.states([identifier])))
         try:
             states = await asking
         except UwsgiError:  # it is stored all the same
@@ -147,7 +147,7 @@ class SpoolResponder:
         identifier = request.task
         if identifier is None:
             return not_found("a path that ends with a task's id is needed", head=head)
-        found = await self._spooler.questions.ask(group, at_once(lambda store: store.find([identifier])))
+        found = await self._spooler.jobs.submit(group, at_once(lambda store: store.find([identifier])))
         if not found:
             return not_found("no task of that id is known, or it is over and forgotten", head=head)
         described = describe_record(found[0])
@@ -162,7 +162,7 @@ class SpoolResponder:
     async def _tell_large(self, described: Description, group: str, head: bool) -> bytes:
         """Answer with a result that takes a while to be made JSON, which is done beside the reactor."""
         identifier = described["id"]
-        reading = self._spooler.questions.ask(group, at_once(lambda store: store.result(identifier)))
+        reading = self._spooler.jobs.submit(group, at_once(lambda store: store.result(identifier)))
         return await self._in_thread(_told, described | {"result": await reading}, head)
 
     def _refused(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:

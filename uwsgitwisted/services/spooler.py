@@ -16,7 +16,7 @@ from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
 from uwsgitwisted.services.cluster import ClusterService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.spool.periodic import Cron, Interval, Periodic, Timetable
+from uwsgitwisted.spool.periodic import Cron, Interval, PeriodicScheduler, PeriodicTask
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
 from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, add_all
@@ -25,7 +25,7 @@ from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.spool.uwsgi.drain import Drain
-from uwsgitwisted.spool.worker_slots import MAX_AHEAD
+from uwsgitwisted.spool.worker_slots import MAX_PREFETCH
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
 
@@ -54,7 +54,7 @@ class SpoolSettings:
     queues: Mapping[str, int] = field(default_factory=dict)
     keep_results: float = KEEP_RESULTS
     bounds: Bounds = NO_BOUNDS
-    periodic: Sequence[Periodic] = ()
+    periodic: Sequence[PeriodicTask] = ()
     drain: str | None = None
     managers: Sequence[Network] = LOOPBACK
     http_vars: Sequence[str] = HTTP_VARS
@@ -77,8 +77,8 @@ class SpoolerService(ClusterService):
         settings: ServerSettings,
         spooler: Spooler,
         responders: Mapping[int, IResponder],
-        timetable: Timetable,
-        renew: Callable[[], Timetable],
+        timetable: PeriodicScheduler,
+        renew: Callable[[], PeriodicScheduler],
         drain: Drain | None,
     ) -> None:
         super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
@@ -99,7 +99,7 @@ class SpoolerService(ClusterService):
     async def _reloaded(self) -> None:
         await deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
 
-    def _renewed(self, timetable: Timetable) -> None:
+    def _renewed(self, timetable: PeriodicScheduler) -> None:
         before, self._timetable = self._timetable, timetable
         if before.running:  # else this service has not begun yet, or has ended
             before.stop()
@@ -139,12 +139,12 @@ def make_spooler(
         workers=spooling.workers,
         queues=spooling.queues,
         # What is ahead must not fill the engine's own queue.
-        max_ahead=min(MAX_AHEAD, settings.max_queue // (2 * (1 + len(spooling.queues)))),
+        max_prefetch=min(MAX_PREFETCH, settings.max_queue // (2 * (1 + len(spooling.queues)))),
     )
 
-    def renew() -> Timetable:
+    def renew() -> PeriodicScheduler:
         decorated = (_decorated(**task) for task in check_handlers(spec))
-        return Timetable(reactor, [*spooling.periodic, *decorated], spooler.manage)
+        return PeriodicScheduler(reactor, [*spooling.periodic, *decorated], spooler.call_store)
 
     timetable = renew()
     check_store(store)
@@ -158,7 +158,7 @@ def make_spooler(
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
     def store(tasks: list[Task]) -> Deferred[list[int]]:
-        return spooler.manage(lambda store: add_all(store, tasks))
+        return spooler.call_store(lambda store: add_all(store, tasks))
 
     directory = SpoolDirectory(path)
     try:
@@ -168,10 +168,10 @@ def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
     return Drain(reactor, directory, store)
 
 
-def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> Periodic:
+def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> PeriodicTask:
     """Return the periodic task that the handler module registers with ``uwsgidecorators``."""
     schedule = Cron(cron) if cron else Interval(seconds)
-    return Periodic(name, schedule, encode_vars({"ud_spool_func": name}))
+    return PeriodicTask(name, schedule, encode_vars({"ud_spool_func": name}))
 
 
 def check_store(store: ISpoolStore) -> None:

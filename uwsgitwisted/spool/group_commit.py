@@ -1,4 +1,4 @@
-"""Takes new tasks into the store, with one commit for all that arrive while the one before is under way."""
+"""Stores new tasks: those that arrive during one commit are committed together in the next."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_PENDING_BYTES = 128 * 1024 * 1024
 _log = Logger()
 
 
-class Intake:
-    """Group commit.
+class GroupCommit:
+    """Commits new tasks in groups.
 
     :param max_pending: how many tasks may wait for their commit; more are refused.
-    :param committed: is called with the tasks of each commit, after their Deferreds have fired.
+    :param committed: is called with the tasks of each commit, after their Deferreds fired.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Intake:
         """Store *task*.
 
         :return: fires with its id when it is on the disk. Fails with ``Busy`` if too many wait for that, or the
-            queue has reached a bound, or with what the store raised. Cancelling it takes the task out if its
-            commit has not begun; otherwise the task stays.
+            queue has reached a bound, or with what the store raised. Cancelling it drops the task if its commit
+            has not begun; otherwise the task stays.
         """
         if len(self._waiting) + len(self._committing) >= self._max_pending:
             return fail(
@@ -61,19 +61,19 @@ class Intake:
             )
         if self._size > MAX_PENDING_BYTES:
             return fail(Busy(f"{self._size} bytes of tasks wait to be written to the disk; try again later"))
-        stored: Deferred[int] = Deferred(self._withdraw)
+        stored: Deferred[int] = Deferred(self._cancel)
         self._waiting[stored] = task
         self._size += task.size
-        self._schedule()
+        self._schedule_commit()
         return stored
 
-    def _withdraw(self, stored: Deferred[int]) -> None:
+    def _cancel(self, stored: Deferred[int]) -> None:
         task = self._waiting.pop(stored, None)
         if task is not None:
             self._size -= task.size
 
-    def _schedule(self) -> None:
-        """Commit when this turn of the reactor is over, together with what else it brings."""
+    def _schedule_commit(self) -> None:
+        """Commit at the end of this turn of the reactor, together with what else arrives in it."""
         if self._waiting and not self._committing and not self._scheduled:
             self._scheduled = True
             self._reactor.callLater(0, self._commit)
@@ -82,17 +82,19 @@ class Intake:
         self._scheduled = False
         batch, self._waiting = self._waiting, {}
         if not batch:
-            self._settle_drained()
+            self._fire_drained()
             return
         self._committing = batch
         adding = self._runner.run(add_each, self._store, list(batch.values()))
-        adding.addCallbacks(self._succeeded, self._failed, callbackArgs=(batch,), errbackArgs=(batch,))
-        adding.addErrback(_unexpected)
+        adding.addCallbacks(
+            self._commit_succeeded, self._commit_failed, callbackArgs=(batch,), errbackArgs=(batch,)
+        )
+        adding.addErrback(_log_unexpected)
 
-    def _succeeded(self, results: list[int | Busy], batch: dict[Deferred[int], Task]) -> None:
-        self._finish()
+    def _commit_succeeded(self, results: list[int | Busy], batch: dict[Deferred[int], Task]) -> None:
+        self._begin_next()
         for stored, result in zip(batch, results, strict=True):
-            if stored.called:  # it was cancelled while the commit was under way
+            if stored.called:  # it was cancelled during the commit
                 continue
             if isinstance(result, Busy):
                 stored.errback(result)
@@ -100,20 +102,20 @@ class Intake:
                 stored.callback(result)
         tasks = zip(batch.values(), results, strict=True)
         self._committed([task for task, result in tasks if not isinstance(result, Busy)])
-        self._settle_drained()
+        self._fire_drained()
 
-    def _failed(self, failure: Failure, batch: dict[Deferred[int], Task]) -> None:
-        self._finish()
+    def _commit_failed(self, failure: Failure, batch: dict[Deferred[int], Task]) -> None:
+        self._begin_next()
         for stored in batch:
             if not stored.called:
                 stored.errback(failure.value)
-        self._settle_drained()
+        self._fire_drained()
 
-    def _finish(self) -> None:
-        """Let the next commit begin before anybody is told of this one."""
+    def _begin_next(self) -> None:
+        """Let the next commit begin before anybody hears of this one."""
         self._size -= sum(task.size for task in self._committing.values())
         self._committing = {}
-        self._schedule()
+        self._schedule_commit()
 
     def drained(self) -> Deferred[None]:
         """Return a Deferred that fires when no task waits for its commit."""
@@ -123,12 +125,12 @@ class Intake:
         self._drained.append(drained)
         return drained
 
-    def _settle_drained(self) -> None:
+    def _fire_drained(self) -> None:
         if not self._waiting and not self._committing:
             waiting, self._drained = self._drained, []
             for drained in waiting:
                 drained.callback(None)
 
 
-def _unexpected(failure: Failure) -> None:
-    _log.failure("taking in tasks", failure)
+def _log_unexpected(failure: Failure) -> None:
+    _log.failure("storing new tasks", failure)

@@ -15,24 +15,24 @@ from uwsgitwisted.errors import (
     Unavailable,
     WorkerDied,
 )
-from uwsgitwisted.spool.retry import Ending, Outcome
+from uwsgitwisted.spool.retry import Outcome, OutcomeKind
 from uwsgitwisted.spool.task import AGAIN, DONE, IGNORE, RETRY
 from uwsgitwisted.wire.packet import ANSWER, Packet
 
 _ANSWERS = {
-    DONE: Outcome(Ending.DONE),
-    RETRY: Outcome(Ending.RETRY, "the handler asked for another run"),
-    IGNORE: Outcome(Ending.IGNORED, "the handler left the task for others (SPOOL_IGNORE); there are none"),
-    AGAIN: Outcome(Ending.AGAIN),
+    DONE: Outcome(OutcomeKind.DONE),
+    RETRY: Outcome(OutcomeKind.RETRY, "the handler asked for another run"),
+    IGNORE: Outcome(OutcomeKind.IGNORED, "the handler left the task for others (SPOOL_IGNORE); there are none"),
+    AGAIN: Outcome(OutcomeKind.AGAIN),
 }
 
-_FAILURES: tuple[tuple[type[Exception], Ending], ...] = (
-    (WorkerDied, Ending.CRASHED),
-    (RequestTimeout, Ending.CRASHED),
-    (Interrupted, Ending.INTERRUPTED),
-    (Unavailable, Ending.RETURNED),
-    (RequestCancelled, Ending.RETURNED),
-    (CancelledError, Ending.RETURNED),
+_FAILURES: tuple[tuple[type[Exception], OutcomeKind], ...] = (
+    (WorkerDied, OutcomeKind.CRASHED),
+    (RequestTimeout, OutcomeKind.CRASHED),
+    (Interrupted, OutcomeKind.INTERRUPTED),
+    (Unavailable, OutcomeKind.RETURNED),
+    (RequestCancelled, OutcomeKind.RETURNED),
+    (CancelledError, OutcomeKind.RETURNED),
 )
 
 
@@ -42,7 +42,7 @@ def outcome_of_answer(answer: Packet) -> Outcome:
     if known is not None:
         return replace(known, result=answer.payload) if answer.payload else known
     return Outcome(
-        Ending.FAILED,
+        OutcomeKind.FAILED,
         f"the handler's answer has the modifiers {answer.modifier1} and {answer.modifier2}, which say nothing "
         "about a task",
     )
@@ -55,8 +55,8 @@ def outcome_of_failure(failure: Failure) -> Outcome:
     """
     error = failure.value
     if isinstance(error, RemoteError):
-        return Outcome(Ending.FAILED, error.traceback or str(error))
+        return Outcome(OutcomeKind.FAILED, error.traceback or str(error))
     for kind, ending in _FAILURES:
         if isinstance(error, kind):
             return Outcome(ending, f"{kind.__name__}: {error}")
-    return Outcome(Ending.FAILED, failure.getTraceback())
+    return Outcome(OutcomeKind.FAILED, failure.getTraceback())

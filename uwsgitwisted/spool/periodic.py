@@ -87,7 +87,7 @@ class Cron:
 
 
 @dataclass(frozen=True, slots=True)
-class Periodic:
+class PeriodicTask:
     """A task that comes again and again.
 
     :param name: tells it from the others, also after a restart.
@@ -99,7 +99,7 @@ class Periodic:
     variables: bytes
 
 
-def parse_cron(text: str) -> Periodic:
+def parse_cron(text: str) -> PeriodicTask:
     """Return the periodic task that a line such as ``*/5 * * * * job=cleanup`` describes.
 
     :raises StartupError: if it can't be understood.
@@ -114,10 +114,10 @@ def parse_cron(text: str) -> Periodic:
         new_task(variables, 0.0)
     except (ValueError, UwsgiError) as error:
         raise StartupError(f"{text!r}: {error}; write for example '*/5 * * * * job=cleanup'") from error
-    return Periodic(text, Cron(" ".join(fields)), variables)
+    return PeriodicTask(text, Cron(" ".join(fields)), variables)
 
 
-class Timetable:
+class PeriodicScheduler:
     """Hands the occurrences of periodic tasks to the spooler.
 
     :param clock: its time must be one that is never set.
@@ -129,7 +129,7 @@ class Timetable:
     def __init__(
         self,
         clock: IReactorTime,
-        tasks: Iterable[Periodic],
+        tasks: Iterable[PeriodicTask],
         manage: Callable[[Callable[[ISpoolStore], float]], Deferred[float]],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -154,7 +154,7 @@ class Timetable:
             call.cancel()
         self._calls.clear()
 
-    def _look(self, task: Periodic, at: float) -> None:
+    def _look(self, task: PeriodicTask, at: float) -> None:
         """Have an occurrence stored if its time *at* has come, or wait for it."""
         self._calls.pop(task.name, None)
         wait = at - self._now()
@@ -166,16 +166,16 @@ class Timetable:
             lambda following: self._call(0.0, task, following), self._failed, errbackArgs=(task,)
         )
 
-    def _call(self, delay: float, task: Periodic, at: float) -> None:
+    def _call(self, delay: float, task: PeriodicTask, at: float) -> None:
         if self.running:
             self._calls[task.name] = self._clock.callLater(delay, self._look, task, at)
 
-    def _failed(self, failure: Failure, task: Periodic) -> None:
+    def _failed(self, failure: Failure, task: PeriodicTask) -> None:
         _log.warn("the periodic task {name}: {reason}", name=task.name, reason=failure.getErrorMessage())
         self._call(PAUSE, task, 0.0)
 
 
-def occur(task: Periodic, store: ISpoolStore, now: float) -> float:
+def occur(task: PeriodicTask, store: ISpoolStore, now: float) -> float:
     """Store the last occurrence of *task* that is due, if it isn't yet.
 
     :return: the time of the next, in unix seconds.

@@ -14,7 +14,7 @@ ERROR_LIMIT = 65_536
 _MOST_DOUBLINGS = 62
 
 
-class Ending(Enum):
+class OutcomeKind(Enum):
     """How a run of a task ended."""
 
     DONE = "done"
@@ -44,7 +44,7 @@ class Outcome:
     :param result: what the handler returned, marshalled; empty if it was nothing but a return code.
     """
 
-    ending: Ending
+    kind: OutcomeKind
     error: str = ""
     result: bytes = b""
 
@@ -54,12 +54,12 @@ class Action(Enum):
 
     FINISH = "finish"
     RETRY = "retry"
-    BURY = "bury"
+    DEAD_LETTER = "dead letter"
     CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What is to become of a task.
 
     :param delay: how long it waits before the next run, in seconds; None if it keeps its place.
@@ -82,11 +82,11 @@ class Verdict:
 #: to leave the task for; without a limit it would stay for ever. A task that was claimed ahead may not even
 #: have begun when its spooler ended; that counts for nothing, and it isn't claimed ahead again.
 _COUNTS = {
-    Ending.RETRY: (1, 0),
-    Ending.IGNORED: (1, 0),
-    Ending.FAILED: (1, 0),
-    Ending.INTERRUPTED: (1, 0),
-    Ending.CRASHED: (1, 1),
+    OutcomeKind.RETRY: (1, 0),
+    OutcomeKind.IGNORED: (1, 0),
+    OutcomeKind.FAILED: (1, 0),
+    OutcomeKind.INTERRUPTED: (1, 0),
+    OutcomeKind.CRASHED: (1, 1),
 }
 
 
@@ -122,28 +122,28 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ValueError("jitter is a part of the delay, between 0 and 1")
 
-    def verdict(self, task: Task, outcome: Outcome, random: Callable[[], float]) -> Verdict:
+    def decide(self, task: Task, outcome: Outcome, random: Callable[[], float]) -> Decision:
         """Return what becomes of *task* after *outcome*.
 
         :param task: as it was before the run.
         :param random: gives numbers from 0 up to 1, as ``random.random`` does.
         """
-        if outcome.ending is Ending.DONE:
-            return Verdict(Action.FINISH, task.attempts + 1, task.crashes)
-        if outcome.ending is Ending.CANCELLED:
-            return Verdict(Action.CANCEL, task.attempts, task.crashes)
-        if outcome.ending is Ending.AGAIN:
-            return Verdict(Action.RETRY, task.attempts, task.crashes, self.first_delay)
-        if outcome.ending is Ending.RETURNED:
-            return Verdict(Action.RETRY, task.attempts, task.crashes)
-        if outcome.ending is Ending.INTERRUPTED and task.ahead:
-            return Verdict(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
-        more_attempts, more_crashes = _COUNTS[outcome.ending]
+        if outcome.kind is OutcomeKind.DONE:
+            return Decision(Action.FINISH, task.attempts + 1, task.crashes)
+        if outcome.kind is OutcomeKind.CANCELLED:
+            return Decision(Action.CANCEL, task.attempts, task.crashes)
+        if outcome.kind is OutcomeKind.AGAIN:
+            return Decision(Action.RETRY, task.attempts, task.crashes, self.first_delay)
+        if outcome.kind is OutcomeKind.RETURNED:
+            return Decision(Action.RETRY, task.attempts, task.crashes)
+        if outcome.kind is OutcomeKind.INTERRUPTED and task.ahead:
+            return Decision(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
+        more_attempts, more_crashes = _COUNTS[outcome.kind]
         attempts, crashes = task.attempts + more_attempts, task.crashes + more_crashes
         error = _storable(outcome.error)
         if attempts >= self.max_attempts or crashes >= self.max_crashes:
-            return Verdict(Action.BURY, attempts, crashes, error=error)
-        return Verdict(Action.RETRY, attempts, crashes, self._delay(attempts, random), error)
+            return Decision(Action.DEAD_LETTER, attempts, crashes, error=error)
+        return Decision(Action.RETRY, attempts, crashes, self._delay(attempts, random), error)
 
     def _delay(self, attempts: int, random: Callable[[], float]) -> float:
         full = self.first_delay * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS)

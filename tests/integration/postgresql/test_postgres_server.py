@@ -65,12 +65,14 @@ def test_notifications(spool: Spool, bench: Bench) -> None:
         assert count() == 0
         bench.store.add([bench.task(later=500), bench.task(later=3000)])
         assert count() == 1
-        bench.turn(3)
-        bench.turn(0)
+        bench.cycle(3)
+        bench.cycle(0)
         assert count() == 0
-        bench.turn(0, settle(ids[0], Action.FINISH), settle(ids[1], Action.BURY), settle(ids[2], Action.RETRY))
+        bench.cycle(
+            0, settle(ids[0], Action.FINISH), settle(ids[1], Action.DEAD_LETTER), settle(ids[2], Action.RETRY)
+        )
         assert count() == 1
-        bench.turn(0, settle(ids[0], Action.FINISH))
+        bench.cycle(0, settle(ids[0], Action.FINISH))
         assert count() == 0
         for change in (
             lambda: bench.store.retry([ids[1]], 0.0),
@@ -152,7 +154,7 @@ def test_server_restarts(restarted: PostgresServer, spool: Spool, number: signal
             call()
     woken.clear()
     restarted.start()
-    assert names(bench.turn(5)) == ["kept"]
+    assert names(bench.cycle(5)) == ["kept"]
     assert bench.states() == {running: State.RUNNING, kept: State.RUNNING}
     assert woken.wait(PATIENCE), "it looks for what it may not have heard"
     until(lambda: store_of(bench)._listener._session.usable, "it listens again")  # type: ignore[union-attr]
@@ -167,7 +169,7 @@ def test_first_call_after_a_restart(restarted: PostgresServer, bench: Bench) -> 
     bench.add("a")
     restarted.stop()
     restarted.start()
-    assert names(bench.turn(5)) == ["a"]
+    assert names(bench.cycle(5)) == ["a"]
 
 
 def test_leases_after_a_restart(
@@ -182,9 +184,9 @@ def test_leases_after_a_restart(
     restarted.stop()
     restarted.start()
     new = spool.open()
-    assert new.turn(0).orphans == []
+    assert new.cycle(0).orphans == []
     monkeypatch.setattr(postgres_lease, "LEASE", 0.1)
-    until(lambda: new.turn(0).orphans, "the task is taken over")
+    until(lambda: new.cycle(0).orphans, "the task is taken over")
     assert new.record(identifier).state is State.RUNNING
 
 

@@ -58,7 +58,7 @@ class Usage:
     spare: int | None = None
 
 
-class Gate:
+class AdmissionControl:
     """Decides which new tasks a store takes.
 
     :param usage: says how full the store is.

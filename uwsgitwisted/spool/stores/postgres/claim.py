@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.stores.interface import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
+from uwsgitwisted.spool.stores.interface import PREFETCH_BYTES, QUEUES_PER_CYCLE, Demand, Want
 from uwsgitwisted.spool.stores.postgres.schema import TASK
 from uwsgitwisted.spool.task import Task
 
@@ -30,7 +30,7 @@ def _queues(first: str, every: str) -> str:
 
 # First those behind the last one served, then those up to it.
 QUEUES = f"""{_queues("queue > %(last)s", "true")}
-    UNION ALL {_queues("true", "queue <= %(last)s")} LIMIT {QUEUES_A_TURN}"""
+    UNION ALL {_queues("true", "queue <= %(last)s")} LIMIT {QUEUES_PER_CYCLE}"""
 
 
 def _waiting(state: int) -> str:
@@ -81,7 +81,7 @@ class Claimer:
             tasks = _Taking(connection, want, claimant).share_out(queues[pool])
             if pool is None and tasks:
                 self._last_queue = tasks[-1].queue
-            if not want.now and len(tasks) < want.ahead:
+            if not want.now and len(tasks) < want.prefetch:
                 queues[pool] = []  # what is left was tried before, or is large, and waits for a free worker
             claimed += tasks
         return claimed, _pools_with_more(connection, queues, claimant)
@@ -99,7 +99,7 @@ def _pools_with_more(
     looked_at = [queue for some in queues.values() for queue in some]
     ready = {queue for (queue,) in connection.execute(ANY_READY, {**claimant, "queues": looked_at})}
     return frozenset(
-        pool for pool, some in queues.items() if len(some) >= QUEUES_A_TURN or not ready.isdisjoint(some)
+        pool for pool, some in queues.items() if len(some) >= QUEUES_PER_CYCLE or not ready.isdisjoint(some)
     )
 
 
@@ -109,7 +109,7 @@ class _Taking:
     def __init__(self, connection: Connection[Any], want: Want, claimant: Mapping[str, Any]) -> None:
         self._connection = connection
         self._begin = want.now
-        self._left = want.now + want.ahead
+        self._left = want.now + want.prefetch
         self._claimant = claimant
         self._bytes = 0
         self._tasks: list[Task] = []
@@ -142,7 +142,7 @@ class _Taking:
         blocked: set[int] = set()
         for place, _, _, identifier, fresh, size in sorted(rows):
             ahead = not self._begin
-            if ahead and (place in blocked or not fresh or self._bytes > AHEAD_BYTES):
+            if ahead and (place in blocked or not fresh or self._bytes > PREFETCH_BYTES):
                 blocked.add(place)  # nor what comes behind it, which would take the next free worker from it
                 continue
             self._begin -= not ahead

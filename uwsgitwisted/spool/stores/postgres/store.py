@@ -24,18 +24,18 @@ except ImportError as error:
     ) from error
 
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, Gate, Usage
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, AdmissionControl, Bounds, Usage
 from uwsgitwisted.spool.stores.interface import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
     LARGEST_ID,
     OCCURRENCE_SPAN,
     SMALL_RESULT,
+    Cycle,
     Demand,
     ISpoolStore,
     Record,
     Settlement,
-    Turn,
     first_expired,
     possible_ids,
 )
@@ -74,12 +74,17 @@ FINISH = f"""UPDATE tasks SET state = 3, {_COUNTED}, finished = %(now)s, expires
     body = '', result = ended.result {_ENDED}"""
 POSTPONE = f"""UPDATE tasks SET state = CASE WHEN ended.delay IS NULL THEN 1 ELSE 0 END,
     at = coalesce(%(now)s + ended.delay, tasks.at), {_COUNTED}, {_ERROR} {_ENDED}"""
-BURY = f"UPDATE tasks SET state = 4, {_COUNTED}, {_ERROR}, finished = %(now)s {_ENDED}"
+DEAD_LETTER = f"UPDATE tasks SET state = 4, {_COUNTED}, {_ERROR}, finished = %(now)s {_ENDED}"
 CANCELLED = f"""UPDATE tasks SET state = 5, owner = NULL, cancelling = false, finished = %(now)s,
     expires = %(now)s + %(keep)s {_ENDED}"""
 FORGET = f"DELETE FROM tasks USING {_ENDED.removeprefix('FROM ')}"
 #: How each action is written down, where what is over is kept for a while, and where it is not.
-_SETTLE = {Action.FINISH: FINISH, Action.RETRY: POSTPONE, Action.BURY: BURY, Action.CANCEL: CANCELLED}
+_SETTLE = {
+    Action.FINISH: FINISH,
+    Action.RETRY: POSTPONE,
+    Action.DEAD_LETTER: DEAD_LETTER,
+    Action.CANCEL: CANCELLED,
+}
 _SETTLE_UNKEPT = _SETTLE | {Action.FINISH: FORGET, Action.CANCEL: FORGET}
 
 # Locked before anything is decided about it: it may begin to run, or end, at the same moment.
@@ -124,7 +129,7 @@ class PostgresStore:
         self._listener: Listener | None = None
         self._lease = Lease()
         self._claimer = Claimer()
-        self._gate = Gate(bounds, self.usage, self.waiting_queues, time.monotonic)
+        self._gate = AdmissionControl(bounds, self.usage, self.waiting_queues, time.monotonic)
 
     def open(self, woken: Callable[[], None]) -> None:
         """Connect, and create the tables where there are none.
@@ -182,7 +187,7 @@ class PostgresStore:
         """Return why each of *tasks* is refused; None for those that are to be added."""
         return self._gate.refusals(tasks)
 
-    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Cycle:
         """Write down how tasks ended and claim the next ones, in one transaction."""
         try:
             with self._server.transaction() as connection:
@@ -202,7 +207,7 @@ class PostgresStore:
 
     def _turn(
         self, connection: Connection[Any], settlements: Sequence[Settlement], demand: Demand
-    ) -> tuple[Moment, Turn]:
+    ) -> tuple[Moment, Cycle]:
         moment = self._lease.begin(connection)
         now = moment.now
         settled = self._settle(connection, settlements, now)
@@ -218,7 +223,7 @@ class PostgresStore:
             connection.execute(NOTIFY)
         wait = None if next_at is None else max(next_at - now, 0.0)
         upkeep = None if next_expiry is None else max(next_expiry - now, 0.0)
-        return moment, Turn(claimed, ready, wait, moment.orphans, cancelling, upkeep)
+        return moment, Cycle(claimed, ready, wait, moment.orphans, cancelling, upkeep)
 
     def _settle(self, connection: Connection[Any], settlements: Sequence[Settlement], now: float) -> bool:
         """Write down how tasks ended, those that are still this spooler's; return whether there were any."""
@@ -229,7 +234,7 @@ class PostgresStore:
         over: list[int] = []  # their sizes
         mine = connection.execute(MINE, {"ids": list(endings), "owner": self._lease.owner})
         for identifier, cancelling, size in mine:
-            action = endings[identifier].verdict.action
+            action = endings[identifier].decision.action
             if action is Action.RETRY and cancelling:
                 action = Action.CANCEL
             if action is not Action.RETRY:
@@ -369,17 +374,17 @@ class PostgresStore:
 
 
 def _size(settlement: Settlement) -> int:
-    return len(settlement.result) + len(settlement.verdict.error)
+    return len(settlement.result) + len(settlement.decision.error)
 
 
 def _columns(ended: Sequence[Settlement]) -> dict[str, Any]:
-    verdicts = [settlement.verdict for settlement in ended]
+    decisions = [settlement.decision for settlement in ended]
     return {
         "ids": [settlement.id for settlement in ended],
-        "attempts": [verdict.attempts for verdict in verdicts],
-        "crashes": [verdict.crashes for verdict in verdicts],
-        "delays": [verdict.delay for verdict in verdicts],
-        "errors": [verdict.error for verdict in verdicts],
+        "attempts": [decision.attempts for decision in decisions],
+        "crashes": [decision.crashes for decision in decisions],
+        "delays": [decision.delay for decision in decisions],
+        "errors": [decision.error for decision in decisions],
         "results": [settlement.result for settlement in ended],
     }
 

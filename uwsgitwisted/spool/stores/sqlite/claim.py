@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Container, Sequence
 from typing import Any
 
-from uwsgitwisted.spool.stores.interface import AHEAD_BYTES, QUEUES_A_TURN, Demand, Want
+from uwsgitwisted.spool.stores.interface import PREFETCH_BYTES, QUEUES_PER_CYCLE, Demand, Want
 from uwsgitwisted.spool.task import Task
 
 #: The columns of a task, as :func:`task_of` reads them.
@@ -61,9 +61,9 @@ class Claimer:
             if pool is None and tasks:
                 self._last_queue = tasks[-1].queue
             claimed += tasks
-            if not want.now and len(tasks) < want.ahead:
+            if not want.now and len(tasks) < want.prefetch:
                 continue  # what is left was tried before, or is large, and waits for a free worker
-            if len(queues) == QUEUES_A_TURN or any(
+            if len(queues) == QUEUES_PER_CYCLE or any(
                 connection.execute(ANY_READY, (queue,)).fetchone() for queue in queues
             ):
                 ready.add(pool)
@@ -78,7 +78,7 @@ class Claimer:
         start = connection.execute(NEXT_QUEUE, (self._last_queue,)).fetchone()
         around = connection.execute(FIRST_QUEUE, ("",)).fetchone()
         for row, end in ((start, None), (around, self._last_queue)):
-            while row is not None and len(behind) < QUEUES_A_TURN and (end is None or row[0] <= end):
+            while row is not None and len(behind) < QUEUES_PER_CYCLE and (end is None or row[0] <= end):
                 if row[0] not in others:
                     behind.append(row[0])
                 row = connection.execute(NEXT_QUEUE, row).fetchone()
@@ -91,7 +91,7 @@ class _Taking:
     def __init__(self, connection: sqlite3.Connection, want: Want, now: float) -> None:
         self._connection = connection
         self._begin = want.now
-        self._left = want.now + want.ahead
+        self._left = want.now + want.prefetch
         self._now = now
         self._bytes = 0
         self._tasks: list[Task] = []
@@ -108,7 +108,7 @@ class _Taking:
         taken: list[Task] = []
         for fresh, *row in self._connection.execute(READY, (queue, number)):
             task = task_of([*row[:-1], not self._begin])
-            if task.ahead and (not fresh or self._bytes > AHEAD_BYTES):
+            if task.ahead and (not fresh or self._bytes > PREFETCH_BYTES):
                 break  # nor what comes behind it, which would take the next free worker from it
             self._begin -= not task.ahead
             self._bytes += len(task.body)

@@ -13,18 +13,18 @@ from zope.interface import implementer
 
 from uwsgitwisted.errors import Busy, StoreUnavailable
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, Gate, Usage
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, AdmissionControl, Bounds, Usage
 from uwsgitwisted.spool.stores.interface import (
     EXPIRE_LIMIT,
     KEEP_RESULTS,
     LARGEST_ID,
     OCCURRENCE_SPAN,
     SMALL_RESULT,
+    Cycle,
     Demand,
     ISpoolStore,
     Record,
     Settlement,
-    Turn,
     first_expired,
     possible_ids,
 )
@@ -76,7 +76,7 @@ FINISH = """UPDATE tasks SET state = 3, attempts = ?, crashes = ?, finished = ?,
     body = x'', cancelling = 0 WHERE id = ? AND state = 2"""
 POSTPONE = """UPDATE tasks SET state = ?, attempts = ?, crashes = ?, at = coalesce(?, at), retrying = ?,
     error = coalesce(nullif(?, ''), error) WHERE id = ? AND state = 2 AND cancelling = 0"""
-BURY = """UPDATE tasks SET state = 4, attempts = ?, crashes = ?, finished = ?,
+DEAD_LETTER = """UPDATE tasks SET state = 4, attempts = ?, crashes = ?, finished = ?,
     error = coalesce(nullif(?, ''), error), cancelling = 0 WHERE id = ? AND state = 2"""
 CANCELLED = """UPDATE tasks SET state = 5, finished = ?, expires = ?, cancelling = 0
     WHERE id = ? AND state = 2"""
@@ -112,7 +112,7 @@ class SqliteStore:
         self._path = path
         self._lock: FileLock | None = None
         self._open_connection: sqlite3.Connection | None = None
-        self._gate = Gate(bounds, self.usage, self.waiting_queues, time.monotonic)
+        self._gate = AdmissionControl(bounds, self.usage, self.waiting_queues, time.monotonic)
         #: How many tasks are not over. No other process changes that while the file is open.
         self._unfinished = 0
         self._orphaned = False
@@ -199,12 +199,12 @@ class SqliteStore:
         """Return why each of *tasks* is refused; None for those that are to be added."""
         return self._gate.refusals(tasks)
 
-    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Cycle:
         """Write down how tasks ended and claim the next ones, in one transaction."""
         with self._transaction() as connection:
             orphans = [task_of(row) for row in connection.execute(ORPHANS)] if self._orphaned else []
             finished = sum(
-                _SETTLE[settlement.verdict.action](connection, settlement, now, self.keep)
+                _SETTLE[settlement.decision.action](connection, settlement, now, self.keep)
                 for settlement in settlements
             )
             over = first_expired(connection.execute(EXPIRED, (now, EXPIRE_LIMIT)))
@@ -222,7 +222,7 @@ class SqliteStore:
         if shrinking == 0.0 and not shrink(connection):
             shrinking = SHRINK_PAUSE
         upkeep = min((pause for pause in (expiry, shrinking) if pause is not None), default=None)
-        return Turn(claimed, ready, wait, orphans, cancelling, upkeep)
+        return Cycle(claimed, ready, wait, orphans, cancelling, upkeep)
 
     def _shrink_pause(self, connection: sqlite3.Connection, *, idle: bool) -> float | None:
         """Return in how many seconds to give space back to the disk; None if there is none to give."""
@@ -389,31 +389,31 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 def _finish(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
-    verdict = settlement.verdict
+    decision = settlement.decision
     if not keep:
         return connection.execute(FORGET, (settlement.id,)).rowcount
-    values = (verdict.attempts, verdict.crashes, now, now + keep, settlement.result, settlement.id)
+    values = (decision.attempts, decision.crashes, now, now + keep, settlement.result, settlement.id)
     return connection.execute(FINISH, values).rowcount
 
 
 def _postpone(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
-    verdict = settlement.verdict
-    if verdict.delay is None:
+    decision = settlement.decision
+    if decision.delay is None:
         times: tuple[State, float | None, bool] = State.READY, None, False
     else:
-        times = State.SCHEDULED, now + verdict.delay, True
+        times = State.SCHEDULED, now + decision.delay, True
     state, at, retrying = times
-    counts = (verdict.attempts, verdict.crashes)
-    postponed = connection.execute(POSTPONE, (state, *counts, at, retrying, verdict.error, settlement.id))
+    counts = (decision.attempts, decision.crashes)
+    postponed = connection.execute(POSTPONE, (state, *counts, at, retrying, decision.error, settlement.id))
     if postponed.rowcount:
         return 0
     return _cancel(connection, settlement, now, keep)  # somebody asked for that meanwhile
 
 
 def _bury(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
-    verdict = settlement.verdict
-    values = (verdict.attempts, verdict.crashes, now, verdict.error, settlement.id)
-    return connection.execute(BURY, values).rowcount
+    decision = settlement.decision
+    values = (decision.attempts, decision.crashes, now, decision.error, settlement.id)
+    return connection.execute(DEAD_LETTER, values).rowcount
 
 
 def _cancel(connection: sqlite3.Connection, settlement: Settlement, now: float, keep: float) -> int:
@@ -425,6 +425,6 @@ def _cancel(connection: sqlite3.Connection, settlement: Settlement, now: float, 
 _SETTLE: dict[Action, Callable[[sqlite3.Connection, Settlement, float, float], int]] = {
     Action.FINISH: _finish,
     Action.RETRY: _postpone,
-    Action.BURY: _bury,
+    Action.DEAD_LETTER: _bury,
     Action.CANCEL: _cancel,
 }
