@@ -25,7 +25,8 @@ from uwsgitwisted.errors import ProtocolError, UwsgiError
 from uwsgitwisted.handlers.render import context, read_request
 from uwsgitwisted.handlers.templates import TemplateRefused, check_name
 from uwsgitwisted.responders.http_tasks import HttpRequest, accepted, not_allowed, not_found, refused
-from uwsgitwisted.spool.management import OPERATIONS, WAIT, read_arguments
+from uwsgitwisted.spool.management.arguments import read_arguments
+from uwsgitwisted.spool.management.operations import OPERATIONS, WAIT
 from uwsgitwisted.spool.task import decode_run, new_task
 from uwsgitwisted.spool.uwsgi.directory import BROKEN, PREFIX, SpoolDirectory
 from uwsgitwisted.tasks import decode_batch, encode_batch, read_accepted, read_changed, read_ids, read_single

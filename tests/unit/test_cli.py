@@ -35,7 +35,7 @@ from tests.unit.servers import (
 )
 from uwsgitwisted.cli import arguments, display, places, queues
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool import management
+from uwsgitwisted.spool.management import changes
 from uwsgitwisted.spool.retry import Action, Decision
 from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.task import new_task
@@ -270,7 +270,7 @@ def test_many_ids(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_in_batches(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All means all, however many are changed at once."""
-    monkeypatch.setattr(management, "CHANGE_BATCH", 2)
+    monkeypatch.setattr(changes, "CHANGE_BATCH", 2)
     for _ in range(5):
         empty.add()
     assert empty("cancel", "--all", "--yes").out == "5 tasks cancelled\n"

@@ -32,7 +32,7 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.interfaces import IResponder, Request
-from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageResponder
+from uwsgitwisted.responders.manage import MAX_COMMAND, MAX_WAIT, ManageResponder
 from uwsgitwisted.spool import job_scheduler
 from uwsgitwisted.spool.job_scheduler import JobScheduler
 from uwsgitwisted.spool.records import describe_record
@@ -212,7 +212,7 @@ def test_wait_without_a_deadline(bench: Bench) -> None:
     bench.clock.advance(MAX_WAIT - 0.1)
     assert not waiting.called
     bench.clock.advance(0.2)
-    with pytest.raises(RequestTimeout, match="not over after 55 s"):
+    with pytest.raises(RequestTimeout, match="not finished after 55 s"):
         value_of(waiting)
     assert bench.spooler.cancelled == [7]
 
@@ -223,7 +223,7 @@ def test_wait_that_is_over_first(bench: Bench) -> None:
     bench.clock.advance(4.9)
     assert not waiting.called
     bench.clock.advance(0.2)
-    with pytest.raises(RequestTimeout, match="not over after 5 s"):
+    with pytest.raises(RequestTimeout, match="not finished after 5 s"):
         value_of(waiting)
     assert bench.spooler.cancelled == [7]
 
@@ -368,10 +368,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def test_a_question_is_small(bench: Bench) -> None:
     """What has to be unmarshalled is bounded, and keys that collide are refused."""
     with pytest.raises(MessageTooLarge) as caught:
-        bench.ask("list", queue="x" * MAX_QUESTION)
-    assert caught.value.limit == MAX_QUESTION
+        bench.ask("list", queue="x" * MAX_COMMAND)
+    assert caught.value.limit == MAX_COMMAND
     colliding = dumps(("list", {"queue": {n * (2**61 - 1): None for n in range(1, 2_000)}}))
-    assert len(colliding) < MAX_QUESTION
+    assert len(colliding) < MAX_COMMAND
     with pytest.raises(UnsafeObject, match="chosen to collide"):
         bench.send(colliding)
 

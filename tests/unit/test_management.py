@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import MalformedPacket, MisuseError, SpoolError
-from uwsgitwisted.spool import management
-from uwsgitwisted.spool.management import OPERATIONS, STATES, manage
+from uwsgitwisted.spool.management import changes, queries
+from uwsgitwisted.spool.management.arguments import STATES
+from uwsgitwisted.spool.management.operations import OPERATIONS, run_operation
 from uwsgitwisted.spool.retry import Action, Decision
 from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
@@ -33,7 +34,7 @@ class Queue:
         self.store.open(lambda: None)
 
     def ask(self, operation: object, **arguments: object) -> Any:
-        return loads(dumps(manage(self.store, operation, arguments, NOW)))
+        return loads(dumps(run_operation(self.store, operation, arguments, NOW)))
 
     def add(self, body: bytes = b"", **variables: Any) -> int:
         """Store a task."""
@@ -109,7 +110,7 @@ def test_summary_is_short(queue: Queue) -> None:
     queue.add(a="x" * 60_000, b=b"\xff")
     queue.add(b=b"\xff")
     long, odd = (task["summary"] for task in queue.ask("list"))
-    assert len(long) <= management.SUMMARY_LIMIT + 3
+    assert len(long) <= queries.SUMMARY_LIMIT + 3
     assert odd == "b=\\xff"
 
 
@@ -117,8 +118,8 @@ def test_summary_is_short(queue: Queue) -> None:
 @pytest.mark.parametrize("page", [1, 2, 50])
 def test_list_in_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch, page: int, scan: int) -> None:
     """However many are read, or looked through, at once, as many come as were asked for."""
-    monkeypatch.setattr(management, "SLICE", page)
-    monkeypatch.setattr(management, "SCAN", scan)
+    monkeypatch.setattr(queries, "SLICE", page)
+    monkeypatch.setattr(queries, "SCAN", scan)
     ids = [queue.add() for _ in range(5)]
     assert [task["id"] for task in queue.ask("list", limit=3)] == ids[:3]
     assert [task["id"] for task in queue.ask("list", limit=3, after=ids[2])] == ids[3:]
@@ -169,7 +170,7 @@ def test_show(queue: Queue) -> None:
 @pytest.mark.parametrize("operation", ["show", "status"])
 def test_results_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     """Large results are in an answer as long as there is room, the first one always; small ones always are."""
-    monkeypatch.setattr(management, "ANSWER_BYTES", 25_000)
+    monkeypatch.setattr(queries, "ANSWER_BYTES", 25_000)
     ids = []
     for size in (30_000, 10_000, 10, 12_000):
         ids.append(queue.add())
@@ -201,7 +202,7 @@ def test_stats(queue: Queue) -> None:
 
 def test_many_queues(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many queues are counted one by one, the others together."""
-    monkeypatch.setattr(management, "MAX_QUEUES", 2)
+    monkeypatch.setattr(queries, "MAX_QUEUES", 2)
     for name in "abcd":
         queue.add(spooler=name)
     assert [(row["queue"], row["ready"]) for row in queue.ask("stats")] == [("a", 1), ("b", 1), (None, 2)]
@@ -262,7 +263,7 @@ def test_change_all(queue: Queue, operation: str, arguments: dict[str, object], 
 
 def test_change_all_in_batches(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change to many is made to some at a time, and the answer says how to go on."""
-    monkeypatch.setattr(management, "CHANGE_BATCH", 2)
+    monkeypatch.setattr(changes, "CHANGE_BATCH", 2)
     ids = [queue.add() for _ in range(5)]
     first = queue.ask("cancel", all=True)
     assert first == {"changed": ids[:2], "more": True, "after": ids[1]}
@@ -341,7 +342,7 @@ def test_export(queue: Queue) -> None:
 @pytest.mark.parametrize("size", [0, 100_000])
 def test_export_is_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """An export stops where it has enough bytes, and goes on behind that, with every task once."""
-    monkeypatch.setattr(management, "ANSWER_BYTES", 25 + size)
+    monkeypatch.setattr(queries, "ANSWER_BYTES", 25 + size)
     ids = [queue.add(b"x" * (10 + size // 2), n=n) for n in range(5)]
     exported: list[int] = []
     while page := queue.ask("export", after=exported[-1] if exported else 0):
@@ -401,14 +402,14 @@ def test_unknown_operation(queue: Queue, operation: object) -> None:
 def test_arguments(queue: Queue, operation: str, arguments: Any, reason: str) -> None:
     """Arguments of another kind are refused, with what is taken."""
     with pytest.raises(SpoolError, match=reason):
-        manage(queue.store, operation, arguments, NOW)
+        run_operation(queue.store, operation, arguments, NOW)
 
 
 @pytest.mark.parametrize("arguments", [None, [], "limit", 1, [("limit", 1)]])
 def test_arguments_are_a_dict(queue: Queue, arguments: object) -> None:
     """So is what is no dict."""
     with pytest.raises(SpoolError, match="list takes a dict of"):
-        manage(queue.store, "list", arguments, NOW)
+        run_operation(queue.store, "list", arguments, NOW)
 
 
 _VALUES = st.recursive(

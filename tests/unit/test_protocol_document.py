@@ -14,9 +14,10 @@ import pytest
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
 from uwsgitwisted.responders import http_tasks as http_answers
-from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT
+from uwsgitwisted.responders.manage import MAX_COMMAND, MAX_WAIT
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
-from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
+from uwsgitwisted.spool.management.operations import OPERATIONS
+from uwsgitwisted.spool.management.queries import ANSWER_BYTES, MAX_QUEUES
 from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.tasks import MAX_BATCH, BatchItem, decode_batch, encode_batch
@@ -51,7 +52,7 @@ MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
     "MAX_BATCH": MAX_BATCH,
-    "MAX_QUESTION": MAX_QUESTION,
+    "MAX_COMMAND": MAX_COMMAND,
     "MAX_WAIT": MAX_WAIT,
     "MAX_PEER_WAITERS": MAX_PEER_WAITERS,
     "MAX_WAITERS": MAX_WAITERS,
