@@ -676,7 +676,7 @@ def test_stop_on_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
         bench.pass_time(STORE_PAUSE)
     assert outcome(stopped) is None
     assert any("will run again" in str(event.get("log_format")) for event in logged)
-    again = Bench(Path(bench.store._path)).start()
+    again = Bench(Path(bench.store._database.path)).start()
     again.pass_time(10)
     assert again.engine.seen == ["one"]
     again.stop()

@@ -15,6 +15,7 @@ import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
 from uwsgitwisted.spool.retry import Action, Decision
+from uwsgitwisted.spool.stores import claiming, sql
 from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import Cycle, Settlement, Want
 from uwsgitwisted.spool.stores.sqlite import claim as sqlite_claim
@@ -67,8 +68,8 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def connection_of(store: SqliteStore) -> sqlite3.Connection:
-    assert store._open_connection is not None
-    return store._open_connection
+    assert store._database._connection is not None
+    return store._database._connection
 
 
 def reopened(store: SqliteStore) -> SqliteStore:
@@ -95,7 +96,7 @@ def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
     """A cycle that fails doesn't lose the orphans."""
     store.add([task("ran")])
     advance(store, 1, NOW)
-    connection = reopened(store)._open_connection
+    connection = reopened(store)._database._connection
     assert connection is not None
     connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable):
@@ -113,7 +114,8 @@ def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.Monkey
 
 def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tasks a queue has, the others get their turns, also if there are many queues."""
-    monkeypatch.setattr(sqlite_claim, "QUEUES_PER_CYCLE", 2)
+    for module in (claiming, sqlite_claim):
+        monkeypatch.setattr(module, "QUEUES_PER_CYCLE", 2)
     store.add([replace(task(), queue="a") for _ in range(20)])
     store.add([replace(task(), queue=queue) for queue in "bcd"])
     store.add([replace(task(), queue="mail") for _ in range(5)])
@@ -144,10 +146,10 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
         (sqlite_claim.FIRST_QUEUE, "tasks_ready"),
         (sqlite_claim.NEXT_LATER, "tasks_later"),
         (sqlite.PROMOTE, "tasks_scheduled"),
-        (sqlite.NEXT_SCHEDULED, "tasks_scheduled"),
+        (sql.NEXT_SCHEDULED, "tasks_scheduled"),
         (sqlite.ORPHANS, "tasks_running"),
-        (sqlite.EXPIRED, "tasks_expiring"),
-        (sqlite.NEXT_EXPIRY, "tasks_expiring"),
+        (sql.EXPIRED, "tasks_expiring"),
+        (sql.NEXT_EXPIRY, "tasks_expiring"),
         (sqlite.CANCELLING, "tasks_cancelling"),
         (sqlite.FIND_KEY, "tasks_key"),
     ],
@@ -189,9 +191,9 @@ def test_space_is_kept_while_the_disk_is_full(store: SqliteStore) -> None:
     claimed = advance(store, 1000, NOW).claimed
     advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
     connection = connection_of(store)
-    store._open_connection = _Unshrinkable(connection)  # type: ignore[assignment]
+    store._database._connection = _Unshrinkable(connection)  # type: ignore[assignment]
     assert advance(store, 0, NOW).upkeep == sqlite.SHRINK_PAUSE
-    store._open_connection = connection
+    store._database._connection = connection
     assert advance(store, 0, NOW).upkeep == 0.0
 
 

@@ -11,7 +11,7 @@ from psycopg import sql
 from twisted.logger import Logger
 
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool.stores.postgres.server import CONNECT_LIMIT, Server, Session, errors_of_ours
+from uwsgitwisted.spool.stores.postgres.server import CONNECT_LIMIT, Server, Session, translated_errors
 
 #: What is heard within so many seconds after something is taken together: a spooler that commits a thousand
 #: times a second must not make all others look as often.
@@ -51,7 +51,7 @@ class Listener:
         address = self._server.address
         session = Session(address)
         try:
-            with errors_of_ours(address.description):
+            with translated_errors(address.description):
                 session.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(address.schema)))
         except BaseException:
             session.close()

@@ -85,7 +85,7 @@ _NO_CODE: dict[type[psycopg.Error], str] = {psycopg.DataError: "22000", psycopg.
 
 
 @contextmanager
-def errors_of_ours(description: str) -> Iterator[None]:
+def translated_errors(description: str) -> Iterator[None]:
     """Turn psycopg's exceptions about the spool *description* into ours."""
     try:
         yield
@@ -178,7 +178,7 @@ class Session:
         # A duplicate, since the number of one that was closed may be another's already.
         self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))
         try:
-            with errors_of_ours(address.description):
+            with translated_errors(address.description):
                 _set_up(self.connection, address)
         except BaseException:
             self.close()
@@ -258,7 +258,7 @@ class Server:
         self._session = Session(self.address)
         self._is_open = True
         try:
-            with errors_of_ours(self.address.description):
+            with translated_errors(self.address.description):
                 create_tables(self._session.connection, self.address.schema)
                 upgrade_tables(self._session.connection)
                 check_tables(self._session.connection, self.address.description)
@@ -283,7 +283,7 @@ class Server:
             raise StoreUnavailable(f"the spool {self.address.description} is not open")
         self._call_began = time.monotonic()
         try:
-            with errors_of_ours(self.address.description):
+            with translated_errors(self.address.description):
                 yield self._usable_session().connection
         finally:
             self._call_began = None

@@ -56,7 +56,7 @@ _MEANINGS: tuple[tuple[str, type[SpoolError], str], ...] = (
 
 
 @contextmanager
-def errors_of_ours(path: str) -> Iterator[None]:
+def translated_errors(path: str) -> Iterator[None]:
     """Turn SQLite's exceptions about the file *path* into ours."""
     try:
         yield
@@ -77,7 +77,7 @@ def prepare_file(path: str) -> None:
         is.
     :raises SpoolError: if it can't be read or created.
     """
-    with errors_of_ours(path):
+    with translated_errors(path):
         if _is_spool(path):
             _verify(path)
         else:
@@ -91,7 +91,7 @@ def open_database(path: str) -> sqlite3.Connection:
 
     :raises SpoolError: if it can't be opened.
     """
-    with errors_of_ours(path):
+    with translated_errors(path):
         # From one thread at a time, but not always from the same one.
         connection = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         try:

@@ -1,28 +1,27 @@
-"""The tables of a spool in SQLite, and the way up from those of earlier releases."""
+"""The tables of a spool in SQLite, and the upgrades from those of earlier releases."""
 
 # ruff: noqa: S608 - the statements are put together from constants
 
 from __future__ import annotations
 
+from uwsgitwisted.spool.task import State
+
 #: "uwSp" in the field of SQLite's header that says whose database it is.
 APPLICATION_ID = 0x75775370
-#: To be raised with every change of the tables, together with a way up from the ones before.
+#: Raise it with every change of the tables, and add an upgrade from the version before.
 SCHEMA_VERSION = 3
 
-# The states in the partial indexes and in the statements are the numbers of spool.task.State; they stand there
-# as literals, or SQLite would not use those indexes.
+# A task is SCHEDULED until its time has come, then READY. One index in the order of running can't serve both:
+# with a million tasks of tomorrow ahead of it, every claim would step over them. Each partial index covers the
+# tasks of one state, so a claim reads as many entries as it claims tasks, whatever else waits. An id is never
+# given twice (AUTOINCREMENT), since people keep ids. The large columns come last: SQLite reads a row from its
+# start.
 #
-# A task is SCHEDULED (0) until its time has come, then READY (1). One index in the order of running can't
-# serve both: with a million tasks of tomorrow ahead of it, every claim would step over them. The partial
-# indexes cover the tasks of one state each, so that a claim reads as many entries as it takes tasks, whatever
-# else waits. An id is never given twice (AUTOINCREMENT), since people keep them. The large columns come last:
-# SQLite reads a row from its start.
-#
-#   expires     when a task that is over is forgotten
+#   expires     when a finished task is deleted
 #   retrying    whether `at` is the end of a pause, not a time that somebody asked for
-#   ahead       whether it was claimed while all workers were busy
-#   cancelling  whether somebody asked to take it back while it ran
-_TABLES = """
+#   ahead       whether the task was prefetched
+#   cancelling  whether somebody asked to cancel the task while it ran
+_TABLES = f"""
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     state INTEGER NOT NULL,
@@ -44,11 +43,11 @@ CREATE TABLE tasks (
     variables BLOB NOT NULL,
     body BLOB NOT NULL DEFAULT x''
 );
-CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = 0;
-CREATE INDEX tasks_ready ON tasks (queue, priority, at, id) WHERE state = 1;
-CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
-CREATE INDEX tasks_running ON tasks (id) WHERE state = 2;
-CREATE INDEX tasks_dead ON tasks (id) WHERE state = 4;
+CREATE INDEX tasks_scheduled ON tasks (at) WHERE state = {State.SCHEDULED:d};
+CREATE INDEX tasks_ready ON tasks (queue, priority, at, id) WHERE state = {State.READY:d};
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = {State.SCHEDULED:d};
+CREATE INDEX tasks_running ON tasks (id) WHERE state = {State.RUNNING:d};
+CREATE INDEX tasks_dead ON tasks (id) WHERE state = {State.DEAD:d};
 CREATE INDEX tasks_cancelling ON tasks (id) WHERE cancelling = 1;
 CREATE INDEX tasks_expiring ON tasks (expires) WHERE expires IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
@@ -64,7 +63,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
 
-#: What brings a spool of an earlier version up to date, or to a later one, in one transaction.
+#: The upgrade of a spool by its version: in one transaction, to the present version or to one in between.
 UPGRADES = {
     1: f"""
 BEGIN IMMEDIATE;
@@ -77,7 +76,8 @@ INSERT INTO tasks (id, state, priority, at, created, started, attempts, crashes,
     SELECT id, state, priority, at, created, started, attempts, crashes, queue, error, variables FROM tasks_1;
 INSERT INTO tasks
         (id, state, priority, at, created, started, finished, attempts, crashes, queue, error, variables)
-    SELECT id, 4, priority, at, created, started, buried, attempts, crashes, queue, error, variables
+    SELECT id, {State.DEAD:d}, priority, at, created, started, buried, attempts, crashes, queue, error,
+        variables
     FROM dead_letters;
 UPDATE sqlite_sequence SET seq = max(seq, (SELECT seq FROM sqlite_sequence WHERE name = 'tasks_1'))
     WHERE name = 'tasks';
@@ -89,11 +89,11 @@ DROP TABLE dead_letters;
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """,
-    2: """
+    2: f"""
 BEGIN IMMEDIATE;
 DROP INDEX tasks_key;
 CREATE UNIQUE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL;
-CREATE INDEX tasks_later ON tasks (queue) WHERE state = 0;
+CREATE INDEX tasks_later ON tasks (queue) WHERE state = {State.SCHEDULED:d};
 PRAGMA user_version = 3;
 COMMIT;
 """,
