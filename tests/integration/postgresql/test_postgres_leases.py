@@ -18,8 +18,8 @@ from tests.store_contract import Bench, about, names, settle
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores.postgres import add as postgres_add
+from uwsgitwisted.spool.stores.postgres import connection as postgres_connection
 from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
-from uwsgitwisted.spool.stores.postgres import server as postgres_server
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -74,7 +74,7 @@ def test_killed_spooler(spool: Spool) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_a_task_that_somebody_holds(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that was left open keeps a spooler from writing down how a task ended, not from living."""
-    monkeypatch.setattr(postgres_server, "LOCK_LIMIT", 0.1)
+    monkeypatch.setattr(postgres_connection, "LOCK_LIMIT", 0.1)
     holder, other = spool.open(), spool.open()
     identifier, _ = holder.run("held", "runs on")
     with spool.transaction() as left_open:
@@ -89,8 +89,8 @@ def test_a_task_that_somebody_holds(spool: Spool, monkeypatch: pytest.MonkeyPatc
 
 def test_a_stuck_statement_is_shorter_than_a_lease() -> None:
     """A heartbeat that comes due while a statement is stuck comes in time."""
-    assert postgres_lease.HEARTBEAT + postgres_server.STATEMENT_LIMIT < postgres_lease.LEASE
-    assert postgres_server.LOCK_LIMIT < postgres_server.STATEMENT_LIMIT
+    assert postgres_lease.HEARTBEAT + postgres_connection.STATEMENT_LIMIT < postgres_lease.LEASE
+    assert postgres_connection.LOCK_LIMIT < postgres_connection.STATEMENT_LIMIT
 
 
 def test_lease(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_in_the_middle_of_a_transaction(spool: Spool) -> None:
     holder.run("a")
     spool.silence(holder)
     with spool.transaction() as connection:
-        lease_of(holder).show(connection)
+        lease_of(holder).renew(connection)
         assert other.cycle(0).orphans == []
     assert other.cycle(0).orphans == []
 
@@ -191,7 +191,7 @@ def test_quiet_turns_write_nothing(spool: Spool, bench: Bench) -> None:
 @contextmanager
 def lost_answers(bench: Bench) -> Iterator[None]:
     """Have a transaction be committed, and its answer be lost, which its caller is told by an error."""
-    server = store_of(bench)._server
+    server = store_of(bench)._database
     transaction = server.transaction
 
     @contextmanager

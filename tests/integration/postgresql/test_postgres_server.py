@@ -23,9 +23,10 @@ from uwsgitwisted.spool.retry import Action
 from uwsgitwisted.spool.stores.bounds import Usage
 from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import Want
+from uwsgitwisted.spool.stores.postgres import connection as connection_module
+from uwsgitwisted.spool.stores.postgres import database as database_module
 from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
 from uwsgitwisted.spool.stores.postgres import listener as postgres_listener
-from uwsgitwisted.spool.stores.postgres import server as server_module
 from uwsgitwisted.spool.stores.postgres.store import PostgresStore
 from uwsgitwisted.spool.task import State, Task
 
@@ -157,7 +158,7 @@ def test_server_restarts(restarted: PostgresServer, spool: Spool, number: signal
     assert names(bench.cycle(5)) == ["kept"]
     assert bench.states() == {running: State.RUNNING, kept: State.RUNNING}
     assert woken.wait(PATIENCE), "it looks for what it may not have heard"
-    until(lambda: store_of(bench)._listener._session.usable, "it listens again")  # type: ignore[union-attr]
+    until(lambda: store_of(bench)._listener._connection.usable, "it listens again")  # type: ignore[union-attr]
     woken.clear()
     (new,) = other.add("new")
     assert new > kept
@@ -192,31 +193,31 @@ def test_leases_after_a_restart(
 
 def test_connection_is_ended(spool: Spool, bench: Bench) -> None:
     """A connection that an administrator ends in the middle of a statement is made again."""
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:
             other.execute("LOCK TABLE tasks")
             adding = pool.submit(bench.add, "a")
             until(spool.blocked, "the task waits for the lock")
             spool.execute("SELECT pg_terminate_backend(%s)", pid)
-            with pytest.raises(StoreUnavailable, match="may have been done, or not"):
+            with pytest.raises(StoreUnavailable, match="may have been made, or not"):
                 adding.result(PATIENCE)
         assert len(bench.add("b")) == 1
-    assert store_of(bench)._server.process != pid
+    assert store_of(bench)._database.process != pid
 
 
 def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that says nothing any more is given up after a while; the next call has a new connection."""
-    monkeypatch.setattr(server_module, "CALL_LIMIT", 0.2)
+    monkeypatch.setattr(database_module, "CALL_LIMIT", 0.2)
     monkeypatch.setattr(postgres_listener, "WATCH_INTERVAL", 0.05)
     bench = spool.open()
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         try:
             with pytest.raises(StoreUnavailable, match="the connection broke"):
                 pool.submit(bench.add, "a").result(PATIENCE)
-            monkeypatch.setattr(server_module, "CALL_LIMIT", 60.0)
+            monkeypatch.setattr(database_module, "CALL_LIMIT", 60.0)
             assert len(pool.submit(bench.add, "b").result(PATIENCE)) == 1
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -224,7 +225,7 @@ def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_busy_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement that waits for too long is given up, and nothing is changed."""
-    monkeypatch.setattr(server_module, "STATEMENT_LIMIT", 0.1)
+    monkeypatch.setattr(connection_module, "STATEMENT_LIMIT", 0.1)
     bench = spool.open()
     with spool.transaction() as other:
         other.execute("LOCK TABLE tasks")
@@ -256,14 +257,14 @@ def test_errors(spool: Spool, bench: Bench, code: str, kind: type[SpoolError], r
         f"$$ BEGIN RAISE 'it is raised' USING ERRCODE = '{code}'; END $$;"
         "CREATE TRIGGER fail AFTER INSERT ON {}.tasks EXECUTE FUNCTION {}.fail()"
     )
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     with pytest.raises(SpoolError, match=reason) as raised:
         bench.add("a")
     assert type(raised.value) is kind
     assert "it is raised" in str(raised.value)
     spool.execute("DROP TRIGGER fail ON {}.tasks")
     assert bench.states() == {}
-    assert store_of(bench)._server.process == pid
+    assert store_of(bench)._database.process == pid
 
 
 @pytest.mark.parametrize("queue", ["a\0b", "\ud800"])
@@ -283,7 +284,7 @@ def test_commits_wait_for_the_disk(spool: Spool) -> None:
         spool.execute(f"ALTER ROLE postgres SET synchronous_commit = {default}")
         try:
             bench = spool.open()
-            with store_of(bench)._server.reading() as connection:
+            with store_of(bench)._database.reading() as connection:
                 assert connection.execute("SHOW synchronous_commit").fetchone() == (expected,)
         finally:
             spool.execute("ALTER ROLE postgres RESET synchronous_commit")
@@ -381,7 +382,7 @@ def test_tables_are_gone(spool: Spool, bench: Bench) -> None:
     try:
         with pytest.raises(SpoolCorrupt, match="missing or were altered"):
             bench.add("b")
-        session = store_of(bench)._server._session
+        session = store_of(bench)._database._connection
         assert session is not None
         spool.execute("SELECT pg_terminate_backend(%s)", session.process)
         until(lambda: not session.usable, "the end of the connection")
@@ -432,7 +433,7 @@ def test_description(url: str, description: str) -> None:
     store = make_store(url)
     assert isinstance(store, PostgresStore)
     assert store.description == description
-    assert "secret" not in repr(vars(store)) + repr(store._server.address)
+    assert "secret" not in repr(vars(store)) + repr(store._database.address)
 
 
 @pytest.mark.parametrize(

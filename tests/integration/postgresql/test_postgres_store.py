@@ -17,12 +17,14 @@ from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, StoreContract, names, settle
 from uwsgitwisted.spool.retry import Action
+from uwsgitwisted.spool.stores import sql
 from uwsgitwisted.spool.stores.bounds import Usage
 from uwsgitwisted.spool.stores.interface import Settlement
 from uwsgitwisted.spool.stores.postgres import add as postgres_add
 from uwsgitwisted.spool.stores.postgres import claim as postgres_claim
 from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
 from uwsgitwisted.spool.stores.postgres import store as postgres
+from uwsgitwisted.spool.stores.postgres.schema import mark_values
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -275,23 +277,23 @@ def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
         (postgres_claim.READY, {"queues": ["a"], "held": [1], "share": 5}, {"tasks_ready"}),
         (postgres_claim.ANY_READY, {"queues": ["a"], "held": [1]}, {"tasks_ready"}),
         (postgres_claim.QUEUES, {"last": "a", "others": ["b"]}, {"tasks_ready"}),
-        (postgres_claim.WAITING_QUEUES, (5, 5), {"tasks_ready", "tasks_later"}),
+        (mark_values(postgres_claim.WAITING_QUEUES), (5, 5), {"tasks_ready", "tasks_later"}),
         (postgres.PROMOTE, (1.0, 5), {"tasks_scheduled", "tasks_pkey"}),
         (postgres.EXPIRED, (1.0, 5), {"tasks_expiring"}),
         (postgres.EXPIRE, ([1],), {"tasks_pkey"}),
-        (postgres_add.NEXT_SCHEDULED, (), {"tasks_scheduled"}),
+        (sql.NEXT_SCHEDULED, (), {"tasks_scheduled"}),
         (postgres_add.FIND_KEYS, (["a"], ["k"]), {"tasks_key"}),
         (postgres.OUTLOOK, (uuid4(),), {"tasks_scheduled", "tasks_expiring", "tasks_cancelling"}),
         (postgres_lease.LEFT, {"limit": 5}, {"tasks_running", "spoolers_pkey"}),
         (postgres_lease.ORPHANS, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
-        (postgres_lease.GIVE_BACK, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
+        (postgres_lease.RETURN, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
     ],
 )
 def test_plans(spool: Spool, bench: Bench, statement: str, values: Any, indexes: set[str]) -> None:
     """Each step of a cycle reads its own index in order, whatever the statistics say, and sorts nothing."""
     spool.execute("ANALYZE {}.tasks")
     bench.store.add([bench.task(later=1000) for _ in range(1000)])
-    with store_of(bench)._server.reading() as connection:
+    with store_of(bench)._database.reading() as connection:
         connection.execute(statement, values, prepare=True)
         ((name, number),) = connection.execute(
             "SELECT name, cardinality(parameter_types) FROM pg_prepared_statements ORDER BY prepare_time DESC "

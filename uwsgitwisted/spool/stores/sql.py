@@ -159,7 +159,6 @@ def _for_ids(columns: str, ids: Iterable[int]) -> list[tuple[str, Sequence[int]]
     ]
 
 
-def seconds_until(rows: Sequence[tuple[Any, ...]], now: float) -> float | None:
-    """Return how many seconds it is until the time in the only row, at least 0; None if there is no time."""
-    at = rows[0][0] if rows else None
+def seconds_until(at: float | None, now: float) -> float | None:
+    """Return how many seconds it is from *now* until *at*, at least 0; None if *at* is."""
     return None if at is None else max(at - now, 0.0)

@@ -1,27 +1,30 @@
-"""How the next tasks are chosen in a PostgreSQL spool: by priority within a queue, in turns among queues."""
+"""The tasks in a PostgreSQL spool, as a cycle claims them: by priority within a queue."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.stores.interface import PREFETCH_BYTES, QUEUES_PER_CYCLE, Demand, Want
-from uwsgitwisted.spool.stores.postgres.schema import TASK
-from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.stores.interface import PREFETCH_BYTES, QUEUES_PER_CYCLE, Want
+from uwsgitwisted.spool.stores.rows import TASK_COLUMNS, make_rows, make_task, name_columns
+from uwsgitwisted.spool.stores.sql import PAUSED
+from uwsgitwisted.spool.task import State, Task
 
 # ruff: noqa: S608 - the statements are put together from constants
+_READY = f"FROM tasks WHERE state = {State.READY:d}"
 
 
-def _queues(first: str, every: str) -> str:
+def _walk_queues(first: str, every: str) -> str:
     """Return a statement that goes through the queues that have ready tasks.
 
-    Each step is one look into the index, however many tasks a queue has. It stops when it has given as many as
+    Each step is one look into the index, however many tasks a queue has. It stops when it has found as many as
     are asked for.
     """
-    head = f"SELECT queue FROM tasks WHERE state = 1 AND {every}"
+    head = f"SELECT queue {_READY} AND {every}"
     return f"""(WITH RECURSIVE queues AS (
             ({head} AND {first} ORDER BY queue LIMIT 1) UNION ALL
             SELECT ({head} AND queue > queues.queue ORDER BY queue LIMIT 1) FROM queues WHERE queue IS NOT NULL)
@@ -29,126 +32,112 @@ def _queues(first: str, every: str) -> str:
 
 
 # First those behind the last one served, then those up to it.
-QUEUES = f"""{_queues("queue > %(last)s", "true")}
-    UNION ALL {_queues("true", "queue <= %(last)s")} LIMIT {QUEUES_PER_CYCLE}"""
+QUEUES = f"""{_walk_queues("queue > %(last)s", "true")}
+    UNION ALL {_walk_queues("true", "queue <= %(last)s")} LIMIT {QUEUES_PER_CYCLE}"""
 
 
-def _waiting(state: int) -> str:
+def _walk_waiting(state: State) -> str:
     """Return a statement that goes through the queues with a name that have tasks in *state*."""
-    head = f"SELECT queue FROM tasks WHERE state = {state} AND queue >"
+    head = f"SELECT queue FROM tasks WHERE state = {state:d} AND queue >"
     return f"""(WITH RECURSIVE queues AS (({head} '' ORDER BY queue LIMIT 1) UNION ALL
             SELECT ({head} queues.queue ORDER BY queue LIMIT 1) FROM queues WHERE queue IS NOT NULL)
-        SELECT queue FROM queues WHERE queue IS NOT NULL LIMIT %s)"""
+        SELECT queue FROM queues WHERE queue IS NOT NULL LIMIT ?)"""
 
 
-WAITING_QUEUES = f"{_waiting(1)} UNION ALL {_waiting(0)}"
-PAUSED = "SELECT queue FROM paused"
-# What another spooler is about to claim is stepped over. What this one runs although it lost its lease waits.
-READY = """SELECT given.place, candidate.*
+WAITING_QUEUES = f"{_walk_waiting(State.READY)} UNION ALL {_walk_waiting(State.SCHEDULED)}"
+# A task that another spooler is about to claim is skipped. A task that this one runs although it lost its lease
+# waits.
+READY = f"""SELECT given.place, candidate.*
     FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS given (queue, place),
-        LATERAL (SELECT priority, at, id, attempts = 0 AND error = '', octet_length(body) FROM tasks
-            WHERE state = 1 AND queue = given.queue AND id <> ALL(%(held)s)
+        LATERAL (SELECT priority, at, id, attempts = 0 AND error = '' AS fresh, octet_length(body) AS size
+            {_READY} AND queue = given.queue AND id <> ALL(%(held)s)
             ORDER BY priority, at, id LIMIT %(share)s FOR UPDATE SKIP LOCKED) AS candidate"""
-CLAIM = f"""UPDATE tasks SET state = 2, owner = %(owner)s, started = %(now)s, ahead = id = ANY(%(ahead)s),
-        orphaned = false
-    WHERE id = ANY(%(ids)s) RETURNING {TASK}"""
-ANY_READY = """SELECT given.queue FROM unnest(%(queues)s::text[]) AS given (queue) WHERE EXISTS (
-    SELECT FROM tasks WHERE state = 1 AND queue = given.queue AND id <> ALL(%(held)s))"""
+CLAIM = f"""UPDATE tasks SET state = {State.RUNNING:d}, owner = %(owner)s, started = %(now)s,
+        ahead = id = ANY(%(ahead)s), orphaned = false
+    WHERE id = ANY(%(ids)s) RETURNING {TASK_COLUMNS}, body"""
+ANY_READY = f"""SELECT given.queue FROM unnest(%(queues)s::text[]) AS given (queue)
+    WHERE EXISTS (SELECT {_READY} AND queue = given.queue AND id <> ALL(%(held)s))"""
 
 
-class Claimer:
-    """Claims tasks, and remembers which queue's turn it was."""
+class PostgresTasks:
+    """The tasks in a PostgreSQL spool, during one cycle, as :class:`..claiming.TaskSource` describes them.
 
-    def __init__(self) -> None:
-        self._last_queue = ""
+    :param claimant: who claims: its id as ``owner``, the ids of the tasks that it runs as ``held``, and the
+        server's time as ``now``.
+    """
 
-    def claim(
-        self, connection: Connection[Any], demand: Demand, claimant: Mapping[str, Any]
-    ) -> tuple[list[Task], frozenset[str | None]]:
-        """Mark what the pools want as running; return it, and the pools for which there is more.
+    def __init__(self, connection: Connection[Any], claimant: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._claimant = claimant
 
-        :param claimant: who claims: its id as ``owner``, the ids of the tasks that it runs as ``held``, and the
-            server's time as ``now``.
-        """
-        paused = {queue for (queue,) in connection.execute(PAUSED)}
-        claimed: list[Task] = []
-        queues: dict[str | None, list[str]] = {}
-        for pool, want in demand.items():
-            if pool is None:
-                queues[pool] = self._next_queues(connection, paused.union(filter(None, demand)))
-            else:
-                queues[pool] = [] if pool in paused else [pool]
-            tasks = _Taking(connection, want, claimant).share_out(queues[pool])
-            if pool is None and tasks:
-                self._last_queue = tasks[-1].queue
-            if not want.now and len(tasks) < want.prefetch:
-                queues[pool] = []  # what is left was tried before, or is large, and waits for a free worker
-            claimed += tasks
-        return claimed, _pools_with_more(connection, queues, claimant)
+    def paused(self) -> set[str]:
+        """Return the queues that are paused."""
+        return {queue for (queue,) in self._connection.execute(PAUSED)}
 
-    def _next_queues(self, connection: Connection[Any], others: set[str]) -> list[str]:
-        """Return the queues that share workers and have ready tasks, beginning behind the last one served."""
-        values = {"last": self._last_queue, "others": list(others)}
-        return [queue for (queue,) in connection.execute(QUEUES, values)]
+    def next_queues(self, last: str, others: Collection[str]) -> list[str]:
+        """Return queues that have ready tasks, from the one behind *last*."""
+        values = {"last": last, "others": list(others)}
+        return [queue for (queue,) in self._connection.execute(QUEUES, values)]
+
+    def claim(self, want: Want, queues: list[str]) -> list[Task]:
+        """Claim what a pool wants of *queues*."""
+        return _PoolClaim(self._connection, want, self._claimant).share_out(queues)
+
+    def ready_queues(self, queues: Collection[str]) -> set[str]:
+        """Return those of *queues* that have ready tasks."""
+        values = {**self._claimant, "queues": list(queues)}
+        return {queue for (queue,) in self._connection.execute(ANY_READY, values)}
 
 
-def _pools_with_more(
-    connection: Connection[Any], queues: Mapping[str | None, list[str]], claimant: Mapping[str, Any]
-) -> frozenset[str | None]:
-    """Return the pools for which ready tasks are left in their *queues*, or in some that were not looked at."""
-    looked_at = [queue for some in queues.values() for queue in some]
-    ready = {queue for (queue,) in connection.execute(ANY_READY, {**claimant, "queues": looked_at})}
-    return frozenset(
-        pool for pool, some in queues.items() if len(some) >= QUEUES_PER_CYCLE or not ready.isdisjoint(some)
-    )
-
-
-class _Taking:
-    """What one pool takes in one turn."""
+class _PoolClaim:
+    """What one pool claims in one cycle."""
 
     def __init__(self, connection: Connection[Any], want: Want, claimant: Mapping[str, Any]) -> None:
         self._connection = connection
-        self._begin = want.now
+        self._free = want.now
         self._left = want.now + want.prefetch
         self._claimant = claimant
         self._bytes = 0
         self._tasks: list[Task] = []
 
     def share_out(self, queues: Sequence[str]) -> list[Task]:
-        """Take from each queue its share; what one doesn't need goes to the others."""
+        """Claim from each queue its share; what one has not goes to the others."""
         while queues and self._left:
             share = max(1, self._left // len(queues))
             asked, rest = queues[: self._left], queues[self._left :]
-            taken = Counter(self._take(asked, share))
-            queues = [*rest, *(queue for queue in asked if taken[queue] == share)]
+            claimed = Counter(self._claim_from(asked, share))
+            queues = [*rest, *(queue for queue in asked if claimed[queue] == share)]
         return self._tasks
 
-    def _take(self, queues: Sequence[str], share: int) -> list[str]:
-        """Take up to *share* tasks of each of *queues* and return the queue of each."""
+    def _claim_from(self, queues: Sequence[str], share: int) -> list[str]:
+        """Claim up to *share* tasks of each of *queues* and return the queue of each."""
         values = {**self._claimant, "queues": list(queues), "share": share}
-        chosen = self._choose(self._connection.execute(READY, values).fetchall())
+        chosen = self._choose(name_columns(self._connection.execute(READY, values)))
         if not chosen:
             return []
         values |= {"ids": list(chosen), "ahead": [identifier for identifier, ahead in chosen.items() if ahead]}
-        found = {task.id: task for task in self._claim(values)}
+        claimed = make_rows(make_task, self._connection.execute(CLAIM, values, binary=True))
+        found = {task.id: task for task in claimed}
         tasks = [found[identifier] for identifier in chosen]
         self._left -= len(tasks)
         self._tasks += tasks
         return [task.queue for task in tasks]
 
-    def _choose(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, bool]:
-        """Return the ids of those to take, in their order, and whether they are taken ahead."""
+    def _choose(self, rows: Iterable[Mapping[str, Any]]) -> dict[int, bool]:
+        """Return the ids of the tasks to claim, in their order, and whether they are prefetched."""
         chosen: dict[int, bool] = {}
         blocked: set[int] = set()
-        for place, _, _, identifier, fresh, size in sorted(rows):
-            ahead = not self._begin
-            if ahead and (place in blocked or not fresh or self._bytes > PREFETCH_BYTES):
-                blocked.add(place)  # nor what comes behind it, which would take the next free worker from it
+        for row in sorted(rows, key=_RUN_ORDER):
+            ahead = not self._free
+            if ahead and (row["place"] in blocked or not row["fresh"] or self._bytes > PREFETCH_BYTES):
+                blocked.add(
+                    row["place"]
+                )  # nor what comes behind it, which would take the next free worker from it
                 continue
-            self._begin -= not ahead
-            self._bytes += size
-            chosen[identifier] = ahead
+            self._free -= not ahead
+            self._bytes += row["size"]
+            chosen[row["id"]] = ahead
         return chosen
 
-    def _claim(self, values: Mapping[str, Any]) -> list[Task]:
-        return [Task(*row) for row in self._connection.execute(CLAIM, values, binary=True)]
+
+_RUN_ORDER = itemgetter("place", "priority", "at", "id")

@@ -1,7 +1,7 @@
-"""Which spoolers of a PostgreSQL spool live, and what becomes of the tasks of those that don't.
+"""Which spoolers of a PostgreSQL spool are alive, and who takes over the tasks of the others.
 
-Each spooler writes down its heartbeat, by the server's clock. One whose last is older than :data:`LEASE` has
-ended, or nobody hears of it: the first that sees it takes over what it ran.
+Each spooler writes heartbeats, by the server's clock. If its last one is older than :data:`LEASE`, the spooler
+has ended, or can't reach the server: the first other spooler that notices it takes over its tasks.
 """
 
 from __future__ import annotations
@@ -14,112 +14,115 @@ from uuid import uuid4
 
 from psycopg import Connection
 
-from uwsgitwisted.spool.stores.postgres.schema import BODILESS, NOW
-from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.stores.postgres.schema import NOW
+from uwsgitwisted.spool.stores.rows import TASK_COLUMNS, make_rows, make_task
+from uwsgitwisted.spool.task import State, Task
 
-#: How often a spooler shows that it lives, in seconds.
+#: How often a spooler sends a heartbeat, in seconds.
 HEARTBEAT = 2.0
-#: A spooler is taken for dead when it has not done so for this long, in seconds. Three heartbeats may get lost
-#: to a slow disk or a busy machine; a task whose spooler was killed waits for this and one heartbeat.
+#: How long a spooler counts as alive after a heartbeat, in seconds. A slow disk or a busy machine may cost
+#: three heartbeats; a task whose spooler was killed waits for this and one heartbeat.
 LEASE = 8.0
-#: How many tasks are taken over in one turn.
+#: How many tasks are taken over in one cycle.
 ORPHAN_LIMIT = 1_000
 
 # ruff: noqa: S608 - the statements are put together from constants
 CLOCK = f"SELECT {NOW}"
 BEAT = f"""INSERT INTO spoolers (id, beat) VALUES (%(owner)s, {NOW})
     ON CONFLICT (id) DO UPDATE SET beat = excluded.beat RETURNING beat"""
-STILL_THERE = f"UPDATE spoolers SET beat = {NOW} WHERE id = %(owner)s"
-# While the server was away nobody could show that it lives, and where this spooler itself could not, others may
-# have been as unlucky. One in the middle of a transaction holds its row, and lives. A heartbeat in the future
-# is from before the clock was set.
+RENEW = f"UPDATE spoolers SET beat = {NOW} WHERE id = %(owner)s"
+# While the server was away no spooler could send heartbeats, and when this one could not, others may have been
+# as unlucky. A spooler in the middle of a transaction holds its row, and is alive. A heartbeat in the future is
+# from before a step of the clock.
 EXPEL = """WITH silent AS MATERIALIZED (
         SELECT id FROM spoolers WHERE beat NOT BETWEEN %(now)s - %(lease)s AND %(now)s + %(lease)s
             AND %(steady_since)s <= %(now)s - %(lease)s
             AND extract(epoch FROM pg_postmaster_start_time()) <= %(now)s - %(lease)s
         FOR UPDATE SKIP LOCKED)
     DELETE FROM spoolers USING silent WHERE spoolers.id = silent.id"""
-LEFT = """SELECT id FROM tasks WHERE state = 2 AND NOT EXISTS (SELECT FROM spoolers WHERE spoolers.id = owner)
+LEFT = f"""SELECT id FROM tasks
+    WHERE state = {State.RUNNING:d} AND NOT EXISTS (SELECT FROM spoolers WHERE spoolers.id = owner)
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED"""
-# Looked at once more: by now the rows are locked, but one may have found a new owner just before.
-TAKE_OVER = """UPDATE tasks SET owner = %(owner)s, orphaned = true WHERE id = ANY(%(ids)s) AND state = 2
+# Checks again: the rows are locked by now, but one may have got a new owner just before.
+TAKE_OVER = f"""UPDATE tasks SET owner = %(owner)s, orphaned = true
+    WHERE id = ANY(%(ids)s) AND state = {State.RUNNING:d}
     AND NOT EXISTS (SELECT FROM spoolers WHERE spoolers.id = tasks.owner)"""
-GIVE_BACK = """UPDATE tasks SET state = 1, owner = NULL
-    WHERE state = 2 AND owner = %(owner)s AND NOT orphaned AND id <> ALL(%(held)s)"""
-ORPHANS = f"""SELECT {BODILESS} FROM tasks
-    WHERE state = 2 AND owner = %(owner)s AND orphaned AND id <> ALL(%(held)s) ORDER BY id"""
-LEAVE = "DELETE FROM spoolers WHERE id = %(owner)s"
+RETURN = f"""UPDATE tasks SET state = {State.READY:d}, owner = NULL
+    WHERE state = {State.RUNNING:d} AND owner = %(owner)s AND NOT orphaned AND id <> ALL(%(held)s)"""
+ORPHANS = f"""SELECT {TASK_COLUMNS} FROM tasks
+    WHERE state = {State.RUNNING:d} AND owner = %(owner)s AND orphaned AND id <> ALL(%(held)s) ORDER BY id"""
+RELEASE = "DELETE FROM spoolers WHERE id = %(owner)s"
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """How things are when a turn begins.
+class CycleStart:
+    """What a cycle begins with.
 
     :param now: the server's time, in unix seconds.
-    :param orphans: tasks of spoolers that ended, which are this one's now.
-    :param shown: whether this spooler showed that it lives.
+    :param orphans: tasks of spoolers that ended, which this one took over.
+    :param beat: whether this spooler sent a heartbeat.
     """
 
     now: float
     orphans: Sequence[Task] = ()
-    shown: bool = False
+    beat: bool = False
 
 
 class Lease:
-    """The place of this spooler among the others."""
+    """The lease of this spooler on the tasks that it runs."""
 
     def __init__(self) -> None:
         #: The id under which it owns tasks. Not one that the server gives, whose answer may get lost.
         self.owner = uuid4()
-        #: The tasks that it runs, as far as the store has given them out and not heard how they ended.
+        #: The tasks that it runs: those that the store gave out and whose outcomes it doesn't have.
         self.held: set[int] = set()
         self._next_beat = 0.0  # in monotonic time
-        # In the server's time: the last heartbeat, and since when none was missed.
+        # In the server's time: the last heartbeat, and since when no heartbeat was missed.
         self._last_beat: float | None = None
         self._steady_since = 0.0
 
-    def begin(self, connection: Connection[Any]) -> Moment:
-        """Begin a turn: show that this spooler lives, and see to what others left, if it is time to."""
+    def begin_cycle(self, connection: Connection[Any]) -> CycleStart:
+        """Begin a cycle: if it is time to, send a heartbeat and take over tasks of spoolers that ended."""
         mine: dict[str, Any] = {"owner": self.owner, "held": list(self.held)}
         if time.monotonic() < self._next_beat:
-            return Moment(_value(connection, CLOCK, mine))
+            return CycleStart(_value(connection, CLOCK, mine))
         now = _value(connection, BEAT, mine)
         times = {"now": now, "lease": LEASE, "steady_since": self._steadiness(now)}
         connection.execute(EXPEL, times)
         left = [identifier for (identifier,) in connection.execute(LEFT, {"limit": ORPHAN_LIMIT})]
         if left:
             connection.execute(TAKE_OVER, mine | {"ids": left})
-        # Of a turn whose answer was lost: what was claimed was not begun, what was taken over may have been.
-        connection.execute(GIVE_BACK, mine)
-        orphans = [Task(*row) for row in connection.execute(ORPHANS, mine, binary=True)]
-        return Moment(now, orphans, shown=True)
+        # Of a cycle whose answer was lost: claimed tasks were not begun, tasks taken over may have been.
+        connection.execute(RETURN, mine)
+        orphans = make_rows(make_task, connection.execute(ORPHANS, mine, binary=True))
+        return CycleStart(now, orphans, beat=True)
 
     def _steadiness(self, now: float) -> float:
-        """Return since when this spooler has shown without a gap that it lives, if it does so *now*."""
+        """Return since when this spooler has sent heartbeats without a gap, if it sends one *now*."""
         if self._last_beat is None or 0 <= now - self._last_beat <= LEASE / 2:
             return self._steady_since
         return now
 
-    def committed(self, moment: Moment, settled: Collection[int], given: Collection[int]) -> None:
-        """Note what a turn that was committed did: which tasks it settled, and which it gave out."""
-        if moment.shown:
-            self._steady_since = self._steadiness(moment.now)
-            self._last_beat = moment.now
+    def cycle_committed(self, start: CycleStart, settled: Collection[int], given: Collection[int]) -> None:
+        """Note that a cycle was committed, which tasks it settled, and which it gave out."""
+        if start.beat:
+            self._steady_since = self._steadiness(start.now)
+            self._last_beat = start.now
             self._next_beat = time.monotonic() + HEARTBEAT / 2
         self.held.difference_update(settled)
         self.held.update(given)
 
-    def failed(self) -> None:
-        """Note that a turn failed; it may have been committed all the same, and only its answer lost."""
+    def cycle_failed(self) -> None:
+        """Note that a cycle failed; it may have been committed, and only its answer was lost."""
         self._next_beat = 0.0
 
-    def show(self, connection: Connection[Any]) -> None:
-        """Show within a long transaction that this spooler lives, if it runs tasks at all."""
-        connection.execute(STILL_THERE, {"owner": self.owner})
+    def renew(self, connection: Connection[Any]) -> None:
+        """Send a heartbeat within a long transaction, if this spooler runs tasks at all."""
+        connection.execute(RENEW, {"owner": self.owner})
 
-    def leave(self, connection: Connection[Any]) -> None:
-        """Give up the place; what this spooler still runs is free to be taken over."""
-        connection.execute(LEAVE, {"owner": self.owner})
+    def release(self, connection: Connection[Any]) -> None:
+        """Give up the lease; others may take over what this spooler still runs."""
+        connection.execute(RELEASE, {"owner": self.owner})
 
 
 def _value(connection: Connection[Any], statement: str, values: dict[str, Any]) -> Any:

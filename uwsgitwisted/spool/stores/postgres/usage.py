@@ -1,4 +1,4 @@
-"""How full a PostgreSQL spool is: what each spooler has added to it and ended of it, and the sum of that."""
+"""How full a PostgreSQL spool is: what each spooler has added to it and finished, and the sum of that."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SUM = """ON CONFLICT (owner)
 #: A part of the statement that adds tasks, whose sizes are in ``added``.
 COUNTED = f"INSERT INTO usage SELECT %b::uuid, count(*), coalesce(sum(size), 0) FROM added {_SUM}"
 COUNT = f"INSERT INTO usage VALUES (%s, %s, %s) {_SUM}"
-# What spoolers counted that have ended goes over to the one that comes.
+# A spooler that starts takes over what spoolers counted that have ended.
 INHERIT = """WITH ended AS MATERIALIZED (
         SELECT owner FROM usage WHERE NOT EXISTS (SELECT FROM spoolers WHERE spoolers.id = usage.owner)
         FOR UPDATE SKIP LOCKED),
@@ -26,13 +26,13 @@ USAGE = "SELECT coalesce(sum(tasks), 0)::bigint, coalesce(sum(bytes), 0)::bigint
 
 
 def count(connection: Connection[Any], owner: UUID, sizes: Sequence[int], sign: int) -> None:
-    """Count tasks of *sizes* that wait again (*sign* 1), or are over (-1)."""
+    """Count tasks of *sizes* that wait again (*sign* 1), or are finished (-1)."""
     if sizes:
         connection.execute(COUNT, (owner, sign * len(sizes), sign * sum(sizes)))
 
 
 def inherit(connection: Connection[Any], owner: UUID) -> None:
-    """Begin to count as *owner*, with what spoolers counted that have ended."""
+    """Begin to count as *owner*, and take over what spoolers counted that have ended."""
     connection.execute(INHERIT, (owner,))
 
 

@@ -59,6 +59,7 @@ UNFINISHED = "SELECT " + " + ".join(
 ORPHANS = f"SELECT {TASK_COLUMNS} FROM tasks WHERE state = {State.RUNNING:d} ORDER BY id"
 PROMOTE = f"""UPDATE tasks SET state = {State.READY:d} WHERE id IN
     (SELECT id FROM tasks WHERE state = {State.SCHEDULED:d} AND at <= ? ORDER BY at LIMIT ?)"""
+OUTLOOK = f"SELECT ({NEXT_SCHEDULED}), ({NEXT_EXPIRY})"
 EXPIRE = "DELETE FROM tasks WHERE id = ?"
 CANCELLING = "SELECT id FROM tasks WHERE cancelling = 1"
 SHIFT = f"UPDATE tasks SET at = min(at + ?, ?) WHERE state = {State.SCHEDULED:d} AND retrying = 1"
@@ -145,12 +146,12 @@ class SqliteStore(SqlStore):
             connection.execute(PROMOTE, (now, PROMOTE_LIMIT))
             claimed, ready = self._claimer.claim(SqliteTasks(connection, now), demand)
             cancelling = [identifier for (identifier,) in connection.execute(CANCELLING)]
-            wait = seconds_until(connection.execute(NEXT_SCHEDULED).fetchall(), now)
-            expiry = seconds_until(connection.execute(NEXT_EXPIRY).fetchall(), now)
+            ((next_at, next_expiry),) = connection.execute(OUTLOOK)
             has_slack = self._can_shrink and free_pages(connection) > SLACK_PAGES
         self._has_orphans = False
         self._unfinished -= finished
         shrinking = _shrink_file(connection, idle=not settlements and not claimed) if has_slack else None
+        wait, expiry = seconds_until(next_at, now), seconds_until(next_expiry, now)
         upkeep = min((pause for pause in (expiry, shrinking) if pause is not None), default=None)
         return Cycle(claimed, ready, wait, orphans, cancelling, upkeep)
 
