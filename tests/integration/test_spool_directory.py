@@ -16,7 +16,10 @@ from tests.integration.real_uwsgi import real_application, real_spooler
 from tests.integration.services import until
 from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task, new_task
-from uwsgitwisted.spool.uwsgi.directory import BROKEN, GRACE, PREFIX, SpoolDirectory
+from uwsgitwisted.spool.uwsgi.broken import BROKEN
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.files import PREFIX
+from uwsgitwisted.spool.uwsgi.taking import GRACE
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("uwsgi")]

@@ -24,7 +24,7 @@ from uwsgitwisted.spool.stores.factory import make_store
 from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
-from uwsgitwisted.spool.uwsgi.drain import Drain
+from uwsgitwisted.spool.uwsgi.drain import DirectoryDrain
 from uwsgitwisted.spool.worker_slots import MAX_PREFETCH
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
@@ -79,7 +79,7 @@ class SpoolerService(ClusterService):
         responders: Mapping[int, IResponder],
         timetable: PeriodicScheduler,
         renew: Callable[[], PeriodicScheduler],
-        drain: Drain | None,
+        drain: DirectoryDrain | None,
     ) -> None:
         super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
         self._spooler = spooler
@@ -156,7 +156,7 @@ def make_spooler(
     return SpoolerService(reactor, settings, spooler, responders, timetable, renew, drain)
 
 
-def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
+def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> DirectoryDrain:
     def store(tasks: list[Task]) -> Deferred[list[int]]:
         return spooler.call_store(lambda store: add_all(store, tasks))
 
@@ -165,7 +165,7 @@ def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
         directory.check()
     except SpoolError as error:
         raise StartupError(str(error)) from error
-    return Drain(reactor, directory, store)
+    return DirectoryDrain(reactor, directory, store)
 
 
 def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> PeriodicTask:

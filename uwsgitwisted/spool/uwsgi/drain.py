@@ -1,4 +1,4 @@
-"""Moves the tasks of a real uWSGI's spool directory into a spooler, as long as it runs."""
+"""Moves the tasks of a real uWSGI's spool directory into a spooler, as long as the spooler runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from twisted.logger import Logger
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.spool.store_thread import Runner, StoreThread
 from uwsgitwisted.spool.task import Task
-from uwsgitwisted.spool.uwsgi.directory import Batch, SpoolDirectory
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.taking import TaskFileBatch
 
 _log = Logger()
 
 
-class Drain:
-    """Looks into a spool directory again and again, and has the tasks that are there stored.
+class DirectoryDrain:
+    """Looks into a spool directory again and again, and has the tasks stored that it finds there.
 
     :param reactor: keeps the time.
     :param store_tasks: stores tasks, all of them or none; its Deferred fires when that is on the disk.
@@ -39,23 +40,23 @@ class Drain:
         self._store_tasks = store_tasks
         self._interval = interval
         self._runner: Runner = runner or StoreThread(IReactorFromThreads(reactor))
-        self._looping = LoopingCall(lambda: Deferred.fromCoroutine(self._look()))
+        self._looping = LoopingCall(lambda: Deferred.fromCoroutine(self._look_once()))
         self._looping.clock = reactor
         self._ended: Deferred[LoopingCall] | None = None
-        # What was logged already, and need not be again while it stays so.
+        # Whether a failure, and files that stay, were logged already.
         self._failing = False
         self._leaving = False
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to look."""
         self._runner.start()
         self._ended = self._looping.start(self._interval)
 
     def stop(self) -> Deferred[None]:
         """Take no further batch.
 
-        :return: fires when the one that is under way is stored and its files are deleted, or it is given back.
-            It doesn't fail.
+        :return: fires when the present batch is stored and its files are deleted, or its locks are released. It
+            doesn't fail.
         """
         ended, self._ended = self._ended, None
         if ended is None:
@@ -63,26 +64,26 @@ class Drain:
         self._looping.stop()
         return ended.addCallback(lambda _: self._runner.stop())
 
-    async def _look(self) -> None:
+    async def _look_once(self) -> None:
         """Go through the directory once. It doesn't fail."""
         try:
-            left = await self._go_through(self._directory.batches())
+            left = await self._move_tasks(self._directory.batches())
         except Exception as error:
-            self._failed(error)
+            self._log_failure(error)
             return
         if self._failing:
             self._failing = False
             _log.info("the spool directory {path} is drained again", path=self._directory.path)
         if left and not self._leaving:
-            _log.warn("there is what stays in {path}: {left}", path=self._directory.path, left=left[0])
+            _log.warn("files stay in {path}, such as {left}", path=self._directory.path, left=left[0])
         self._leaving = bool(left)
 
-    async def _go_through(self, batches: Generator[Batch, None, None]) -> list[str]:
+    async def _move_tasks(self, batches: Generator[TaskFileBatch, None, None]) -> list[str]:
         """Move one batch after the other; return some of what could not be taken."""
         left: list[str] = []
         try:
             while self._looping.running:
-                batch = await self._runner.run(_following, batches)
+                batch = await self._runner.run(_next_batch, batches)
                 if batch is None:
                     break
                 left = left or batch.left
@@ -95,16 +96,16 @@ class Drain:
             await self._runner.run(batches.close)
         return left
 
-    def _failed(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         if self._failing:
             return
         self._failing = True
         path = self._directory.path
         if isinstance(error, UwsgiError):
-            _log.error("{path} is not drained, until this passes: {error}", path=path, error=str(error))
+            _log.error("{path} can't be drained at present: {error}", path=path, error=str(error))
         else:
             _log.failure("draining {path}", path=path)
 
 
-def _following(batches: Generator[Batch, None, None]) -> Batch | None:
+def _next_batch(batches: Generator[TaskFileBatch, None, None]) -> TaskFileBatch | None:
     return next(batches, None)
