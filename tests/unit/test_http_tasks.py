@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.responders.http_tasks import HttpRequest, accepted, json_answer, refused
+from uwsgitwisted.responders.http_tasks import HttpRequest, accepted_answer, json_answer, refused_answer
 from uwsgitwisted.spool.records import ERROR_LINE_LIMIT, RESULT_REPR_LIMIT, describe_record, for_json
 from uwsgitwisted.spool.stores.interface import Record
 from uwsgitwisted.spool.task import State, Task
@@ -72,7 +72,7 @@ class TestPath:
     def test_any_location(self, document: bytes, uri: bytes) -> None:
         """Whatever the path holds, the answer has the same lines, and its Location is a path here."""
         asked = request(REQUEST_METHOD="POST", DOCUMENT_URI=document, REQUEST_URI=uri)
-        head, _, body = accepted(asked, 7, "ready").partition(b"\r\n\r\n")
+        head, _, body = accepted_answer(asked, 7, "ready").partition(b"\r\n\r\n")
         names = [line.partition(b": ")[0] for line in head.split(b"\r\n")]
         assert names == [
             b"HTTP/1.0 202 Accepted",
@@ -106,7 +106,7 @@ class TestAnswer:
 
     def test_text_of_a_refusal(self) -> None:
         """An error's text stays within its JSON string, whatever it holds."""
-        data = refused(SpoolError('at="\r\n\0<script>'))
+        data = refused_answer(SpoolError('at="\r\n\0<script>'))
         head, _, body = data.partition(b"\r\n\r\n")
         assert json.loads(body) == {"error": 'at="\r\n\0<script>'}
         assert body.count(b"\n") == 1

@@ -361,7 +361,7 @@ def test_answer_in_http() -> None:
     (request,) = (saying for saying, _ in EXAMPLES if saying.startswith("packet_and_body"))
     made: Said = eval(request, dict(SAYINGS))
     packet, _, _ = made.read(made.data)  # type: ignore[misc]
-    answer = http_answers.accepted(http_answers.HttpRequest.read(packet.payload), 17, "ready")
+    answer = http_answers.accepted_answer(http_answers.HttpRequest.read(packet.payload), 17, "ready")
     assert _HTTP.findall(DOCUMENT) == [answer.decode().replace("\r\n", "\n")]
 
 
@@ -369,10 +369,10 @@ def test_statuses() -> None:
     """The document has every status that is answered to nginx."""
     refusals = {line[1].value for line in http_answers._REFUSALS}
     others = (
-        http_answers.not_allowed(b"X"),
-        http_answers.not_allowed(b""),
-        http_answers.not_found("", head=False),
-        http_answers.accepted(http_answers.HttpRequest(b"", "", {}), 1, ""),
+        http_answers.not_allowed_answer(b"X"),
+        http_answers.not_allowed_answer(b""),
+        http_answers.not_found_answer("", head=False),
+        http_answers.accepted_answer(http_answers.HttpRequest(b"", "", {}), 1, ""),
     )
     told = {int(row[0]) for row in tables("Tasks")[1]}
     assert told == refusals | {int(answer.split()[1]) for answer in others} | {200}

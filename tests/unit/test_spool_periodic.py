@@ -46,7 +46,7 @@ def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Bench:
-    """A timetable on a real store, with a clock that the test turns."""
+    """A scheduler on a real store, with a clock that the test turns."""
 
     def __init__(self, store: SqliteStore, *tasks: PeriodicTask) -> None:
         self.clock = Clock()
@@ -54,7 +54,7 @@ class Bench:
         self.jump = 0.0
         self.store = store
         self.broken = False
-        self.timetable = PeriodicScheduler(
+        self.scheduler = PeriodicScheduler(
             self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump
         )
 
@@ -67,7 +67,7 @@ class Bench:
         return maybeDeferred(call)
 
     def start(self) -> Bench:
-        self.timetable.start()
+        self.scheduler.start()
         self.pass_time(0)
         return self
 
@@ -109,26 +109,26 @@ def test_interval(store: SqliteStore) -> None:
 
 
 def test_stopped(store: SqliteStore) -> None:
-    """A stopped timetable sets no timer and stores nothing."""
+    """A stopped scheduler sets no timer and stores nothing."""
     bench = Bench(store, every(60)).start()
-    bench.timetable.stop()
+    bench.scheduler.stop()
     assert bench.clock.getDelayedCalls() == []
 
 
 def test_stopped_while_it_asks() -> None:
-    """A timetable that is stopped while the store answers sets no timer when the answer is there."""
+    """A scheduler that is stopped while the store answers sets no timer when the answer is there."""
     answer: Deferred[float] = Deferred()
     clock = Clock()
-    timetable = PeriodicScheduler(clock, [every(60)], lambda change: answer, now=clock.seconds)
-    timetable.start()
-    timetable.stop()
+    scheduler = PeriodicScheduler(clock, [every(60)], lambda change: answer, now=clock.seconds)
+    scheduler.start()
+    scheduler.stop()
     answer.callback(60.0)
     assert clock.getDelayedCalls() == []
 
 
 def test_made_up_for_once(store: SqliteStore) -> None:
     """Of what was missed while no spooler ran, the last occurrence is stored, once."""
-    Bench(store, every(60)).start().timetable.stop()
+    Bench(store, every(60)).start().scheduler.stop()
     bench = Bench(store, every(60))
     bench.clock.rightNow = NOON + 3 * DAY + 10
     bench.start()
@@ -171,7 +171,7 @@ def test_clock_was_wrong(store: SqliteStore) -> None:
     bench = Bench(store, every(60))
     bench.jump = 1e9
     bench.start()
-    bench.timetable.stop()
+    bench.scheduler.stop()
     again = Bench(store, every(60)).start()
     again.pass_time(60)
     assert again.stored() == ["tick"]

@@ -1,6 +1,6 @@
-"""Tasks over HTTP, as nginx asks for them: what a web request means, and the bytes of its answer.
+"""Tasks over HTTP, as nginx forwards them: what a web request means, and the bytes of its answer.
 
-Values in, values out; the spooler is asked in :mod:`uwsgitwisted.responders.spool`.
+Values in, values out; :mod:`uwsgitwisted.responders.spool` asks the spooler.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 #: The variables of a web request that enter its task, unless ``--http-vars`` says otherwise.
 HTTP_VARS = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE")
-#: The variables that tell the spooler something. They always enter: only nginx's ``uwsgi_param`` can set them,
-#: as what a browser sends is called HTTP_ and something.
+#: The variables that are meant for the spooler. They always enter: only nginx's ``uwsgi_param`` can set them,
+#: since the names of what a browser sends begin with HTTP_.
 _TASK_VARS = (b"at", b"priority", b"spooler", b"idempotency_key")
-#: Becomes the ``idempotency_key`` if nginx sets none, with the prefix: a browser's key is never one that
-#: another caller has chosen.
+#: This header becomes the ``idempotency_key`` if nginx sets none, with the prefix: a browser's key never equals
+#: one that another caller has chosen.
 _KEY_HEADER, _KEY_PREFIX = b"HTTP_IDEMPOTENCY_KEY", b"http:"
 
-#: Seconds after which to try again what could not be done now.
+#: After how many seconds a client should try again.
 RETRY_AFTER = 5
-#: The methods that enqueue, and those that ask for a task's state.
-ENQUEUING, ASKING = frozenset({b"POST", b"PUT"}), frozenset({b"GET", b"HEAD"})
+#: The methods that enqueue a task, and those that ask for its state.
+ENQUEUING, QUERYING = frozenset({b"POST", b"PUT"}), frozenset({b"GET", b"HEAD"})
 _ALLOW = "GET, HEAD, POST, PUT"
 
 #: What a path may hold besides letters and digits without being escaped (RFC 3986, 3.3).
 _PATH = "/:@!$&'()*+,;=~-._"
-#: A path that ends with a task's id, which has no more digits than a store's 64 bits surely take.
+#: A path that ends with a task's id, which has no more digits than fit into a store's 64 bits.
 _TASK_PATH = re.compile(r".*/([0-9]{1,18})")
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
 
@@ -51,7 +51,7 @@ class HttpRequest:
 
     :param method: such as ``b"POST"``.
     :param path: percent-encoded, with a slash in front and none behind; empty for the root.
-    :param variables: what nginx tells of it.
+    :param variables: the variables that nginx sends.
     """
 
     method: bytes
@@ -79,14 +79,14 @@ class HttpRequest:
         return int(found.group(1)) if found else None
 
     def task_variables(self, names: Iterable[bytes]) -> bytes:
-        """Return the vars block of the task that the request asks for.
+        """Return the vars block of the task that the request enqueues.
 
         :param names: which of the request's variables enter it.
         """
-        told = self.variables
-        task = {name: told[name] for name in (*names, *_TASK_VARS) if name in told}
-        if not task.get(b"idempotency_key") and told.get(_KEY_HEADER):
-            task[b"idempotency_key"] = _KEY_PREFIX + told[_KEY_HEADER]
+        given = self.variables
+        task = {name: given[name] for name in (*names, *_TASK_VARS) if name in given}
+        if not task.get(b"idempotency_key") and given.get(_KEY_HEADER):
+            task[b"idempotency_key"] = _KEY_PREFIX + given[_KEY_HEADER]
         return encode_vars(task.items())
 
 
@@ -95,9 +95,9 @@ def json_answer(
 ) -> bytes:
     """Return the bytes of an answer, in the form that nginx reads: HTTP/1.0, with its length.
 
-    :param value: what the body says, in JSON.
-    :param headers: names and values of further ones.
-    :param head: whether the body is only to be described.
+    :param value: the body, as JSON.
+    :param headers: names and values of further headers.
+    :param head: whether to leave out the body, as for HEAD.
     :raises ValueError: if a header has a line end, or anything else that is not printable ASCII.
     """
     body = json.dumps(value, allow_nan=False).encode() + b"\n"
@@ -115,19 +115,19 @@ def json_answer(
     return head_bytes if head else head_bytes + body
 
 
-def accepted(request: HttpRequest, identifier: int, state: str) -> bytes:
+def accepted_answer(request: HttpRequest, identifier: int, state: str) -> bytes:
     """Return the answer to a request whose task was stored."""
     location = f"{request.path}/{identifier}"
     return json_answer(HTTPStatus.ACCEPTED, {"id": identifier, "state": state}, [("Location", location)])
 
 
-def not_found(text: str, *, head: bool) -> bytes:
-    """Return the answer to a request for something that isn't there."""
+def not_found_answer(text: str, *, head: bool) -> bytes:
+    """Return the answer to a request for something that doesn't exist."""
     return json_answer(HTTPStatus.NOT_FOUND, {"error": text}, head=head)
 
 
-def not_allowed(method: bytes) -> bytes:
-    """Return the answer to a request that neither enqueues nor asks."""
+def not_allowed_answer(method: bytes) -> bytes:
+    """Return the answer to a request that neither enqueues a task nor asks for one."""
     if not method:
         text = "no REQUEST_METHOD came from nginx; its configuration needs: include uwsgi_params;"
         return json_answer(HTTPStatus.BAD_REQUEST, {"error": text})
@@ -137,11 +137,11 @@ def not_allowed(method: bytes) -> bytes:
 
 
 _DEFECT = "the spooler failed; its log says why"
-#: What is answered to a request that failed: the first line whose class fits. Where there is no text, it is the
-#: error's own; that of others would tell strangers of files and machines.
+#: The answers to requests that failed; the first line counts whose class fits. Where there is no text, the
+#: error's own is sent; that of others would tell strangers about files and machines.
 _REFUSALS: tuple[tuple[type[BaseException], HTTPStatus, str | None], ...] = (
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, None),
-    (StoreUnavailable, HTTPStatus.SERVICE_UNAVAILABLE, "the tasks can't be reached now; try again later"),
+    (StoreUnavailable, HTTPStatus.SERVICE_UNAVAILABLE, "the queue can't be reached now; try again later"),
     (SpoolCorrupt, HTTPStatus.INTERNAL_SERVER_ERROR, _DEFECT),
     (MessageTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None),
     (SpoolError, HTTPStatus.BAD_REQUEST, None),
@@ -151,7 +151,7 @@ _REFUSALS: tuple[tuple[type[BaseException], HTTPStatus, str | None], ...] = (
 )
 
 
-def refused(error: BaseException) -> bytes:
+def refused_answer(error: BaseException) -> bytes:
     """Return the answer to a request that failed with *error*."""
     status, text = next((status, text) for kind, status, text in _REFUSALS if isinstance(error, kind))
     again = status is HTTPStatus.SERVICE_UNAVAILABLE

@@ -1,4 +1,4 @@
-"""Reads from what an engine answered, or failed with, how a task's run ended."""
+"""Tells the outcome of a run from what the engine answered, or failed with."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ _FAILURES: tuple[tuple[type[Exception], OutcomeKind], ...] = (
 
 
 def outcome_of_answer(answer: Packet) -> Outcome:
-    """Return how the run ended that the engine answered with *answer*."""
+    """Return the outcome of a run that the engine answered with *answer*."""
     known = _ANSWERS.get(answer.modifier2) if answer.modifier1 == ANSWER else None
     if known is not None:
         return replace(known, result=answer.payload) if answer.payload else known
     return Outcome(
         OutcomeKind.FAILED,
-        f"the handler's answer has the modifiers {answer.modifier1} and {answer.modifier2}, which say nothing "
-        "about a task",
+        f"the handler's answer has the modifiers {answer.modifier1} and {answer.modifier2}, which have no "
+        "meaning for a task",
     )
 
 
 def outcome_of_failure(failure: Failure) -> Outcome:
-    """Return how the run ended that the engine failed with *failure*.
+    """Return the outcome of a run that the engine failed with *failure*.
 
-    Whatever is not known to be the engine's trouble counts against the task, or it could come back for ever.
+    A failure that is not known to be the engine's counts against the task, or the task could run for ever.
     """
     error = failure.value
     if isinstance(error, RemoteError):

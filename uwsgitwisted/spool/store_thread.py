@@ -1,4 +1,4 @@
-"""Where a store's blocking calls run, so that they never hold the reactor."""
+"""Runs a store's blocking calls in a thread, so that they never block the reactor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _Result = TypeVar("_Result")
 
 
 class Runner(Protocol):
-    """Makes blocking calls elsewhere, one after the other, in the order in which they were asked for."""
+    """Makes blocking calls elsewhere, one after the other, in the order in which they arrive."""
 
     def start(self) -> None:
         """Begin."""
 
     def stop(self) -> None:
-        """End, when the calls that were asked for are over."""
+        """End, when the calls that arrived are finished."""
 
     def run(
         self, function: Callable[_Params, _Result], *args: _Params.args, **kwargs: _Params.kwargs
@@ -33,7 +33,7 @@ class Runner(Protocol):
 class StoreThread:
     """A :class:`Runner` with one thread of its own.
 
-    Not the reactor's pool: there a commit would wait behind name lookups, and two would run at once.
+    Not the reactor's pool: there a commit would wait for name lookups, and two calls would run at once.
     """
 
     # One for each start: a pool that was stopped stays so.
@@ -48,7 +48,7 @@ class StoreThread:
         self._pool.start()
 
     def stop(self) -> None:
-        """End the thread; this blocks until its last call is over."""
+        """End the thread; this blocks until its last call is finished."""
         self._pool.stop()
 
     def run(

@@ -1,7 +1,7 @@
-"""What a queue holds at most, and which new tasks are refused for that.
+"""Admission control: what a queue holds at most, and which new tasks it therefore refuses.
 
-A store says how full it is; what follows from that is decided here. Only new tasks are refused: what is in the
-queue is tried again, cancelled and finished however full it is.
+A store says how full it is; this module decides what follows. It refuses only new tasks: tasks in the queue are
+retried, cancelled and finished, however full it is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Protocol
 from uwsgitwisted.errors import Busy
 from uwsgitwisted.spool.task import Task
 
-#: In how many queues tasks may wait. Queues that share workers take turns, so that one with many tasks waits
-#: for so many others between two of them.
+#: In how many queues tasks may wait. Queues that share workers take turns, so between two of its tasks one
+#: waits for so many others.
 MAX_QUEUES = 1_000
 #: What a task takes on the disk besides its variables and its body, in bytes: its row and its index entries.
 TASK_OVERHEAD = 300
-#: For how long what a store said is taken for true, in seconds. What was admitted since is counted besides, so
-#: that only what others add at the same time can exceed a bound. To go through the queues takes longer: some
-#: milliseconds for a thousand.
+#: How long what a store said is cached, in seconds. Tasks admitted since are added to it, so only tasks that
+#: others add at the same time can exceed a bound. To go through the queues takes longer: some milliseconds for
+#: a thousand.
 USAGE_AGE, QUEUES_AGE = 0.1, 1.0
 
 
@@ -28,10 +28,10 @@ USAGE_AGE, QUEUES_AGE = 0.1, 1.0
 class Bounds:
     """What a queue holds at most; None stands for no limit.
 
-    :param tasks: how many tasks that are not over.
+    :param tasks: how many unfinished tasks.
     :param size: how many bytes, as its store counts them.
-    :param queues: in how many queues tasks may wait; not counted are the one without a name and those in
-        *reserved*.
+    :param queues: in how many queues tasks may wait. The queue without a name and those in *reserved* don't
+        count.
     :param reserved: the queues that always take tasks.
     """
 
@@ -48,7 +48,7 @@ NO_BOUNDS = Bounds()
 class Usage:
     """How full a store is.
 
-    :param tasks: how many tasks are not over.
+    :param tasks: how many tasks are not finished.
     :param size: how many bytes count against the bound.
     :param spare: how many bytes new tasks may still take on the disk; None if that is not known.
     """
@@ -63,7 +63,7 @@ class AdmissionControl:
 
     :param usage: says how full the store is.
     :param queues: says in which queues tasks wait, up to a number of them.
-    :param monotonic: a clock that is never set, in seconds.
+    :param monotonic: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -78,23 +78,23 @@ class AdmissionControl:
         self._queues = queues
         self._monotonic = monotonic
         self._always = bounds.reserved | {""}
-        # What the store said, with what was admitted since. The queues are those that count.
+        # What the store said, plus what was admitted since. The queues are those that count.
         self._tasks, self._size, self._spare = 0, 0, 0
         self._known: set[str] = set()
         self._read_usage_at = self._read_queues_at = -float("inf")
 
     def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]:
-        """Return why each of *tasks* is refused, None for those that are taken; these count from now on."""
-        self._refresh()
+        """Return why each of *tasks* is refused, None for those that are admitted; these count from now on."""
+        self._refresh_usage()
         size = sum([task.size for task in tasks]) + len(tasks) * TASK_OVERHEAD
         queues = {task.queue for task in tasks} - self._always
-        # Nearly always there is room for all; to ask for each would take a tenth of the time to store it.
-        if not self._full(size, len(tasks)) and (self._bounds.queues is None or queues <= self._known):
+        # Nearly always there is room for all; to check each would take a tenth of the time to store it.
+        if not self._check_space(size, len(tasks)) and (self._bounds.queues is None or queues <= self._known):
             self._count(size, len(tasks))
             return [None] * len(tasks)
         return [self._admit(task) for task in tasks]
 
-    def _refresh(self) -> None:
+    def _refresh_usage(self) -> None:
         now = self._monotonic()
         if now - self._read_usage_at >= USAGE_AGE:
             usage = self._usage()
@@ -104,7 +104,7 @@ class AdmissionControl:
 
     def _admit(self, task: Task) -> Busy | None:
         size = task.size + TASK_OVERHEAD
-        reason = self._full(size) or self._no_turn(task.queue)
+        reason = self._check_space(size) or self._check_queue(task.queue)
         if reason:
             return Busy(reason)
         self._count(size, 1)
@@ -117,8 +117,8 @@ class AdmissionControl:
         self._size += size
         self._spare -= size
 
-    def _full(self, size: int, number: int = 1) -> str:
-        """Return why so many tasks of so many bytes together are not taken; empty if they are."""
+    def _check_space(self, size: int, number: int = 1) -> str:
+        """Return why so many tasks of so many bytes together are refused; empty if they aren't."""
         bounds = self._bounds
         if bounds.tasks is not None and self._tasks + number > bounds.tasks:
             return (
@@ -131,11 +131,13 @@ class AdmissionControl:
                 "again later"
             )
         if self._spare < size:
-            return "the disk is almost full; the rest is for how the tasks end that there are. Try again later"
+            return (
+                "the disk is almost full; the rest is for the outcomes of the tasks there are. Try again later"
+            )
         return ""
 
-    def _no_turn(self, queue: str) -> str:
-        """Return why *queue* takes no task; empty if it does."""
+    def _check_queue(self, queue: str) -> str:
+        """Return why *queue* takes no task; empty if it takes some."""
         limit = self._bounds.queues
         if limit is None or queue in self._always or queue in self._known:
             return ""
@@ -152,7 +154,7 @@ class AdmissionControl:
 
 
 class _Store(Protocol):
-    """What is needed of a store here."""
+    """The part of a store that is used here."""
 
     def refusals(self, tasks: Sequence[Task]) -> list[Busy | None]: ...
 
@@ -160,7 +162,7 @@ class _Store(Protocol):
 
 
 def add_each(store: _Store, tasks: Sequence[Task]) -> list[int | Busy]:
-    """Store those of *tasks* that are taken, and return for each its id, or why it was refused."""
+    """Store those of *tasks* that are admitted, and return for each its id, or why it was refused."""
     refusals = store.refusals(tasks)
     if not any(refusals):
         return [*store.add(tasks)]

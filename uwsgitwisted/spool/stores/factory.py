@@ -1,4 +1,4 @@
-"""Finds the store that a description such as ``sqlite:PATH`` means."""
+"""Makes the store that a description such as ``sqlite:PATH`` means."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ def _sqlite(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
 
 
 def _postgres(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
-    from uwsgitwisted.spool.stores.postgres.store import (
-        PostgresStore,  # it needs a library that not everybody has
-    )
+    # Only here, since it needs a library that not everybody has.
+    from uwsgitwisted.spool.stores.postgres.store import PostgresStore
 
     return PostgresStore(description, keep=keep, bounds=bounds)
 
 
-#: What makes a store of a description, by its prefix, and an example of one.
+#: By the prefix of a description: what makes the store, and an example.
 STORES: dict[str, tuple[Callable[[str, float, Bounds], ISpoolStore], str]] = {
     "sqlite": (_sqlite, "sqlite:spool.sqlite"),
     "postgresql": (_postgres, "postgresql://user:password@host/database"),
@@ -35,10 +34,10 @@ def is_store(text: str) -> bool:
 
 
 def make_store(description: str, keep: float = KEEP_RESULTS, bounds: Bounds = NO_BOUNDS) -> ISpoolStore:
-    """Return the store that *description* means, not opened yet: nothing is touched on the disk.
+    """Make the store that *description* means. It is not opened yet: nothing changes on the disk.
 
     :param description: ``sqlite:PATH`` or ``postgresql://...``.
-    :param keep: for how long what is known of a task that is over is kept, in seconds.
+    :param keep: how long a finished task is kept, in seconds.
     :param bounds: what it holds at most.
     :raises StartupError: if there is no such kind of store, or the description is incomplete.
     """

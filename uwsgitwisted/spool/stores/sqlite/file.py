@@ -1,4 +1,4 @@
-"""The SQLite file of a spool: how one is recognised, created and opened. What is in it: :mod:`.store`."""
+"""The SQLite file of a spool: recognises, creates, opens and shrinks it. :mod:`.store` knows its content."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StoreUnavailable
 from uwsgitwisted.spool.disk import sync_directory
 from uwsgitwisted.spool.stores.sqlite.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, UPGRADES
 
-#: Larger files are not read through when they are opened: it would take seconds a gibibyte, before the first
-#: task is accepted. Damage in one shows itself when the damaged page is read.
+#: Larger files are not checked when they are opened: it would take seconds a gibibyte, before the first task is
+#: accepted. Damage in one is noticed when the damaged page is read.
 QUICK_CHECK_LIMIT = 256 * 1024 * 1024
-#: What the write-ahead log is cut down to when a burst is over, in bytes.
+#: What the write-ahead log is truncated to after a burst, in bytes.
 _LOG_LIMIT = 64 * 1024 * 1024
-#: How many free pages a file keeps for the tasks to come; more are given back to the disk. Four mebibytes.
+#: How many free pages a file keeps for new tasks; more are returned to the disk. Four mebibytes.
 SLACK_PAGES = 1_024
-#: How many pages are given back at once. It takes a few milliseconds, in which nothing else can be written.
+#: How many pages are returned at once. It takes a few milliseconds, in which nothing else can be written.
 _SHRINK_PAGES = 256
 #: New tasks are refused when the file system has less left than this, or than a tenth of it if that is less:
-#: what becomes of the tasks there are has to be written down, in the log first, then in the file.
+#: the outcomes of the tasks there are have to be written, to the log first, then to the file.
 _DISK_RESERVE, _DISK_PART = 64 * 1024 * 1024, 10
 #: How long to wait for another program's lock on the file, such as the ``sqlite3`` shell's, in seconds.
 _LOCK_WAIT = 5.0
@@ -35,7 +35,7 @@ _LOCK_WAIT = 5.0
 _MAGIC = b"SQLite format 3\0"
 _HEADER = struct.Struct(">16s44xI4xI28x")
 
-#: What SQLite's words mean for whoever runs the spooler. By text, because Python 3.10 gives no codes.
+#: What SQLite's errors mean for whoever runs the spooler. By their text, since Python 3.10 gives no codes.
 _MEANINGS: tuple[tuple[str, type[SpoolError], str], ...] = (
     ("disk is full", StoreUnavailable, "nothing was written; it goes on when there is space again"),
     (
@@ -68,13 +68,13 @@ def translated_errors(path: str) -> Iterator[None]:
 
 
 def prepare_file(path: str) -> None:
-    """See that a spool is at *path*, creating it if there is nothing.
+    """Make sure that a spool is at *path*; create it if nothing is there.
 
-    Call it only while holding the lock: it reads the file beside SQLite, which would drop the locks of a
-    connection in the same process.
+    Call it only while you hold the lock: it reads the file by itself, and to close the file would drop the
+    locks of an SQLite connection in the same process.
 
-    :raises SpoolCorrupt: if the file is no spool, a damaged one, or one of a newer version; it was left as it
-        is.
+    :raises SpoolCorrupt: if the file is no spool, a damaged one, or one of a newer version; it was left
+        unchanged.
     :raises SpoolError: if it can't be read or created.
     """
     with translated_errors(path):
@@ -104,9 +104,9 @@ def open_database(path: str) -> sqlite3.Connection:
 
 
 def _is_spool(path: str) -> bool:
-    """Return whether a spool of ours is at *path*, or nothing is; anything else raises.
+    """Return whether a spool of ours is at *path*, or nothing; anything else raises.
 
-    By the bytes of the header, because SQLite would begin by tidying up whatever database it is given.
+    It reads the bytes of the header, since SQLite would begin to recover any database that it opens.
     """
     try:
         status = os.stat(path)
@@ -125,7 +125,7 @@ def _is_spool(path: str) -> bool:
 
 
 def _refuse_orphans(path: str) -> None:
-    """Refuse to begin afresh beside a log that holds tasks: SQLite would delete it."""
+    """Refuse to create a file beside a log that holds tasks: SQLite would delete the log."""
     for orphan in (f"{path}-wal", f"{path}-journal"):
         if _has_bytes(orphan):
             raise SpoolCorrupt(
@@ -164,7 +164,7 @@ def _check_version(path: str, version: int) -> None:
 
 def _verify(path: str) -> None:
     """Check the spool at *path* over a read-only connection, which leaves even a damaged one as it is."""
-    # Without a log there is nothing to share with other readers; "immutable" then keeps SQLite from making one.
+    # Without a log there is nothing to share with other readers; "immutable" keeps SQLite from creating one.
     way = "mode=ro" if _has_bytes(f"{path}-wal") else "mode=ro&immutable=1"
     uri = f"file:{quote(path)}?{way}"
     connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_WAIT, isolation_level=None)
@@ -180,7 +180,7 @@ def _verify(path: str) -> None:
 
 
 def _create(path: str) -> None:
-    """Create an empty spool under another name and move it to *path*: whole there, or not at all."""
+    """Create an empty spool under another name and rename it to *path*: it is there whole, or not at all."""
     directory = os.path.dirname(path)
     try:
         descriptor, temporary = tempfile.mkstemp(".new", f"{os.path.basename(path)}.", directory)
@@ -200,7 +200,7 @@ def _create(path: str) -> None:
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:
-    """Bring a spool that an earlier release wrote up to date."""
+    """Upgrade a spool that an earlier release wrote."""
     while (version := _version(connection)) != SCHEMA_VERSION:
         connection.executescript(UPGRADES[version])
 
@@ -211,7 +211,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _make_durable(connection: sqlite3.Connection, path: str) -> None:
-    """Set what the promise rests on and read it back, since SQLite says nothing where it can't do it."""
+    """Set what durability rests on and read it back, since SQLite doesn't say when it can't do it."""
     (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
     (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
@@ -227,31 +227,31 @@ def _make_durable(connection: sqlite3.Connection, path: str) -> None:
 
 
 def can_shrink(connection: sqlite3.Connection) -> bool:
-    """Return whether the file can give pages back; those of earlier releases can't, unless vacuumed."""
+    """Return whether the file can shrink; files of earlier releases can't, unless vacuumed."""
     (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
     return bool(mode == 2)
 
 
 def free_pages(connection: sqlite3.Connection) -> int:
-    """Return how many pages of the file hold nothing."""
+    """Return how many pages of the file are free."""
     (pages,) = connection.execute("PRAGMA freelist_count").fetchone()
     return int(pages)
 
 
 def shrink(connection: sqlite3.Connection) -> bool:
-    """Give some pages back to the disk, in a transaction of its own; return whether that was possible."""
+    """Return some pages to the disk, in a transaction of its own; return whether that was possible."""
     try:
         # As a script, since ``execute`` ends such a statement after its first page.
         connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
-        if free_pages(connection) <= SLACK_PAGES:  # so far only the log says that the file is shorter
+        if free_pages(connection) <= SLACK_PAGES:  # only the log says so far that the file is shorter
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error:  # a full disk: there has to be space in the log for it first
+    except sqlite3.Error:  # a full disk: the log needs space for it first
         return False
     return True
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """Return how many bytes the pages take that hold something."""
+    """Return how many bytes the used pages take."""
     sizes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     pages, size = sizes
     return int((pages - free_pages(connection)) * size)

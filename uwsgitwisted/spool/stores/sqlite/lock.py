@@ -1,4 +1,4 @@
-"""One spooler a file: locks that their holder's end releases, however it ends."""
+"""Locks a file for one spooler; the end of its process releases them, however it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 
 from uwsgitwisted.errors import SpoolError, SpoolInUse
 
-# The files that this process holds, by device and inode. Looked at before such a file is opened: closing any
+# The files that this process holds, by device and inode. Check it before you open such a file: closing any
 # descriptor of it would drop the locks that SQLite keeps on it (https://sqlite.org/howtocorrupt.html, 2.2).
 _held: set[tuple[int, int]] = set()
 
@@ -21,10 +21,10 @@ class FileLock:
     """Holds a file, by two locks.
 
     One is on ``PATH.lock`` beside it, since the file itself may not exist yet, and says who holds it. That file
-    stays when the lock is released: removing it would let two openers hold locks on two files of the same name.
-    The other is on the file itself, for whoever removes ``PATH.lock`` all the same, or moves the file. A file
-    with a second name (a hard link) is refused: SQLite finds its log beside it by its name, so that under the
-    other one it would be without what the log holds.
+    stays when the lock is released: if it were removed, two openers could hold locks on two files of the same
+    name. The other lock is on the file itself, in case somebody removes ``PATH.lock`` or moves the file. A file
+    with a second name (a hard link) is refused: SQLite finds the log by the file's name, so under the other
+    name it would miss what the log holds.
 
     ``flock``, because SQLite's own locks are of the other kind (``fcntl``), which on Linux don't see these.
     Where they do, as on NFS, SQLite says that the file is locked: nothing breaks.
@@ -59,10 +59,10 @@ class FileLock:
             raise
 
     def hold_file(self) -> None:
-        """Lock the file itself, if there is one and that was not done yet; call it after creating the file."""
+        """Lock the file itself, if it exists and is not locked yet; call it after creating the file."""
         try:
             status = os.stat(self._guarded)
-        except OSError:  # whoever opens it says why
+        except OSError:  # the caller fails to open it, and says why
             return
         if self._file is not None or not stat.S_ISREG(status.st_mode):
             return
@@ -103,7 +103,7 @@ class FileLock:
         )
 
     def _write_holder(self, descriptor: int) -> None:
-        """Say who holds the lock; on a full disk it is held without a name."""
+        """Write who holds the lock into its file; on a full disk nobody's name is in it."""
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -111,7 +111,7 @@ class FileLock:
             pass
 
     def release(self) -> None:
-        """Give up what is held. Call it after SQLite has closed the file."""
+        """Release the locks. Call it after SQLite has closed the file."""
         file, self._file = self._file, None
         descriptor, self._descriptor = self._descriptor, None
         if file is not None:
