@@ -50,9 +50,9 @@ class Bench:
         """Store tasks that may run at once, and return their ids."""
         return self.store.add([self.task(name, **fields) for name in names])
 
-    def cycle(self, limit: int, *settlements: Settlement, ahead: int = 0) -> Cycle:
+    def cycle(self, limit: int, *settlements: Settlement, prefetch: int = 0) -> Cycle:
         """Have a cycle in which the only pool wants so many tasks."""
-        return self.pools({None: Want(limit, ahead)}, *settlements)
+        return self.pools({None: Want(limit, prefetch)}, *settlements)
 
     def pools(self, demand: Mapping[str | None, Want], *settlements: Settlement) -> Cycle:
         """Have a cycle in which several pools want tasks."""
@@ -431,12 +431,12 @@ class StoreContract:
     def test_orphan_that_was_ahead(self, bench: Bench) -> None:
         """An orphan says whether it may not have begun; one that runs again is not marked any more."""
         bench.add("begun", "ahead")
-        bench.cycle(1, ahead=1)
+        bench.cycle(1, prefetch=1)
         bench.reopen()
         orphans = bench.cycle(0).orphans
-        assert {orphan.variables: orphan.ahead for orphan in orphans} == {b"begun": False, b"ahead": True}
+        assert {orphan.variables: orphan.prefetched for orphan in orphans} == {b"begun": False, b"ahead": True}
         cycle = bench.cycle(2, *(settle(orphan.id, Action.RETRY, 1, 0, 0.0) for orphan in orphans))
-        assert [claimed.ahead for claimed in cycle.claimed] == [False, False]
+        assert [claimed.prefetched for claimed in cycle.claimed] == [False, False]
 
     def test_closed(self, bench: Bench) -> None:
         """A store that is closed says so; to close it twice is no mistake, and it can be opened again."""
@@ -504,7 +504,7 @@ class StoreContract:
         failed = bench.run("old1", "old2", queue="old")
         bench.cycle(0, *(settle(identifier, Action.RETRY, 1, 0, 0.0) for identifier in failed))
         bench.add(*["new"] * 100, queue="new")
-        served = [name for _ in range(4) for name in names(bench.cycle(1, ahead=5))]
+        served = [name for _ in range(4) for name in names(bench.cycle(1, prefetch=5))]
         assert {"old1", "old2"} < set(served)
 
     # Taking ahead.
@@ -515,27 +515,33 @@ class StoreContract:
         bench.cycle(0, settle(failed, Action.RETRY, 1, 0, 0.0))
         for place, name in enumerate(("first", "second", "third", "fourth")):
             bench.add(name, priority=place + (place > 1) * 2)
-        cycle = bench.cycle(1, ahead=9)
-        assert (names(cycle), [task.ahead for task in cycle.claimed]) == (["first", "second"], [False, True])
+        cycle = bench.cycle(1, prefetch=9)
+        assert (names(cycle), [task.prefetched for task in cycle.claimed]) == (
+            ["first", "second"],
+            [False, True],
+        )
         assert cycle.ready == {None}
-        cycle = bench.cycle(1, ahead=1)
-        assert (names(cycle), [task.ahead for task in cycle.claimed]) == (["failed", "third"], [False, True])
-        assert names(bench.cycle(0, ahead=9)) == ["fourth"]
+        cycle = bench.cycle(1, prefetch=1)
+        assert (names(cycle), [task.prefetched for task in cycle.claimed]) == (
+            ["failed", "third"],
+            [False, True],
+        )
+        assert names(bench.cycle(0, prefetch=9)) == ["fourth"]
 
     def test_not_ahead_after_an_error(self, bench: Bench) -> None:
         """A task that was run before is not taken ahead even if that counted for nothing."""
         (interrupted,) = bench.run("a")
-        cycle = bench.cycle(0, settle(interrupted, Action.RETRY, 0, 0, 0.0, "the spooler ended"), ahead=9)
+        cycle = bench.cycle(0, settle(interrupted, Action.RETRY, 0, 0, 0.0, "the spooler ended"), prefetch=9)
         assert cycle.claimed == []
         (returned,) = bench.run("b", priority=0)
-        assert names(bench.cycle(0, settle(returned, Action.RETRY), ahead=9)) == ["b"]
+        assert names(bench.cycle(0, settle(returned, Action.RETRY), prefetch=9)) == ["b"]
 
     def test_what_cannot_be_taken_ahead_is_not_ready(self, bench: Bench) -> None:
         """A pool without a free worker isn't told again and again of tasks that it can't take ahead."""
         (failed,) = bench.run("failed")
-        cycle = bench.cycle(0, settle(failed, Action.RETRY, 1, 0, 0.0), ahead=5)
+        cycle = bench.cycle(0, settle(failed, Action.RETRY, 1, 0, 0.0), prefetch=5)
         assert (cycle.claimed, cycle.ready) == ([], set())
-        cycle = bench.cycle(1, ahead=5)
+        cycle = bench.cycle(1, prefetch=5)
         assert names(cycle) == ["failed"]
 
     # Keys.

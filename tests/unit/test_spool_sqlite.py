@@ -359,6 +359,15 @@ def test_make_store(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_file_whose_name_means_more_to_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its directory before it, such a name is a file like any other."""
+    monkeypatch.chdir(tmp_path)
+    store = make_store("sqlite:./:memory:")
+    store.open(lambda: None)
+    store.close()
+    assert ":memory:" in os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("description", "reason"),
     [
@@ -366,6 +375,11 @@ def test_make_store(tmp_path: Path) -> None:
         ("postgresql:", "doesn't say where it is"),
         ("sqlite", "no known kind"),
         ("sqlite:", "sqlite:spool.sqlite"),
+        ("sqlite: ", "doesn't say where it is"),
+        ("sqlite::memory:", "'sqlite::memory:' names no file.*write for example sqlite:spool.sqlite"),
+        ("sqlite::memory:?cache=shared", "names no file"),
+        ("sqlite:file:spool.sqlite", "names no file"),
+        ("sqlite:file::memory:?cache=shared", "names no file"),
     ],
 )
 def test_bad_description(description: str, reason: str) -> None:

@@ -20,13 +20,13 @@ class WallClockMonitor:
         #: The wall clock, in unix seconds.
         self.now = now
         self._monotonic = monotonic
-        self._offset = now() - monotonic()
+        self._offset: float | None = None
         #: The sum of the steps that nobody has acted on, in seconds. Whoever acts on them sets it to 0.
         self.pending = 0.0
 
     def check(self) -> None:
         """Add a step since the last check to :attr:`pending`."""
-        offset = self.now() - self._monotonic()
-        step, self._offset = offset - self._offset, offset
+        before, self._offset = self._offset, self.now() - self._monotonic()
+        step = 0.0 if before is None else self._offset - before
         if abs(step) > TOLERANCE:
             self.pending += step

@@ -136,7 +136,7 @@ class RetryPolicy:
             return Decision(Action.RETRY, task.attempts, task.crashes, self.first_delay)
         if outcome.kind is OutcomeKind.RETURNED:
             return Decision(Action.RETRY, task.attempts, task.crashes)
-        if outcome.kind is OutcomeKind.INTERRUPTED and task.ahead:
+        if outcome.kind is OutcomeKind.INTERRUPTED and task.prefetched:
             return Decision(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
         more_attempts, more_crashes = _COUNTS[outcome.kind]
         attempts, crashes = task.attempts + more_attempts, task.crashes + more_crashes

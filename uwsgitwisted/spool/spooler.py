@@ -99,7 +99,7 @@ class Spooler:
             store,
             self._runner,
             self._runs,
-            clock=WallClockMonitor(now, reactor.seconds),
+            clock=WallClockMonitor(now, lambda: reactor.seconds()),  # a service sets the clock when it starts
             max_delay=policy.max_delay,
             written=self._waiters.look,
         )

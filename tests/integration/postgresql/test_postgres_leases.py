@@ -67,7 +67,7 @@ def test_killed_spooler(spool: Spool) -> None:
 
     until(taken_over, "the tasks are taken over")
     taken_over()
-    assert [(orphan.id, orphan.ahead) for orphan in orphans] == [(ids[0], False), (ids[1], True)]
+    assert [(orphan.id, orphan.prefetched) for orphan in orphans] == [(ids[0], False), (ids[1], True)]
     assert len(spool.execute("SELECT 1 FROM {}.spoolers")) == 2
 
 

@@ -46,7 +46,7 @@ def test_race(spool: Spool) -> None:
     def work(bench: Bench) -> int:
         mine = 0
         while len(claimed) < len(ids):
-            tasks = bench.cycle(4, ahead=3).claimed
+            tasks = bench.cycle(4, prefetch=3).claimed
             claimed.extend(task.id for task in tasks)
             mine += len(tasks)
         return mine
@@ -201,7 +201,7 @@ class Turmoil:
 
     def cycle(self) -> None:
         ended = self._random.sample(sorted(self._mine), len(self._mine) // 2)
-        cycle = self._bench.cycle(8, *map(self.ending, ended), ahead=4)
+        cycle = self._bench.cycle(8, *map(self.ending, ended), prefetch=4)
         for task in cycle.claimed:
             assert task.id not in self._everybody_runs
             self._everybody_runs.add(task.id)
@@ -267,8 +267,8 @@ def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     """Not more is taken ahead than so many bytes; to begin, it is."""
     monkeypatch.setattr(postgres_claim, "PREFETCH_BYTES", 1000)
     bench.store.add([bench.task(str(number), body=b"x" * 600) for number in range(9)])
-    assert names(bench.cycle(0, ahead=9)) == ["0", "1"]
-    assert names(bench.cycle(4, ahead=9)) == ["2", "3", "4", "5"]
+    assert names(bench.cycle(0, prefetch=9)) == ["0", "1"]
+    assert names(bench.cycle(4, prefetch=9)) == ["2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize(

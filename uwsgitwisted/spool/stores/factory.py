@@ -11,7 +11,13 @@ from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
 
 def _sqlite(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
-    return SqliteStore(description.partition(":")[2], keep=keep, bounds=bounds)
+    path = description.partition(":")[2]
+    if path.startswith((":", "file:")):  # to SQLite, such as :memory:, these are no names of files
+        raise SpoolError(
+            f"the spool {description!r} names no file, and tasks have to outlive their spooler; write for "
+            "example sqlite:spool.sqlite"
+        )
+    return SqliteStore(path, keep=keep, bounds=bounds)
 
 
 def _postgres(description: str, keep: float, bounds: Bounds) -> ISpoolStore:
@@ -47,7 +53,7 @@ def make_store(description: str, keep: float = KEEP_RESULTS, bounds: Bounds = NO
         examples = ", ".join(example for _, example in STORES.values())
         raise StartupError(f"the spool {description!r} is of no known kind; write for example {examples}")
     make, example = known
-    if not rest:
+    if not rest.strip():
         raise StartupError(f"the spool {description!r} doesn't say where it is; write for example {example}")
     try:
         return make(description, keep, bounds)

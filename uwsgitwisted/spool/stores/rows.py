@@ -9,7 +9,8 @@ from uwsgitwisted.spool.stores.interface import SMALL_RESULT, Record
 from uwsgitwisted.spool.task import State, Task
 
 #: The columns of a task that :func:`make_task` takes; its body, which may be large, is left out.
-TASK_COLUMNS = "id, variables, at, created, priority, queue, attempts, crashes, coalesce(key, '') AS key, ahead"
+TASK_COLUMNS = """id, variables, at, created, priority, queue, attempts, crashes,
+    coalesce(key, '') AS key, ahead AS prefetched"""
 #: The columns that :func:`make_record` takes.
 RECORD_COLUMNS = f"""{TASK_COLUMNS}, state, started, finished, error,
     CASE WHEN length(result) <= {SMALL_RESULT} THEN result END AS result,
@@ -40,9 +41,9 @@ def make_rows(make: Callable[..., _T], cursor: Cursor) -> list[_T]:
     return [make(**row) for row in name_columns(cursor)]
 
 
-def make_task(*, ahead: object, **columns: Any) -> Task:
-    """Return the task in a row; a database may have a number for *ahead*."""
-    return Task(ahead=bool(ahead), **columns)
+def make_task(*, prefetched: object, **columns: Any) -> Task:
+    """Return the task in a row; a database may have a number for *prefetched*."""
+    return Task(prefetched=bool(prefetched), **columns)
 
 
 def make_record(

@@ -115,7 +115,10 @@ class _PoolClaim:
         chosen = self._choose(name_columns(self._connection.execute(READY, values)))
         if not chosen:
             return []
-        values |= {"ids": list(chosen), "ahead": [identifier for identifier, ahead in chosen.items() if ahead]}
+        values |= {
+            "ids": list(chosen),
+            "ahead": [identifier for identifier, prefetched in chosen.items() if prefetched],
+        }
         claimed = make_rows(make_task, self._connection.execute(CLAIM, values, binary=True))
         found = {task.id: task for task in claimed}
         tasks = [found[identifier] for identifier in chosen]
@@ -128,15 +131,15 @@ class _PoolClaim:
         chosen: dict[int, bool] = {}
         blocked: set[int] = set()
         for row in sorted(rows, key=_RUN_ORDER):
-            ahead = not self._free
-            if ahead and (row["place"] in blocked or not row["fresh"] or self._bytes > PREFETCH_BYTES):
+            prefetched = not self._free
+            if prefetched and (row["place"] in blocked or not row["fresh"] or self._bytes > PREFETCH_BYTES):
                 blocked.add(
                     row["place"]
                 )  # nor what comes behind it, which would take the next free worker from it
                 continue
-            self._free -= not ahead
+            self._free -= not prefetched
             self._bytes += row["size"]
-            chosen[row["id"]] = ahead
+            chosen[row["id"]] = prefetched
         return chosen
 
 

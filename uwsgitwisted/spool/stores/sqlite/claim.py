@@ -94,13 +94,13 @@ class _PoolClaim:
         claimed: list[Task] = []
         for row in name_columns(self._connection.execute(READY, (queue, number))):
             fresh = row.pop("fresh")
-            task = Task(**row | {"ahead": not self._free})
-            if task.ahead and (not fresh or self._bytes > PREFETCH_BYTES):
+            task = Task(**row | {"prefetched": not self._free})
+            if task.prefetched and (not fresh or self._bytes > PREFETCH_BYTES):
                 break  # nor what comes behind it, which would take the next free worker from it
-            self._free -= not task.ahead
+            self._free -= not task.prefetched
             self._bytes += len(task.body)
             claimed.append(task)
-        self._connection.executemany(CLAIM, [(self._now, task.ahead, task.id) for task in claimed])
+        self._connection.executemany(CLAIM, [(self._now, task.prefetched, task.id) for task in claimed])
         self._left -= len(claimed)
         self._tasks += claimed
         return len(claimed)
