@@ -96,7 +96,7 @@ def settle(
     error: str = "",
     result: bytes = b"",
 ) -> Settlement:
-    """Return what is to be written down of a task that ran."""
+    """Return the settlement of a task that ran."""
     return Settlement(identifier, Decision(action, attempts, crashes, delay, error), result)
 
 
@@ -196,7 +196,7 @@ class StoreContract:
     # Bounds.
 
     def test_usage_counts_what_is_not_over(self, bench: Bench) -> None:
-        """Tasks count from the moment when they are stored until they are over, also for the next opener."""
+        """Tasks count from when they are stored until they are finished, also for the next opener."""
 
         def unfinished() -> int:
             return bench.store.usage().tasks
@@ -234,7 +234,7 @@ class StoreContract:
         assert bench.store.usage().tasks == 0
 
     def test_usage_of_what_is_not_kept(self, bench: Bench) -> None:
-        """What is forgotten at once counts no more either."""
+        """Tasks that are deleted at once don't count any more either."""
         bench.store.keep = 0.0
         done, cancelled = bench.run("a", "b")
         bench.cycle(0, settle(done, Action.FINISH), settle(cancelled, Action.CANCEL))
@@ -249,7 +249,7 @@ class StoreContract:
         assert bench.store.usage().size - before < 50_000
 
     def test_waiting_queues(self, bench: Bench) -> None:
-        """The names of queues with tasks that wait, for a worker or their time, are told up to a number."""
+        """The store names queues with tasks that wait, for a worker or their time, up to a number."""
         bench.run("a", queue="running")
         bench.store.add([bench.task(queue=f"r{number}") for number in range(5)] * 2)
         bench.store.add([bench.task(queue=f"s{number}", later=1000) for number in range(5)] * 2)
@@ -307,7 +307,7 @@ class StoreContract:
         assert (bench.store.body(identifier), record.body_size) == (b"", 0)
 
     def test_forgotten(self, bench: Bench) -> None:
-        """What is not to be kept is gone when it is over, and its id is not given again."""
+        """A task that is not kept is gone when it is finished, and its id is not given again."""
         bench.store.keep = 0.0
         done, cancelled = bench.run("a", "b")
         bench.cycle(0, settle(done, Action.FINISH), settle(cancelled, Action.CANCEL))
@@ -334,7 +334,7 @@ class StoreContract:
         assert bench.states() == {dead: State.DEAD}
 
     def test_upkeep(self, bench: Bench) -> None:
-        """A cycle says when the next one is to be, so that what is over is forgotten in time."""
+        """A cycle says when the next one is due, so that finished tasks are deleted in time."""
         bench.store.keep = 1000.0
         assert bench.cycle(0).upkeep is None
         (done,) = bench.run("a")
@@ -347,7 +347,7 @@ class StoreContract:
         assert done not in bench.states()
 
     def test_much_is_forgotten_in_pieces(self, bench: Bench) -> None:
-        """Not more is forgotten in one cycle than so many bytes, and the cycle says that there is more."""
+        """One cycle deletes no more than so many bytes, and says that there is more."""
         bench.store.keep = 1000.0
         ids = bench.run(*"abcdefgh")
         result = bytes(EXPIRE_BYTES // 4)
@@ -371,12 +371,12 @@ class StoreContract:
         assert again.at == about(bench.now() - 50)
 
     def test_retry_at_once(self, bench: Bench) -> None:
-        """A task whose pause is over at once may be claimed in the cycle that writes it down."""
+        """A task without a pause may be claimed in the cycle that writes its outcome."""
         (identifier,) = bench.run("a")
         assert names(bench.cycle(1, settle(identifier, Action.RETRY, 1, 0, 0.0))) == ["a"]
 
     def test_bury(self, bench: Bench) -> None:
-        """A buried task is a dead letter with its counts, its last error, the times and its body."""
+        """A dead letter has its counts, its last error, the times and its body."""
         first, second, _ = bench.run("a", "b", "c", body=b"body")
         bench.cycle(0, settle(first, Action.DEAD_LETTER, 4, 2, error="Traceback: KeyError"))
         bench.cycle(1, settle(second, Action.RETRY, 1, 0, 0.0, "earlier"))
@@ -389,7 +389,7 @@ class StoreContract:
         assert (other.task.id, other.error) == (second, "earlier")
 
     def test_hostile_error(self, bench: Bench) -> None:
-        """Whatever text an error has, it can be written down."""
+        """Whatever text an error has, it can be stored."""
         (identifier,) = bench.run("a")
         error = "\0'; DROP TABLE tasks; -- \ud800 \U0001f4a9" + "x" * ERROR_LIMIT + "\0%s %(id)s {}"
         task = bench.record(identifier).task
@@ -488,7 +488,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("limit", [10, 1000])
     def test_many_queues(self, bench: Bench, limit: int) -> None:
-        """However many queues there are, none has a second turn before all had one, and none is forgotten."""
+        """However many queues there are, none has a second turn before all had one, and none is left out."""
         queues = [f"q{number:03}" for number in range(200)]
         bench.store.add([bench.task(queue, queue=queue) for queue in queues for _ in range(2)])
         served: list[str] = []
@@ -500,7 +500,7 @@ class StoreContract:
         assert sorted(served[:200]) == queues or limit > len(queues)
 
     def test_failing_queue_starves_nobody(self, bench: Bench) -> None:
-        """A queue whose tasks all failed before has its turns, beside one whose tasks are taken ahead."""
+        """A queue whose tasks all failed before has its turns, beside one whose tasks are prefetched."""
         failed = bench.run("old1", "old2", queue="old")
         bench.cycle(0, *(settle(identifier, Action.RETRY, 1, 0, 0.0) for identifier in failed))
         bench.add(*["new"] * 100, queue="new")
@@ -510,7 +510,7 @@ class StoreContract:
     # Taking ahead.
 
     def test_ahead(self, bench: Bench) -> None:
-        """The first may be anything; ahead comes only what never failed, and nothing behind what did."""
+        """The first may be any; only tasks that never failed are prefetched, and none behind one that did."""
         (failed,) = bench.run("failed", priority=3)
         bench.cycle(0, settle(failed, Action.RETRY, 1, 0, 0.0))
         for place, name in enumerate(("first", "second", "third", "fourth")):
@@ -529,7 +529,7 @@ class StoreContract:
         assert names(bench.cycle(0, prefetch=9)) == ["fourth"]
 
     def test_not_ahead_after_an_error(self, bench: Bench) -> None:
-        """A task that was run before is not taken ahead even if that counted for nothing."""
+        """A task that was run before is not prefetched even if the run counted for nothing."""
         (interrupted,) = bench.run("a")
         cycle = bench.cycle(0, settle(interrupted, Action.RETRY, 0, 0, 0.0, "the spooler ended"), prefetch=9)
         assert cycle.claimed == []
@@ -537,7 +537,7 @@ class StoreContract:
         assert names(bench.cycle(0, settle(returned, Action.RETRY), prefetch=9)) == ["b"]
 
     def test_what_cannot_be_taken_ahead_is_not_ready(self, bench: Bench) -> None:
-        """A pool without a free worker isn't told again and again of tasks that it can't take ahead."""
+        """A pool without a free worker doesn't hear again and again of tasks that it can't prefetch."""
         (failed,) = bench.run("failed")
         cycle = bench.cycle(0, settle(failed, Action.RETRY, 1, 0, 0.0), prefetch=5)
         assert (cycle.claimed, cycle.ready) == ([], set())
@@ -571,7 +571,7 @@ class StoreContract:
         ]
 
     def test_key_of_one_that_is_over(self, bench: Bench) -> None:
-        """A key stands for its task however that ended, until the task is forgotten."""
+        """A key stands for its task however that ended, until the task is deleted."""
         bench.store.keep = 1000.0
         done, dead, cancelled = (bench.run(key, key=key)[0] for key in "abc")
         bench.cycle(
@@ -588,7 +588,7 @@ class StoreContract:
     # What people ask for.
 
     def test_cancel_waiting(self, bench: Bench) -> None:
-        """A task that waits is taken back, with its body; a second time changes nothing."""
+        """A task that waits is cancelled and keeps its body; a second time changes nothing."""
         ready, later = bench.store.add([bench.task(body=b"body"), bench.task(later=1000)])
         assert bench.store.cancel([later, 999_999, ready], bench.now()) == [ready, later]
         assert bench.states() == {ready: State.CANCELLED, later: State.CANCELLED}
@@ -619,7 +619,7 @@ class StoreContract:
         assert bench.states() == {first: State.CANCELLED, second: State.DEAD}
 
     def test_cancelled_orphan(self, bench: Bench) -> None:
-        """That a task is to be cancelled is not forgotten when its spooler ends."""
+        """The order to cancel a task survives the end of its spooler."""
         (identifier,) = bench.run("a")
         bench.store.cancel([identifier], bench.now())
         bench.reopen()
@@ -649,7 +649,7 @@ class StoreContract:
         assert bench.states() == {dead: State.RUNNING, cancelled: State.RUNNING, running: State.RUNNING}
 
     def test_drop(self, bench: Bench) -> None:
-        """Tasks that are over can be forgotten, others can't."""
+        """Finished tasks can be deleted, others can't."""
         dead, cancelled, done, running = bench.run("a", "b", "c", "d")
         waiting, later = bench.store.add([bench.task(), bench.task(later=1000)])
         bench.cycle(

@@ -157,14 +157,14 @@ class TestRecord:
         ],
     )
     def test_error(self, error: str, line: str) -> None:
-        """Of an error the last line is told."""
+        """A description has the last line of an error."""
         assert described(None, error)["error"] == line
 
     @pytest.mark.parametrize(
         "result", [None, True, 0, -1.5, 2**53, "text", [], {"a": [1, {"b": None}]}, "\ud800"]
     )
     def test_result_in_json(self, result: object) -> None:
-        """A result that JSON can have is told as it is."""
+        """A result that JSON can represent is unchanged."""
         told = for_json(described(result))
         assert json.loads(json.dumps(told, allow_nan=False))["result"] == result
         assert "result_repr" not in told
@@ -190,7 +190,7 @@ class TestRecord:
         ],
     )
     def test_result_outside_json(self, result: object) -> None:
-        """One that JSON can't have, or not exactly, is told as text; marshal can have it as it is."""
+        """A result that JSON can't represent exactly is text; marshal represents it."""
         whole = described(result)
         assert repr(loads(dumps(whole["result"]))) == repr(result) if result != [10**5_000] else True
         told = for_json(whole)

@@ -50,7 +50,7 @@ TASK = Task(encode_vars({"to": "ann"}), NOW, NOW, id=7)
 
 
 class FakeSpooler:
-    """Asks a store at once, or when it is released; the test says when a task is over."""
+    """Asks a store at once, or when it is released; the test says when a task is finished."""
 
     def __init__(self, store: ISpoolStore) -> None:
         self.held: list[Callable[[], None]] | None = None
@@ -195,7 +195,7 @@ def test_status(bench: Bench) -> None:
 
 
 def test_wait(bench: Bench) -> None:
-    """Whoever waits is told when the task is over."""
+    """A waiting peer gets an answer when the task is finished."""
     waiting = bench.send(dumps(("wait", {"id": 7})), ELSEWHERE, 60.0)
     assert not waiting.called
     ((identifier, over),) = bench.spooler.waiting
@@ -207,7 +207,7 @@ def test_wait(bench: Bench) -> None:
 
 
 def test_wait_without_a_deadline(bench: Bench) -> None:
-    """A plain peer can't say how long it waits; it is told when that was long enough."""
+    """A plain peer can't say how long it waits; it gets an error after a default time."""
     waiting = bench.send(dumps(("wait", {"id": 7})))
     bench.clock.advance(MAX_WAIT - 0.1)
     assert not waiting.called
@@ -218,7 +218,7 @@ def test_wait_without_a_deadline(bench: Bench) -> None:
 
 
 def test_wait_that_is_over_first(bench: Bench) -> None:
-    """When its time is over, the request fails, and nothing waits for the task any more."""
+    """When the wait times out, the request fails, and nothing waits for the task any more."""
     waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
     bench.clock.advance(4.9)
     assert not waiting.called
@@ -285,7 +285,7 @@ def test_managing(bench: Bench) -> None:
     ],
 )
 def test_not_for_others(bench: Bench, operation: str) -> None:
-    """Nobody else may, and is told who may."""
+    """Nobody else may, and the error says who may."""
     (identifier,) = bench.enqueue({"a": "b"})
     with pytest.raises(NotAllowed, match=r"10\.0\.0\.7:5000 may not manage this queue; .*--manage"):
         bench.ask(operation, ids=[identifier], peer=ELSEWHERE)

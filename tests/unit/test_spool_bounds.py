@@ -52,7 +52,7 @@ def task(queue: str = "", size: int = 1) -> Task:
 
 
 def test_tasks() -> None:
-    """Tasks are taken up to the number, those of a batch counted one by one, and again when some are over."""
+    """Tasks are taken up to the number, those of a batch counted one by one, and again when some finish."""
     store = Store(Bounds(tasks=5), Usage(3, 0))
     assert store.takes("", "", "") == [True, True, False]
     assert store.takes("") == [False]
@@ -88,7 +88,7 @@ def test_queues() -> None:
 
 
 def test_queues_are_asked_for_now_and_then() -> None:
-    """The store is asked once for a number of new names, and again after a while; only so many are told."""
+    """The store is asked once for a number of new names, and again after a while; only so many are named."""
     store = Store(Bounds(queues=3))
     for name in "abcdefgh":
         store.takes(name)

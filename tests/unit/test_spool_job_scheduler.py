@@ -1,4 +1,4 @@
-"""What peers ask of the store: in slices, in turns, bounded, behind the spooler's own work."""
+"""The jobs of peers on the store: in slices, in turns, bounded, behind the spooler's own work."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_one_peer_asks_too_much(bench: Bench, monkeypatch: pytest.MonkeyPatch, w
 
 @pytest.mark.parametrize("what", [{"weight": 50}, {"size": 50}])
 def test_all_ask_too_much(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: dict[str, int]) -> None:
-    """So it is with all of them together; the spooler's own questions don't count."""
+    """So it is with all of them together; the spooler's own jobs don't count."""
     monkeypatch.setattr(job_scheduler, "MAX_PENDING", 100)
     monkeypatch.setattr(job_scheduler, "MAX_PENDING_BYTES", 100)
     bench.submit(None, "own", **what)
@@ -165,7 +165,7 @@ def test_withdrawn(bench: Bench) -> None:
 
 
 def test_withdrawn_of_another_peer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer whose only question is taken out has no turn any more; one that has more keeps it."""
+    """A peer whose only job is dropped has no turn any more; one that has more keeps it."""
     monkeypatch.setattr(job_scheduler, "MAX_STARTED", 1)
     bench.submit("a", "a", 2)
     withdrawn = [bench.jobs.submit(group, bench.job("never")) for group in "bc"]

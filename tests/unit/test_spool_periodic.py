@@ -159,7 +159,7 @@ def test_clock_set_back(store: SqliteStore) -> None:
 
 
 def test_clock_set_forward(store: SqliteStore) -> None:
-    """A clock that is set forward brings one occurrence, within seconds."""
+    """A wall clock that steps forward brings one occurrence, within seconds."""
     bench = Bench(store, every(600)).start()
     bench.jump = 6_000
     bench.pass_time(6)

@@ -214,7 +214,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("modifier2", [0, SPOOL_OVER_HTTP, SPOOL_WITH_ID])
     def test_withdrawn(self, bench: Bench, logged: list[dict[str, Any]], modifier2: int) -> None:
-        """A request that is withdrawn has its task withdrawn, and leaves no line in the log."""
+        """A cancelled request drops its task, and leaves no line in the log."""
         withdrawn: list[object] = []
         bench.spooler.stored = Deferred(withdrawn.append)
         asked = bench.ask(encode_vars({"REQUEST_METHOD": "POST"}), modifier2)
@@ -428,7 +428,7 @@ class TestHttp:
         assert bench.spooler.enqueued == []
 
     def test_accepted_and_gone(self, bench: Bench) -> None:
-        """A task that is over and forgotten at once was accepted all the same."""
+        """A task that is finished and deleted at once was accepted all the same."""
         bench.spooler.found = []
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "done"})

@@ -20,7 +20,7 @@ def judge(ending: OutcomeKind, *, attempts: int = 0, crashes: int = 0, random: f
 
 
 def test_done() -> None:
-    """A task that is done is over, also in its last attempt."""
+    """A task that is done is finished, also in its last attempt."""
     assert judge(OutcomeKind.DONE, attempts=3).action is Action.FINISH
 
 
@@ -45,7 +45,7 @@ def test_crashes() -> None:
 
 
 def test_every_ending_has_a_verdict() -> None:
-    """No ending is forgotten in the tables."""
+    """The tables have every outcome."""
     assert all(judge(ending) for ending in OutcomeKind)
 
 

@@ -206,7 +206,7 @@ class Bench:
         assert all(isinstance(outcome(one), int) for one in accepted)
 
     def left(self) -> tuple[list[str], list[Record]]:
-        """Stop, and return the names of the tasks in the file that are not over, and the dead letters."""
+        """Stop, and return the names of the tasks in the file that are not finished, and the dead letters."""
         self.stop()
         orphans, claimed = claim_all(self.store)
         self.store.open(nothing)
@@ -274,7 +274,7 @@ def test_runs(bench: Bench) -> None:
 
 
 def test_acknowledged_after_commit(bench: Bench) -> None:
-    """Nothing is acknowledged before the store's call is over."""
+    """Nothing is acknowledged before the store's call has returned."""
     bench.runner.held = []
     accepted = bench.enqueue("one")
     bench.pass_time(60)
@@ -313,7 +313,7 @@ def test_bounded(path: Path) -> None:
 
 
 def test_results_expire_while_idle(bench: Bench) -> None:
-    """What is over is forgotten in time though nothing happens, and without a cycle before that."""
+    """Finished tasks are deleted in time even while nothing happens, without a cycle before that."""
     bench.store.keep = 1000.0
     bench.accept("one", "two")
     before = bench.store.advances
@@ -326,7 +326,7 @@ def test_results_expire_while_idle(bench: Bench) -> None:
 
 
 def test_many_results_expire_while_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than one cycle forgets are forgotten in the cycles that follow at once."""
+    """When more tasks expire than one cycle deletes, the next cycles follow at once."""
     monkeypatch.setattr(sqlite, "EXPIRE_LIMIT", 2)
     bench.store.keep = 1000.0
     bench.accept(*"abcdefg")
@@ -344,7 +344,7 @@ def test_the_longest_sleep_is_bounded(bench: Bench) -> None:
 
 
 def test_withdrawn(bench: Bench) -> None:
-    """Cancelling takes a task out that waits for its commit; one in its commit stays."""
+    """Cancelling drops a task that waits for its commit; one in its commit stays."""
     waits, goes = bench.enqueue("waits"), bench.enqueue("goes")
     waits.cancel()
     assert isinstance(outcome(waits), CancelledError)
@@ -431,7 +431,7 @@ def test_idle(bench: Bench) -> None:
 
 
 def test_clock_set(bench: Bench) -> None:
-    """When the clock is set forward, what is due then runs within the longest sleep."""
+    """When the wall clock steps forward, tasks that are due then run within the longest sleep."""
     bench.accept("tomorrow", at=str(START + 86400))
     bench.jump = 86400
     bench.pass_time(loop_module.MAX_SLEEP)
@@ -493,7 +493,7 @@ def test_runs_again(bench: Bench, how: int | Exception) -> None:
 def test_buried(
     bench: Bench, logged: list[dict[str, Any]], how: int | Exception, attempts: int, crashes: int, error: str
 ) -> None:
-    """At its limit a task moves to the dead letters with what is known of it, and the log says so."""
+    """At its limit a task moves to the dead letters with its record, and the log says so."""
     bench.engine.handlers["bad"] = how
     bench.accept("bad")
     for _ in range(100):
@@ -523,7 +523,7 @@ def test_poison(path: Path) -> None:
 
 
 def test_no_room(bench: Bench) -> None:
-    """A task for which the engine has no room goes back uncounted; nothing is claimed for a moment."""
+    """If the engine has no room for a task, it returns uncounted, and nothing is claimed for a moment."""
     bench.engine.handlers["one"] = Busy("full")
     bench.accept("one")
     assert bench.engine.seen == ["one"]
@@ -539,7 +539,7 @@ def test_no_room(bench: Bench) -> None:
 
 
 def test_outcome_survives_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """When it can't be written down that a task is done, it is kept and tried again; nothing runs twice."""
+    """When an outcome can't be written, it is kept and written later; nothing runs twice."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -573,7 +573,7 @@ def test_broken_store_is_left_alone(path: Path) -> None:
 
 
 def test_pause_holds_for_what_was_planned(path: Path) -> None:
-    """What ends while a cycle fails waits for the end of the pause too."""
+    """Outcomes that arrive while a cycle fails wait for the end of the pause too."""
     bench = Bench(path, workers=2).start()
     bench.engine.handlers = dict.fromkeys("ab")
     bench.accept("a", "b")
@@ -640,7 +640,7 @@ def test_stop_commits(bench: Bench) -> None:
 
 
 def test_stop_gives_back(bench: Bench) -> None:
-    """What the engine leaves unfinished goes back to the queue uncounted."""
+    """Tasks that the engine leaves unfinished return to the queue uncounted."""
     bench.engine.handlers["runs"] = None
     bench.accept("runs")
     bench.stop()
@@ -650,7 +650,7 @@ def test_stop_gives_back(bench: Bench) -> None:
 
 
 def test_stop_during_claim(bench: Bench) -> None:
-    """A task whose claim is under way when the spooler stops goes back instead of running."""
+    """A task that is being claimed when the spooler stops returns to the queue instead of running."""
     bench.runner.held = []
     accepted = bench.enqueue("one")
     bench.pass_time(0)
@@ -667,7 +667,7 @@ def test_stop_during_claim(bench: Bench) -> None:
 
 
 def test_stop_on_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """An outcome that can't be written down at the end is tried a few times; its task will run again."""
+    """An outcome that can't be written at the end is tried a few times; then its task runs again."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -683,7 +683,7 @@ def test_stop_on_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
 
 
 def test_stop_flushes_late(bench: Bench) -> None:
-    """An outcome that can be written down at the second try is."""
+    """An outcome that can be written at the second try is."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -804,7 +804,7 @@ def test_with_threads(path: Path) -> Any:
 
 
 def test_look_ahead(path: Path) -> None:
-    """Short tasks are claimed ahead of the workers, many in one cycle; ones that turn out slow are not."""
+    """Short tasks are prefetched, many in one cycle; tasks that turn out slow are not."""
     bench = Bench(path).start()
     bench.accept(*[f"first{n}" for n in range(20)])
     before = bench.store.advances
@@ -822,7 +822,7 @@ def test_look_ahead(path: Path) -> None:
 
 
 def test_look_ahead_is_not_counted(path: Path) -> None:
-    """What was claimed ahead when the spooler was killed counts no attempt, and is not claimed ahead again."""
+    """A task that was prefetched when its spooler was killed counts no attempt, and isn't prefetched again."""
     bench = Bench(path).start()
     bench.accept("warm", "up")
     bench.engine.handlers = dict.fromkeys("abc")
@@ -839,7 +839,7 @@ def test_look_ahead_is_not_counted(path: Path) -> None:
 
 
 def test_what_waits_for_long_goes_back(path: Path) -> None:
-    """What was claimed ahead of a task that turns out slow goes back uncounted, and is not claimed again."""
+    """Tasks prefetched behind one that turns out slow return uncounted, and are not claimed again."""
     bench = Bench(path).start()
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
@@ -859,7 +859,7 @@ def test_what_waits_for_long_goes_back(path: Path) -> None:
 
 
 def test_cancel_ahead(bench: Bench) -> None:
-    """A task that was claimed ahead is cancelled without having run."""
+    """A prefetched task is cancelled without having run."""
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
     bench.accept("slow", "b")
@@ -872,7 +872,7 @@ def test_cancel_ahead(bench: Bench) -> None:
 
 
 def test_stop_gives_back_what_is_ahead(bench: Bench) -> None:
-    """What was claimed ahead when the spooler stops goes back, and what runs is finished."""
+    """Prefetched tasks return to the queue when the spooler stops, and running ones finish."""
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
     bench.accept("slow", "b", "c")
@@ -931,7 +931,7 @@ def test_pause_and_resume(bench: Bench) -> None:
 
 
 def test_cancel(bench: Bench) -> None:
-    """A task that waits is taken back at once, one that runs when its answer has been dropped."""
+    """A task that waits is cancelled at once, one that runs when its answer has been dropped."""
     bench.engine.handlers["runs"] = None
     bench.accept("runs", "waits")
     assert outcome(bench.spooler.call_store(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
@@ -971,7 +971,7 @@ def test_result(bench: Bench) -> None:
 
 
 def test_wait(bench: Bench) -> None:
-    """Waiting ends with the task, or at once if that is over; for an unknown one it fails."""
+    """Waiting ends with the task, or at once if that is finished; for an unknown one it fails."""
     bench.engine.handlers = {"one": None, "bad": RETRY}
     bench.accept("one")
     first, second, third = (bench.spooler.wait(1, "peer") for _ in range(3))
@@ -1067,7 +1067,7 @@ def test_runs_for_ever(bench: Bench) -> None:
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0])
 def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
-    """A pause before the next try lasts as long as it should, whatever the clock is set to meanwhile."""
+    """A pause before the next try lasts as long as it should, however the wall clock steps meanwhile."""
     bench.engine.handlers["one"] = RETRY
     bench.accept("one")
     bench.jump = jump
@@ -1079,7 +1079,7 @@ def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
 
 
 def test_clock_set_while_the_disk_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the clock was set is not forgotten when it can't be acted on at once."""
+    """A step of the wall clock is acted on later when the store fails."""
     bench.engine.handlers["one"] = RETRY
     bench.accept("one")
 
@@ -1143,7 +1143,7 @@ def test_woken_by_another_process(bench: Bench) -> None:
 
 
 def test_heartbeat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that wants a sign of life gets one in time, with nothing to do as well."""
+    """A store that wants heartbeats gets them in time, even with nothing to do."""
     monkeypatch.setattr(bench.store, "heartbeat", 2.0)
     bench.accept("one")
     before = bench.store.advances

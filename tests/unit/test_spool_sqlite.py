@@ -106,7 +106,7 @@ def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
 
 
 def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large tasks are not claimed ahead in numbers."""
+    """Large tasks are not prefetched in numbers."""
     monkeypatch.setattr(sqlite_claim, "PREFETCH_BYTES", 1_000)
     store.add([replace(task(), body=bytes(600)) for _ in range(10)])
     assert len(store.advance([], {None: Want(1, 10)}, NOW).claimed) == 2
@@ -128,7 +128,7 @@ def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When more tasks become due than one cycle promotes, the earliest go first and none is forgotten."""
+    """When more tasks become due than one cycle promotes, the earliest go first and none is left out."""
     monkeypatch.setattr(sqlite, "PROMOTE_LIMIT", 2)
     store.add([task(str(n), at=NOW + n) for n in range(1, 6)])
     seen: list[str] = []
@@ -231,7 +231,7 @@ def test_full(store: SqliteStore) -> None:
 
 
 def test_space_is_left_for_outcomes(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the disk is quite full tasks are refused, and how those end that run is written down."""
+    """Before the disk is quite full tasks are refused, and outcomes of running ones are written."""
     (identifier,) = store.add([task()])
     advance(store, 1, NOW)
     monkeypatch.setattr(sqlite_file, "_DISK_PART", 1)

@@ -186,7 +186,7 @@ def test_not_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_second_opener(tmp_path: Path) -> None:
-    """A second spooler is refused and told who has the file, in this process or another, by any name."""
+    """A second spooler is refused and hears who has the file, in this process or another, by any name."""
     path = tmp_path / "spool.sqlite"
     (tmp_path / "link").symlink_to(path)
     store = SqliteStore(str(path))

@@ -94,9 +94,9 @@ class CycleLoop:
         store: ISpoolStore,
         runner: Runner,
         runs: Runs,
-        *,
         clock: WallClockMonitor,
         max_delay: float,
+        *,
         written: Callable[[Iterable[int]], None],
     ) -> None:
         self._reactor = reactor

@@ -94,14 +94,9 @@ class Spooler:
         policy = policy or RetryPolicy()
         slots = WorkerSlots(workers, queues or {}, max_prefetch)
         self._runs = Runs(reactor, engine, slots, policy, random)
+        clock = WallClockMonitor(now, lambda: reactor.seconds())  # a service replaces it when it starts
         self._loop = CycleLoop(
-            reactor,
-            store,
-            self._runner,
-            self._runs,
-            clock=WallClockMonitor(now, lambda: reactor.seconds()),  # a service sets the clock when it starts
-            max_delay=policy.max_delay,
-            written=self._waiters.look,
+            reactor, store, self._runner, self._runs, clock, policy.max_delay, written=self._waiters.look
         )
         self._commits = GroupCommit(
             reactor, store, self._runner, max_pending=max_pending, committed=self._loop.note_new_tasks

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 @pytest.fixture
 def hasty(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each cycle be one with a heartbeat, and leases be over soon; the server ran for longer than one."""
+    """Have each cycle be one with a heartbeat, and leases expire soon; the server ran for longer than one."""
     monkeypatch.setattr(postgres_lease, "HEARTBEAT", 0.0)
     monkeypatch.setattr(postgres_lease, "LEASE", 0.5)
     until(lambda: spool.server_age() > postgres_lease.LEASE, "a lease since the server's start is over")
@@ -149,7 +149,7 @@ def test_whoever_was_away_itself_takes_nothing_over(spool: Spool) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_heartbeat_from_the_future(spool: Spool) -> None:
-    """A heartbeat from before the server's clock was set back doesn't keep a dead spooler's tasks."""
+    """A heartbeat from before the server's clock stepped back doesn't keep a dead spooler's tasks."""
     holder, other = spool.open(), spool.open()
     holder.run("a")
     spool.silence(holder, -1000)
@@ -158,7 +158,7 @@ def test_heartbeat_from_the_future(spool: Spool) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_in_the_middle_of_a_transaction(spool: Spool) -> None:
-    """A spooler whose large batch is under way lives, however long that takes."""
+    """A spooler counts as alive during a large batch, however long that takes."""
     holder, other = spool.open(), spool.open()
     holder.run("a")
     spool.silence(holder)
@@ -190,7 +190,7 @@ def test_quiet_turns_write_nothing(spool: Spool, bench: Bench) -> None:
 
 @contextmanager
 def lost_answers(bench: Bench) -> Iterator[None]:
-    """Have a transaction be committed, and its answer be lost, which its caller is told by an error."""
+    """Commit a transaction and lose its answer, so that its caller gets an error."""
     server = store_of(bench)._database
     transaction = server.transaction
 
@@ -220,7 +220,7 @@ def test_lost_answer_to_a_claim(bench: Bench) -> None:
 
 
 def test_lost_answer_to_a_settlement(bench: Bench) -> None:
-    """How tasks ended may be written down twice, also of one that was claimed again in the lost turn."""
+    """Outcomes may be written twice, also of a task that was claimed again in the lost cycle."""
     done, retried = bench.run("a", "b")
     endings = [settle(done, Action.FINISH, 1), settle(retried, Action.RETRY, 1, 0, 0.0, "why")]
     with lost_answers(bench):

@@ -1,4 +1,4 @@
-"""The PostgreSQL store and its server: told of changes, restarted, hung, full, of another kind, not there."""
+"""The PostgreSQL store and its server: notifications, restarts, hung and full servers, and other kinds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 @contextmanager
 def heard(spool: Spool) -> Iterator[Callable[[], int]]:
-    """Give a function that says how often the spoolers were told of something since it was last asked."""
+    """Give a function that says how often the spoolers were notified since its last call."""
     with closing(psycopg.connect(spool.server.url(), autocommit=True)) as connection:
         connection.execute(f"LISTEN {spool.schema}")
 
@@ -55,7 +55,7 @@ def heard(spool: Spool) -> Iterator[Callable[[], int]]:
 
 
 def test_notifications(spool: Spool, bench: Bench) -> None:
-    """The spoolers are told, once a transaction, of what there is to do, earlier times, and what has ended."""
+    """The spoolers are notified, once a transaction, of new tasks, earlier times, and outcomes."""
     with heard(spool) as count:
         ids = bench.add("a", "b", "c")
         assert count() == 1
@@ -369,7 +369,7 @@ def test_prepared_schema(spool: Spool) -> None:
 
 
 def test_user_without_rights(spool: Spool) -> None:
-    """A user who may not create a schema is told so."""
+    """A user who may not create a schema gets an error that says so."""
     spool.execute("CREATE ROLE {} LOGIN")
     spool.url = spool.url.replace("postgres@", f"{spool.schema}@")
     refused(spool, StoreUnavailable, "give the user the rights")

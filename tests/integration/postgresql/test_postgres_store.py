@@ -106,7 +106,7 @@ def test_same_keys_at_the_same_time(spool: Spool) -> None:
 
 
 def test_key_is_forgotten_meanwhile(spool: Spool, bench: Bench) -> None:
-    """A task whose key was stored, and is forgotten while it is added, is stored."""
+    """A task is stored whose key was there, but is deleted while the task is added."""
     (old,) = bench.add("a", key="k")
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:
@@ -243,7 +243,7 @@ def test_turmoil(spool: Spool) -> None:
 
 
 def test_many_become_due_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When more tasks become due than one cycle makes ready, the earliest go first and none is forgotten."""
+    """When more tasks become due than one cycle makes ready, the earliest go first and none is left out."""
     monkeypatch.setattr(postgres, "PROMOTE_LIMIT", 2)
     bench.store.add([bench.task(str(number), later=100 + number) for number in range(5)])
     bench.pass_time(200)
@@ -253,7 +253,7 @@ def test_many_become_due_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_many_are_forgotten_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When much is to be forgotten, one cycle does a part of it."""
+    """When many tasks expire, one cycle deletes a part of them."""
     monkeypatch.setattr(postgres, "EXPIRE_LIMIT", 2)
     bench.finish(*bench.run("a", "b", "c"))
     bench.pass_time(1e6)
@@ -264,7 +264,7 @@ def test_many_are_forgotten_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
 
 def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not more is taken ahead than so many bytes; to begin, it is."""
+    """No more than so many bytes are prefetched; a free worker gets more."""
     monkeypatch.setattr(postgres_claim, "PREFETCH_BYTES", 1000)
     bench.store.add([bench.task(str(number), body=b"x" * 600) for number in range(9)])
     assert names(bench.cycle(0, prefetch=9)) == ["0", "1"]

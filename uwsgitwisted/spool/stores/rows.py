@@ -55,19 +55,12 @@ def make_record(
     result: bytes | None,
     body_size: int,
     result_size: int,
-    **task: Any,
+    prefetched: object,
+    **columns: Any,
 ) -> Record:
     """Return the record in a row; *result* is None for one that is too large for it."""
-    return Record(
-        task=make_task(**task),
-        state=State(state),
-        started=started,
-        finished=finished,
-        error=error,
-        result=result or b"",
-        body_size=body_size,
-        result_size=result_size,
-    )
+    task = Task(prefetched=bool(prefetched), **columns)
+    return Record(task, State(state), started, finished, error, result or b"", body_size, result_size)
 
 
 def state_list(states: Iterable[State]) -> str:

@@ -94,7 +94,8 @@ class _PoolClaim:
         claimed: list[Task] = []
         for row in name_columns(self._connection.execute(READY, (queue, number))):
             fresh = row.pop("fresh")
-            task = Task(**row | {"prefetched": not self._free})
+            row["prefetched"] = not self._free
+            task = Task(**row)
             if task.prefetched and (not fresh or self._bytes > PREFETCH_BYTES):
                 break  # nor what comes behind it, which would take the next free worker from it
             self._free -= not task.prefetched
