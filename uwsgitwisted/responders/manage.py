@@ -1,7 +1,7 @@
 """Answers modifier1 33 of a spooler: people and programs manage its queue.
 
 The message is ``(operation, arguments)``: an operation of :mod:`uwsgitwisted.spool.management.operations`, or
-``wait``. Or it is bytes, a batch of tasks as :mod:`uwsgitwisted.tasks` makes it, whose answer is their ids.
+``wait``. Or it is bytes, a batch of tasks as :mod:`uwsgitwisted.tasks` makes it, answered with their ids.
 """
 
 from __future__ import annotations
