@@ -95,7 +95,7 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
     :return: enqueued tasks a second, claimed and finished tasks a second, and the memory in bytes: of the empty
         store, then of the full one.
     """
-    from uwsgitwisted.spool.sqlite import SqliteStore
+    from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as directory:
         store = SqliteStore(f"{directory}/spool.sqlite", keep=0.0)
@@ -111,8 +111,8 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
 
 def _rates(store: Any, seconds: float) -> list[float]:
     """Return what a store does in batches of 100, which is what 100 requests in flight lead to."""
-    from uwsgitwisted.spool.retry import Action, Verdict
-    from uwsgitwisted.spool.stores import Settlement, Want
+    from uwsgitwisted.spool.retry import Action, Decision
+    from uwsgitwisted.spool.stores.interface import Settlement, Want
 
     batch = [_task(priority=1)] * _IN_FLIGHT
     added, start = 0, perf_counter()
@@ -122,8 +122,8 @@ def _rates(store: Any, seconds: float) -> list[float]:
     settlements: list[Settlement] = []
     done, start = 0, perf_counter()
     while done < added:
-        turn = store.advance(settlements, {None: Want(min(_IN_FLIGHT, added - done))}, time.time())
-        settlements = [Settlement(task.id, Verdict(Action.FINISH, 1, 0)) for task in turn.claimed]
+        cycle = store.advance(settlements, {None: Want(min(_IN_FLIGHT, added - done))}, time.time())
+        settlements = [Settlement(task.id, Decision(Action.FINISH, 1, 0)) for task in cycle.claimed]
         done += len(settlements)
     claimed = done / (perf_counter() - start)
     store.advance(settlements, {None: Want(0)}, time.time())

@@ -22,10 +22,19 @@ from tests.fuzz.sessions import conversation, hostile_peer
 from tests.fuzz.source import Source
 from tests.fuzz.timing import assert_linear
 from uwsgitwisted.errors import ProtocolError, UwsgiError
-from uwsgitwisted.responders.http import HttpRequest, accepted, not_allowed, not_found, refused
-from uwsgitwisted.spool.directory import BROKEN, PREFIX, SpoolDirectory
-from uwsgitwisted.spool.management import OPERATIONS, WAIT, read_arguments
+from uwsgitwisted.responders.http_tasks import (
+    HttpRequest,
+    accepted_answer,
+    not_allowed_answer,
+    not_found_answer,
+    refused_answer,
+)
+from uwsgitwisted.spool.management.arguments import read_arguments
+from uwsgitwisted.spool.management.operations import OPERATIONS, WAIT
 from uwsgitwisted.spool.task import new_task
+from uwsgitwisted.spool.uwsgi.broken import BROKEN
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.files import PREFIX
 from uwsgitwisted.wire.array import decode_array
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
@@ -160,16 +169,16 @@ def http(data: bytes) -> int:
     try:
         request = HttpRequest.read(block)
     except ProtocolError as error:
-        _check_http(refused(error))
+        _check_http(refused_answer(error))
         return len(block)
     assert request.task is None or 0 <= request.task < 2**63
-    _check_http(accepted(request, 1, "ready"))
-    _check_http(not_allowed(request.method))
-    _check_http(not_found("nothing", head=False))
+    _check_http(accepted_answer(request, 1, "ready"))
+    _check_http(not_allowed_answer(request.method))
+    _check_http(not_found_answer("nothing", head=False))
     try:
         task = new_task(request.task_variables((b"PATH_INFO", b"QUERY_STRING")), _NOW)
     except UwsgiError as error:
-        _check_http(refused(error))
+        _check_http(refused_answer(error))
     else:
         assert (
             not task.key.startswith("http:")

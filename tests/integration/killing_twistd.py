@@ -14,8 +14,8 @@ from typing import Any
 from twisted.scripts.twistd import run
 
 from uwsgitwisted.responders.spool import SpoolResponder
-from uwsgitwisted.spool.intake import Intake
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.group_commit import GroupCommit
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.transport.server.session import ServerSession
 
 
@@ -37,7 +37,7 @@ def _after(function: Callable[..., Any], kill: Callable[..., None]) -> Callable[
 
 
 def _settles(_store: SqliteStore, settlements: object, *_: object) -> bool:
-    """Whether a turn of the loop writes down how tasks ended."""
+    """Return whether a cycle of the loop writes outcomes."""
     return bool(settlements)
 
 
@@ -46,7 +46,7 @@ POINTS: dict[str, tuple[type, str, Callable[..., Any], Callable[..., bool]]] = {
     "after the read": (SpoolResponder, "respond", _before, lambda *_: True),
     "before the commit": (SqliteStore, "add", _before, lambda *_: True),
     "after the commit": (SqliteStore, "add", _after, lambda *_: True),
-    "before the answer": (Intake, "_succeeded", _before, lambda *_: True),
+    "before the answer": (GroupCommit, "_commit_succeeded", _before, lambda *_: True),
     "after the answer": (ServerSession, "_flush", _after, lambda *_: True),
     "before the done mark": (SqliteStore, "advance", _before, _settles),
     "after the done mark": (SqliteStore, "advance", _after, _settles),

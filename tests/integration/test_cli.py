@@ -19,8 +19,8 @@ from tests.integration.services import PATIENCE, Launcher, Service, eventually, 
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout, UwsgiError
-from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration

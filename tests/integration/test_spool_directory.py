@@ -14,9 +14,12 @@ import pytest
 
 from tests.integration.real_uwsgi import real_application, real_spooler
 from tests.integration.services import until
-from uwsgitwisted.spool.directory import BROKEN, GRACE, PREFIX, SpoolDirectory
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task, new_task
+from uwsgitwisted.spool.uwsgi.broken import BROKEN
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.files import PREFIX
+from uwsgitwisted.spool.uwsgi.taking import GRACE
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("uwsgi")]
@@ -180,8 +183,8 @@ def test_side_by_side(tmp_path: Path, path: Path) -> None:
 
 _DIE_BEFORE_DELETING = """
 import os, signal, sys
-from uwsgitwisted.spool.directory import SpoolDirectory
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 store = SqliteStore(sys.argv[2])
 store.open(lambda: None)
 for batch in SpoolDirectory(sys.argv[1]).batches():

@@ -16,8 +16,8 @@ from tests.integration.services import Launcher, Service, eventually, script, un
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoSuchTask, RequestTimeout
-from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.task import new_task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.wire.vars import encode_vars
 from uwsgitwisted.worker.compat import uwsgi
 

@@ -34,7 +34,7 @@ _FAILING_LATER = """
 import sys
 from twisted.scripts.twistd import run
 from uwsgitwisted.errors import StoreUnavailable
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 opened = []
 
 def open(self, woken, original=SqliteStore.open):

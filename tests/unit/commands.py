@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from uwsgitwisted.cli import main
-from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.retry import Action, Decision
+from uwsgitwisted.spool.stores.interface import Settlement, Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import Task, new_task
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
@@ -112,14 +112,14 @@ def full_spool(tmp_path: Path, run: Callable[..., Said]) -> Spool:
     store = made.open()
     now = time.time()
     endings = {
-        "done": (Verdict(Action.FINISH, 1, 0), dumps({"sent": 3})),
-        "dead": (Verdict(Action.BURY, 10, 1, error=TRACEBACK), b""),
-        "cancelled": (Verdict(Action.CANCEL, 0, 0), b""),
+        "done": (Decision(Action.FINISH, 1, 0), dumps({"sent": 3})),
+        "dead": (Decision(Action.DEAD_LETTER, 10, 1, error=TRACEBACK), b""),
+        "cancelled": (Decision(Action.CANCEL, 0, 0), b""),
     }
-    for name, (verdict, result) in endings.items():
+    for name, (decision, result) in endings.items():
         (identifier,) = store.add([new_task(encode_vars({"name": name}), now - 100)])
         store.advance([], {None: Want(1)}, now - 90)
-        store.advance([Settlement(identifier, verdict, result)], {None: Want(0)}, now - 80)
+        store.advance([Settlement(identifier, decision, result)], {None: Want(0)}, now - 80)
     store.add([new_task(encode_vars({"name": "running"}), now - 100)])
     store.advance([], {None: Want(1)}, now - 90)
     mail = {"spooler": "mail", "priority": 3}

@@ -35,9 +35,9 @@ from tests.unit.servers import (
 )
 from uwsgitwisted.cli import arguments, display, places, queues
 from uwsgitwisted.errors import SpoolError
-from uwsgitwisted.spool import management
-from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.management import changes
+from uwsgitwisted.spool.retry import Action, Decision
+from uwsgitwisted.spool.stores.interface import Settlement, Want
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars
@@ -176,7 +176,7 @@ def test_results(empty: Spool, result: object) -> None:
     identifier = empty.add()
     store = empty.open()
     store.advance([], {None: Want(1)}, time.time())
-    store.advance([Settlement(identifier, Verdict(Action.FINISH, 1, 0), dumps(result))], {None: Want(0)}, 0.0)
+    store.advance([Settlement(identifier, Decision(Action.FINISH, 1, 0), dumps(result))], {None: Want(0)}, 0.0)
     store.close()
     shown = empty("show", "1").out
     assert "\x1b" not in shown
@@ -191,8 +191,8 @@ def test_what_tasks_say_is_harmless(empty: Spool) -> None:
     store = empty.open()
     store.advance([], {None: Want(1)}, time.time())
     error = f"{EVIL}: \x1b]0;title\x07"
-    verdict = Verdict(Action.BURY, 1, 0, error=error)
-    store.advance([Settlement(identifier, verdict)], {None: Want(0)}, time.time())
+    decision = Decision(Action.DEAD_LETTER, 1, 0, error=error)
+    store.advance([Settlement(identifier, decision)], {None: Want(0)}, time.time())
     store.close()
     for command in (["list"], ["dead"], ["stats"], ["show", "1"], ["pause", EVIL], ["drop", "--all"]):
         said = empty(*command)
@@ -271,7 +271,7 @@ def test_many_ids(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_in_batches(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All means all, however many are changed at once."""
-    monkeypatch.setattr(management, "CHANGE_BATCH", 2)
+    monkeypatch.setattr(changes, "CHANGE_BATCH", 2)
     for _ in range(5):
         empty.add()
     assert empty("cancel", "--all", "--yes").out == "5 tasks cancelled\n"

@@ -24,7 +24,7 @@ from tests.unit.commands import (
 )
 from uwsgitwisted.cli import lines, places, transfer
 from uwsgitwisted.errors import ConnectionFailed, StoreUnavailable
-from uwsgitwisted.spool.stores import Want
+from uwsgitwisted.spool.stores.interface import Want
 from uwsgitwisted.spool.task import PRIORITY_LIMIT, UNPRIORITIZED, Task, new_task
 from uwsgitwisted.wire.vars import encode_vars
 

@@ -32,12 +32,12 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.interfaces import IResponder, Request
-from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT, ManageResponder
-from uwsgitwisted.spool import questions
-from uwsgitwisted.spool.questions import Questions
+from uwsgitwisted.responders.manage import MAX_COMMAND, MAX_WAIT, ManageResponder
+from uwsgitwisted.spool import job_scheduler
+from uwsgitwisted.spool.job_scheduler import JobScheduler
 from uwsgitwisted.spool.records import describe_record
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore, Record
+from uwsgitwisted.spool.stores.interface import ISpoolStore, Record
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
@@ -50,12 +50,12 @@ TASK = Task(encode_vars({"to": "ann"}), NOW, NOW, id=7)
 
 
 class FakeSpooler:
-    """Asks a store at once, or when it is released; the test says when a task is over."""
+    """Asks a store at once, or when it is released; the test says when a task is finished."""
 
     def __init__(self, store: ISpoolStore) -> None:
         self.held: list[Callable[[], None]] | None = None
-        self.questions = Questions(self, store)  # type: ignore[arg-type]
-        self.questions.open()
+        self.jobs = JobScheduler(self, store)  # type: ignore[arg-type]
+        self.jobs.open()
         self.waiting: list[tuple[int, Deferred[Any]]] = []
         self.groups: list[str] = []
         self.cancelled: list[int] = []
@@ -195,7 +195,7 @@ def test_status(bench: Bench) -> None:
 
 
 def test_wait(bench: Bench) -> None:
-    """Whoever waits is told when the task is over."""
+    """A waiting peer gets an answer when the task is finished."""
     waiting = bench.send(dumps(("wait", {"id": 7})), ELSEWHERE, 60.0)
     assert not waiting.called
     ((identifier, over),) = bench.spooler.waiting
@@ -207,23 +207,23 @@ def test_wait(bench: Bench) -> None:
 
 
 def test_wait_without_a_deadline(bench: Bench) -> None:
-    """A plain peer can't say how long it waits; it is told when that was long enough."""
+    """A plain peer can't say how long it waits; it gets an error after a default time."""
     waiting = bench.send(dumps(("wait", {"id": 7})))
     bench.clock.advance(MAX_WAIT - 0.1)
     assert not waiting.called
     bench.clock.advance(0.2)
-    with pytest.raises(RequestTimeout, match="not over after 55 s"):
+    with pytest.raises(RequestTimeout, match="not finished after 55 s"):
         value_of(waiting)
     assert bench.spooler.cancelled == [7]
 
 
 def test_wait_that_is_over_first(bench: Bench) -> None:
-    """When its time is over, the request fails, and nothing waits for the task any more."""
+    """When the wait times out, the request fails, and nothing waits for the task any more."""
     waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
     bench.clock.advance(4.9)
     assert not waiting.called
     bench.clock.advance(0.2)
-    with pytest.raises(RequestTimeout, match="not over after 5 s"):
+    with pytest.raises(RequestTimeout, match="not finished after 5 s"):
         value_of(waiting)
     assert bench.spooler.cancelled == [7]
 
@@ -285,7 +285,7 @@ def test_managing(bench: Bench) -> None:
     ],
 )
 def test_not_for_others(bench: Bench, operation: str) -> None:
-    """Nobody else may, and is told who may."""
+    """Nobody else may, and the error says who may."""
     (identifier,) = bench.enqueue({"a": "b"})
     with pytest.raises(NotAllowed, match=r"10\.0\.0\.7:5000 may not manage this queue; .*--manage"):
         bench.ask(operation, ids=[identifier], peer=ELSEWHERE)
@@ -368,10 +368,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def test_a_question_is_small(bench: Bench) -> None:
     """What has to be unmarshalled is bounded, and keys that collide are refused."""
     with pytest.raises(MessageTooLarge) as caught:
-        bench.ask("list", queue="x" * MAX_QUESTION)
-    assert caught.value.limit == MAX_QUESTION
+        bench.ask("list", queue="x" * MAX_COMMAND)
+    assert caught.value.limit == MAX_COMMAND
     colliding = dumps(("list", {"queue": {n * (2**61 - 1): None for n in range(1, 2_000)}}))
-    assert len(colliding) < MAX_QUESTION
+    assert len(colliding) < MAX_COMMAND
     with pytest.raises(UnsafeObject, match="chosen to collide"):
         bench.send(colliding)
 
@@ -381,7 +381,7 @@ def test_a_question_is_small(bench: Bench) -> None:
 
 def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many requests of a peer wait for the store; the next one is refused until one is done."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 2)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 2)
     bench.spooler.held = []
     waiting = [bench.send(dumps(("stats", {}))) for _ in range(2)]
     with pytest.raises(Busy):
@@ -394,7 +394,7 @@ def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_many_ids_weigh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question for many tasks counts for as many as it takes slices."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 20)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 20)
     bench.spooler.held = []
     ask = dumps(("status", {"ids": list(range(1, 1_001))}))
     assert not bench.send(ask).called
@@ -419,7 +419,7 @@ def test_withdrawn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), Unavailable("not running")])
 def test_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: UwsgiError) -> None:
     """What goes wrong there fails the request, and counts no longer."""
-    monkeypatch.setattr(questions, "MAX_PEER_PENDING", 1)
+    monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 1)
     with monkeypatch.context() as patched:
         patched.setattr(bench.spooler, "run", lambda *_: fail(error))
         with pytest.raises(type(error)):

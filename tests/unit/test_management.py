@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import MalformedPacket, MisuseError, SpoolError
-from uwsgitwisted.spool import management
-from uwsgitwisted.spool.management import OPERATIONS, STATES, manage
-from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Want
+from uwsgitwisted.spool.management import changes, queries
+from uwsgitwisted.spool.management.arguments import STATES
+from uwsgitwisted.spool.management.operations import OPERATIONS, run_operation
+from uwsgitwisted.spool.retry import Action, Decision
+from uwsgitwisted.spool.stores.interface import Settlement, Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, new_task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars
@@ -33,7 +34,7 @@ class Queue:
         self.store.open(lambda: None)
 
     def ask(self, operation: object, **arguments: object) -> Any:
-        return loads(dumps(manage(self.store, operation, arguments, NOW)))
+        return loads(dumps(run_operation(self.store, operation, arguments, NOW)))
 
     def add(self, body: bytes = b"", **variables: Any) -> int:
         """Store a task."""
@@ -44,11 +45,13 @@ class Queue:
         others = [record.task.id for record in self.store.records(1000, state=State.READY)]
         self.store.advance([], {None: Want(len(others))}, NOW)
         for each in others:
-            verdict = (
-                Verdict(action, 1, 0, error=error) if each == identifier else Verdict(Action.RETRY, 0, 0, None)
+            decision = (
+                Decision(action, 1, 0, error=error)
+                if each == identifier
+                else Decision(Action.RETRY, 0, 0, None)
             )
             returned = dumps(result) if each == identifier and result is not None else b""
-            self.store.advance([Settlement(each, verdict, returned)], {None: Want(0)}, NOW)
+            self.store.advance([Settlement(each, decision, returned)], {None: Want(0)}, NOW)
 
     def states(self) -> dict[int, str]:
         """Return the state of each task."""
@@ -66,7 +69,7 @@ def in_all_states(queue: Queue) -> dict[str, int]:
     """Store a task in each state, and return their ids."""
     ids = {state: queue.add(name=state) for state in ("done", "dead", "cancelled")}
     queue.end(ids["done"], Action.FINISH, result=[1])
-    queue.end(ids["dead"], Action.BURY, error=TRACEBACK)
+    queue.end(ids["dead"], Action.DEAD_LETTER, error=TRACEBACK)
     queue.end(ids["cancelled"], Action.CANCEL)
     ids["running"] = queue.add(name="running")
     queue.store.advance([], {None: Want(1)}, NOW)
@@ -107,7 +110,7 @@ def test_summary_is_short(queue: Queue) -> None:
     queue.add(a="x" * 60_000, b=b"\xff")
     queue.add(b=b"\xff")
     long, odd = (task["summary"] for task in queue.ask("list"))
-    assert len(long) <= management.SUMMARY_LIMIT + 3
+    assert len(long) <= queries.SUMMARY_LIMIT + 3
     assert odd == "b=\\xff"
 
 
@@ -115,14 +118,14 @@ def test_summary_is_short(queue: Queue) -> None:
 @pytest.mark.parametrize("page", [1, 2, 50])
 def test_list_in_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch, page: int, scan: int) -> None:
     """However many are read, or looked through, at once, as many come as were asked for."""
-    monkeypatch.setattr(management, "SLICE", page)
-    monkeypatch.setattr(management, "SCAN", scan)
+    monkeypatch.setattr(queries, "SLICE", page)
+    monkeypatch.setattr(queries, "SCAN", scan)
     ids = [queue.add() for _ in range(5)]
     assert [task["id"] for task in queue.ask("list", limit=3)] == ids[:3]
     assert [task["id"] for task in queue.ask("list", limit=3, after=ids[2])] == ids[3:]
     assert queue.ask("list", after=ids[4]) == []
     dead = [queue.add() for _ in range(3)]
-    queue.end(dead[1], Action.BURY)
+    queue.end(dead[1], Action.DEAD_LETTER)
     assert [task["id"] for task in queue.ask("dead")] == dead[1:2]
     assert queue.ask("stats")[0]["ready"] == 7
     assert queue.ask("list", after=2**63 - 1) == []
@@ -150,7 +153,7 @@ def test_show(queue: Queue) -> None:
     """All about a task: its variables, how large its body is, the whole error, the result."""
     ids = in_all_states(queue)
     dead = queue.add(b"12345", a="b", at=NOW, idempotency_key="key", priority=-1)
-    queue.end(dead, Action.BURY, error=TRACEBACK)
+    queue.end(dead, Action.DEAD_LETTER, error=TRACEBACK)
     (task,) = queue.ask("show", ids=[dead])
     assert task["variables"] == {
         b"a": b"b",
@@ -167,7 +170,7 @@ def test_show(queue: Queue) -> None:
 @pytest.mark.parametrize("operation", ["show", "status"])
 def test_results_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     """Large results are in an answer as long as there is room, the first one always; small ones always are."""
-    monkeypatch.setattr(management, "ANSWER_BYTES", 25_000)
+    monkeypatch.setattr(queries, "ANSWER_BYTES", 25_000)
     ids = []
     for size in (30_000, 10_000, 10, 12_000):
         ids.append(queue.add())
@@ -199,7 +202,7 @@ def test_stats(queue: Queue) -> None:
 
 def test_many_queues(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many queues are counted one by one, the others together."""
-    monkeypatch.setattr(management, "MAX_QUEUES", 2)
+    monkeypatch.setattr(queries, "MAX_QUEUES", 2)
     for name in "abcd":
         queue.add(spooler=name)
     assert [(row["queue"], row["ready"]) for row in queue.ask("stats")] == [("a", 1), ("b", 1), (None, 2)]
@@ -260,7 +263,7 @@ def test_change_all(queue: Queue, operation: str, arguments: dict[str, object], 
 
 def test_change_all_in_batches(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change to many is made to some at a time, and the answer says how to go on."""
-    monkeypatch.setattr(management, "CHANGE_BATCH", 2)
+    monkeypatch.setattr(changes, "CHANGE_BATCH", 2)
     ids = [queue.add() for _ in range(5)]
     first = queue.ask("cancel", all=True)
     assert first == {"changed": ids[:2], "more": True, "after": ids[1]}
@@ -339,7 +342,7 @@ def test_export(queue: Queue) -> None:
 @pytest.mark.parametrize("size", [0, 100_000])
 def test_export_is_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """An export stops where it has enough bytes, and goes on behind that, with every task once."""
-    monkeypatch.setattr(management, "ANSWER_BYTES", 25 + size)
+    monkeypatch.setattr(queries, "ANSWER_BYTES", 25 + size)
     ids = [queue.add(b"x" * (10 + size // 2), n=n) for n in range(5)]
     exported: list[int] = []
     while page := queue.ask("export", after=exported[-1] if exported else 0):
@@ -399,14 +402,14 @@ def test_unknown_operation(queue: Queue, operation: object) -> None:
 def test_arguments(queue: Queue, operation: str, arguments: Any, reason: str) -> None:
     """Arguments of another kind are refused, with what is taken."""
     with pytest.raises(SpoolError, match=reason):
-        manage(queue.store, operation, arguments, NOW)
+        run_operation(queue.store, operation, arguments, NOW)
 
 
 @pytest.mark.parametrize("arguments", [None, [], "limit", 1, [("limit", 1)]])
 def test_arguments_are_a_dict(queue: Queue, arguments: object) -> None:
     """So is what is no dict."""
     with pytest.raises(SpoolError, match="list takes a dict of"):
-        manage(queue.store, "list", arguments, NOW)
+        run_operation(queue.store, "list", arguments, NOW)
 
 
 _VALUES = st.recursive(

@@ -13,11 +13,12 @@ import pytest
 
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
-from uwsgitwisted.responders import http as http_answers
-from uwsgitwisted.responders.manage import MAX_QUESTION, MAX_WAIT
+from uwsgitwisted.responders import http_tasks as http_answers
+from uwsgitwisted.responders.manage import MAX_COMMAND, MAX_WAIT
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
-from uwsgitwisted.spool.management import ANSWER_BYTES, MAX_QUEUES, OPERATIONS
-from uwsgitwisted.spool.stores import SMALL_RESULT
+from uwsgitwisted.spool.management.operations import OPERATIONS
+from uwsgitwisted.spool.management.queries import ANSWER_BYTES, MAX_QUEUES
+from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.transport.server import session as server_session
 from uwsgitwisted.transport.server.protocol import Limits
@@ -50,7 +51,7 @@ MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
     "MAX_BATCH": MAX_BATCH,
-    "MAX_QUESTION": MAX_QUESTION,
+    "MAX_COMMAND": MAX_COMMAND,
     "MAX_WAIT": MAX_WAIT,
     "MAX_PEER_WAITERS": MAX_PEER_WAITERS,
     "MAX_WAITERS": MAX_WAITERS,
@@ -367,7 +368,7 @@ def test_answer_in_http() -> None:
     (request,) = (saying for saying, _ in EXAMPLES if saying.startswith("packet_and_body"))
     made: Said = eval(request, dict(SAYINGS))
     packet, _, _ = made.read(made.data)  # type: ignore[misc]
-    answer = http_answers.accepted(http_answers.HttpRequest.read(packet.payload), 17, "ready")
+    answer = http_answers.accepted_answer(http_answers.HttpRequest.read(packet.payload), 17, "ready")
     assert _HTTP.findall(DOCUMENT) == [answer.decode().replace("\r\n", "\n")]
 
 
@@ -375,10 +376,10 @@ def test_statuses() -> None:
     """The document has every status that is answered to nginx."""
     refusals = {line[1].value for line in http_answers._REFUSALS}
     others = (
-        http_answers.not_allowed(b"X"),
-        http_answers.not_allowed(b""),
-        http_answers.not_found("", head=False),
-        http_answers.accepted(http_answers.HttpRequest(b"", "", {}), 1, ""),
+        http_answers.not_allowed_answer(b"X"),
+        http_answers.not_allowed_answer(b""),
+        http_answers.not_found_answer("", head=False),
+        http_answers.accepted_answer(http_answers.HttpRequest(b"", "", {}), 1, ""),
     )
     told = {int(row[0]) for row in tables("Tasks")[1]}
     assert told == refusals | {int(answer.split()[1]) for answer in others} | {200}

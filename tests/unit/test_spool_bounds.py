@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from uwsgitwisted.errors import Busy
-from uwsgitwisted.spool.bounds import (
+from uwsgitwisted.spool.stores.bounds import (
     QUEUES_AGE,
     TASK_OVERHEAD,
     USAGE_AGE,
+    AdmissionControl,
     Bounds,
-    Gate,
     Usage,
     add_all,
     add_each,
@@ -29,7 +29,7 @@ class Store:
         self.asked: list[int] = []
         self.now = 0.0
         self.added: list[Task] = []
-        self._gate = Gate(bounds, lambda: self.told, self._waiting_queues, lambda: self.now)
+        self._gate = AdmissionControl(bounds, lambda: self.told, self._waiting_queues, lambda: self.now)
 
     def _waiting_queues(self, limit: int) -> set[str]:
         self.asked.append(limit)
@@ -52,7 +52,7 @@ def task(queue: str = "", size: int = 1) -> Task:
 
 
 def test_tasks() -> None:
-    """Tasks are taken up to the number, those of a batch counted one by one, and again when some are over."""
+    """Tasks are taken up to the number, those of a batch counted one by one, and again when some finish."""
     store = Store(Bounds(tasks=5), Usage(3, 0))
     assert store.takes("", "", "") == [True, True, False]
     assert store.takes("") == [False]
@@ -88,7 +88,7 @@ def test_queues() -> None:
 
 
 def test_queues_are_asked_for_now_and_then() -> None:
-    """The store is asked once for a number of new names, and again after a while; only so many are told."""
+    """The store is asked once for a number of new names, and again after a while; only so many are named."""
     store = Store(Bounds(queues=3))
     for name in "abcdefgh":
         store.takes(name)

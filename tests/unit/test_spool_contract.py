@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.store_contract import Bench, StoreContract, nothing
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
 
 class TestSqlite(StoreContract):

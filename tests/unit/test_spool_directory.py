@@ -20,9 +20,12 @@ from typing import Any
 import pytest
 
 from uwsgitwisted.errors import SpoolError, StoreUnavailable
-from uwsgitwisted.spool import directory as directory_module
-from uwsgitwisted.spool.directory import BATCH_LIMIT, BROKEN, GRACE, PREFIX, Batch, SpoolDirectory
 from uwsgitwisted.spool.task import KEY_LIMIT, LATEST, PRIORITY_LIMIT, UNPRIORITIZED, Task, new_task
+from uwsgitwisted.spool.uwsgi import taking
+from uwsgitwisted.spool.uwsgi.broken import BROKEN
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.files import PREFIX
+from uwsgitwisted.spool.uwsgi.taking import BATCH_LIMIT, GRACE, TaskFileBatch
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 VARIABLES = encode_vars({"to": "ann"})
@@ -56,7 +59,7 @@ def put(path: Path, name: str = "a", data: bytes | None = None, mtime: float | N
     return file
 
 
-def take(spool: SpoolDirectory, **options: Any) -> Batch:
+def take(spool: SpoolDirectory, **options: Any) -> TaskFileBatch:
     """Take the only batch and give it back; what it found can still be looked at."""
     (batch,) = spool.batches(**options)
     return batch
@@ -177,7 +180,7 @@ def test_batches_without_deleting(spool: SpoolDirectory, path: Path) -> None:
 
 def test_large_batches(spool: SpoolDirectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch ends when it has many bytes, too."""
-    monkeypatch.setattr(directory_module, "BATCH_SIZE", 250)
+    monkeypatch.setattr(taking, "BATCH_SIZE", 250)
     for number in range(5):
         put(path, str(number), content(body=bytes(100)))
     assert [len(batch) for batch in spool.batches()] == [3, 2]
@@ -270,7 +273,7 @@ def test_locks(spool: SpoolDirectory, path: Path) -> None:
 
 def test_run_to_its_end_meanwhile(spool: SpoolDirectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was deleted, or replaced, before it was locked is not taken for the one that was there."""
-    lockf = directory_module.fcntl.lockf
+    lockf = taking.fcntl.lockf
     for ending in (Path.unlink, lambda file: put(path, "new").rename(file)):
         file = put(path)
 
@@ -278,9 +281,9 @@ def test_run_to_its_end_meanwhile(spool: SpoolDirectory, path: Path, monkeypatch
             ending(file)
             lockf(descriptor, flags)
 
-        monkeypatch.setattr(directory_module.fcntl, "lockf", lock)
+        monkeypatch.setattr(taking.fcntl, "lockf", lock)
         assert list(spool.batches()) == []
-    monkeypatch.setattr(directory_module.fcntl, "lockf", lockf)
+    monkeypatch.setattr(taking.fcntl, "lockf", lockf)
     assert len(drain(spool)) == 1
 
 
@@ -356,7 +359,7 @@ def test_broken(path: Path, make: Callable[[Path], object], reason: str, folder:
 def test_a_time_that_is_none(spool: SpoolDirectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A modification time that a store can't hold makes a file a broken one."""
     put(path)
-    monkeypatch.setattr(directory_module, "LATEST", 1000.0)
+    monkeypatch.setattr(taking, "LATEST", 1000.0)
     (text,) = take(spool).set_aside
     assert "its modification time is after the year 9999" in text
     assert LATEST > 1000.0

@@ -21,9 +21,12 @@ from tests.unit.test_spool_directory import (
     spool,  # noqa: F401 - a fixture
 )
 from uwsgitwisted.errors import StoreUnavailable
-from uwsgitwisted.spool.directory import BATCH_LIMIT, BROKEN, PREFIX, SpoolDirectory
-from uwsgitwisted.spool.drain import Drain
 from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.uwsgi.broken import BROKEN
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.drain import DirectoryDrain
+from uwsgitwisted.spool.uwsgi.files import PREFIX
+from uwsgitwisted.spool.uwsgi.taking import BATCH_LIMIT, TaskFileTaker
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ class Bench:
         self.stored: list[Task] = []
         self.calls = 0
         self.answer: Callable[[], Deferred[list[int]]] = lambda: succeed([])
-        self.drain = Drain(self.clock, spool, self.store, 5.0, runner=self.runner)
+        self.drain = DirectoryDrain(self.clock, spool, self.store, 5.0, runner=self.runner)
 
     def store(self, tasks: list[Task]) -> Deferred[list[int]]:
         self.calls += 1
@@ -80,7 +83,7 @@ def logged() -> Iterator[list[str]]:
     texts: list[str] = []
 
     def observe(event: LogEvent) -> None:
-        if str(event.get("log_namespace", "")).startswith("uwsgitwisted.spool.drain"):
+        if str(event.get("log_namespace", "")).startswith("uwsgitwisted.spool.uwsgi.drain"):
             texts.append(str(event["log_format"]).format(**event))
 
     globalLogPublisher.addObserver(observe)
@@ -130,7 +133,7 @@ def test_drain_survives_failures(bench: Bench, path: Path, logged: list[str]) ->
     assert bench.calls == 4
     assert file.exists()
     assert not is_locked(file)
-    assert logged == [f"{path} is not drained, until this passes: the disk is full"]
+    assert logged == [f"{path} can't be drained at present: the disk is full"]
     bench.answer = lambda: succeed([1])
     bench.clock.advance(5.0)
     assert (len(bench.stored), file.exists()) == (1, False)
@@ -162,7 +165,7 @@ def test_drain_reports(bench: Bench, path: Path, logged: list[str]) -> None:
     bench.drain.start()
     bench.clock.advance(5.0)
     assert len(logged) == 1
-    assert f"there is what stays in {path}: {PREFIX}bad: " in logged[0]
+    assert f"files stay in {path}, such as {PREFIX}bad: " in logged[0]
     (path / BROKEN).unlink()
     bench.clock.pump([5.0] * 2)
     assert [f"set aside in {path}: {PREFIX}bad: " in text for text in logged[1:]] == [True]
@@ -171,7 +174,7 @@ def test_drain_reports(bench: Bench, path: Path, logged: list[str]) -> None:
     (path / BROKEN).rename(path / "elsewhere")
     (path / BROKEN).write_bytes(b"")
     bench.clock.advance(5.0)
-    assert f"there is what stays in {path}: {PREFIX}worse: " in logged[2]
+    assert f"files stay in {path}, such as {PREFIX}worse: " in logged[2]
     bench.drain.stop()
 
 
@@ -185,24 +188,24 @@ def test_drain_stops_twice(bench: Bench) -> None:
 
 
 @pytest_twisted.inlineCallbacks
-def test_drain_with_a_thread(spool: SpoolDirectory, path: Path) -> Any:
+def test_drain_with_a_thread(spool: SpoolDirectory, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """By itself, it reads files outside of the reactor's thread, and stores tasks in it."""
     put(path)
     threads = []
     stored: Deferred[list[Task]] = Deferred()
-    read = spool._read
+    take_all = TaskFileTaker.take_all
 
-    def watched(*args: Any) -> Task:
+    def watched(taker: TaskFileTaker) -> Any:
         threads.append(threading.current_thread())
-        return read(*args)
+        yield from take_all(taker)
 
     def store(tasks: list[Task]) -> Deferred[list[int]]:
         threads.append(threading.current_thread())
         stored.callback(tasks)
         return succeed([1])
 
-    spool._read = watched  # type: ignore[method-assign]
-    drain = Drain(reactor, spool, store)  # type: ignore[arg-type]
+    monkeypatch.setattr(TaskFileTaker, "take_all", watched)
+    drain = DirectoryDrain(reactor, spool, store)  # type: ignore[arg-type]
     drain.start()
     tasks = yield stored.addTimeout(20, reactor)  # type: ignore[arg-type]
     yield drain.stop()

@@ -15,9 +15,17 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from uwsgitwisted.errors import StartupError, StoreUnavailable
-from uwsgitwisted.spool.periodic import PAUSE, Cron, Interval, Periodic, Timetable, last_until, parse_cron
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.periodic import (
+    PAUSE,
+    Cron,
+    Interval,
+    PeriodicScheduler,
+    PeriodicTask,
+    last_until,
+    parse_cron,
+)
+from uwsgitwisted.spool.stores.interface import ISpoolStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 #: A full hour.
@@ -38,15 +46,17 @@ def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Bench:
-    """A timetable on a real store, with a clock that the test turns."""
+    """A scheduler on a real store, with a clock that the test turns."""
 
-    def __init__(self, store: SqliteStore, *tasks: Periodic) -> None:
+    def __init__(self, store: SqliteStore, *tasks: PeriodicTask) -> None:
         self.clock = Clock()
         self.clock.rightNow = NOON
         self.jump = 0.0
         self.store = store
         self.broken = False
-        self.timetable = Timetable(self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump)
+        self.scheduler = PeriodicScheduler(
+            self.clock, tasks, self.manage, now=lambda: self.clock.seconds() + self.jump
+        )
 
     def manage(self, change: Callable[[ISpoolStore], float]) -> Deferred[float]:
         def call() -> float:
@@ -57,7 +67,7 @@ class Bench:
         return maybeDeferred(call)
 
     def start(self) -> Bench:
-        self.timetable.start()
+        self.scheduler.start()
         self.pass_time(0)
         return self
 
@@ -80,8 +90,8 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def every(seconds: float, job: str = "tick") -> Periodic:
-    return Periodic(job, Interval(seconds), encode_vars({"job": job}))
+def every(seconds: float, job: str = "tick") -> PeriodicTask:
+    return PeriodicTask(job, Interval(seconds), encode_vars({"job": job}))
 
 
 def test_interval(store: SqliteStore) -> None:
@@ -99,26 +109,26 @@ def test_interval(store: SqliteStore) -> None:
 
 
 def test_stopped(store: SqliteStore) -> None:
-    """A stopped timetable sets no timer and stores nothing."""
+    """A stopped scheduler sets no timer and stores nothing."""
     bench = Bench(store, every(60)).start()
-    bench.timetable.stop()
+    bench.scheduler.stop()
     assert bench.clock.getDelayedCalls() == []
 
 
 def test_stopped_while_it_asks() -> None:
-    """A timetable that is stopped while the store answers sets no timer when the answer is there."""
+    """A scheduler that is stopped while the store answers sets no timer when the answer is there."""
     answer: Deferred[float] = Deferred()
     clock = Clock()
-    timetable = Timetable(clock, [every(60)], lambda change: answer, now=clock.seconds)
-    timetable.start()
-    timetable.stop()
+    scheduler = PeriodicScheduler(clock, [every(60)], lambda change: answer, now=clock.seconds)
+    scheduler.start()
+    scheduler.stop()
     answer.callback(60.0)
     assert clock.getDelayedCalls() == []
 
 
 def test_made_up_for_once(store: SqliteStore) -> None:
     """Of what was missed while no spooler ran, the last occurrence is stored, once."""
-    Bench(store, every(60)).start().timetable.stop()
+    Bench(store, every(60)).start().scheduler.stop()
     bench = Bench(store, every(60))
     bench.clock.rightNow = NOON + 3 * DAY + 10
     bench.start()
@@ -149,7 +159,7 @@ def test_clock_set_back(store: SqliteStore) -> None:
 
 
 def test_clock_set_forward(store: SqliteStore) -> None:
-    """A clock that is set forward brings one occurrence, within seconds."""
+    """A wall clock that steps forward brings one occurrence, within seconds."""
     bench = Bench(store, every(600)).start()
     bench.jump = 6_000
     bench.pass_time(6)
@@ -161,7 +171,7 @@ def test_clock_was_wrong(store: SqliteStore) -> None:
     bench = Bench(store, every(60))
     bench.jump = 1e9
     bench.start()
-    bench.timetable.stop()
+    bench.scheduler.stop()
     again = Bench(store, every(60)).start()
     again.pass_time(60)
     assert again.stored() == ["tick"]

@@ -34,8 +34,8 @@ from uwsgitwisted.responders.spool import (
 )
 from uwsgitwisted.spool.slices import Job, finish
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.stores.interface import Record
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task
 from uwsgitwisted.transport.reports import INTERVAL
 from uwsgitwisted.wire.objects import dumps
@@ -70,10 +70,10 @@ class FakeSpooler:
         return self.stored
 
     @property
-    def questions(self) -> FakeSpooler:
+    def jobs(self) -> FakeSpooler:
         return self
 
-    def ask(self, group: str, job: Job[Any]) -> Deferred[Any]:
+    def submit(self, group: str, job: Job[Any]) -> Deferred[Any]:
         self.groups.append(group)
         return maybeDeferred(lambda: finish(job(self)))  # type: ignore[arg-type]
 
@@ -214,7 +214,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("modifier2", [0, SPOOL_OVER_HTTP, SPOOL_WITH_ID])
     def test_withdrawn(self, bench: Bench, logged: list[dict[str, Any]], modifier2: int) -> None:
-        """A request that is withdrawn has its task withdrawn, and leaves no line in the log."""
+        """A cancelled request drops its task, and leaves no line in the log."""
         withdrawn: list[object] = []
         bench.spooler.stored = Deferred(withdrawn.append)
         asked = bench.ask(encode_vars({"REQUEST_METHOD": "POST"}), modifier2)
@@ -428,7 +428,7 @@ class TestHttp:
         assert bench.spooler.enqueued == []
 
     def test_accepted_and_gone(self, bench: Bench) -> None:
-        """A task that is over and forgotten at once was accepted all the same."""
+        """A task that is finished and deleted at once was accepted all the same."""
         bench.spooler.found = []
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "done"})

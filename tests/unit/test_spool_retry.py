@@ -7,51 +7,53 @@ from typing import Any
 
 import pytest
 
-from uwsgitwisted.spool.retry import ERROR_LIMIT, Action, Ending, Outcome, RetryPolicy, Verdict
+from uwsgitwisted.spool.retry import ERROR_LIMIT, Action, Decision, Outcome, OutcomeKind, RetryPolicy
 from uwsgitwisted.spool.task import Task
 
 TASK = Task(b"", at=0.0, created=0.0)
 POLICY = RetryPolicy(max_attempts=4, max_crashes=2, first_delay=1.0, max_delay=100.0, jitter=0.5)
 
 
-def judge(ending: Ending, *, attempts: int = 0, crashes: int = 0, random: float = 0.0) -> Verdict:
+def judge(ending: OutcomeKind, *, attempts: int = 0, crashes: int = 0, random: float = 0.0) -> Decision:
     task = dataclasses.replace(TASK, attempts=attempts, crashes=crashes)
-    return POLICY.verdict(task, Outcome(ending, "why"), lambda: random)
+    return POLICY.decide(task, Outcome(ending, "why"), lambda: random)
 
 
 def test_done() -> None:
-    """A task that is done is over, also in its last attempt."""
-    assert judge(Ending.DONE, attempts=3).action is Action.FINISH
+    """A task that is done is finished, also in its last attempt."""
+    assert judge(OutcomeKind.DONE, attempts=3).action is Action.FINISH
 
 
 def test_returned() -> None:
     """A task that did not run keeps its place and its counts."""
-    assert judge(Ending.RETURNED, attempts=3, crashes=1) == Verdict(Action.RETRY, 3, 1)
+    assert judge(OutcomeKind.RETURNED, attempts=3, crashes=1) == Decision(Action.RETRY, 3, 1)
 
 
-@pytest.mark.parametrize("ending", [Ending.RETRY, Ending.IGNORED, Ending.FAILED, Ending.INTERRUPTED])
-def test_attempts(ending: Ending) -> None:
+@pytest.mark.parametrize(
+    "ending", [OutcomeKind.RETRY, OutcomeKind.IGNORED, OutcomeKind.FAILED, OutcomeKind.INTERRUPTED]
+)
+def test_attempts(ending: OutcomeKind) -> None:
     """These count as attempts, up to the limit."""
-    assert judge(ending, attempts=2) == Verdict(Action.RETRY, 3, 0, 4.0, "why")
-    assert judge(ending, attempts=3) == Verdict(Action.BURY, 4, 0, error="why")
+    assert judge(ending, attempts=2) == Decision(Action.RETRY, 3, 0, 4.0, "why")
+    assert judge(ending, attempts=3) == Decision(Action.DEAD_LETTER, 4, 0, error="why")
 
 
 def test_crashes() -> None:
     """A crash counts twice over, and its own limit is the lower one."""
-    assert judge(Ending.CRASHED) == Verdict(Action.RETRY, 1, 1, 1.0, "why")
-    assert judge(Ending.CRASHED, attempts=1, crashes=1) == Verdict(Action.BURY, 2, 2, error="why")
+    assert judge(OutcomeKind.CRASHED) == Decision(Action.RETRY, 1, 1, 1.0, "why")
+    assert judge(OutcomeKind.CRASHED, attempts=1, crashes=1) == Decision(Action.DEAD_LETTER, 2, 2, error="why")
 
 
 def test_every_ending_has_a_verdict() -> None:
-    """No ending is forgotten in the tables."""
-    assert all(judge(ending) for ending in Ending)
+    """The tables have every outcome."""
+    assert all(judge(ending) for ending in OutcomeKind)
 
 
 def test_backoff() -> None:
     """The delay doubles up to the maximum, however many attempts there were."""
     patient = dataclasses.replace(POLICY, max_attempts=10**9)
     delays = [
-        patient.verdict(dataclasses.replace(TASK, attempts=n), Outcome(Ending.FAILED), lambda: 0.0).delay
+        patient.decide(dataclasses.replace(TASK, attempts=n), Outcome(OutcomeKind.FAILED), lambda: 0.0).delay
         for n in (0, 1, 2, 6, 7, 10**6)
     ]
     assert delays == [1.0, 2.0, 4.0, 64.0, 100.0, 100.0]
@@ -59,13 +61,13 @@ def test_backoff() -> None:
 
 def test_jitter() -> None:
     """Jitter takes up to its part of the delay away, and never adds."""
-    assert judge(Ending.FAILED, random=0.5).delay == 0.75
+    assert judge(OutcomeKind.FAILED, random=0.5).delay == 0.75
 
 
 def test_error_is_storable() -> None:
     """Of a long error the end is kept, and what no database takes as text is escaped."""
-    outcome = Outcome(Ending.FAILED, "x" * ERROR_LIMIT + "\0\udc80 KeyError")
-    error = POLICY.verdict(TASK, outcome, lambda: 0.0).error
+    outcome = Outcome(OutcomeKind.FAILED, "x" * ERROR_LIMIT + "\0\udc80 KeyError")
+    error = POLICY.decide(TASK, outcome, lambda: 0.0).error
     assert error.endswith("\\x00\\udc80 KeyError")
     assert len(error) < ERROR_LIMIT + 20
 

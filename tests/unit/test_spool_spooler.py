@@ -30,12 +30,14 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 from uwsgitwisted.interfaces import IEngine, Request
-from uwsgitwisted.spool import intake, sqlite, waiters
-from uwsgitwisted.spool import spooler as spooler_module
+from uwsgitwisted.spool import group_commit, waiters
+from uwsgitwisted.spool import loop as loop_module
+from uwsgitwisted.spool.loop import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE
 from uwsgitwisted.spool.retry import RetryPolicy
-from uwsgitwisted.spool.spooler import FLUSH_ATTEMPTS, MAX_UPKEEP, MIN_UPKEEP, STORE_PAUSE, Spooler
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Demand, Record, Settlement, Turn, Want
+from uwsgitwisted.spool.spooler import Spooler
+from uwsgitwisted.spool.stores.interface import Cycle, Demand, Record, Settlement, Want
+from uwsgitwisted.spool.stores.sqlite import store as sqlite
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task, new_task
 from uwsgitwisted.wire.packet import ANSWER, Packet
 from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY, decode_run
@@ -136,7 +138,7 @@ class WatchedStore(SqliteStore):
         self.added.append(len(tasks))
         return super().add(tasks)
 
-    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Turn:
+    def advance(self, settlements: Sequence[Settlement], demand: Demand, now: float) -> Cycle:
         self.advances += 1
         if self.broken:
             raise StoreUnavailable("the disk is full")
@@ -205,7 +207,7 @@ class Bench:
         assert all(isinstance(outcome(one), int) for one in accepted)
 
     def left(self) -> tuple[list[str], list[Record]]:
-        """Stop, and return the names of the tasks in the file that are not over, and the dead letters."""
+        """Stop, and return the names of the tasks in the file that are not finished, and the dead letters."""
         self.stop()
         orphans, claimed = claim_all(self.store)
         self.store.open(nothing)
@@ -221,9 +223,9 @@ def nothing() -> None:
 def claim_all(store: SqliteStore) -> tuple[list[Task], list[Task]]:
     """Return what ran in a closed store when it was closed, and what waits in it, later ones included."""
     store.open(nothing)
-    turn = store.advance([], {None: Want(1000)}, START * 2)
+    cycle = store.advance([], {None: Want(1000)}, START * 2)
     store.close()
-    return list(turn.orphans), turn.claimed
+    return list(cycle.orphans), cycle.claimed
 
 
 def outcome(deferred: Deferred[T]) -> T | BaseException | str:
@@ -273,7 +275,7 @@ def test_runs(bench: Bench) -> None:
 
 
 def test_acknowledged_after_commit(bench: Bench) -> None:
-    """Nothing is acknowledged before the store's call is over."""
+    """Nothing is acknowledged before the store's call has returned."""
     bench.runner.held = []
     accepted = bench.enqueue("one")
     bench.pass_time(60)
@@ -312,20 +314,20 @@ def test_bounded(path: Path) -> None:
 
 
 def test_results_expire_while_idle(bench: Bench) -> None:
-    """What is over is forgotten in time though nothing happens, and without a turn before that."""
+    """Finished tasks are deleted in time even while nothing happens, without a cycle before that."""
     bench.store.keep = 1000.0
     bench.accept("one", "two")
-    turns = bench.store.advances
+    before = bench.store.advances
     bench.pass_time(900)
-    assert bench.store.advances == turns
+    assert bench.store.advances == before
     assert len(bench.store.records(10)) == 2
     bench.pass_time(101)
     assert bench.store.records(10) == []
-    assert bench.store.advances == turns + 1
+    assert bench.store.advances == before + 1
 
 
 def test_many_results_expire_while_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than one turn forgets are forgotten in the turns that follow at once."""
+    """When more tasks expire than one cycle deletes, the next cycles follow at once."""
     monkeypatch.setattr(sqlite, "EXPIRE_LIMIT", 2)
     bench.store.keep = 1000.0
     bench.accept(*"abcdefg")
@@ -343,7 +345,7 @@ def test_the_longest_sleep_is_bounded(bench: Bench) -> None:
 
 
 def test_withdrawn(bench: Bench) -> None:
-    """Cancelling takes a task out that waits for its commit; one in its commit stays."""
+    """Cancelling drops a task that waits for its commit; one in its commit stays."""
     waits, goes = bench.enqueue("waits"), bench.enqueue("goes")
     waits.cancel()
     assert isinstance(outcome(waits), CancelledError)
@@ -430,10 +432,10 @@ def test_idle(bench: Bench) -> None:
 
 
 def test_clock_set(bench: Bench) -> None:
-    """When the clock is set forward, what is due then runs within the longest sleep."""
+    """When the wall clock steps forward, tasks that are due then run within the longest sleep."""
     bench.accept("tomorrow", at=str(START + 86400))
     bench.jump = 86400
-    bench.pass_time(spooler_module.MAX_SLEEP)
+    bench.pass_time(loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["tomorrow"]
 
 
@@ -492,7 +494,7 @@ def test_runs_again(bench: Bench, how: int | Exception) -> None:
 def test_buried(
     bench: Bench, logged: list[dict[str, Any]], how: int | Exception, attempts: int, crashes: int, error: str
 ) -> None:
-    """At its limit a task moves to the dead letters with what is known of it, and the log says so."""
+    """At its limit a task moves to the dead letters with its record, and the log says so."""
     bench.engine.handlers["bad"] = how
     bench.accept("bad")
     for _ in range(100):
@@ -522,7 +524,7 @@ def test_poison(path: Path) -> None:
 
 
 def test_no_room(bench: Bench) -> None:
-    """A task for which the engine has no room goes back uncounted; nothing is claimed for a moment."""
+    """If the engine has no room for a task, it returns uncounted, and nothing is claimed for a moment."""
     bench.engine.handlers["one"] = Busy("full")
     bench.accept("one")
     assert bench.engine.seen == ["one"]
@@ -538,7 +540,7 @@ def test_no_room(bench: Bench) -> None:
 
 
 def test_outcome_survives_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """When it can't be written down that a task is done, it is kept and tried again; nothing runs twice."""
+    """When an outcome can't be written, it is kept and written later; nothing runs twice."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -572,7 +574,7 @@ def test_broken_store_is_left_alone(path: Path) -> None:
 
 
 def test_pause_holds_for_what_was_planned(path: Path) -> None:
-    """What ends while a turn fails waits for the end of the pause too."""
+    """Outcomes that arrive while a cycle fails wait for the end of the pause too."""
     bench = Bench(path, workers=2).start()
     bench.engine.handlers = dict.fromkeys("ab")
     bench.accept("a", "b")
@@ -639,7 +641,7 @@ def test_stop_commits(bench: Bench) -> None:
 
 
 def test_stop_gives_back(bench: Bench) -> None:
-    """What the engine leaves unfinished goes back to the queue uncounted."""
+    """Tasks that the engine leaves unfinished return to the queue uncounted."""
     bench.engine.handlers["runs"] = None
     bench.accept("runs")
     bench.stop()
@@ -649,7 +651,7 @@ def test_stop_gives_back(bench: Bench) -> None:
 
 
 def test_stop_during_claim(bench: Bench) -> None:
-    """A task whose claim is under way when the spooler stops goes back instead of running."""
+    """A task that is being claimed when the spooler stops returns to the queue instead of running."""
     bench.runner.held = []
     accepted = bench.enqueue("one")
     bench.pass_time(0)
@@ -666,7 +668,7 @@ def test_stop_during_claim(bench: Bench) -> None:
 
 
 def test_stop_on_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
-    """An outcome that can't be written down at the end is tried a few times; its task will run again."""
+    """An outcome that can't be written at the end is tried a few times; then its task runs again."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -675,14 +677,14 @@ def test_stop_on_full_disk(bench: Bench, logged: list[dict[str, Any]]) -> None:
         bench.pass_time(STORE_PAUSE)
     assert outcome(stopped) is None
     assert any("will run again" in str(event.get("log_format")) for event in logged)
-    again = Bench(Path(bench.store._path)).start()
+    again = Bench(Path(bench.store._database.path)).start()
     again.pass_time(10)
     assert again.engine.seen == ["one"]
     again.stop()
 
 
 def test_stop_flushes_late(bench: Bench) -> None:
-    """An outcome that can be written down at the second try is."""
+    """An outcome that can be written at the second try is."""
     bench.engine.handlers["one"] = None
     bench.accept("one")
     bench.store.broken = True
@@ -721,7 +723,7 @@ def test_late_end(bench: Bench) -> None:
     uncancellable.callback(answer(DONE))
     bench.pass_time(0)
     before = bench.store.advances
-    bench.spooler._turn()
+    bench.spooler._loop._run_cycle()
     assert bench.store.advances == before
 
 
@@ -803,7 +805,7 @@ def test_with_threads(path: Path) -> Any:
 
 
 def test_look_ahead(path: Path) -> None:
-    """Short tasks are claimed ahead of the workers, many in one turn; ones that turn out slow are not."""
+    """Short tasks are prefetched, many in one cycle; tasks that turn out slow are not."""
     bench = Bench(path).start()
     bench.accept(*[f"first{n}" for n in range(20)])
     before = bench.store.advances
@@ -821,7 +823,7 @@ def test_look_ahead(path: Path) -> None:
 
 
 def test_look_ahead_is_not_counted(path: Path) -> None:
-    """What was claimed ahead when the spooler was killed counts no attempt, and is not claimed ahead again."""
+    """A task that was prefetched when its spooler was killed counts no attempt, and isn't prefetched again."""
     bench = Bench(path).start()
     bench.accept("warm", "up")
     bench.engine.handlers = dict.fromkeys("abc")
@@ -838,7 +840,7 @@ def test_look_ahead_is_not_counted(path: Path) -> None:
 
 
 def test_what_waits_for_long_goes_back(path: Path) -> None:
-    """What was claimed ahead of a task that turns out slow goes back uncounted, and is not claimed again."""
+    """Tasks prefetched behind one that turns out slow return uncounted, and are not claimed again."""
     bench = Bench(path).start()
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
@@ -858,11 +860,11 @@ def test_what_waits_for_long_goes_back(path: Path) -> None:
 
 
 def test_cancel_ahead(bench: Bench) -> None:
-    """A task that was claimed ahead is cancelled without having run."""
+    """A prefetched task is cancelled without having run."""
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
     bench.accept("slow", "b")
-    bench.spooler.manage(lambda store: store.cancel([4], START))
+    bench.spooler.call_store(lambda store: store.cancel([4], START))
     bench.pass_time(0)
     assert bench.store.find([4])[0].state is State.CANCELLED
     bench.engine.running["slow"].callback(answer(DONE))
@@ -871,7 +873,7 @@ def test_cancel_ahead(bench: Bench) -> None:
 
 
 def test_stop_gives_back_what_is_ahead(bench: Bench) -> None:
-    """What was claimed ahead when the spooler stops goes back, and what runs is finished."""
+    """Prefetched tasks return to the queue when the spooler stops, and running ones finish."""
     bench.accept("warm", "up")
     bench.engine.handlers = {"slow": None}
     bench.accept("slow", "b", "c")
@@ -880,7 +882,7 @@ def test_stop_gives_back_what_is_ahead(bench: Bench) -> None:
 
 
 def test_what_is_not_claimed_ahead_waits(path: Path) -> None:
-    """A task that failed waits for a free worker, and no turn is made for it meanwhile."""
+    """A task that failed waits for a free worker, and no cycle is made for it meanwhile."""
     bench = Bench(path).start()
     bench.engine.handlers["again"] = RETRY
     bench.accept("warm", "up", "again")
@@ -917,23 +919,23 @@ def test_queues(path: Path) -> None:
 
 def test_pause_and_resume(bench: Bench) -> None:
     """Nothing of a paused queue runs until it is resumed; a restart doesn't change that."""
-    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", True))) is None
+    assert outcome(bench.spooler.call_store(lambda store: store.pause("mail", True))) is None
     bench.accept("one", spooler="mail")
     bench.accept("two")
     assert bench.engine.seen == ["two"]
     bench.stop()
     bench.start()
     assert bench.engine.seen == ["two"]
-    assert outcome(bench.spooler.manage(lambda store: store.pause("mail", False))) is None
+    assert outcome(bench.spooler.call_store(lambda store: store.pause("mail", False))) is None
     bench.pass_time(0)
     assert bench.engine.seen == ["two", "one"]
 
 
 def test_cancel(bench: Bench) -> None:
-    """A task that waits is taken back at once, one that runs when its answer has been dropped."""
+    """A task that waits is cancelled at once, one that runs when its answer has been dropped."""
     bench.engine.handlers["runs"] = None
     bench.accept("runs", "waits")
-    assert outcome(bench.spooler.manage(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
+    assert outcome(bench.spooler.call_store(lambda store: store.cancel([1, 2, 9], START))) == [1, 2]
     bench.pass_time(0)
     assert [record.state for record in bench.store.find([1, 2])] == [State.CANCELLED] * 2
     assert bench.engine.seen == ["runs"]
@@ -970,7 +972,7 @@ def test_result(bench: Bench) -> None:
 
 
 def test_wait(bench: Bench) -> None:
-    """Waiting ends with the task, or at once if that is over; for an unknown one it fails."""
+    """Waiting ends with the task, or at once if that is finished; for an unknown one it fails."""
     bench.engine.handlers = {"one": None, "bad": RETRY}
     bench.accept("one")
     first, second, third = (bench.spooler.wait(1, "peer") for _ in range(3))
@@ -1032,7 +1034,7 @@ def test_idempotency_key(bench: Bench) -> None:
 def test_what_is_added_behind_its_back_runs(bench: Bench) -> None:
     """What a change of the store brings is run at once."""
     tasks = [new_task(encode_vars({"name": name}), START, b"body") for name in ("one", "two")]
-    assert outcome(bench.spooler.manage(lambda store: store.add(tasks))) == [1, 2]
+    assert outcome(bench.spooler.call_store(lambda store: store.add(tasks))) == [1, 2]
     bench.pass_time(0)
     assert bench.engine.seen == ["one", "two"]
     assert decode_run(bench.engine.requests[0].packet)[2] == b"body"
@@ -1066,19 +1068,19 @@ def test_runs_for_ever(bench: Bench) -> None:
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0])
 def test_clock_set_during_a_pause(bench: Bench, jump: float) -> None:
-    """A pause before the next try lasts as long as it should, whatever the clock is set to meanwhile."""
+    """A pause before the next try lasts as long as it should, however the wall clock steps meanwhile."""
     bench.engine.handlers["one"] = RETRY
     bench.accept("one")
     bench.jump = jump
     for _ in range(9):
         bench.pass_time(1)
     assert bench.engine.seen == ["one"]
-    bench.pass_time(1 + spooler_module.MAX_SLEEP)
+    bench.pass_time(1 + loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["one", "one"]
 
 
 def test_clock_set_while_the_disk_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the clock was set is not forgotten when it can't be acted on at once."""
+    """A step of the wall clock is acted on later when the store fails."""
     bench.engine.handlers["one"] = RETRY
     bench.accept("one")
 
@@ -1089,7 +1091,7 @@ def test_clock_set_while_the_disk_is_full(bench: Bench, monkeypatch: pytest.Monk
     bench.jump = -86400
     bench.pass_time(8)
     monkeypatch.undo()
-    bench.pass_time(2 + spooler_module.MAX_SLEEP)
+    bench.pass_time(2 + loop_module.MAX_SLEEP)
     assert bench.engine.seen == ["one", "one"]
 
 
@@ -1120,7 +1122,7 @@ def test_clock_was_wrong(path: Path) -> None:
 
 def test_pending_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that wait for their commit are bounded by their size too; afterwards there is room again."""
-    monkeypatch.setattr(intake, "MAX_PENDING_BYTES", 1000)
+    monkeypatch.setattr(group_commit, "MAX_PENDING_BYTES", 1000)
     variables = encode_vars({"name": "x"})
     taken, withdrawn = (bench.spooler.enqueue(variables, bytes(800)) for _ in range(2))
     assert isinstance(outcome(bench.spooler.enqueue(variables)), Busy)
@@ -1129,23 +1131,42 @@ def test_pending_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     third = bench.spooler.enqueue(variables, bytes(800))
     bench.pass_time(0)
     assert (outcome(taken), outcome(third)) == (1, 2)
-    assert bench.spooler._intake._size == 0
+    assert bench.spooler._commits._size == 0
 
 
 def test_woken_by_another_process(bench: Bench) -> None:
-    """When the store says that another process changed something, there is a turn."""
+    """When the store says that another process changed something, there is a cycle."""
     before = bench.store.advances
     bench.clock.callFromThread = lambda call: call()  # type: ignore[attr-defined]
-    bench.spooler._woken_in_a_thread()
+    bench.spooler._wake_from_thread()
     bench.pass_time(0)
     assert bench.store.advances == before + 1
 
 
 def test_heartbeat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that wants a keep-alive gets one in time, with nothing to do as well."""
+    """A store that wants heartbeats gets them in time, even with nothing to do."""
     monkeypatch.setattr(bench.store, "heartbeat", 2.0)
     bench.accept("one")
     before = bench.store.advances
     for _ in range(10):
         bench.pass_time(2)
     assert bench.store.advances == before + 10
+
+
+def test_heartbeat_while_stopping(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spooler that waits for its last tasks sends heartbeats, or others would take those tasks over."""
+    monkeypatch.setattr(bench.store, "heartbeat", 2.0)
+    bench.engine.handlers["slow"] = None
+    bench.accept("slow")
+    ending: Deferred[None] = Deferred()
+    bench.engine.stopping = lambda: ending
+    stopped = bench.spooler.stop(30.0)
+    before = bench.store.advances
+    for _ in range(10):
+        bench.pass_time(1.0)
+    assert bench.store.advances >= before + 5
+    bench.engine.running["slow"].callback(answer(DONE))
+    ending.callback(None)
+    bench.pass_time(0)
+    assert outcome(stopped) is None
+    assert bench.left() == ([], [])

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, StartupError, StoreUnavailable
-from uwsgitwisted.spool import sqlite, sqlite_claim, sqlite_file
-from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.retry import Action, Verdict
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Settlement, Turn, Want
+from uwsgitwisted.spool.retry import Action, Decision
+from uwsgitwisted.spool.stores import claiming, sql
+from uwsgitwisted.spool.stores.factory import make_store
+from uwsgitwisted.spool.stores.interface import Cycle, Settlement, Want
+from uwsgitwisted.spool.stores.sqlite import claim as sqlite_claim
+from uwsgitwisted.spool.stores.sqlite import file as sqlite_file
+from uwsgitwisted.spool.stores.sqlite import store as sqlite
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 
 NOW = 1_700_000_000.0
@@ -32,7 +35,7 @@ def nothing() -> None:
     """Be woken and do nothing."""
 
 
-def advance(store: SqliteStore, limit: int, now: float, *settlements: Settlement) -> Turn:
+def advance(store: SqliteStore, limit: int, now: float, *settlements: Settlement) -> Cycle:
     return store.advance(settlements, {None: Want(limit)}, now)
 
 
@@ -44,11 +47,11 @@ def settle(
     delay: float | None = None,
     error: str = "",
 ) -> Settlement:
-    return Settlement(identifier, Verdict(action, attempts, crashes, delay, error))
+    return Settlement(identifier, Decision(action, attempts, crashes, delay, error))
 
 
-def names(turn: Turn) -> list[str]:
-    return [claimed.variables.decode() for claimed in turn.claimed]
+def names(cycle: Cycle) -> list[str]:
+    return [claimed.variables.decode() for claimed in cycle.claimed]
 
 
 @pytest.fixture
@@ -65,8 +68,8 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def connection_of(store: SqliteStore) -> sqlite3.Connection:
-    assert store._open_connection is not None
-    return store._open_connection
+    assert store._database._connection is not None
+    return store._database._connection
 
 
 def reopened(store: SqliteStore) -> SqliteStore:
@@ -90,10 +93,10 @@ def test_description(store: SqliteStore, path: Path) -> None:
 
 
 def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
-    """A turn that fails doesn't lose the orphans."""
+    """A cycle that fails doesn't lose the orphans."""
     store.add([task("ran")])
     advance(store, 1, NOW)
-    connection = reopened(store)._open_connection
+    connection = reopened(store)._database._connection
     assert connection is not None
     connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable):
@@ -103,28 +106,29 @@ def test_orphans_come_up_after_a_failure(store: SqliteStore) -> None:
 
 
 def test_ahead_is_bounded_by_size(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large tasks are not claimed ahead in numbers."""
-    monkeypatch.setattr(sqlite_claim, "AHEAD_BYTES", 1_000)
+    """Large tasks are not prefetched in numbers."""
+    monkeypatch.setattr(sqlite_claim, "PREFETCH_BYTES", 1_000)
     store.add([replace(task(), body=bytes(600)) for _ in range(10)])
     assert len(store.advance([], {None: Want(1, 10)}, NOW).claimed) == 2
 
 
 def test_queues_take_turns(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tasks a queue has, the others get their turns, also if there are many queues."""
-    monkeypatch.setattr(sqlite_claim, "QUEUES_A_TURN", 2)
+    for module in (claiming, sqlite_claim):
+        monkeypatch.setattr(module, "QUEUES_PER_CYCLE", 2)
     store.add([replace(task(), queue="a") for _ in range(20)])
     store.add([replace(task(), queue=queue) for queue in "bcd"])
     store.add([replace(task(), queue="mail") for _ in range(5)])
     seen = []
     for _ in range(5):
-        turn = store.advance([], {None: Want(1), "mail": Want(1)}, NOW)
-        seen.append("".join(sorted(claimed.queue[0] for claimed in turn.claimed)))
+        cycle = store.advance([], {None: Want(1), "mail": Want(1)}, NOW)
+        seen.append("".join(sorted(claimed.queue[0] for claimed in cycle.claimed)))
     assert seen == ["am", "bm", "cm", "dm", "am"]
-    assert turn.ready == {None}
+    assert cycle.ready == {None}
 
 
 def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When more tasks become due than one turn promotes, the earliest go first and none is forgotten."""
+    """When more tasks become due than one cycle promotes, the earliest go first and none is left out."""
     monkeypatch.setattr(sqlite, "PROMOTE_LIMIT", 2)
     store.add([task(str(n), at=NOW + n) for n in range(1, 6)])
     seen: list[str] = []
@@ -142,16 +146,16 @@ def test_many_become_due_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyP
         (sqlite_claim.FIRST_QUEUE, "tasks_ready"),
         (sqlite_claim.NEXT_LATER, "tasks_later"),
         (sqlite.PROMOTE, "tasks_scheduled"),
-        (sqlite.NEXT_SCHEDULED, "tasks_scheduled"),
+        (sql.NEXT_SCHEDULED, "tasks_scheduled"),
         (sqlite.ORPHANS, "tasks_running"),
-        (sqlite.EXPIRED, "tasks_expiring"),
-        (sqlite.NEXT_EXPIRY, "tasks_expiring"),
+        (sql.EXPIRED, "tasks_expiring"),
+        (sql.NEXT_EXPIRY, "tasks_expiring"),
         (sqlite.CANCELLING, "tasks_cancelling"),
         (sqlite.FIND_KEY, "tasks_key"),
     ],
 )
 def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> None:
-    """Each step of a turn reads its own partial index in order: no other scan, nothing sorted."""
+    """Each step of a cycle reads its own partial index in order: no other scan, nothing sorted."""
     values = ", ".join("1" for _ in range(statement.count("?")))
     bound = statement
     for _ in values.split(", "):
@@ -162,34 +166,34 @@ def test_plans(store: SqliteStore, path: Path, statement: str, index: str) -> No
 
 
 def test_space_is_given_back(store: SqliteStore, path: Path) -> None:
-    """A file that was large becomes small again when nothing is left to do, a few pages each turn."""
+    """A file that was large becomes small again when nothing is left to do, a few pages each cycle."""
     store.keep = 0.0
     store.add([task("x" * 60_000) for _ in range(400)])
     claimed = advance(store, 1000, NOW).claimed
     connection_of(store).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     large = path.stat().st_size
-    turn = advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
-    assert turn.upkeep == sqlite.BUSY_PAUSE
-    turns = 0
-    while (turn := advance(store, 0, NOW)).upkeep is not None:
-        assert turn.upkeep == 0.0
-        turns += 1
+    cycle = advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
+    assert cycle.upkeep == sqlite.BUSY_PAUSE
+    cycles = 0
+    while (cycle := advance(store, 0, NOW)).upkeep is not None:
+        assert cycle.upkeep == 0.0
+        cycles += 1
     assert large > 20e6
     assert path.stat().st_size < 5e6
-    assert turns > 10
+    assert cycles > 10
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_space_is_kept_while_the_disk_is_full(store: SqliteStore) -> None:
-    """That space can't be given back now doesn't fail the turn, and isn't tried all the time."""
+    """That space can't be given back now doesn't fail the cycle, and isn't tried all the time."""
     store.keep = 0.0
     store.add([task("x" * 60_000) for _ in range(400)])
     claimed = advance(store, 1000, NOW).claimed
     advance(store, 0, NOW, *(settle(one.id, Action.FINISH, 1) for one in claimed))
     connection = connection_of(store)
-    store._open_connection = _Unshrinkable(connection)  # type: ignore[assignment]
+    store._database._connection = _Unshrinkable(connection)  # type: ignore[assignment]
     assert advance(store, 0, NOW).upkeep == sqlite.SHRINK_PAUSE
-    store._open_connection = connection
+    store._database._connection = connection
     assert advance(store, 0, NOW).upkeep == 0.0
 
 
@@ -227,7 +231,7 @@ def test_full(store: SqliteStore) -> None:
 
 
 def test_space_is_left_for_outcomes(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the disk is quite full tasks are refused, and how those end that run is written down."""
+    """Before the disk is quite full tasks are refused, and outcomes of running ones are written."""
     (identifier,) = store.add([task()])
     advance(store, 1, NOW)
     monkeypatch.setattr(sqlite_file, "_DISK_PART", 1)
@@ -297,7 +301,7 @@ def test_file_size_limit(path: Path) -> None:
     """When the file system takes no more bytes the batch is refused, what was acknowledged stays."""
     program = f"""
 import resource
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.errors import StoreUnavailable
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
@@ -328,8 +332,8 @@ def test_killed_after_commit(path: Path) -> None:
     """What was acknowledged is there after SIGKILL, and what ran comes back as interrupted."""
     program = f"""
 import os, signal
-from uwsgitwisted.spool.sqlite import SqliteStore
-from uwsgitwisted.spool.stores import Want
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
+from uwsgitwisted.spool.stores.interface import Want
 from uwsgitwisted.spool.task import Task
 store = SqliteStore({str(path)!r})
 store.open(lambda: None)
@@ -342,9 +346,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     store = SqliteStore(str(path))
     store.open(nothing)
-    turn = advance(store, 9, NOW)
-    assert [orphan.variables for orphan in turn.orphans] == [b"one"]
-    assert names(turn) == ["two", "three"]
+    cycle = advance(store, 9, NOW)
+    assert [orphan.variables for orphan in cycle.orphans] == [b"one"]
+    assert names(cycle) == ["two", "three"]
     store.close()
 
 

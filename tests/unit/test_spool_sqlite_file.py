@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, SpoolInUse
-from uwsgitwisted.spool import sqlite_file
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite import file as sqlite_file
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import State, Task
 
 
@@ -186,7 +186,7 @@ def test_not_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_second_opener(tmp_path: Path) -> None:
-    """A second spooler is refused and told who has the file, in this process or another, by any name."""
+    """A second spooler is refused and hears who has the file, in this process or another, by any name."""
     path = tmp_path / "spool.sqlite"
     (tmp_path / "link").symlink_to(path)
     store = SqliteStore(str(path))
@@ -194,7 +194,10 @@ def test_second_opener(tmp_path: Path) -> None:
     holder = f"process {os.getpid()} on "
     with pytest.raises(SpoolError, match=holder):
         SqliteStore(str(tmp_path / "link")).open(lambda: None)
-    program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(path)!r}).open(print)"
+    program = (
+        "from uwsgitwisted.spool.stores.sqlite.store import SqliteStore; "
+        f"SqliteStore({str(path)!r}).open(print)"
+    )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert holder in other.stderr
     assert store.add([Task(b"", 1.0, 1.0)]) == [1]
@@ -218,7 +221,10 @@ def test_second_opener_without_the_lock(tmp_path: Path, how: str, process: str) 
         with pytest.raises(SpoolInUse, match=r"opened it under another name, or whose \.lock file was"):
             SqliteStore(str(other)).open(lambda: None)
     else:
-        program = f"from uwsgitwisted.spool.sqlite import SqliteStore; SqliteStore({str(other)!r}).open(print)"
+        program = (
+            "from uwsgitwisted.spool.stores.sqlite.store import SqliteStore; "
+            f"SqliteStore({str(other)!r}).open(print)"
+        )
         second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert "SpoolInUse" in second.stderr
     assert _locks_of(other) == locks

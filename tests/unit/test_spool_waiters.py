@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from uwsgitwisted.errors import Busy, NoSuchTask, StoreUnavailable
 from uwsgitwisted.spool import waiters as waiters_module
 from uwsgitwisted.spool.slices import Job
-from uwsgitwisted.spool.sqlite import SqliteStore
+from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.spool.waiters import Waiters
 from uwsgitwisted.wire.vars import encode_vars
@@ -31,7 +31,7 @@ class Bench:
         self.looks = 0
         self.between: list[Any] = []
 
-    def ask(self, group: str | None, job: Job[Any]) -> Deferred[Any]:
+    def submit(self, group: str | None, job: Job[Any]) -> Deferred[Any]:
         assert group is None
         answer: Deferred[Any] = Deferred()
         self.asked.append((job, answer))
@@ -132,7 +132,7 @@ def test_a_change_during_a_look(bench: Bench) -> None:
 
 
 def test_a_task_that_runs_again(bench: Bench) -> None:
-    """One that was over, but isn't any more, is still waited for; one that is gone by then is unknown."""
+    """A task that was finished, but runs again, is still waited for; one that is gone by then is unknown."""
     ids = bench.add(2)
     bench.store.cancel(ids, NOW)
     waiting = [bench.wait(identifier) for identifier in ids]
@@ -151,7 +151,7 @@ def test_a_task_that_runs_again(bench: Bench) -> None:
 
 
 def test_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many of a peer wait, and so many in all; who leaves or is told makes room."""
+    """So many of a peer wait, and so many in all; who leaves or gets an answer makes room."""
     monkeypatch.setattr(waiters_module, "MAX_PEER_WAITERS", 2)
     monkeypatch.setattr(waiters_module, "MAX_WAITERS", 3)
     first, second = bench.add(2)
@@ -170,7 +170,7 @@ def test_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_looked(bench: Bench) -> None:
-    """Whoever wants to know when all have been told learns of it, at once if nothing is looked up."""
+    """A caller can wait until all have been told, and doesn't wait if nothing is looked up."""
     fired: list[None] = []
     bench.waiters.looked().addCallback(fired.append)
     assert fired == [None]
@@ -182,7 +182,7 @@ def test_looked(bench: Bench) -> None:
 
 
 def test_failures(bench: Bench) -> None:
-    """Whoever waits for what can't be looked up is told why, and the next ones are looked up."""
+    """When a look-up fails, its callers hear why, and the next tasks are looked up."""
     first, second = bench.add(2)
     waiting = bench.wait(first)
     bench.wait(second)
@@ -194,7 +194,7 @@ def test_failures(bench: Bench) -> None:
 
 
 def test_give_up(bench: Bench) -> None:
-    """All who wait can be told that it is of no use; leaving after that is safe."""
+    """All who wait can be failed; leaving after that is safe."""
     waiting = [bench.wait(identifier) for identifier in bench.add(3)]
     bench.waiters.give_up(StoreUnavailable("gone"))
     assert all(isinstance(results[0], StoreUnavailable) for results in waiting)

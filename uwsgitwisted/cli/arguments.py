@@ -10,7 +10,7 @@ from uwsgitwisted import __version__
 from uwsgitwisted.cli import queues
 from uwsgitwisted.cli.places import FORMS, Place, opened
 from uwsgitwisted.cli.spool import spool
-from uwsgitwisted.spool.management import CHANGES
+from uwsgitwisted.spool.management.changes import CHANGES
 from uwsgitwisted.spool.task import State
 from uwsgitwisted.timeouts import parse_timeout
 

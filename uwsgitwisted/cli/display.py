@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uwsgitwisted.cli.words import decoded, printable
-from uwsgitwisted.spool.management import STATES
+from uwsgitwisted.spool.management.arguments import STATES
 from uwsgitwisted.spool.records import for_json
 
 #: How wide the output is where it isn't a terminal.

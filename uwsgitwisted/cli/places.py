@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from uwsgitwisted.address import AddressLike, parse_address
 from uwsgitwisted.blocking import send_message
 from uwsgitwisted.errors import InvalidAddress, MisuseError, SpoolError, SpoolInUse, StartupError
-from uwsgitwisted.spool.descriptions import is_store, make_store
-from uwsgitwisted.spool.management import CHANGES, manage
-from uwsgitwisted.spool.stores import ISpoolStore
+from uwsgitwisted.spool.management.changes import CHANGES
+from uwsgitwisted.spool.management.operations import run_operation
+from uwsgitwisted.spool.stores.factory import is_store, make_store
+from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 from uwsgitwisted.wire.packet import MARSHAL
 from uwsgitwisted.wire.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
@@ -33,7 +34,7 @@ class Place(Protocol):
     """A queue that can be managed."""
 
     def ask(self, operation: str, **arguments: object) -> Any:
-        """Return what *operation* of :mod:`uwsgitwisted.spool.management` returns.
+        """Return what *operation* of :mod:`uwsgitwisted.spool.management.operations` returns.
 
         :param arguments: what it takes; those that are None are left out.
         """
@@ -73,7 +74,7 @@ class OpenStore:
 
     def ask(self, operation: str, **arguments: object) -> Any:
         """Do it here."""
-        return manage(self._store, operation, _given(arguments), time.time())
+        return run_operation(self._store, operation, _given(arguments), time.time())
 
     def add(self, tasks: Sequence[Task]) -> Any:
         """Store the tasks."""

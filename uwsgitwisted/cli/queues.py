@@ -16,7 +16,9 @@ from uwsgitwisted.cli.progress import progress
 from uwsgitwisted.cli.transfer import export_tasks, import_tasks
 from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, UwsgiError
-from uwsgitwisted.spool.management import CHANGES, LIVE, MAX_DETAILS, MAX_IDS, MAX_LIST, STATES
+from uwsgitwisted.spool.management.arguments import STATES
+from uwsgitwisted.spool.management.changes import CHANGES, UNFINISHED
+from uwsgitwisted.spool.management.operations import MAX_DETAILS, MAX_IDS, MAX_LIST
 from uwsgitwisted.spool.records import for_json
 from uwsgitwisted.wire.tasks import load_result
 
@@ -250,7 +252,7 @@ def import_into(place: Place, options: Namespace) -> int:
 
 def export_from(place: Place, options: Namespace) -> int:
     """Write tasks into a file or a directory."""
-    states = options.state or [state.name.lower() for state in LIVE]
+    states = options.state or [state.name.lower() for state in UNFINISHED]
     number = export_tasks(place, options.target, states, options.queue, ordered=not options.unordered)
     note(f"{_tasks(number)} exported; they stay in the queue")
     return 0

@@ -16,9 +16,9 @@ from uwsgitwisted.cli.lines import read_line, write_line
 from uwsgitwisted.cli.places import Place
 from uwsgitwisted.cli.progress import progress
 from uwsgitwisted.errors import ConnectionFailed, MisuseError, RequestTimeout, SpoolError, UwsgiError
-from uwsgitwisted.spool.directory import SpoolDirectory
 from uwsgitwisted.spool.disk import sync_directory
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 
 #: The standard input or output, and what stands before the path of a spool directory.
 STANDARD, DIRECTORY = "-", "dir:"
@@ -167,7 +167,7 @@ def export_tasks(place: Place, target: str, states: Sequence[str], queue: str | 
 
     :param target: a path where no file is, ``-`` for the standard output, or ``dir:PATH``.
     :param queue: whose tasks; None for those of all queues.
-    :param ordered: see :class:`~uwsgitwisted.spool.directory.SpoolDirectory`.
+    :param ordered: see :class:`~uwsgitwisted.spool.uwsgi.directory.SpoolDirectory`.
     :return: how many there were.
     """
     total = sum(row[state] for row in place.ask("stats") if queue in (None, row["queue"]) for state in states)

@@ -1,4 +1,4 @@
-"""Answers modifier1 17: a task for the spooler."""
+"""Answers modifier1 17: takes tasks for the spooler, and tells their state over HTTP."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from zope.interface import implementer
 
 from uwsgitwisted.errors import Busy, MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import Answer, IResponder, Request
-from uwsgitwisted.responders.http import (
-    ASKING,
+from uwsgitwisted.responders.http_tasks import (
     ENQUEUING,
     HTTP_VARS,
+    QUERYING,
     HttpRequest,
-    accepted,
+    accepted_answer,
     json_answer,
-    not_allowed,
-    not_found,
-    refused,
+    not_allowed_answer,
+    not_found_answer,
+    refused_answer,
 )
 from uwsgitwisted.spool.records import Description, describe_record, for_json
 from uwsgitwisted.spool.slices import at_once
@@ -36,41 +36,42 @@ from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_vars, spl
 
 __all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
 
-#: The modifier2 of a task that nginx asks for, whose answer is HTTP.
+#: The modifier2 of a task from nginx, whose answer is HTTP.
 SPOOL_OVER_HTTP = 1
-#: How many requests wait until a large result is read and made JSON, one after the other: each takes up to a
-#: mebibyte, some tens in between, and a few tenths of a second; two at once would only slow each other down.
+#: How many requests wait until a large result is read and encoded as JSON, one after the other. Each takes up
+#: to a mebibyte, some tens of them meanwhile, and a few tenths of a second; two at once would slow each other
+#: down.
 MAX_WAITING_CONVERSIONS = 50
 #: The modifiers of packets that a body follows.
 BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
 
 
-class _Form(NamedTuple):
-    """A way to ask for a task.
+class _RequestForm(NamedTuple):
+    """A form of requests for tasks.
 
-    :param ask: gets the request, whose payload it has to understand.
-    :param refused: the answer when that failed; None to leave the failure to whoever sends the answer.
+    :param handle: gets the request, whose payload it decodes.
+    :param refuse: makes the answer from an error; None to pass on the failure.
     """
 
-    ask: Callable[[Request], Deferred[Answer]]
-    refused: Callable[[BaseException], Answer] | None
+    handle: Callable[[Request], Deferred[Answer]]
+    refuse: Callable[[BaseException], Answer] | None
 
 
 @implementer(IResponder)
 class SpoolResponder:
-    """Hands tasks to the spooler. modifier2 says how they are asked for and answered.
+    """Hands tasks to the spooler. modifier2 says how they are sent and answered.
 
     - 1, by nginx: variables of a web request and a body; HTTP.
-    - 2, by our own clients: variables and a body; ``{255, n, 1}`` with the task's id in decimal digits. What
-      goes wrong is a failure.
+    - 2, by our own clients: variables and a body; ``{255, n, 1}`` with the task's id in decimal digits. Errors
+      are failures.
     - Any other, as uWSGI has it: variables; ``{255, 0, 1}``, or ``{255, 0, 0}`` if the task was refused.
 
-    A yes, an id and a 202 mean that the task is on the disk. It is refused if its bytes are malformed, a key of
-    it can't be understood, too many wait, or the disk is full; the log says which.
+    A yes, an id and a 202 mean that the task is on the disk. A task is refused if its bytes are malformed, one
+    of its keys can't be understood, too many tasks wait, or the disk is full; the log says which.
 
     :param http_vars: the variables of a web request that enter its task.
     :param monotonic: a monotonic clock, in seconds.
-    :param in_thread: calls a function with its arguments beside the reactor.
+    :param in_thread: calls a function with its arguments in another thread.
     """
 
     _log = Logger()
@@ -88,37 +89,37 @@ class SpoolResponder:
         self._reports = Reports(self._log, monotonic)
         self._in_thread = in_thread
         self._conversions = DeferredLock()
-        self._plain = _Form(self._ask_plain, lambda _: NO)
+        self._plain = _RequestForm(self._enqueue_plain, lambda _: NO)
         self._forms = {
-            SPOOL_OVER_HTTP: _Form(self._ask_over_http, refused),
-            SPOOL_WITH_ID: _Form(self._ask_with_id, None),
+            SPOOL_OVER_HTTP: _RequestForm(self._handle_http, refused_answer),
+            SPOOL_WITH_ID: _RequestForm(self._enqueue_with_id, None),
         }
 
     def respond(self, request: Request) -> Deferred[Answer]:
-        """Enqueue the task, or do what else the request asks for, and return a Deferred of the answer.
+        """Enqueue a task, or tell the state of one, and return a Deferred of the answer.
 
-        Cancelling it takes the task out if its commit has not begun.
+        Cancelling it drops the task if its commit has not begun.
         """
         form = self._forms.get(request.packet.modifier2, self._plain)
-        asked = maybeDeferred(form.ask, request) if request.refused is None else fail(request.refused)
-        if form.refused is not None:
-            asked.addErrback(self._refused, form.refused, request)
-        return asked
+        answer = maybeDeferred(form.handle, request) if request.refused is None else fail(request.refused)
+        if form.refuse is not None:
+            answer.addErrback(self._refuse, form.refuse, request)
+        return answer
 
     # The forms.
 
-    def _ask_plain(self, request: Request) -> Deferred[Answer]:
+    def _enqueue_plain(self, request: Request) -> Deferred[Answer]:
         return self._spooler.enqueue(request.packet.payload).addCallback(lambda _: YES)
 
-    def _ask_with_id(self, request: Request) -> Deferred[Answer]:
+    def _enqueue_with_id(self, request: Request) -> Deferred[Answer]:
         block, body = _split(request.packet.payload)
-        if CONTENT_LENGTH in block:  # it was for the way here
+        if CONTENT_LENGTH in block:  # it only served the transfer
             kept = decode_vars(block)
             kept.pop(CONTENT_LENGTH, None)
             block = encode_vars(kept.items())
         return self._spooler.enqueue(block, body).addCallback(lambda task: Packet(ANSWER, 1, b"%d" % task))
 
-    def _ask_over_http(self, request: Request) -> Deferred[Answer]:
+    def _handle_http(self, request: Request) -> Deferred[Answer]:
         return Deferred.fromCoroutine(self._answer_http(request))
 
     async def _answer_http(self, asked: Request) -> bytes:
@@ -127,45 +128,45 @@ class SpoolResponder:
         group = asked.peer.group
         if request.method in ENQUEUING:
             identifier = await self._spooler.enqueue(request.task_variables(self._http_vars), body)
-            return accepted(request, identifier, await self._state_of(identifier, group))
-        if request.method in ASKING:
-            return await self._status(request, group)
-        return not_allowed(request.method)
+            return accepted_answer(request, identifier, await self._state_of(identifier, group))
+        if request.method in QUERYING:
+            return await self._tell_status(request, group)
+        return not_allowed_answer(request.method)
 
     async def _state_of(self, identifier: int, group: str) -> str:
-        """Return the state of a task that was accepted: one whose key is known may have run long ago."""
-        asking = self._spooler.questions.ask(group, at_once(lambda store: store.states([identifier])))
+        """Return the state of an accepted task: one whose key is known may have run long ago."""
+        asking = self._spooler.jobs.submit(group, at_once(lambda store: store.states([identifier])))
         try:
             states = await asking
         except UwsgiError:  # it is stored all the same
             return "accepted"
         return states[identifier].name.lower() if states else "done"
 
-    async def _status(self, request: HttpRequest, group: str) -> bytes:
+    async def _tell_status(self, request: HttpRequest, group: str) -> bytes:
         head = request.method == b"HEAD"
         identifier = request.task
         if identifier is None:
-            return not_found("a path that ends with a task's id is needed", head=head)
-        found = await self._spooler.questions.ask(group, at_once(lambda store: store.find([identifier])))
+            return not_found_answer("a path that ends with a task's id is needed", head=head)
+        found = await self._spooler.jobs.submit(group, at_once(lambda store: store.find([identifier])))
         if not found:
-            return not_found("no task of that id is known, or it is over and forgotten", head=head)
+            return not_found_answer("there is no task of that id, or not any more", head=head)
         described = describe_record(found[0])
         if described["result"] is not None:
-            return _told(described, head)
+            return _status_answer(described, head)
         if len(self._conversions.waiting) >= MAX_WAITING_CONVERSIONS:
-            raise Busy("too many ask for large results; try again later")
+            raise Busy("too many requests wait for large results; try again later")
         return await self._conversions.run(
             lambda: Deferred.fromCoroutine(self._tell_large(described, group, head))
         )
 
     async def _tell_large(self, described: Description, group: str, head: bool) -> bytes:
-        """Answer with a result that takes a while to be made JSON, which is done beside the reactor."""
+        """Answer with a large result, whose encoding takes a while and is done in another thread."""
         identifier = described["id"]
-        reading = self._spooler.questions.ask(group, at_once(lambda store: store.result(identifier)))
-        return await self._in_thread(_told, described | {"result": await reading}, head)
+        reading = self._spooler.jobs.submit(group, at_once(lambda store: store.result(identifier)))
+        return await self._in_thread(_status_answer, described | {"result": await reading}, head)
 
-    def _refused(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:
-        """Answer no, with the reason in the log; a request that was withdrawn needs neither."""
+    def _refuse(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:
+        """Log the error and answer no; a cancelled request needs neither."""
         error = failure.value
         assert error is not None
         if isinstance(error, CancelledError):
@@ -174,8 +175,8 @@ class SpoolResponder:
         return answer(error)
 
 
-def _told(described: Description, head: bool) -> bytes:
-    """Return the answer that tells what is known of a task."""
+def _status_answer(described: Description, head: bool) -> bytes:
+    """Return the answer that describes a task."""
     loaded = described | {"result": load_result(described["result"])}
     return json_answer(HTTPStatus.OK, for_json(loaded), head=head)
 

@@ -1,4 +1,4 @@
-"""A spooler: keeps tasks on disk until the function in its module's ``uwsgi.spooler`` has run them."""
+"""The service of a spooler, which keeps tasks on disk until a function of its module has run them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.spool.bounds import NO_BOUNDS, Bounds, add_all
-from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.directory import SpoolDirectory
-from uwsgitwisted.spool.drain import Drain
-from uwsgitwisted.spool.periodic import Cron, Interval, Periodic, Timetable
-from uwsgitwisted.spool.pools import MAX_AHEAD
+from uwsgitwisted.spool.periodic import Cron, Interval, PeriodicScheduler, PeriodicTask
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
-from uwsgitwisted.spool.stores import KEEP_RESULTS, ISpoolStore
+from uwsgitwisted.spool.stores.bounds import NO_BOUNDS, Bounds, add_all
+from uwsgitwisted.spool.stores.factory import make_store
+from uwsgitwisted.spool.stores.interface import KEEP_RESULTS, ISpoolStore
 from uwsgitwisted.spool.task import Task
+from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
+from uwsgitwisted.spool.uwsgi.drain import DirectoryDrain
+from uwsgitwisted.spool.worker_slots import MAX_PREFETCH
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """What a spooler is told besides.
+    """The settings that only a spooler has.
 
     :param spool: where the tasks are kept, such as ``sqlite:PATH``.
     :param policy: how often a task is tried.
     :param workers: how many tasks run at once of the queues that share workers.
     :param queues: how many run at once of each queue that has workers of its own.
-    :param keep_results: for how long what is known of a task that is over is kept, in seconds.
+    :param keep_results: how long a finished task is kept, in seconds.
     :param bounds: what the queue holds at most.
-    :param periodic: tasks that come again and again.
+    :param periodic: tasks that are enqueued periodically.
     :param drain: a real uWSGI's spool directory, whose tasks are moved into the spool; None for none.
     :param managers: the networks whose peers may manage the queue.
     :param http_vars: which variables of a web request enter the task that it asks for.
@@ -54,7 +54,7 @@ class SpoolSettings:
     queues: Mapping[str, int] = field(default_factory=dict)
     keep_results: float = KEEP_RESULTS
     bounds: Bounds = NO_BOUNDS
-    periodic: Sequence[Periodic] = ()
+    periodic: Sequence[PeriodicTask] = ()
     drain: str | None = None
     managers: Sequence[Network] = LOOPBACK
     http_vars: Sequence[str] = HTTP_VARS
@@ -63,11 +63,11 @@ class SpoolSettings:
 
 
 class SpoolerService(ServerService):
-    """A server whose engine works off a queue of tasks.
+    """A server whose engine runs the tasks of a queue.
 
     :param spooler: the queue; it owns the engine.
-    :param timetable: enqueues periodic tasks.
-    :param renew: makes a timetable for fresh code; it blocks, since it loads the handlers.
+    :param periodic: enqueues periodic tasks.
+    :param renew: makes the scheduler of periodic tasks for fresh code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
     """
 
@@ -77,13 +77,13 @@ class SpoolerService(ServerService):
         settings: ServerSettings,
         spooler: Spooler,
         responders: Mapping[int, IResponder],
-        timetable: Timetable,
-        renew: Callable[[], Timetable],
-        drain: Drain | None,
+        periodic: PeriodicScheduler,
+        renew: Callable[[], PeriodicScheduler],
+        drain: DirectoryDrain | None,
     ) -> None:
         super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
         self._spooler = spooler
-        self._timetable = timetable
+        self._periodic = periodic
         self._renew = renew
         self._drain = drain
 
@@ -91,26 +91,29 @@ class SpoolerService(ServerService):
         return self._spooler.start().addCallback(self._begin_to_add).addCallback(self._announce)
 
     def _begin_to_add(self, _: None) -> None:
-        """Begin with what adds tasks without being asked."""
-        self._timetable.start()
+        """Start to enqueue periodic tasks, and those of a spool directory."""
+        self._periodic.start()
         if self._drain is not None:
             self._drain.start()
 
     async def _reloaded(self) -> None:
         await deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
 
-    def _renewed(self, timetable: Timetable) -> None:
-        before, self._timetable = self._timetable, timetable
-        if before.running:  # else this service has not begun yet, or has ended
+    def _renewed(self, fresh: PeriodicScheduler) -> None:
+        before, self._periodic = self._periodic, fresh
+        if before.running:  # else this service has not started yet, or has ended
             before.stop()
-            timetable.start()
+            fresh.start()
             self._log.info("the periodic tasks are those of the fresh code")
 
     def _not_renewed(self, failure: Failure) -> None:
-        self._log.error("the periodic tasks stay as they were: {reason}", reason=failure.getErrorMessage())
+        self._log.error(
+            "the fresh code has no usable periodic tasks, so the old ones stay: {reason}",
+            reason=failure.getErrorMessage(),
+        )
 
     async def _end(self) -> None:
-        self._timetable.stop()
+        self._periodic.stop()
         if self._drain is not None:
             await self._drain.stop()
         await self._spooler.stop(self._settings.drain_timeout)
@@ -119,7 +122,7 @@ class SpoolerService(ServerService):
 def make_spooler(
     reactor: IProcessReactor, settings: ServerSettings, module: str, spooling: SpoolSettings
 ) -> SpoolerService:
-    """Return the service of a spooler.
+    """Make the service of a spooler.
 
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
@@ -138,44 +141,44 @@ def make_spooler(
         spooling.policy,
         workers=spooling.workers,
         queues=spooling.queues,
-        # What is ahead must not fill the engine's own queue.
-        max_ahead=min(MAX_AHEAD, settings.max_queue // (2 * (1 + len(spooling.queues)))),
+        # Prefetched tasks must not fill the engine's own queue.
+        max_prefetch=min(MAX_PREFETCH, settings.max_queue // (2 * (1 + len(spooling.queues)))),
     )
 
-    def renew() -> Timetable:
+    def renew() -> PeriodicScheduler:
         decorated = (_decorated(**task) for task in check_handlers(spec))
-        return Timetable(reactor, [*spooling.periodic, *decorated], spooler.manage)
+        return PeriodicScheduler(reactor, [*spooling.periodic, *decorated], spooler.call_store)
 
-    timetable = renew()
+    periodic = renew()
     check_store(store)
     responders: dict[int, IResponder] = {
         SPOOL: SpoolResponder(spooler, http_vars=spooling.http_vars),
         MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
-    return SpoolerService(reactor, settings, spooler, responders, timetable, renew, drain)
+    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain)
 
 
-def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Drain:
+def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> DirectoryDrain:
     def store(tasks: list[Task]) -> Deferred[list[int]]:
-        return spooler.manage(lambda store: add_all(store, tasks))
+        return spooler.call_store(lambda store: add_all(store, tasks))
 
     directory = SpoolDirectory(path)
     try:
         directory.check()
     except SpoolError as error:
         raise StartupError(str(error)) from error
-    return Drain(reactor, directory, store)
+    return DirectoryDrain(reactor, directory, store)
 
 
-def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> Periodic:
+def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> PeriodicTask:
     """Return the periodic task that the handler module registers with ``uwsgidecorators``."""
     schedule = Cron(cron) if cron else Interval(seconds)
-    return Periodic(name, schedule, encode_vars({"ud_spool_func": name}))
+    return PeriodicTask(name, schedule, encode_vars({"ud_spool_func": name}))
 
 
 def check_store(store: ISpoolStore) -> None:
-    """Find out whether a store can be opened, by opening and closing it.
+    """Check that a store can be opened, by opening and closing it.
 
     :raises StartupError: if it can't; its text says why.
     """

@@ -1,4 +1,4 @@
-"""What has to be on the disk besides a file's bytes."""
+"""Brings file names to the disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def sync_directory(path: str) -> None:
-    """Have the names in the directory *path* on the disk: a file without its name is lost too."""
+    """Bring the names in the directory *path* to the disk: a file without its name is lost too."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

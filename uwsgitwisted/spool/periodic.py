@@ -1,7 +1,7 @@
-"""Tasks that come again and again: by a cron expression, or every so many seconds.
+"""Enqueues tasks periodically: by a cron expression, or every so many seconds.
 
-Of a periodic task whose time passed while no spooler ran, one occurrence is made up for, the last. Several
-spoolers of one store agree on the times, and the store sees to it that each occurrence is stored once.
+If times of a periodic task passed while no spooler ran, one occurrence is caught up on, the last. Several
+spoolers of one store agree on the times, and the store makes sure that each occurrence is stored once.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import StartupError, UwsgiError
-from uwsgitwisted.spool.stores import OCCURRENCE_SPAN, ISpoolStore
+from uwsgitwisted.spool.stores.interface import OCCURRENCE_SPAN, ISpoolStore
 from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.vars import encode_vars
 
-#: How long to wait at most before the clock is looked at again, which may have been set, in seconds.
+#: The longest sleep before the wall clock, which may have stepped, is read again, in seconds.
 MAX_SLEEP = 5.0
-#: How long to leave the spooler alone after it could not take an occurrence, in seconds.
+#: How long to wait after an occurrence could not be stored, in seconds.
 PAUSE = 1.0
 
 _log = Logger()
 
 
 class Schedule(Protocol):
-    """The times at which something is to be done."""
+    """The times at which something happens."""
 
     def after(self, moment: float) -> float:
         """Return the first time after *moment*, both in unix seconds; infinity if there is none."""
@@ -87,10 +87,10 @@ class Cron:
 
 
 @dataclass(frozen=True, slots=True)
-class Periodic:
-    """A task that comes again and again.
+class PeriodicTask:
+    """A task that is enqueued periodically.
 
-    :param name: tells it from the others, also after a restart.
+    :param name: identifies it, also after a restart.
     :param variables: the vars block of each of its tasks.
     """
 
@@ -99,7 +99,7 @@ class Periodic:
     variables: bytes
 
 
-def parse_cron(text: str) -> Periodic:
+def parse_cron(text: str) -> PeriodicTask:
     """Return the periodic task that a line such as ``*/5 * * * * job=cleanup`` describes.
 
     :raises StartupError: if it can't be understood.
@@ -109,33 +109,33 @@ def parse_cron(text: str) -> Periodic:
         fields = list(takewhile(lambda word: "=" not in word, words))
         pairs = [word.partition("=") for word in words[len(fields) :]]
         if not pairs or not all(name and equals for name, equals, _ in pairs):
-            raise ValueError("behind the fields of the time stand the task's keys and values")
+            raise ValueError("the task's keys and values follow the fields of the time")
         variables = encode_vars([(name, value) for name, _, value in pairs])
         new_task(variables, 0.0)
     except (ValueError, UwsgiError) as error:
         raise StartupError(f"{text!r}: {error}; write for example '*/5 * * * * job=cleanup'") from error
-    return Periodic(text, Cron(" ".join(fields)), variables)
+    return PeriodicTask(text, Cron(" ".join(fields)), variables)
 
 
-class Timetable:
-    """Hands the occurrences of periodic tasks to the spooler.
+class PeriodicScheduler:
+    """Stores the occurrences of periodic tasks when their times come.
 
-    :param clock: its time must be one that is never set.
-    :param manage: calls a function with the store, where it may block;
-        :meth:`~uwsgitwisted.spool.spooler.Spooler.manage`.
-    :param now: the time of day, in unix seconds.
+    :param clock: a monotonic clock.
+    :param call_store: calls a function with the store, where it may block;
+        :meth:`~uwsgitwisted.spool.spooler.Spooler.call_store`.
+    :param now: the wall clock, in unix seconds.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        tasks: Iterable[Periodic],
-        manage: Callable[[Callable[[ISpoolStore], float]], Deferred[float]],
+        tasks: Iterable[PeriodicTask],
+        call_store: Callable[[Callable[[ISpoolStore], float]], Deferred[float]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._tasks = list(tasks)
-        self._manage = manage
+        self._call_store = call_store
         self._now = now
         self._calls: dict[str, IDelayedCall] = {}
         #: Whether it was started, and not stopped since.
@@ -145,43 +145,43 @@ class Timetable:
         """Begin."""
         self.running = True
         for task in self._tasks:
-            self._look(task, 0.0)
+            self._store_or_wait(task, 0.0)
 
     def stop(self) -> None:
-        """Begin no further occurrence."""
+        """Store no further occurrence."""
         self.running = False
         for call in self._calls.values():
             call.cancel()
         self._calls.clear()
 
-    def _look(self, task: Periodic, at: float) -> None:
-        """Have an occurrence stored if its time *at* has come, or wait for it."""
+    def _store_or_wait(self, task: PeriodicTask, at: float) -> None:
+        """Store an occurrence if its time *at* has come, or wait for it."""
         self._calls.pop(task.name, None)
         wait = at - self._now()
         if wait > 0:
-            self._call(min(wait, MAX_SLEEP), task, at)
+            self._schedule(min(wait, MAX_SLEEP), task, at)
             return
-        stored = self._manage(partial(occur, task, now=self._now()))
+        stored = self._call_store(partial(occur, task, now=self._now()))
         stored.addCallbacks(
-            lambda following: self._call(0.0, task, following), self._failed, errbackArgs=(task,)
+            lambda following: self._schedule(0.0, task, following), self._note_failure, errbackArgs=(task,)
         )
 
-    def _call(self, delay: float, task: Periodic, at: float) -> None:
+    def _schedule(self, delay: float, task: PeriodicTask, at: float) -> None:
         if self.running:
-            self._calls[task.name] = self._clock.callLater(delay, self._look, task, at)
+            self._calls[task.name] = self._clock.callLater(delay, self._store_or_wait, task, at)
 
-    def _failed(self, failure: Failure, task: Periodic) -> None:
+    def _note_failure(self, failure: Failure, task: PeriodicTask) -> None:
         _log.warn("the periodic task {name}: {reason}", name=task.name, reason=failure.getErrorMessage())
-        self._call(PAUSE, task, 0.0)
+        self._schedule(PAUSE, task, 0.0)
 
 
-def occur(task: Periodic, store: ISpoolStore, now: float) -> float:
+def occur(task: PeriodicTask, store: ISpoolStore, now: float) -> float:
     """Store the last occurrence of *task* that is due, if it isn't yet.
 
     :return: the time of the next, in unix seconds.
     """
     last = store.last_occurrence(task.name)
-    if last is None or last > now + OCCURRENCE_SPAN:  # a new one; or the clock was wrong then
+    if last is None or last > now + OCCURRENCE_SPAN:  # a new task, or the clock was wrong then
         store.occur(task.name, now, None)
         last = now
     due = last_until(task.schedule, last, now)
@@ -192,7 +192,7 @@ def occur(task: Periodic, store: ISpoolStore, now: float) -> float:
 
 def last_until(schedule: Schedule, last: float, now: float) -> float | None:
     """Return the last time of *schedule* after *last* and until *now*; None if there is none."""
-    # Where a whole day was missed, its last day tells, or the times are so rare that all can be gone through.
+    # If a whole day was missed, its last day is enough, or the times are so rare that all can be gone through.
     start = max(last, now - OCCURRENCE_SPAN)
     if schedule.after(start) > now:
         start = last

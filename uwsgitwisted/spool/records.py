@@ -1,27 +1,27 @@
-"""What is known of a task as plain values, for programs and people that ask."""
+"""Describes tasks in plain values, for programs and people."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from uwsgitwisted.spool.stores import Record
+from uwsgitwisted.spool.stores.interface import Record
 
-#: What is told of a task, by name.
+#: A description of a task: what is known of it, by name.
 Description = dict[str, Any]
 
-#: How much of the last line of an error is told, in characters.
+#: How much of the last line of an error a description has, in characters.
 ERROR_LINE_LIMIT = 1_000
-#: How much of a result is shown that JSON can't have, in characters.
+#: How much is shown of a result that JSON can't represent, in characters.
 RESULT_REPR_LIMIT = 4_000
-#: The integers that every reader of JSON takes as they are, in either direction: a float holds them exactly.
+#: The largest integer that every reader of JSON reads exactly, in either direction: a float holds it.
 _LARGEST_INTEGER = 2**53
 
 
 def describe_record(record: Record) -> Description:
-    """Return what is known of a task.
+    """Return the description of a task.
 
-    Of the last error there is only the last line, which says what happened; a traceback names files. All values
-    can be marshalled, and JSON can have them too, apart from the result.
+    Of the last error it has only the last line, which says what happened; a traceback names files. All values
+    can be marshalled, and JSON can represent all but the result.
 
     :return: ``id``, ``state``, ``queue``, ``attempts``, ``crashes``, the times ``created``, ``at``, ``started``
         and ``finished`` in unix seconds or None, ``error``, and ``result``: what the handler returned, still
@@ -44,10 +44,10 @@ def describe_record(record: Record) -> Description:
 
 
 def for_json(described: Description) -> Description:
-    """Return a description whose result is loaded as JSON can have it.
+    """Return a description, whose result is loaded, as JSON can represent it.
 
-    A result that JSON has no form for, such as bytes or a dict whose keys are numbers, is None, and
-    ``result_repr`` has its text, as Python writes it, up to a length.
+    A result that it can't represent, such as bytes or a dict whose keys are numbers, becomes None, and
+    ``result_repr`` is its text as Python writes it, up to a length.
     """
     if _is_json(described["result"]):
         return described
@@ -55,7 +55,7 @@ def for_json(described: Description) -> Description:
 
 
 def _is_json(value: object) -> bool:
-    """Whether JSON can have *value* so that whoever reads it gets the same, with lists for tuples."""
+    """Return whether JSON can represent *value* so that a reader gets the same, with lists for tuples."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_json, value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What becomes of a task after a run. Values in, values out: no clock, no store."""
+"""Decides what becomes of a task after a run. Values in, values out: no clock, no store."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from uwsgitwisted.spool.task import Task
 
 #: How much of an error is kept, in characters: a traceback, but not the megabytes that may be in its message.
 ERROR_LIMIT = 65_536
-#: Doubling more often than this says nothing more: every maximum is reached.
+#: After so many doublings every maximum is reached.
 _MOST_DOUBLINGS = 62
 
 
-class Ending(Enum):
-    """How a run of a task ended."""
+class OutcomeKind(Enum):
+    """How a run of a task ended, in a word."""
 
     DONE = "done"
     #: The handler asked to run it again.
     RETRY = "retry"
-    #: The handler wants it to run for ever.
+    #: The handler wants the task to run for ever.
     AGAIN = "again"
-    #: The handler left it for others.
+    #: The handler left the task for others.
     IGNORED = "ignored"
     #: The handler raised.
     FAILED = "failed"
-    #: The worker died, or was killed when its time was over.
+    #: The worker died, or was killed since the task timed out.
     CRASHED = "crashed"
     #: The spooler itself ended while the task ran.
     INTERRUPTED = "interrupted"
-    #: It did not run: the engine had no room, or is stopping.
+    #: The task did not run: the engine had no room, or is stopping.
     RETURNED = "returned"
-    #: Somebody asked to take it back while it ran.
+    #: Somebody cancelled the task while it ran.
     CANCELLED = "cancelled"
 
 
@@ -44,28 +44,28 @@ class Outcome:
     :param result: what the handler returned, marshalled; empty if it was nothing but a return code.
     """
 
-    ending: Ending
+    kind: OutcomeKind
     error: str = ""
     result: bytes = b""
 
 
 class Action(Enum):
-    """What a store is to do with a task that ran."""
+    """What a store does with a task that ran."""
 
     FINISH = "finish"
     RETRY = "retry"
-    BURY = "bury"
+    DEAD_LETTER = "dead letter"
     CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is to become of a task.
+class Decision:
+    """What becomes of a task after a run.
 
     :param delay: how long it waits before the next run, in seconds; None if it keeps its place.
     :param attempts: its attempts now.
     :param crashes: its crashes now.
-    :param error: what to keep as its last error; empty to keep the one before.
+    :param error: its last error; empty to keep the one before.
     """
 
     action: Action
@@ -75,18 +75,18 @@ class Verdict:
     error: str = ""
 
 
-#: What an ending adds to the attempts and the crashes.
+#: What an outcome adds to the attempts and the crashes.
 #:
-#: INTERRUPTED counts as an attempt, not as a crash: whoever kills a spooler rarely means the task, but a task
-#: that takes the whole machine down must come to an end too. IGNORED counts because there is no other spooler
-#: to leave the task for; without a limit it would stay for ever. A task that was claimed ahead may not even
-#: have begun when its spooler ended; that counts for nothing, and it isn't claimed ahead again.
+#: INTERRUPTED counts as an attempt, not as a crash: a spooler is rarely killed because of the task, but a task
+#: that crashes the whole machine must be given up some day. IGNORED counts because there is no other spooler to
+#: leave the task for; without a limit it would stay for ever. A prefetched task may not have begun when its
+#: spooler ended; that counts for nothing, and the task isn't prefetched again.
 _COUNTS = {
-    Ending.RETRY: (1, 0),
-    Ending.IGNORED: (1, 0),
-    Ending.FAILED: (1, 0),
-    Ending.INTERRUPTED: (1, 0),
-    Ending.CRASHED: (1, 1),
+    OutcomeKind.RETRY: (1, 0),
+    OutcomeKind.IGNORED: (1, 0),
+    OutcomeKind.FAILED: (1, 0),
+    OutcomeKind.INTERRUPTED: (1, 0),
+    OutcomeKind.CRASHED: (1, 1),
 }
 
 
@@ -95,11 +95,11 @@ class RetryPolicy:
     """How often, and how soon, a task is run again.
 
     The n-th retry comes ``first_delay * 2**(n - 1)`` seconds after the run, at most *max_delay*, less a random
-    part of up to *jitter* of it, so that tasks that failed together don't come back together.
+    part of up to *jitter* of it. So tasks that failed together don't run again together.
 
-    :param max_attempts: after so many runs without success the task is buried. The default of 10 spreads them
-        over about a quarter of an hour.
-    :param max_crashes: after so many dead workers the task is buried.
+    :param max_attempts: after so many runs without success the task is dead-lettered. The default of 10 spreads
+        them over about a quarter of an hour.
+    :param max_crashes: after so many dead workers the task is dead-lettered.
     :param first_delay: seconds.
     :param max_delay: seconds.
     :param jitter: between 0 and 1.
@@ -122,28 +122,28 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ValueError("jitter is a part of the delay, between 0 and 1")
 
-    def verdict(self, task: Task, outcome: Outcome, random: Callable[[], float]) -> Verdict:
-        """Return what becomes of *task* after *outcome*.
+    def decide(self, task: Task, outcome: Outcome, random: Callable[[], float]) -> Decision:
+        """Decide what becomes of *task* after *outcome*.
 
         :param task: as it was before the run.
         :param random: gives numbers from 0 up to 1, as ``random.random`` does.
         """
-        if outcome.ending is Ending.DONE:
-            return Verdict(Action.FINISH, task.attempts + 1, task.crashes)
-        if outcome.ending is Ending.CANCELLED:
-            return Verdict(Action.CANCEL, task.attempts, task.crashes)
-        if outcome.ending is Ending.AGAIN:
-            return Verdict(Action.RETRY, task.attempts, task.crashes, self.first_delay)
-        if outcome.ending is Ending.RETURNED:
-            return Verdict(Action.RETRY, task.attempts, task.crashes)
-        if outcome.ending is Ending.INTERRUPTED and task.ahead:
-            return Verdict(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
-        more_attempts, more_crashes = _COUNTS[outcome.ending]
+        if outcome.kind is OutcomeKind.DONE:
+            return Decision(Action.FINISH, task.attempts + 1, task.crashes)
+        if outcome.kind is OutcomeKind.CANCELLED:
+            return Decision(Action.CANCEL, task.attempts, task.crashes)
+        if outcome.kind is OutcomeKind.AGAIN:
+            return Decision(Action.RETRY, task.attempts, task.crashes, self.first_delay)
+        if outcome.kind is OutcomeKind.RETURNED:
+            return Decision(Action.RETRY, task.attempts, task.crashes)
+        if outcome.kind is OutcomeKind.INTERRUPTED and task.prefetched:
+            return Decision(Action.RETRY, task.attempts, task.crashes, 0.0, _storable(outcome.error))
+        more_attempts, more_crashes = _COUNTS[outcome.kind]
         attempts, crashes = task.attempts + more_attempts, task.crashes + more_crashes
         error = _storable(outcome.error)
         if attempts >= self.max_attempts or crashes >= self.max_crashes:
-            return Verdict(Action.BURY, attempts, crashes, error=error)
-        return Verdict(Action.RETRY, attempts, crashes, self._delay(attempts, random), error)
+            return Decision(Action.DEAD_LETTER, attempts, crashes, error=error)
+        return Decision(Action.RETRY, attempts, crashes, self._delay(attempts, random), error)
 
     def _delay(self, attempts: int, random: Callable[[], float]) -> float:
         full = self.first_delay * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS)
@@ -153,7 +153,7 @@ class RetryPolicy:
 def _storable(error: str) -> str:
     """Return the end of *error*, where the exception is, in a form that every database takes.
 
-    Lone surrogates, as file names in a message bring them, and NUL are not text to a database.
+    NUL, and the lone surrogates that come with file names, are not text to a database.
     """
     text = error[-ERROR_LIMIT:].replace("\0", "\\x00")
     return text.encode("utf-8", "backslashreplace").decode()

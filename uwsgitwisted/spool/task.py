@@ -1,4 +1,4 @@
-"""A task: what one is, and how one is made of a request."""
+"""A task: what one is, and how a request becomes one."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class State(IntEnum):
     RUNNING = 2
     #: It ran to its end.
     DONE = 3
-    #: It was given up: a dead letter.
+    #: It was given up: it is a dead letter.
     DEAD = 4
-    #: It was taken back before it ran to its end.
+    #: It was cancelled before it ran to its end.
     CANCELLED = 5
 
     @property
@@ -48,21 +48,21 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task, as it waits, runs or lies with the dead letters.
+    """A task, as it waits, runs or is a dead letter.
 
-    :param variables: the vars block as it was received. Every key is kept, also those that say how to spool
-        it, since uWSGI hands all of them to the handler.
+    :param variables: the vars block as it was received. Every key is kept, also those that are meant
+        for the spooler, since uWSGI hands all of them to the handler.
     :param at: when it may run, in unix seconds.
     :param created: when it was accepted, in unix seconds.
     :param priority: lower runs first.
     :param queue: the name that the request gave under ``spooler``; empty if it gave none.
     :param attempts: how often it was run to an end that counts, crashes included.
-    :param crashes: how often it took its worker with it.
+    :param crashes: how often it crashed its worker.
     :param id: its number in the store, never given twice; 0 until it is stored.
     :param key: the idempotency key; of two tasks of a queue with the same one, only the first is stored. Empty
         for none.
     :param body: bytes that came behind the variables.
-    :param ahead: whether it was claimed while all workers were busy, so that it may not have begun.
+    :param prefetched: whether it was claimed while all workers were busy, so that it may not have begun.
     """
 
     variables: bytes
@@ -75,11 +75,11 @@ class Task:
     id: int = 0
     key: str = ""
     body: bytes = b""
-    ahead: bool = False
+    prefetched: bool = False
 
     @property
     def size(self) -> int:
-        """How many bytes it brings with it."""
+        """How many bytes its variables and its body have."""
         return len(self.variables) + len(self.body)
 
 
@@ -93,7 +93,7 @@ def new_task(variables: bytes, now: float, body: bytes = b"") -> Task:
     :param body: what came behind the block.
     :raises MalformedPacket: if *variables* is not a vars block.
     :raises MessageTooLarge: if it is larger than a spool file can have it, which is 65535 bytes.
-    :raises SpoolError: if one of those keys holds something that it can't mean.
+    :raises SpoolError: if one of those keys has a value that makes no sense.
     """
     size = len(variables)
     if size > MAX_PAYLOAD:
@@ -105,49 +105,49 @@ def new_task(variables: bytes, now: float, body: bytes = b"") -> Task:
     keys = decode_vars(variables)
     return Task(
         variables=variables,
-        at=_time(keys.get(b"at", b""), now),
+        at=_read_time(keys.get(b"at", b""), now),
         created=now,
-        priority=_priority(keys.get(b"priority", b"")),
-        queue=_name(keys.get(b"spooler", b""), "spooler", QUEUE_LIMIT),
-        key=_name(keys.get(b"idempotency_key", b""), "idempotency_key", KEY_LIMIT),
+        priority=_read_priority(keys.get(b"priority", b"")),
+        queue=_read_name(keys.get(b"spooler", b""), "spooler", QUEUE_LIMIT),
+        key=_read_name(keys.get(b"idempotency_key", b""), "idempotency_key", KEY_LIMIT),
         body=body,
     )
 
 
-def _time(text: bytes, now: float) -> float:
+def _read_time(text: bytes, now: float) -> float:
     """Return the time that ``at`` names; *now* if it is empty or 0, as uWSGI has it."""
     if not text:
         return now
     if not _TIME.fullmatch(text) or (at := float(text)) > LATEST:
         raise SpoolError(
-            f"at={_shown(text)} is no time; it takes unix seconds, such as 1767225600 or 1767225600.5"
+            f"at={_show_text(text)} is no time; it takes unix seconds, such as 1767225600 or 1767225600.5"
         )
     return at or now
 
 
-def _priority(text: bytes) -> int:
+def _read_priority(text: bytes) -> int:
     if not text:
         return UNPRIORITIZED
     if not _INTEGER.fullmatch(text) or abs(priority := int(text)) > PRIORITY_LIMIT:
         raise SpoolError(
-            f"priority={_shown(text)} is no priority; it takes an integer of up to {PRIORITY_LIMIT}, lower "
+            f"priority={_show_text(text)} is no priority; it takes an integer of up to {PRIORITY_LIMIT}, lower "
             "runs first"
         )
     return priority
 
 
-def _name(text: bytes, variable: str, limit: int) -> str:
+def _read_name(text: bytes, variable: str, limit: int) -> str:
     if len(text) > limit:
-        raise SpoolError(f"{variable}={_shown(text)} is too long: at most {limit} bytes")
+        raise SpoolError(f"{variable}={_show_text(text)} is too long: at most {limit} bytes")
     try:
         name = text.decode()
     except UnicodeDecodeError as error:
-        raise SpoolError(f"{variable}={_shown(text)} is no name: it takes UTF-8") from error
+        raise SpoolError(f"{variable}={_show_text(text)} is no name: it takes UTF-8") from error
     if "\0" in name:  # no text to a database
-        raise SpoolError(f"{variable}={_shown(text)} is no name: it has a zero byte in it")
+        raise SpoolError(f"{variable}={_show_text(text)} is no name: it has a zero byte in it")
     return name
 
 
-def _shown(text: bytes) -> str:
+def _show_text(text: bytes) -> str:
     """Return *text* as a log can show it: short, on one line."""
     return repr(text[:40])[1:] + ("..." if len(text) > 40 else "")

@@ -13,10 +13,10 @@ from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.manage import LOOPBACK
 from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.spooler import SpoolSettings, make_spooler
-from uwsgitwisted.spool.bounds import MAX_QUEUES, Bounds
 from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
-from uwsgitwisted.spool.stores import KEEP_RESULTS
+from uwsgitwisted.spool.stores.bounds import MAX_QUEUES, Bounds
+from uwsgitwisted.spool.stores.interface import KEEP_RESULTS
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.wire.tasks import RETURN_CODES

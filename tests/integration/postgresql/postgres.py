@@ -20,8 +20,8 @@ import psycopg
 
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, nothing
-from uwsgitwisted.spool.postgres import PostgresStore
-from uwsgitwisted.spool.postgres_lease import Lease
+from uwsgitwisted.spool.stores.postgres.lease import Lease
+from uwsgitwisted.spool.stores.postgres.store import PostgresStore
 
 #: Where Debian has the programs, which are not on the path there; the highest version comes last.
 _DEBIAN = Path("/usr/lib/postgresql")

@@ -1,4 +1,4 @@
-"""The PostgreSQL store and its server: told of changes, restarted, hung, full, of another kind, not there."""
+"""The PostgreSQL store and its server: notifications, restarts, hung and full servers, and other kinds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from tests.integration.postgresql.postgres import PostgresServer, Spool, store_o
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, names, nothing, settle
 from uwsgitwisted.errors import SpoolCorrupt, SpoolError, StartupError, StoreUnavailable
-from uwsgitwisted.spool import postgres_lease, postgres_listener
-from uwsgitwisted.spool import postgres_server as server_module
-from uwsgitwisted.spool.bounds import Usage
-from uwsgitwisted.spool.descriptions import make_store
-from uwsgitwisted.spool.postgres import PostgresStore
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores import Want
+from uwsgitwisted.spool.stores.bounds import Usage
+from uwsgitwisted.spool.stores.factory import make_store
+from uwsgitwisted.spool.stores.interface import Want
+from uwsgitwisted.spool.stores.postgres import connection as connection_module
+from uwsgitwisted.spool.stores.postgres import database as database_module
+from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
+from uwsgitwisted.spool.stores.postgres import listener as postgres_listener
+from uwsgitwisted.spool.stores.postgres.store import PostgresStore
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -36,7 +38,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 @contextmanager
 def heard(spool: Spool) -> Iterator[Callable[[], int]]:
-    """Give a function that says how often the spoolers were told of something since it was last asked."""
+    """Give a function that says how often the spoolers were notified since its last call."""
     with closing(psycopg.connect(spool.server.url(), autocommit=True)) as connection:
         connection.execute(f"LISTEN {spool.schema}")
 
@@ -53,7 +55,7 @@ def heard(spool: Spool) -> Iterator[Callable[[], int]]:
 
 
 def test_notifications(spool: Spool, bench: Bench) -> None:
-    """The spoolers are told, once a transaction, of what there is to do, earlier times, and what has ended."""
+    """The spoolers are notified, once a transaction, of new tasks, earlier times, and outcomes."""
     with heard(spool) as count:
         ids = bench.add("a", "b", "c")
         assert count() == 1
@@ -64,12 +66,14 @@ def test_notifications(spool: Spool, bench: Bench) -> None:
         assert count() == 0
         bench.store.add([bench.task(later=500), bench.task(later=3000)])
         assert count() == 1
-        bench.turn(3)
-        bench.turn(0)
+        bench.cycle(3)
+        bench.cycle(0)
         assert count() == 0
-        bench.turn(0, settle(ids[0], Action.FINISH), settle(ids[1], Action.BURY), settle(ids[2], Action.RETRY))
+        bench.cycle(
+            0, settle(ids[0], Action.FINISH), settle(ids[1], Action.DEAD_LETTER), settle(ids[2], Action.RETRY)
+        )
         assert count() == 1
-        bench.turn(0, settle(ids[0], Action.FINISH))
+        bench.cycle(0, settle(ids[0], Action.FINISH))
         assert count() == 0
         for change in (
             lambda: bench.store.retry([ids[1]], 0.0),
@@ -151,10 +155,10 @@ def test_server_restarts(restarted: PostgresServer, spool: Spool, number: signal
             call()
     woken.clear()
     restarted.start()
-    assert names(bench.turn(5)) == ["kept"]
+    assert names(bench.cycle(5)) == ["kept"]
     assert bench.states() == {running: State.RUNNING, kept: State.RUNNING}
     assert woken.wait(PATIENCE), "it looks for what it may not have heard"
-    until(lambda: store_of(bench)._listener._session.usable, "it listens again")  # type: ignore[union-attr]
+    until(lambda: store_of(bench)._listener._connection.usable, "it listens again")  # type: ignore[union-attr]
     woken.clear()
     (new,) = other.add("new")
     assert new > kept
@@ -166,7 +170,7 @@ def test_first_call_after_a_restart(restarted: PostgresServer, bench: Bench) -> 
     bench.add("a")
     restarted.stop()
     restarted.start()
-    assert names(bench.turn(5)) == ["a"]
+    assert names(bench.cycle(5)) == ["a"]
 
 
 def test_leases_after_a_restart(
@@ -181,39 +185,39 @@ def test_leases_after_a_restart(
     restarted.stop()
     restarted.start()
     new = spool.open()
-    assert new.turn(0).orphans == []
+    assert new.cycle(0).orphans == []
     monkeypatch.setattr(postgres_lease, "LEASE", 0.1)
-    until(lambda: new.turn(0).orphans, "the task is taken over")
+    until(lambda: new.cycle(0).orphans, "the task is taken over")
     assert new.record(identifier).state is State.RUNNING
 
 
 def test_connection_is_ended(spool: Spool, bench: Bench) -> None:
     """A connection that an administrator ends in the middle of a statement is made again."""
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:
             other.execute("LOCK TABLE tasks")
             adding = pool.submit(bench.add, "a")
             until(spool.blocked, "the task waits for the lock")
             spool.execute("SELECT pg_terminate_backend(%s)", pid)
-            with pytest.raises(StoreUnavailable, match="may have been done, or not"):
+            with pytest.raises(StoreUnavailable, match="may have been made, or not"):
                 adding.result(PATIENCE)
         assert len(bench.add("b")) == 1
-    assert store_of(bench)._server.process != pid
+    assert store_of(bench)._database.process != pid
 
 
 def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that says nothing any more is given up after a while; the next call has a new connection."""
-    monkeypatch.setattr(server_module, "CALL_LIMIT", 0.2)
+    monkeypatch.setattr(database_module, "CALL_LIMIT", 0.2)
     monkeypatch.setattr(postgres_listener, "WATCH_INTERVAL", 0.05)
     bench = spool.open()
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         try:
             with pytest.raises(StoreUnavailable, match="the connection broke"):
                 pool.submit(bench.add, "a").result(PATIENCE)
-            monkeypatch.setattr(server_module, "CALL_LIMIT", 60.0)
+            monkeypatch.setattr(database_module, "CALL_LIMIT", 60.0)
             assert len(pool.submit(bench.add, "b").result(PATIENCE)) == 1
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -221,7 +225,7 @@ def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_busy_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement that waits for too long is given up, and nothing is changed."""
-    monkeypatch.setattr(server_module, "STATEMENT_LIMIT", 0.1)
+    monkeypatch.setattr(connection_module, "STATEMENT_LIMIT", 0.1)
     bench = spool.open()
     with spool.transaction() as other:
         other.execute("LOCK TABLE tasks")
@@ -253,14 +257,14 @@ def test_errors(spool: Spool, bench: Bench, code: str, kind: type[SpoolError], r
         f"$$ BEGIN RAISE 'it is raised' USING ERRCODE = '{code}'; END $$;"
         "CREATE TRIGGER fail AFTER INSERT ON {}.tasks EXECUTE FUNCTION {}.fail()"
     )
-    pid = store_of(bench)._server.process
+    pid = store_of(bench)._database.process
     with pytest.raises(SpoolError, match=reason) as raised:
         bench.add("a")
     assert type(raised.value) is kind
     assert "it is raised" in str(raised.value)
     spool.execute("DROP TRIGGER fail ON {}.tasks")
     assert bench.states() == {}
-    assert store_of(bench)._server.process == pid
+    assert store_of(bench)._database.process == pid
 
 
 @pytest.mark.parametrize("queue", ["a\0b", "\ud800"])
@@ -280,7 +284,7 @@ def test_commits_wait_for_the_disk(spool: Spool) -> None:
         spool.execute(f"ALTER ROLE postgres SET synchronous_commit = {default}")
         try:
             bench = spool.open()
-            with store_of(bench)._server.reading() as connection:
+            with store_of(bench)._database.reading() as connection:
                 assert connection.execute("SHOW synchronous_commit").fetchone() == (expected,)
         finally:
             spool.execute("ALTER ROLE postgres RESET synchronous_commit")
@@ -365,7 +369,7 @@ def test_prepared_schema(spool: Spool) -> None:
 
 
 def test_user_without_rights(spool: Spool) -> None:
-    """A user who may not create a schema is told so."""
+    """A user who may not create a schema gets an error that says so."""
     spool.execute("CREATE ROLE {} LOGIN")
     spool.url = spool.url.replace("postgres@", f"{spool.schema}@")
     refused(spool, StoreUnavailable, "give the user the rights")
@@ -378,7 +382,7 @@ def test_tables_are_gone(spool: Spool, bench: Bench) -> None:
     try:
         with pytest.raises(SpoolCorrupt, match="missing or were altered"):
             bench.add("b")
-        session = store_of(bench)._server._session
+        session = store_of(bench)._database._connection
         assert session is not None
         spool.execute("SELECT pg_terminate_backend(%s)", session.process)
         until(lambda: not session.usable, "the end of the connection")
@@ -429,7 +433,7 @@ def test_description(url: str, description: str) -> None:
     store = make_store(url)
     assert isinstance(store, PostgresStore)
     assert store.description == description
-    assert "secret" not in repr(vars(store)) + repr(store._server.address)
+    assert "secret" not in repr(vars(store)) + repr(store._database.address)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +464,7 @@ def test_without_psycopg() -> None:
     program = """
 import sys
 sys.modules["psycopg"] = None
-from uwsgitwisted.spool.descriptions import make_store
+from uwsgitwisted.spool.stores.factory import make_store
 make_store("postgresql://h/d")
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

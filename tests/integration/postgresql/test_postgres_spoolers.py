@@ -18,7 +18,7 @@ from tests.integration.services import Launcher, Service, script, until
 from tests.integration.test_spool_crashes import HANDLER, reconcile
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import UwsgiError
-from uwsgitwisted.spool.postgres_lease import HEARTBEAT, LEASE
+from uwsgitwisted.spool.stores.postgres.lease import HEARTBEAT, LEASE
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 

@@ -16,10 +16,15 @@ import pytest
 from tests.integration.postgresql.postgres import Spool, lease_of, store_of
 from tests.integration.services import PATIENCE, until
 from tests.store_contract import Bench, StoreContract, names, settle
-from uwsgitwisted.spool import postgres, postgres_add, postgres_claim, postgres_lease
-from uwsgitwisted.spool.bounds import Usage
 from uwsgitwisted.spool.retry import Action
-from uwsgitwisted.spool.stores import Settlement
+from uwsgitwisted.spool.stores import sql
+from uwsgitwisted.spool.stores.bounds import Usage
+from uwsgitwisted.spool.stores.interface import Settlement
+from uwsgitwisted.spool.stores.postgres import add as postgres_add
+from uwsgitwisted.spool.stores.postgres import claim as postgres_claim
+from uwsgitwisted.spool.stores.postgres import lease as postgres_lease
+from uwsgitwisted.spool.stores.postgres import store as postgres
+from uwsgitwisted.spool.stores.postgres.schema import mark_values
 from uwsgitwisted.spool.task import State, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
@@ -41,7 +46,7 @@ def test_race(spool: Spool) -> None:
     def work(bench: Bench) -> int:
         mine = 0
         while len(claimed) < len(ids):
-            tasks = bench.turn(4, ahead=3).claimed
+            tasks = bench.cycle(4, prefetch=3).claimed
             claimed.extend(task.id for task in tasks)
             mine += len(tasks)
         return mine
@@ -57,7 +62,7 @@ def test_usage_of_several(spool: Spool) -> None:
     first, second = spool.open(), spool.open()
     ids = first.add("one", "two", key="")
     assert first.store.usage() == second.store.usage() == Usage(2, 6)
-    second.turn(2)
+    second.cycle(2)
     second.finish(*ids)
     second.add("three")
     assert first.store.usage() == second.store.usage() == Usage(1, 5)
@@ -73,9 +78,9 @@ def test_locked_tasks_are_stepped_over(spool: Spool, bench: Bench) -> None:
     first, second = bench.add("a", "b")
     with spool.transaction() as other:
         other.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (first,))
-        turn = bench.turn(5)
-        assert ([task.id for task in turn.claimed], turn.ready) == ([second], {None})
-    assert [task.id for task in bench.turn(5).claimed] == [first]
+        cycle = bench.cycle(5)
+        assert ([task.id for task in cycle.claimed], cycle.ready) == ([second], {None})
+    assert [task.id for task in bench.cycle(5).claimed] == [first]
 
 
 def test_same_keys_at_the_same_time(spool: Spool) -> None:
@@ -101,7 +106,7 @@ def test_same_keys_at_the_same_time(spool: Spool) -> None:
 
 
 def test_key_is_forgotten_meanwhile(spool: Spool, bench: Bench) -> None:
-    """A task whose key was stored, and is forgotten while it is added, is stored."""
+    """A task is stored whose key was there, but is deleted while the task is added."""
     (old,) = bench.add("a", key="k")
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:
@@ -156,7 +161,7 @@ def test_cancelled_while_it_is_claimed(spool: Spool, bench: Bench) -> None:
             until(spool.blocked, "the cancelling waits for the claim")
         assert cancelling.result(PATIENCE) == [identifier]
     lease_of(bench).held.add(identifier)
-    assert bench.turn(0).cancelling == [identifier]
+    assert bench.cycle(0).cancelling == [identifier]
 
 
 def test_cancelled_while_it_ends(spool: Spool, bench: Bench) -> None:
@@ -165,7 +170,7 @@ def test_cancelled_while_it_ends(spool: Spool, bench: Bench) -> None:
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:
             other.execute("UPDATE tasks SET cancelling = true")
-            settling = pool.submit(bench.turn, 9, settle(identifier, Action.RETRY, 1, 0, 0.0))
+            settling = pool.submit(bench.cycle, 9, settle(identifier, Action.RETRY, 1, 0, 0.0))
             until(spool.blocked, "the end waits for the cancelling")
         assert settling.result(PATIENCE).claimed == []
     assert bench.states() == {identifier: State.CANCELLED}
@@ -189,13 +194,15 @@ class Turmoil:
     def ending(self, identifier: int) -> Settlement:
         attempts = self._mine.pop(identifier).attempts + 1
         self._everybody_runs.remove(identifier)
-        action = self._random.choice([Action.FINISH, Action.RETRY, Action.RETRY, Action.BURY, Action.CANCEL])
+        action = self._random.choice(
+            [Action.FINISH, Action.RETRY, Action.RETRY, Action.DEAD_LETTER, Action.CANCEL]
+        )
         return settle(identifier, action, attempts, 0, self._random.choice([None, 0.0, 0.01]), "why")
 
-    def turn(self) -> None:
+    def cycle(self) -> None:
         ended = self._random.sample(sorted(self._mine), len(self._mine) // 2)
-        turn = self._bench.turn(8, *map(self.ending, ended), ahead=4)
-        for task in turn.claimed:
+        cycle = self._bench.cycle(8, *map(self.ending, ended), prefetch=4)
+        for task in cycle.claimed:
             assert task.id not in self._everybody_runs
             self._everybody_runs.add(task.id)
             self._mine[task.id] = task
@@ -203,8 +210,8 @@ class Turmoil:
     def work(self) -> None:
         store = self._bench.store
         steps: list[Callable[[], object]] = [
-            self.turn,
-            self.turn,
+            self.cycle,
+            self.cycle,
             lambda: self._bench.add("a", "b", "c", queue=self._random.choice("xyz")),
             lambda: store.add([self._bench.task(key=str(number)) for number in self.some_ids()]),
             lambda: store.cancel(self.some_ids(), 0.0),
@@ -226,7 +233,7 @@ def test_turmoil(spool: Spool) -> None:
     bench = spool.open()
 
     def is_over() -> bool:
-        bench.finish(*(task.id for task in bench.turn(500).claimed))
+        bench.finish(*(task.id for task in bench.cycle(500).claimed))
         return all(state.final for state in bench.states().values())
 
     until(is_over, "the end of all tasks")
@@ -236,32 +243,32 @@ def test_turmoil(spool: Spool) -> None:
 
 
 def test_many_become_due_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When more tasks become due than one turn makes ready, the earliest go first and none is forgotten."""
+    """When more tasks become due than one cycle makes ready, the earliest go first and none is left out."""
     monkeypatch.setattr(postgres, "PROMOTE_LIMIT", 2)
     bench.store.add([bench.task(str(number), later=100 + number) for number in range(5)])
     bench.pass_time(200)
-    turns = [bench.turn(9) for _ in range(3)]
-    assert [names(turn) for turn in turns] == [["0", "1"], ["2", "3"], ["4"]]
-    assert [turn.wait for turn in turns] == [0, 0, None]
+    cycles = [bench.cycle(9) for _ in range(3)]
+    assert [names(cycle) for cycle in cycles] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [cycle.wait for cycle in cycles] == [0, 0, None]
 
 
 def test_many_are_forgotten_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When much is to be forgotten, one turn does a part of it."""
+    """When many tasks expire, one cycle deletes a part of them."""
     monkeypatch.setattr(postgres, "EXPIRE_LIMIT", 2)
     bench.finish(*bench.run("a", "b", "c"))
     bench.pass_time(1e6)
-    bench.turn(0)
+    bench.cycle(0)
     assert len(bench.states()) == 1
-    bench.turn(0)
+    bench.cycle(0)
     assert bench.states() == {}
 
 
 def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not more is taken ahead than so many bytes; to begin, it is."""
-    monkeypatch.setattr(postgres_claim, "AHEAD_BYTES", 1000)
+    """No more than so many bytes are prefetched; a free worker gets more."""
+    monkeypatch.setattr(postgres_claim, "PREFETCH_BYTES", 1000)
     bench.store.add([bench.task(str(number), body=b"x" * 600) for number in range(9)])
-    assert names(bench.turn(0, ahead=9)) == ["0", "1"]
-    assert names(bench.turn(4, ahead=9)) == ["2", "3", "4", "5"]
+    assert names(bench.cycle(0, prefetch=9)) == ["0", "1"]
+    assert names(bench.cycle(4, prefetch=9)) == ["2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize(
@@ -270,23 +277,23 @@ def test_large_bodies_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
         (postgres_claim.READY, {"queues": ["a"], "held": [1], "share": 5}, {"tasks_ready"}),
         (postgres_claim.ANY_READY, {"queues": ["a"], "held": [1]}, {"tasks_ready"}),
         (postgres_claim.QUEUES, {"last": "a", "others": ["b"]}, {"tasks_ready"}),
-        (postgres_claim.WAITING_QUEUES, (5, 5), {"tasks_ready", "tasks_later"}),
+        (mark_values(postgres_claim.WAITING_QUEUES), (5, 5), {"tasks_ready", "tasks_later"}),
         (postgres.PROMOTE, (1.0, 5), {"tasks_scheduled", "tasks_pkey"}),
         (postgres.EXPIRED, (1.0, 5), {"tasks_expiring"}),
         (postgres.EXPIRE, ([1],), {"tasks_pkey"}),
-        (postgres_add.NEXT_SCHEDULED, (), {"tasks_scheduled"}),
+        (sql.NEXT_SCHEDULED, (), {"tasks_scheduled"}),
         (postgres_add.FIND_KEYS, (["a"], ["k"]), {"tasks_key"}),
         (postgres.OUTLOOK, (uuid4(),), {"tasks_scheduled", "tasks_expiring", "tasks_cancelling"}),
         (postgres_lease.LEFT, {"limit": 5}, {"tasks_running", "spoolers_pkey"}),
         (postgres_lease.ORPHANS, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
-        (postgres_lease.GIVE_BACK, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
+        (postgres_lease.RETURN, {"owner": uuid4(), "held": [1]}, {"tasks_running"}),
     ],
 )
 def test_plans(spool: Spool, bench: Bench, statement: str, values: Any, indexes: set[str]) -> None:
-    """Each step of a turn reads its own index in order, whatever the statistics say, and sorts nothing."""
+    """Each step of a cycle reads its own index in order, whatever the statistics say, and sorts nothing."""
     spool.execute("ANALYZE {}.tasks")
     bench.store.add([bench.task(later=1000) for _ in range(1000)])
-    with store_of(bench)._server.reading() as connection:
+    with store_of(bench)._database.reading() as connection:
         connection.execute(statement, values, prepare=True)
         ((name, number),) = connection.execute(
             "SELECT name, cardinality(parameter_types) FROM pg_prepared_statements ORDER BY prepare_time DESC "

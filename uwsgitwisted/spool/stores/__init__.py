@@ -1,0 +1,1 @@
+"""Where tasks are kept: one interface, and a store for each database."""
