@@ -14,6 +14,7 @@ import pytest
 from twisted.python.usage import Options
 
 from tests.documents import DOCUMENTS, EXAMPLES, ROOT, Block, blocks
+from uwsgitwisted.cli.arguments import make_parser
 from uwsgitwisted.worker.compat.install import install
 
 OPTIONS = ROOT / "docs" / "options.md"
@@ -39,6 +40,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
+QUEUE_COMMANDS = [
+    line for block in blocks("sh") for line in block.code.splitlines() if line.startswith("uwsgitwisted ")
+]
 
 
 def each_of(found: list[Block]) -> pytest.MarkDecorator:
@@ -78,6 +82,7 @@ def test_there_is_something_to_test() -> None:
     assert len(PYTHON) >= 6
     assert len(HANDLERS) >= 2
     assert {service for service, _ in COMMANDS} == set(SERVICES)
+    assert len(QUEUE_COMMANDS) >= 4
 
 
 @each_of(PYTHON)
@@ -107,6 +112,12 @@ def test_handlers_set_a_function(code: str, uwsgi: ModuleType) -> None:
 def test_commands_parse(service: str, arguments: list[str]) -> None:
     """Every twistd command of the documents and examples has options that its service knows."""
     options_of(service).parseOptions(arguments)
+
+
+@pytest.mark.parametrize("line", QUEUE_COMMANDS)
+def test_queue_commands_parse(line: str) -> None:
+    """Every line of a shell that uses the command `uwsgitwisted` has arguments that it knows."""
+    make_parser().parse_args(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("service", SERVICES)
