@@ -20,7 +20,8 @@ from uwsgitwisted.worker.compat.install import install
 OPTIONS = ROOT / "docs" / "options.md"
 SERVICES = ("node", "renderer", "spooler")
 
-_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _COMMAND = re.compile(r"\btwistd\s(?:-\S+\s+)*uwsgi-(\w+)((?:[ ]+[^`\n]+)?)")
 _SCRIPT = re.compile(r"\b(?:sh|bash) ([\w./]+)")
 _ROW = re.compile(r"^\| `--([\w-]+)` \| (.*) \|$", re.MULTILINE)
@@ -144,13 +145,22 @@ def test_default_ports(service: str) -> None:
     assert f"`{options_of(service).default_listen}`" in OPTIONS.read_text()
 
 
+def leads_somewhere(document: Path, path: str, anchor: str) -> bool:
+    """Return whether a link of *document* leads to a file, and to one of its headings if it names one."""
+    target = document.parent / path if path else document
+    if not anchor:
+        return target.exists()
+    headings = _HEADING.findall(target.read_text())
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link, and every script that is to be run, is a file of the repository."""
+    """Every relative link leads to a file and a heading in it, and every script that is to be run exists."""
     text = document.read_text()
-    links = [link for link in _LINK.findall(text) if "://" not in link]
-    missing = [link for link in links if not (document.parent / link).exists()]
-    missing += [script for script in _SCRIPT.findall(text) if not (ROOT / script).exists()]
+    links = [link for link in _LINK.findall(text) if "://" not in link[0]]
+    missing = [link for link in links if not leads_somewhere(document, *link)]
+    missing += [(script, "") for script in _SCRIPT.findall(text) if not (ROOT / script).exists()]
     assert missing == []
 
 
