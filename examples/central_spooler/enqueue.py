@@ -15,9 +15,9 @@ import sys
 from uwsgitwisted.blocking import send_uwsgi_message
 
 
-def enqueue(host, port, task):
+def enqueue(host: str, port: int | str, task: dict[str, str]) -> object:
     """Return True once *task*, a dict of text, is on the spooler's disk."""
-    return send_uwsgi_message(host, port, 17, 0, task, 30)
+    return send_uwsgi_message(host, port, modifier1=17, modifier2=0, message=task, timeout=30)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ In this directory:
 
     twistd -n uwsgi-spooler --listen tcp:3034 --spool sqlite:spool.sqlite --handler my_tasks
 
-and hand it tasks with enqueue.py. They are in tasks.log when they have run.
+Then enqueue tasks with enqueue.py. The handler appends each one to tasks.log.
 """
 
 import os
+from typing import Any
 
 import uwsgi
 
 LOG = os.environ.get("TASKS_LOG", "tasks.log")
 
 
-def run(task):
-    """Write a task down. Keys and values are bytes, as uWSGI has them on Python 3, but for this one key."""
+def run(task: dict[Any, Any]) -> object:
+    """Write a task down. Keys and values are bytes, as in uWSGI on Python 3; only this one key is a str."""
     number = task.pop("spooler_task_name").decode()
     line = " ".join(f"{name.decode()}={value.decode()}" for name, value in sorted(task.items()))
     with open(LOG, "a") as log:

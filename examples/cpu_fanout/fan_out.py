@@ -7,14 +7,18 @@ With the nodes running that my_cpu.py names:
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import cast
 
 from uwsgitwisted.blocking import send_multi_uwsgi_message
+
+Nodes = Sequence[tuple[str, int | str]]
 
 #: What each node raises to the 4096th power: about half a second of work.
 NUMBERS = [0, 3000]
 
 
-def fan_out(nodes):
+def fan_out(nodes: Nodes) -> tuple[list[float], float]:
     """Have every node compute.
 
     :param nodes: ``(host, port)`` of each.
@@ -22,11 +26,11 @@ def fan_out(nodes):
     """
     began = time.perf_counter()
     cluster = tuple((host, port, NUMBERS) for host, port in nodes)
-    worked = send_multi_uwsgi_message(cluster, 33, 17, 40)
-    return worked, time.perf_counter() - began
+    answers = send_multi_uwsgi_message(cluster, modifier1=33, modifier2=0, timeout=40)
+    return [cast(float, answer) for answer in answers], time.perf_counter() - began
 
 
-def table(nodes, worked, waited):
+def table(nodes: Nodes, worked: list[float], waited: float) -> list[str]:
     """Return the lines of a table of what each node did."""
     longest = max(worked)
     lines = []
@@ -43,5 +47,5 @@ def table(nodes, worked, waited):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python fan_out.py HOST:PORT...")
-    named = [tuple(node.rsplit(":", 1)) for node in sys.argv[1:]]
+    named = [(host, port) for host, _, port in (node.rpartition(":") for node in sys.argv[1:])]
     print("\n".join(table(named, *fan_out(named))))

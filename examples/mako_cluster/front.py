@@ -20,9 +20,9 @@ RENDERERS = os.environ.get("RENDERERS", "127.0.0.1:3033").split()
 MOST_NUMBERS = 1_000
 
 
-def fibonacci(count):
+def fibonacci(count: int) -> list[int]:
     """Return the first *count* Fibonacci numbers."""
-    numbers = []
+    numbers: list[int] = []
     current, following = 0, 1
     for _ in range(count):
         numbers.append(current)
@@ -30,7 +30,7 @@ def fibonacci(count):
     return numbers
 
 
-def page(query):
+def page(query: str) -> object:
     """Return the page that a query string asks for.
 
     :param query: ``n`` says how many numbers, ``renderer`` which of RENDERERS makes the page (0 is the first),
@@ -42,7 +42,8 @@ def page(query):
         "whattimeisit": float(fields.get("time", time.time())),
     }
     host, port = RENDERERS[int(fields.get("renderer", 0))].rsplit(":", 1)
-    return send_uwsgi_message(host, port, 33, 17, ("mytemplate.txt", variables), 30)
+    message = ("mytemplate.txt", variables)
+    return send_uwsgi_message(host, port, modifier1=33, modifier2=0, message=message, timeout=30)
 
 
 if __name__ == "__main__":

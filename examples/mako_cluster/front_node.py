@@ -3,14 +3,14 @@
 In this directory, with a renderer running as my_server.py says:
 
     RENDERERS=127.0.0.1:3033 twistd -n --pidfile= uwsgi-node --listen tcp:3040 --handler front_node
-    python -c 'from uwsgitwisted.blocking import *; print(send_uwsgi_message("127.0.0.1", 3040, 33, 0, "n=12"))'
+    python -c 'from uwsgitwisted import blocking; print(blocking.send_message("127.0.0.1:3040", 33, 0, "n=12"))'
 """
 
 import uwsgi
 from front import page
 
 
-def answer(query, modifier2):
+def answer(query: str, modifier2: int) -> object:
     return page(query)
 
 

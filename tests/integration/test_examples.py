@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import ROOT, blocks
 from tests.integration.services import is_alive, until
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.integration
 
 #: Seconds that a script may take; the demo needs ten where nothing else runs.
 PATIENCE = 240
-_BLOCK = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROCESS = re.compile(r"127\.0\.0\.1:\d+ +(\d+)$", re.MULTILINE)
 
 
@@ -42,8 +41,9 @@ def readme(tmp_path: Path) -> Path:
     """Give a directory with the README's files, as far as they have a name there."""
     directory = tmp_path / "readme"
     directory.mkdir()
-    for name, code in _BLOCK.findall((ROOT / "README.md").read_text()):
-        (directory / name).write_text(code)
+    for block in blocks("python"):
+        if block.document == "README" and block.file:
+            (directory / block.file).write_text(block.code)
     return directory
 
 
@@ -209,7 +209,7 @@ def test_readme_renderer(services: Services, readme: Path) -> None:
 def test_readme_spooler(services: Services, readme: Path) -> None:
     """The README's spooler takes both tasks and runs the one whose time has come."""
     spooler = services.add(
-        *("spooler", "uwsgi-spooler", "--spool", "sqlite:spool.sqlite", "--handler", "my_tasks"),
+        *("spooler", "uwsgi-spooler", "--spool", "sqlite:spool.sqlite", "--handler", "my_tasks", "--text"),
         directory=readme,
     )
     start(services)

@@ -13,33 +13,23 @@ from types import ModuleType
 import pytest
 from twisted.python.usage import Options
 
+from tests.documents import DOCUMENTS, EXAMPLES, ROOT, Block, blocks
+from uwsgitwisted.cli.arguments import make_parser
 from uwsgitwisted.worker.compat.install import install
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+OPTIONS = ROOT / "docs" / "options.md"
 SERVICES = ("node", "renderer", "spooler")
 
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _COMMAND = re.compile(r"\btwistd\s(?:-\S+\s+)*uwsgi-(\w+)((?:[ ]+[^`\n]+)?)")
 _SCRIPT = re.compile(r"\b(?:sh|bash) ([\w./]+)")
 _ROW = re.compile(r"^\| `--([\w-]+)` \| (.*) \|$", re.MULTILINE)
 _KIND = re.compile(r'^directory = "(\w+)"$', re.MULTILINE)
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    """Return the code blocks of the documents, each with a name for it."""
-    return [
-        (f"{document.name}:{number}", found.group(2))
-        for document in DOCUMENTS
-        for number, found in enumerate(_BLOCK.finditer(document.read_text()), 1)
-        if found.group(1) == language
-    ]
-
-
 PYTHON = blocks("python")
-HANDLERS = [(name, code) for name, code in PYTHON if "import uwsgi\n" in code]
+HANDLERS = [block for block in PYTHON if "import uwsgi\n" in block.code]
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -51,11 +41,15 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(commands())
+QUEUE_COMMANDS = [
+    line for block in blocks("sh") for line in block.code.splitlines() if line.startswith("uwsgitwisted ")
+]
 
 
-def named(pairs: list[tuple[str, str]]) -> pytest.MarkDecorator:
+def each_of(found: list[Block]) -> pytest.MarkDecorator:
     """Parametrize a test with code blocks."""
-    return pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in pairs])
+    parameters = [pytest.param(block.code, id=f"{block.document}:{block.number}") for block in found]
+    return pytest.mark.parametrize("code", parameters)
 
 
 def options_of(service: str) -> Options:
@@ -65,9 +59,9 @@ def options_of(service: str) -> Options:
 
 
 def table_rows() -> dict[str, dict[str, str]]:
-    """Return what the README says of options: by service, the default's cell of each."""
+    """Return what docs/options.md says: by service, the default's cell of each option."""
     said: dict[str, dict[str, str]] = {service: {} for service in SERVICES}
-    for option, rest in _ROW.findall((ROOT / "README.md").read_text()):
+    for option, rest in _ROW.findall(OPTIONS.read_text()):
         cells = re.split(r" *\| *", rest)
         services = SERVICES if len(cells) == 2 else cells.pop(0).split(", ")
         for service in services:
@@ -89,15 +83,16 @@ def test_there_is_something_to_test() -> None:
     assert len(PYTHON) >= 6
     assert len(HANDLERS) >= 2
     assert {service for service, _ in COMMANDS} == set(SERVICES)
+    assert len(QUEUE_COMMANDS) >= 4
 
 
-@named(PYTHON)
+@each_of(PYTHON)
 def test_python_compiles(code: str) -> None:
     """Every Python block of the documents compiles."""
     compile(code, "<document>", "exec")
 
 
-@named(PYTHON)
+@each_of(PYTHON)
 def test_imports_exist(code: str) -> None:
     """What a block imports of this package is there."""
     for statement in ast.walk(ast.parse(code)):
@@ -107,7 +102,7 @@ def test_imports_exist(code: str) -> None:
                 assert hasattr(module, alias.name), f"{statement.module} has no {alias.name}"
 
 
-@named(HANDLERS)
+@each_of(HANDLERS)
 def test_handlers_set_a_function(code: str, uwsgi: ModuleType) -> None:
     """A handler module of the documents runs and sets a function that is called."""
     exec(compile(code, "<document>", "exec"), {})
@@ -120,9 +115,15 @@ def test_commands_parse(service: str, arguments: list[str]) -> None:
     options_of(service).parseOptions(arguments)
 
 
+@pytest.mark.parametrize("line", QUEUE_COMMANDS)
+def test_queue_commands_parse(line: str) -> None:
+    """Every line of a shell that uses the command `uwsgitwisted` has arguments that it knows."""
+    make_parser().parse_args(shlex.split(line)[1:])
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_option_table_is_complete(service: str) -> None:
-    """The README names every option of a service, and none that it doesn't have."""
+    """docs/options.md names every option of a service, and none that it doesn't have."""
     known = {name.rstrip("=") for name in options_of(service).longOpt}
     long_names = {name for name in known if len(name) > 1} - {"help", "version"}
     assert set(table_rows()[service]) == long_names
@@ -130,7 +131,7 @@ def test_option_table_is_complete(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_option_table_has_the_defaults(service: str) -> None:
-    """A default that the README gives in code is the one that the option has."""
+    """A default that docs/options.md gives in code is the one that the option has."""
     defaults = options_of(service).defaults
     said = {name: cell.strip("`") for name, cell in table_rows()[service].items() if cell.startswith("`")}
     said.pop("listen")  # settled when the options are parsed
@@ -140,19 +141,34 @@ def test_option_table_has_the_defaults(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_default_ports(service: str) -> None:
-    """The README says where each service listens that isn't told."""
-    table = (ROOT / "README.md").read_text().partition("## Options")[2]
-    assert f"`{options_of(service).default_listen}`" in table
+    """docs/options.md says where each service listens by default."""
+    assert f"`{options_of(service).default_listen}`" in OPTIONS.read_text()
+
+
+def leads_somewhere(document: Path, path: str, anchor: str) -> bool:
+    """Return whether a link of *document* leads to a file, and to one of its headings if it names one."""
+    target = document.parent / path if path else document
+    if not anchor:
+        return target.exists()
+    headings = _HEADING.findall(target.read_text())
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link, and every script that is to be run, is a file of the repository."""
+    """Every relative link leads to a file and a heading in it, and every script that is to be run exists."""
     text = document.read_text()
-    links = [link for link in _LINK.findall(text) if "://" not in link]
-    missing = [link for link in links if not (document.parent / link).exists()]
-    missing += [script for script in _SCRIPT.findall(text) if not (ROOT / script).exists()]
+    links = [link for link in _LINK.findall(text) if "://" not in link[0]]
+    missing = [link for link in links if not leads_somewhere(document, *link)]
+    missing += [(script, "") for script in _SCRIPT.findall(text) if not (ROOT / script).exists()]
     assert missing == []
+
+
+def test_readme_is_short() -> None:
+    """The README has 150 lines at most, and an answer of a node within the first 30."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert "# 6" in "\n".join(lines[:30])
 
 
 def test_changelog_fragments() -> None:
