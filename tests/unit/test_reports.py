@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from tests.unit.peers import peer_at
 from uwsgitwisted.errors import Busy, NotAllowed, RemoteError
 from uwsgitwisted.interfaces import Request
-from uwsgitwisted.transport.reports import INTERVAL, Reports
+from uwsgitwisted.transport.reports import INTERVAL, TRACEBACK_INTERVAL, Reports
 from uwsgitwisted.wire.packet import Packet
 
 PEER = peer_at("192.0.2.7", 40001)
@@ -75,6 +75,27 @@ def test_failed_requests(reports: Reports, clock: Clock, logs: list[dict[str, An
         f'{WHERE}the handler of modifier1 33 raised KeyError: z\nTraceback:\n  File "y", line 4\nKeyError: z',
         f"{WHERE}modifier1 33: still full (100 of this kind since the last such line)",
     ]
+
+
+def test_a_traceback_a_minute(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """A traceback that was told is not told again for a while; its error still has a line a second."""
+    told = RemoteError(type="KeyError", message="x", traceback='Traceback:\n  File "y", line 3\nKeyError: x')
+    for error in (told, ZeroDivisionError("ours")):
+        logs.clear()
+        clock.advance(TRACEBACK_INTERVAL)
+        for _ in range(int(TRACEBACK_INTERVAL)):
+            reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+            clock.advance(INTERVAL)
+        assert len(logs) == TRACEBACK_INTERVAL
+        assert (
+            sum(
+                "Traceback" in line or "log_failure" in event
+                for line, event in zip(lines(logs), logs, strict=True)
+            )
+            == 1
+        )
+        reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+        assert "Traceback" in lines(logs)[-1] or "log_failure" in logs[-1]
 
 
 def test_kinds_are_bounded(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:

@@ -16,6 +16,8 @@ from uwsgitwisted.interfaces import Request
 
 #: Of each kind of event there is one line in this many seconds, which says for how many it stands.
 INTERVAL = 1.0
+#: The same for tracebacks: an hour of them at one a second is megabytes.
+TRACEBACK_INTERVAL = 60.0
 #: How many kinds are known at once. There are a few dozen, but for the names of exceptions that handlers raise.
 _MAX_KINDS = 1_000
 
@@ -45,7 +47,7 @@ class Reports:
             self._log.emit(level, line + _suffix(count), peer=peer, count=count, **about)
 
     def failed(self, failure: Failure, request: Request) -> None:
-        """Log that *request* failed: our own errors by what they say, others with their traceback.
+        """Log that *request* failed: our own errors by what they say, others with their traceback now and then.
 
         One that was cancelled is nobody's failure, and leaves no line.
         """
@@ -63,15 +65,19 @@ class Reports:
             "reason": failure.getErrorMessage(),
             "count": count,
         }
+        with_traceback = self._due(("traceback", kind), TRACEBACK_INTERVAL)
         if isinstance(error, RemoteError):
             line = "{peer}: the handler of modifier1 {modifier1} raised {reason}" + _suffix(count)
-            self._log.error(line + "\n{traceback}", traceback=error.traceback, **about)
-        elif isinstance(error, UwsgiError):
+            if with_traceback:
+                self._log.error(line + "\n{traceback}", traceback=error.traceback, **about)
+            else:
+                self._log.error(line + "; its traceback is further up", **about)
+        elif isinstance(error, UwsgiError) or not with_traceback:
             self._log.error("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), **about)
         else:
             self._log.failure("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), failure, **about)
 
-    def _due(self, kind: Hashable) -> int:
+    def _due(self, kind: Hashable, interval: float = INTERVAL) -> int:
         """Count an event, and return for how many of its kind a line is to be written now; 0 for none."""
         silent_until, unreported = self._kinds.get(kind, (float("-inf"), 0))
         now = self._monotonic()
@@ -80,7 +86,7 @@ class Reports:
             return 0
         if len(self._kinds) >= _MAX_KINDS and kind not in self._kinds:
             del self._kinds[next(iter(self._kinds))]
-        self._kinds[kind] = (now + INTERVAL, 0)
+        self._kinds[kind] = (now + interval, 0)
         return unreported + 1
 
 
