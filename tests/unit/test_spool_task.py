@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import MalformedPacket, SpoolError
@@ -114,6 +114,7 @@ _HOSTILE = st.one_of(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(
     st.dictionaries(st.sampled_from([b"at", b"priority", b"spooler", b"idempotency_key", b"x"]), _HOSTILE).map(
         encode_vars
