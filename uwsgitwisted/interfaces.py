@@ -12,10 +12,22 @@ from uwsgitwisted.access import NOBODY, Peer
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.packet import Packet
 
+
+class TimedAnswer(NamedTuple):
+    """A worker's answer. A session tells the caller how long its handler ran, so that it can balance by that.
+
+    :param packet: the answer.
+    :param took: how long the handler ran, in seconds.
+    """
+
+    packet: Packet
+    took: float
+
+
 #: What answers a request: a packet, or bytes that a plain peer gets as they are, without a header.
-Answer = Packet | bytes
-#: What a responder returns: an answer, or a Deferred that fires with one.
-Reply = Answer | Deferred[Any]
+Answer = Packet | TimedAnswer | bytes
+#: What a responder returns: an answer that is there at once, or a Deferred that fires with one.
+Reply = Packet | bytes | Deferred[Any]
 
 
 class IProcessReactor(IReactorTime, IReactorProcess, IReactorFDSet):
@@ -69,12 +81,13 @@ class IEngine(Interface):
         :return: fires when nothing runs any more.
         """
 
-    def submit(request: Request) -> Packet | Deferred[Packet]:
+    def submit(request: Request) -> Packet | Deferred[Any]:
         """Have a request handled.
 
-        :return: the handler's answer, or a Deferred that fires with it. It fails with ``RemoteError`` if the
-            handler raised, ``WorkerDied``, ``RequestTimeout``, or ``Busy`` if too many wait already. Cancelling
-            it takes a waiting request out and drops the answer of a running one.
+        :return: the handler's answer, or a Deferred that fires with it, as a packet or a :class:`TimedAnswer`.
+            It fails with ``RemoteError`` if the handler raised, ``WorkerDied``, ``RequestTimeout``, or ``Busy``
+            if too many wait already. Cancelling it takes a waiting request out and drops the answer of a
+            running one.
         """
 
 

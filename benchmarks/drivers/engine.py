@@ -38,7 +38,8 @@ def ours(_port: int, seconds: float) -> float:
         await engine.start()
 
         def ask() -> Any:
-            return engine.submit(Request(encode_request(33, ECHO, SMALL))).addCallback(decode_answer)
+            answer = engine.submit(Request(encode_request(33, ECHO, SMALL)))
+            return answer.addCallback(lambda answer: decode_answer(answer.packet))
 
         rate = await in_flight(ask, seconds, _IN_FLIGHT)
         await engine.stop(10)

@@ -15,6 +15,7 @@ from twisted.internet.threads import deferToThread
 from tests.integration.services import (
     PATIENCE,
     Launcher,
+    RawSession,
     Service,
     eventually,
     free_port,
@@ -32,6 +33,8 @@ from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from uwsgitwisted.wire.message import encode_request
+from uwsgitwisted.wire.session import AnswerReceived
 
 pytestmark = pytest.mark.integration
 
@@ -44,6 +47,9 @@ def compute(message, modifier2):
         raise ValueError("this node fails")
     if message == "slow":
         time.sleep(60)
+    if message == "nap":
+        time.sleep(0.2)
+        return None
     if message == "who":
         return {"pid": os.getpid(), "worker": uwsgi.worker_id(),
                 "front": uwsgi.masterpid(), "numproc": uwsgi.numproc, "modifier2": modifier2}
@@ -277,3 +283,17 @@ async def test_a_frozen_node(launch: Launcher, client: Client) -> None:
     finally:
         node.process.send_signal(signal.SIGCONT)
     assert await client.send_message(node.address, 33, 17, "who", timeout=30)
+
+
+def test_how_long_the_handler_ran(node: Service) -> None:
+    """An answer in a session tells how long its handler ran, without the time that the request waited."""
+    session = RawSession(node)
+    for request in (1, 2):
+        session.session.send_request(request, encode_request(33, 17, "nap"))
+    session.flush()
+    answers = []
+    while len(answers) < 2:
+        answers += session.events()
+    session.close()
+    assert all(isinstance(answer, AnswerReceived) for answer in answers)
+    assert all(0.2 <= answer.took < 0.4 for answer in answers), answers  # type: ignore[union-attr]

@@ -104,7 +104,7 @@ class Node:
     def ask(self, key: object, name: str, *arguments: object, **known: Any) -> Deferred[Any]:
         """Have a request run under a key, by which it is found in the notes."""
         request = Request(Packet(MARSHAL, 0, dumps([key, name, *arguments])), **known)
-        return self.engine.submit(request).addCallback(lambda packet: loads(packet.payload))
+        return self.engine.submit(request).addCallback(lambda answer: loads(answer.packet.payload))
 
     async def warm_up(self) -> None:
         """Run fast requests until the workers are known to be fast, so that they are given some ahead."""

@@ -239,6 +239,18 @@ class TestHolding:
             bench.request(Packet(33, 0, bytes(11)))
 
 
+class TestTime:
+    def test_how_long_the_handler_ran(self) -> None:
+        """A call that is answered has the time that its handler took, as the node tells it."""
+        bench = Bench()
+        call = Call(ASK)
+        bench.session.send(call)
+        bench.link.flush()
+        bench.server.session.send_answer(bench.asked[0], TOLD, 0.25)
+        bench.send()
+        assert call.took == 0.25
+
+
 class TestKeepalive:
     def test_a_peer_that_neither_reads_nor_speaks(self) -> None:
         """One that takes nothing and says nothing is given up: what it is to get would pile up."""

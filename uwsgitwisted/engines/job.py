@@ -10,8 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import RequestCancelled
-from uwsgitwisted.interfaces import Request
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.interfaces import Request, TimedAnswer
 
 
 class Job:
@@ -35,10 +34,10 @@ class Job:
         self.deadline = math.inf if request.seconds is None else now + request.seconds
         #: Why its worker is being killed, if it is.
         self.error: Exception | None = None
-        self._answer: Deferred[Packet] | None = Deferred(partial(self._cancel, withdraw))
+        self._answer: Deferred[TimedAnswer] | None = Deferred(partial(self._cancel, withdraw))
 
     @property
-    def answer(self) -> Deferred[Packet]:
+    def answer(self) -> Deferred[TimedAnswer]:
         """Fires when the job is settled."""
         assert self._answer is not None
         return self._answer
@@ -48,16 +47,16 @@ class Job:
         """Whether nobody waits for it any more."""
         return self._answer is None
 
-    def settle(self, result: Packet | Exception | Failure) -> None:
+    def settle(self, result: TimedAnswer | Exception | Failure) -> None:
         """Answer, unless nobody waits any more."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
-        if isinstance(result, Packet):
+        if isinstance(result, TimedAnswer):
             answer.callback(result)
         else:
             answer.errback(result)
 
-    def _cancel(self, withdraw: Callable[[Job], None], _: Deferred[Packet]) -> None:
+    def _cancel(self, withdraw: Callable[[Job], None], _: Deferred[TimedAnswer]) -> None:
         withdraw(self)
         self.settle(RequestCancelled("the request was cancelled"))

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime, ITransport
 
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.errors import ProtocolError
+from uwsgitwisted.interfaces import TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.frame import FIRST_PIECE
@@ -205,9 +206,9 @@ class Pipe:
             return
         if job is self._large:
             self._large = None
-        self._took = took = max(took, 0.9 * self._took + 0.1 * took)
-        self._depth = MAX_GIVEN if took <= AHEAD_TIME / MAX_GIVEN else max(1, int(AHEAD_TIME / took))
-        job.settle(result)
+        self._took = expected = max(took, 0.9 * self._took + 0.1 * took)
+        self._depth = MAX_GIVEN if expected <= AHEAD_TIME / MAX_GIVEN else max(1, int(AHEAD_TIME / expected))
+        job.settle(TimedAnswer(result, took) if isinstance(result, Packet) else result)
 
     def connection_lost(self) -> None:
         """Note that the worker has closed the socket; how its process ended is known soon."""

@@ -21,10 +21,9 @@ from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
-from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.timer import Timer
-from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.worker.spec import WorkerSpec
 
 #: While a worker has requests ahead, this often, in seconds, it is looked at whether it has turned out slow.
@@ -167,7 +166,7 @@ class ProcessEngine:
 
     # Requests
 
-    def submit(self, request: Request) -> Deferred[Packet]:
+    def submit(self, request: Request) -> Deferred[TimedAnswer]:
         """Have *request* run by a worker."""
         if self._stopping:
             return fail(Unavailable("the node is stopping"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from uwsgitwisted.interfaces import IEngine, IResponder, Request
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.interfaces import IEngine, IResponder, Reply, Request
 
 
 @implementer(IResponder)
@@ -21,6 +19,6 @@ class ForwardResponder:
         self._engine = engine
         self._idempotent = idempotent
 
-    def respond(self, request: Request) -> Packet | Deferred[Packet]:
+    def respond(self, request: Request) -> Reply:
         """Return the handler's answer, or a Deferred that fires with it."""
         return self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)

@@ -15,6 +15,7 @@ from uwsgitwisted.errors import (
     Unavailable,
     WorkerDied,
 )
+from uwsgitwisted.interfaces import TimedAnswer
 from uwsgitwisted.spool.retry import Outcome, OutcomeKind
 from uwsgitwisted.wire.packet import ANSWER, Packet
 from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY
@@ -36,8 +37,9 @@ _FAILURES: tuple[tuple[type[Exception], OutcomeKind], ...] = (
 )
 
 
-def outcome_of_answer(answer: Packet) -> Outcome:
-    """Return the outcome of a run that the engine answered with *answer*."""
+def outcome_of_answer(answered: Packet | TimedAnswer) -> Outcome:
+    """Return the outcome of a run that the engine answered."""
+    answer = answered.packet if isinstance(answered, TimedAnswer) else answered
     known = _ANSWERS.get(answer.modifier2) if answer.modifier1 == ANSWER else None
     if known is not None:
         return replace(known, result=answer.payload) if answer.payload else known

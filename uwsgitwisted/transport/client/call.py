@@ -39,6 +39,7 @@ class Call:
         "id",
         "idempotent",
         "packet",
+        "took",
     )
 
     def __init__(
@@ -57,6 +58,8 @@ class Call:
         self.address = address
         self.idempotent = idempotent
         self._decode = decode
+        #: How long its handler ran, in seconds, once it is answered; 0 where the node doesn't tell.
+        self.took = 0.0
         #: Its number in the session.
         self.id = 0
         self._withdraw: Callable[[Call], None] | None = None

@@ -133,9 +133,9 @@ class ClientSession:
                 return
             for event in BATCH.slices(events):
                 if isinstance(event, AnswerReceived):
-                    self._settle(event.id, event.packet)
+                    self._settle(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
-                    self._settle(event.id, event.error)
+                    self._settle(event.id, event.error, event.took)
                 elif isinstance(event, ShutdownReceived):
                     self.leaving = True
             if self._held:
@@ -209,10 +209,11 @@ class ClientSession:
             BATCH.at_end(self.flush)
         self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
-    def _settle(self, request: int, result: Packet | UwsgiError) -> None:
+    def _settle(self, request: int, result: Packet | UwsgiError, took: float) -> None:
         call = self._pending.pop(request, None)
         if call is None:  # cancelled or expired
             return
+        call.took = took
         if isinstance(result, Packet):
             call.succeed(result)
         elif isinstance(result, Unavailable) and self.leaving and self._retry is not None:

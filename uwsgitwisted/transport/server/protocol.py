@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from uwsgitwisted.access import Network, Peer
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
-from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.interfaces import Answer, Reply, Request, TimedAnswer
 from uwsgitwisted.transport.batch import Slices
 from uwsgitwisted.transport.handover import hand_over
 from uwsgitwisted.transport.reports import Reports
@@ -415,6 +415,8 @@ class ServerProtocol(Protocol):
     # The answer
 
     def _send_answer(self, answer: Answer) -> None:
+        if isinstance(answer, TimedAnswer):
+            answer = answer.packet  # plain uwsgi has no place for a time
         if isinstance(answer, Packet):
             try:
                 answer = encode_packet(answer)

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
-from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.interfaces import Answer, Reply, Request, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.server.budget import Account
@@ -278,7 +278,11 @@ class ServerSession:
             BATCH.at_end(self._flush)
 
     def _answer(self, answer: Answer, request: int, asked: Packet) -> None:
-        packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
+        took = 0.0
+        if isinstance(answer, TimedAnswer):
+            packet, took = answer
+        else:
+            packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
         size = len(packet.payload)
         self._expected_size = max(size, self._expected_size - self._expected_size // 64)
         # Small ones are looked at by what was held at the beginning of this turn, which costs less.
@@ -286,7 +290,7 @@ class ServerSession:
             self._refuse(request, _busy("an answer", size))
             return
         try:
-            self._session.send_answer(request, packet)
+            self._session.send_answer(request, packet, took)
         except MessageTooLarge as error:
             self._session.send_error(request, encode_failure(error))
 
