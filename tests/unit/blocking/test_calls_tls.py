@@ -28,7 +28,7 @@ MESSAGE = ("mytemplate.txt", {"fib_sequence": [1, 1, 2], "whattimeisit": 1.5})
 SHORT = 0.2
 
 #: ``tls/roots/README`` says what is there.
-CERTIFICATES = Path(__file__).parent / "tls"
+CERTIFICATES = Path(__file__).parents[1] / "tls"
 NODE = CERTIFICATES / "roots" / "node.pem"
 KEY = CERTIFICATES / "key.pem"
 

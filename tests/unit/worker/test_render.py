@@ -62,7 +62,7 @@ EVERY_NAME = sorted(
     | {"title", "args", "data", "kwargs", "ns", "decode", "unicode", "cache", "x", "again", "i", "one", "parts"}
     | {"_mako_inherit", "_mako_get_namespace", "render_body", "render_one", "h", "u", "n", "trim", "as_unicode"}
 )
-EXAMPLES = Path(__file__).parents[2] / "examples" / "mako_cluster" / "templates"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "mako_cluster" / "templates"
 SECRET = "the secret"
 
 

@@ -32,7 +32,7 @@ from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.terms import PLAIN_FOR, SILENT_FOR, Terms, encode_offer
 
 OFFER = encode_offer(Terms())
-CERTIFICATES = Path(__file__).parent / "tls"
+CERTIFICATES = Path(__file__).parents[1] / "tls"
 #: Seconds: enough for a server that answers, short for one that doesn't.
 SHORT = 0.2
 PATIENCE = 10

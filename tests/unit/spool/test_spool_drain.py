@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
-from tests.unit.test_spool_directory import (
+from tests.unit.spool.test_spool_directory import (
     is_locked,
     path,  # noqa: F401 - a fixture
     put,
