@@ -20,7 +20,7 @@ from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.node import Node
-from uwsgitwisted.wire.message import encode_request
+from uwsgitwisted.wire.message import decode_answer, encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
 from uwsgitwisted.wire.tasks import (
     LEAST_TIMEOUT,
@@ -92,7 +92,7 @@ class Client:
             node = self._find_node(address)
             check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
-            return node.ask(packet, timeout, address=address, idempotent=idempotent)
+            return node.ask(packet, timeout, address=address, idempotent=idempotent, decode=decode_answer)
         except UwsgiError as error:
             error.address = error.address or address
             return fail(error)

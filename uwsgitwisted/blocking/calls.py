@@ -147,7 +147,7 @@ def _ping(place: Address, deadline: Deadline) -> Steps[object]:
     """Ping on a connection of its own, so that a stale session says nothing about the node."""
     exchange = PlainExchange(Packet(PING, 0))
     yield from converse(place, exchange, deadline)
-    if not isinstance(exchange.answer, Packet) or exchange.answer.modifier1 != PING:
+    if exchange.answer is None or exchange.answer.modifier1 != PING:
         raise ProtocolError("what answers there is no uwsgi server")
     return None
 

@@ -38,8 +38,8 @@ class PlainExchange:
             )
         #: The request's bytes.
         self.outgoing = encode_packet(request)
-        #: A packet, or the bytes of a raw answer; None until it is whole.
-        self.answer: Packet | bytes | None = None
+        #: The answer; None until it is whole. A raw one has no header, and gets the request's modifiers.
+        self.answer: Packet | None = None
         self._request = request
         self._limit = limit
         self._raw = answers_raw(request.modifier1, request.modifier2)
@@ -82,7 +82,7 @@ class PlainExchange:
         if self.done:
             return
         if self._raw and self._need is None and (self.begun or self._echoes_nothing()):
-            self.answer = b"".join(self._chunks)
+            self.answer = self._request._replace(payload=b"".join(self._chunks))
         elif self.begun:
             raise ConnectionFailed("the connection ended in the middle of the answer")
         else:
@@ -94,7 +94,7 @@ class PlainExchange:
         :raises UnsafeObject: if it is a marshalled object that is not plain data.
         """
         assert self.answer is not None, "asked for a result before the answer was whole"
-        return self.answer if isinstance(self.answer, bytes) else decode_answer(self.answer)
+        return decode_answer(self.answer)
 
     def _echoes_nothing(self) -> bool:
         return self._request.modifier1 == ECHO and not self._request.payload

@@ -12,7 +12,8 @@ from uwsgitwisted.errors import ProtocolError, RequestCancelled, RequestTimeout,
 from uwsgitwisted.wire.packet import Packet
 
 
-def _as_it_is(packet: Packet) -> object:
+def as_it_is(packet: Packet) -> object:
+    """Return the packet."""
     return packet
 
 
@@ -50,7 +51,7 @@ class Call:
         *,
         address: object = None,
         idempotent: bool = False,
-        decode: Callable[[Packet], object] = _as_it_is,
+        decode: Callable[[Packet], object] = as_it_is,
     ) -> None:
         self.packet = packet
         self.deadline = deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
@@ -13,14 +14,13 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
-from uwsgitwisted.transport.client.call import Call
+from uwsgitwisted.transport.client.call import Call, as_it_is
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
 from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import no_grant
-from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.terms import KEEPALIVE, OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Terms
 
@@ -53,15 +53,21 @@ class Node:
         self._connections: set[NegotiationProtocol[ClientSession] | PlainProtocol] = set()
 
     def ask(
-        self, packet: Packet, timeout: float, *, address: object = None, idempotent: bool = False
-    ) -> Deferred[object]:
+        self,
+        packet: Packet,
+        timeout: float,
+        *,
+        address: object = None,
+        idempotent: bool = False,
+        decode: Callable[[Packet], object] = as_it_is,
+    ) -> Deferred[Any]:
         """Send a request.
 
         :param timeout: seconds for all of it: connecting, finding out what the peer speaks, the answer.
         :param address: the address that errors name.
         :param idempotent: whether it may be run again if the worker that runs it dies.
-        :return: fires with what the answer means; fails with one of our errors. Cancelling it withdraws the
-            request.
+        :param decode: makes of the answer's packet what the Deferred fires with.
+        :return: fires with the answer; fails with one of our errors. Cancelling it withdraws the request.
         :raises MessageTooLarge: if the peer doesn't take so large a message.
         """
         call = Call(
@@ -70,7 +76,7 @@ class Node:
             timeout,
             address=address,
             idempotent=idempotent,
-            decode=decode_answer,
+            decode=decode,
         )
         session = self._session
         if session is None or session.leaving:
@@ -101,7 +107,8 @@ class Node:
         protocol = PlainProtocol(exchange)
         await self._wait(self._connect(protocol), call)
         await self._wait(protocol.finished, call)
-        call.answer.callback(exchange.result())
+        assert exchange.answer is not None
+        call.succeed(exchange.answer)
 
     async def _wait(self, deferred: Deferred[_T], call: Call) -> _T:
         """Wait for *deferred*, as long as the call has time."""

@@ -26,6 +26,7 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.transport.client.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Node
 from uwsgitwisted.transport.server.protocol import ServerFactory
+from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
@@ -59,7 +60,7 @@ class Bench:
 
     def start(self, timeout: float = 30, packet: Packet = ASK) -> tuple[Deferred[Any], list[Any]]:
         results: list[Any] = []
-        deferred = self.node.ask(packet, timeout)
+        deferred = self.node.ask(packet, timeout, decode=decode_answer)
         deferred.addBoth(results.append)
         self.endpoint.flush()
         return deferred, results
@@ -100,6 +101,18 @@ class BusyServer(ScriptedServer):
         self.close = data[0] != PING
         self.answer = None if data[0] == PING else ANSWER
         super().dataReceived(data)
+
+
+@pytest.mark.parametrize("server", [None, UwsgiServer])
+def test_packets(server: Callable[[], Protocol] | None) -> None:
+    """Whoever says nothing of what the answer means gets its packet."""
+    bench = Bench(server)
+    results: list[Any] = []
+    bench.node.ask(ASK, 30).addCallback(results.append)
+    bench.endpoint.flush()
+    if server is None:
+        bench.tell(0)
+    assert results == [TOLD]
 
 
 class TestSessions:

@@ -50,7 +50,7 @@ def test_answer() -> None:
 def test_raw_answer() -> None:
     """An answer without a header ends with the connection."""
     _, results, _ = ask(ScriptedServer(b"ask"), Packet(ECHO, 0, b"ask"))
-    assert results[0].answer == b"ask"  # type: ignore[attr-defined]
+    assert results[0].answer == Packet(ECHO, 0, b"ask")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
