@@ -1,9 +1,10 @@
-"""What peers cause, in a log that none can fill: one line a second for each kind, whoever causes it."""
+"""What peers cause, in a log that none can fill: a few lines for each kind, whoever causes it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -14,10 +15,9 @@ from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.interfaces import Request
 
-#: Of each kind of event there is one line in this many seconds, which says for how many it stands.
-INTERVAL = 1.0
-#: The same for tracebacks: an hour of them at one a second is megabytes.
-TRACEBACK_INTERVAL = 60.0
+#: Of each kind of event there is at most one line in this many seconds. While a kind goes on, the time between
+#: two of its lines doubles up to the limit, so that an hour of it leaves some seventy lines.
+INTERVAL, MAX_INTERVAL = 1.0, 60.0
 #: How many kinds are known at once. There are a few dozen, but for the names of exceptions that handlers raise.
 _MAX_KINDS = 1_000
 
@@ -32,15 +32,14 @@ class Reports:
     def __init__(self, log: Logger, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._monotonic = monotonic
-        #: By kind: until when nothing is said of it, and how many events were not spoken of.
-        self._kinds: dict[Hashable, tuple[float, int]] = {}
+        self._kinds: dict[Hashable, _Kind] = {}
 
     def report(
         self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, peer: Peer, **about: Any
     ) -> None:
         """Log an event, or count it.
 
-        :param kind: what has a line a second of its own.
+        :param kind: events of another kind have lines of their own.
         :param line: as for a logger, whose fields are *peer* and *about*.
         """
         if count := self._due(kind):
@@ -65,7 +64,7 @@ class Reports:
             "reason": failure.getErrorMessage(),
             "count": count,
         }
-        with_traceback = self._due(("traceback", kind), TRACEBACK_INTERVAL)
+        with_traceback = self._due(("traceback", kind), MAX_INTERVAL)
         if isinstance(error, RemoteError):
             line = "{peer}: the handler of modifier1 {modifier1} raised {reason}" + _suffix(count)
             if with_traceback:
@@ -78,16 +77,39 @@ class Reports:
             self._log.failure("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), failure, **about)
 
     def _due(self, kind: Hashable, interval: float = INTERVAL) -> int:
-        """Count an event, and return for how many of its kind a line is to be written now; 0 for none."""
-        silent_until, unreported = self._kinds.get(kind, (float("-inf"), 0))
+        """Count an event, and return for how many of its kind a line is to be written now; 0 for none.
+
+        :param interval: seconds until the next line, if this is the first.
+        """
         now = self._monotonic()
-        if now < silent_until:
-            self._kinds[kind] = (silent_until, unreported + 1)
+        known = self._kinds.get(kind)
+        if known is None:
+            if len(self._kinds) >= _MAX_KINDS:
+                del self._kinds[next(iter(self._kinds))]
+            self._kinds[kind] = _Kind(now + interval, interval)
+            return 1
+        known.unreported += 1
+        if now < known.due:
             return 0
-        if len(self._kinds) >= _MAX_KINDS and kind not in self._kinds:
-            del self._kinds[next(iter(self._kinds))]
-        self._kinds[kind] = (now + interval, 0)
-        return unreported + 1
+        goes_on = now < known.due + MAX_INTERVAL
+        known.interval = min(2 * known.interval, MAX_INTERVAL) if goes_on else interval
+        known.due = now + known.interval
+        count, known.unreported = known.unreported, 0
+        return count
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of a kind of event.
+
+    :param due: when its next line may be written.
+    :param interval: seconds between the last line and that.
+    :param unreported: how many events were not reported since.
+    """
+
+    due: float
+    interval: float
+    unreported: int = 0
 
 
 def _last_line(traceback: str) -> str:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from tests.unit.peers import peer_at
 from uwsgitwisted.errors import Busy, NotAllowed, RemoteError
 from uwsgitwisted.interfaces import Request
-from uwsgitwisted.transport.reports import INTERVAL, TRACEBACK_INTERVAL, Reports
+from uwsgitwisted.transport.reports import INTERVAL, MAX_INTERVAL, Reports
 from uwsgitwisted.wire.packet import Packet
 
 PEER = peer_at("192.0.2.7", 40001)
@@ -77,19 +77,37 @@ def test_failed_requests(reports: Reports, clock: Clock, logs: list[dict[str, An
     ]
 
 
+def test_what_goes_on(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """An hour of a kind leaves a line a minute; after a minute of silence it is news again."""
+    for _ in range(36_000):
+        reports.report("late", "{peer} is late", peer=PEER)
+        clock.advance(0.1)
+    assert 60 < len(logs) < 70
+    assert sum(event["count"] for event in logs) > 36_000 - 700
+    clock.advance(2 * MAX_INTERVAL)
+    logs.clear()
+    for _ in range(21):
+        reports.report("late", "{peer} is late", peer=PEER)
+        clock.advance(0.1)
+    assert len(logs) == 2
+
+
 def test_a_traceback_a_minute(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
-    """A traceback that was told is not told again for a while; its error still has a line a second."""
+    """A traceback is told once a minute, its error more often."""
     told = RemoteError(type="KeyError", message="x", traceback='Traceback:\n  File "y", line 3\nKeyError: x')
     for error in (told, ZeroDivisionError("ours")):
         logs.clear()
-        clock.advance(TRACEBACK_INTERVAL)
-        for _ in range(int(TRACEBACK_INTERVAL)):
+        for _ in range(int(MAX_INTERVAL / INTERVAL)):
             reports.failed(Failure(error), Request(Packet(33, 0), PEER))
             clock.advance(INTERVAL)
-        assert len(logs) == TRACEBACK_INTERVAL
+        assert len(logs) == 6
         assert sum("log_failure" in event or "Traceback" in str(formatEvent(event)) for event in logs) == 1
+        clock.advance(INTERVAL)
         reports.failed(Failure(error), Request(Packet(33, 0), PEER))
-        assert "Traceback" in lines(logs)[-1] or "log_failure" in logs[-1]
+        reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+        clock.advance(2 * MAX_INTERVAL)
+        reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+        assert "log_failure" in logs[-1] or "Traceback" in lines(logs)[-1]
 
 
 def test_kinds_are_bounded(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
