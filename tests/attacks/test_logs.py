@@ -10,7 +10,8 @@ import time
 import pytest
 
 from tests.integration.handlers import FAULTS
-from tests.integration.services import Launcher, Service, marshal_packet
+from tests.integration.services import Launcher, Service, marshal_packet, script
+from uwsgitwisted import blocking
 from uwsgitwisted.wire.packet import MARSHAL, PING, SESSION, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 
@@ -92,3 +93,26 @@ def test_refused_connections(launch: Launcher) -> None:
             stack.enter_context(node.connect())
         node.wait_for("connections of its address are open already")
         assert len(node.log) < START + EACH_SECOND * (time.monotonic() - began + 2)
+
+
+TASKS = """
+import uwsgi
+
+def run(task):
+    if task[b"do"] == b"large":
+        return bytes(2_000_000)
+    raise KeyError(task[b"do"])
+
+uwsgi.spooler = run
+"""
+
+
+@pytest.mark.parametrize("do", ["fail", "large"])
+def test_tasks_that_fail_alike(launch: Launcher, do: str) -> None:
+    """So are tasks that fail, and results that are too large to be kept."""
+    options = ("--engine", "processes:2", "--spool", "sqlite:spool.db", "--max-attempts", "1")
+    spooler = launch.start("uwsgi-spooler", *options, handler=TASKS)
+    began = time.monotonic()
+    ids = script(blocking.enqueue_many, spooler.address, [{"do": do, "number": n} for n in range(500)])
+    script(blocking.wait, spooler.address, ids[-1], 60)
+    assert len(spooler.log) < START + EACH_SECOND * (time.monotonic() - began + 2)

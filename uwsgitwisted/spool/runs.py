@@ -13,7 +13,7 @@ from typing import cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from uwsgitwisted.interfaces import IEngine, Request
@@ -22,6 +22,7 @@ from uwsgitwisted.spool.retry import Action, Decision, Outcome, OutcomeKind, Ret
 from uwsgitwisted.spool.stores.interface import Cycle, Demand, Settlement
 from uwsgitwisted.spool.task import Task
 from uwsgitwisted.spool.worker_slots import WorkerSlots
+from uwsgitwisted.transport.reports import Reports, last_call
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.tasks import encode_run
 
@@ -64,6 +65,7 @@ class Runs:
         self._slots = slots
         self._policy = policy
         self._random = random
+        self._reports = Reports(_log)
         #: Is called with what the store is to write about each task.
         self.on_settled: Callable[[Settlement], None] = _ignore
         self._in_flight: dict[int, _Run] = {}
@@ -185,33 +187,37 @@ class Runs:
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """Decide what becomes of *task*."""
         decision = self._policy.decide(task, outcome, self._random)
-        _log_decision(task, outcome, decision)
+        self._report(task, outcome, decision)
         self.on_settled(Settlement(task.id, decision, outcome.result))
+
+    def _report(self, task: Task, outcome: Outcome, decision: Decision) -> None:
+        """Log failures, with the traceback when they are final.
+
+        Many tasks that fail in the same way share lines: what they are is in the queue.
+        """
+        kind = (decision.action, outcome.kind, last_call(decision.error))
+        about = {"id": task.id, "attempts": decision.attempts, "crashes": decision.crashes}
+        if decision.action is Action.DEAD_LETTER:
+            self._reports.report(
+                kind,
+                "task {id} moves to the dead letters after {attempts} attempts and {crashes} crashes: {error}",
+                level=LogLevel.error,
+                error=decision.error,
+                **about,
+            )
+        elif decision.delay is not None and outcome.kind is not OutcomeKind.AGAIN:
+            self._reports.report(
+                kind,
+                "task {id} runs again in {delay:.1f} s ({outcome}, attempt {attempts}): {error}",
+                delay=decision.delay,
+                outcome=outcome.kind.value,
+                error=decision.error.rstrip().rpartition("\n")[2],
+                **about,
+            )
 
 
 def _ignore(_settlement: Settlement) -> None:
     """Do nothing: no loop has connected itself."""
-
-
-def _log_decision(task: Task, outcome: Outcome, decision: Decision) -> None:
-    """Log failures, with the traceback when they are final."""
-    if decision.action is Action.DEAD_LETTER:
-        _log.error(
-            "task {id} moves to the dead letters after {attempts} attempts and {crashes} crashes: {error}",
-            id=task.id,
-            attempts=decision.attempts,
-            crashes=decision.crashes,
-            error=decision.error,
-        )
-    elif decision.delay is not None and outcome.kind is not OutcomeKind.AGAIN:
-        _log.warn(
-            "task {id} runs again in {delay:.1f} s ({outcome}, attempt {attempts}): {error}",
-            id=task.id,
-            delay=decision.delay,
-            outcome=outcome.kind.value,
-            attempts=decision.attempts,
-            error=decision.error.rstrip().rpartition("\n")[2],
-        )
 
 
 def _log_unexpected(failure: Failure) -> None:

@@ -11,7 +11,6 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.interfaces import Request
 
@@ -34,16 +33,14 @@ class Reports:
         self._monotonic = monotonic
         self._kinds: dict[Hashable, _Kind] = {}
 
-    def report(
-        self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, peer: Peer, **about: Any
-    ) -> None:
+    def report(self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, **about: Any) -> None:
         """Log an event, or count it.
 
         :param kind: events of another kind have lines of their own.
-        :param line: as for a logger, whose fields are *peer* and *about*.
+        :param line: as for a logger, whose fields are *about*.
         """
         if count := self._due(kind):
-            self._log.emit(level, line + _suffix(count), peer=peer, count=count, **about)
+            self._log.emit(level, line + _suffix(count), count=count, **about)
 
     def failed(self, failure: Failure, request: Request) -> None:
         """Log that *request* failed: our own errors by what they say, others with their traceback now and then.
@@ -54,7 +51,7 @@ class Reports:
         if isinstance(error, (RequestCancelled, CancelledError)):
             return
         # Another line that raises is another kind; there are as many as the code has.
-        kind: Any = _last_line(error.traceback) if isinstance(error, RemoteError) else failure.type
+        kind: Any = last_call(error.traceback) if isinstance(error, RemoteError) else failure.type
         count = self._due(kind)
         if not count:
             return
@@ -112,8 +109,8 @@ class _Kind:
     unreported: int = 0
 
 
-def _last_line(traceback: str) -> str:
-    """Return where the last call of a *traceback* was, without the exception's text."""
+def last_call(traceback: str) -> str:
+    """Return where the last call of a *traceback* was, without the exception's text; empty if it is none."""
     return traceback.rpartition("\n  File ")[2].partition("\n")[0]
 
 

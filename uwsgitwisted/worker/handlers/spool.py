@@ -7,6 +7,7 @@ result. What they lead to is the spooler's business.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from uwsgitwisted.errors import MisuseError, StartupError, UnencodableMessage, UnknownModifier
@@ -43,6 +44,7 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
         known = ", ".join(sorted(RETURN_CODES))
         raise StartupError(f"no return codes of uWSGI {return_codes!r} are known; there are {known}")
     load_handlers(module, "spooler")
+    notices = _Notices()
 
     def run(request: Packet) -> object:
         identifier, block, body = decode_run(request)
@@ -51,7 +53,7 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
 
     def answer(request: Packet, result: object) -> Packet:
         returned = result if isinstance(result, Returned) else _returned(result, verdicts)
-        payload = _result(request, returned.value) if returned.verdict == DONE else b""
+        payload = _result(request, returned.value, notices) if returned.verdict == DONE else b""
         return Packet(ANSWER, returned.verdict, payload)
 
     return {SPOOL: Handler(run, answer)}
@@ -115,7 +117,7 @@ def _returned(result: object, verdicts: Mapping[int, int]) -> Returned:
     return Returned(DONE, result)
 
 
-def _result(request: Packet, value: object) -> bytes:
+def _result(request: Packet, value: object, notices: _Notices) -> bytes:
     """Return a result as it is kept; nothing if it can't be, which the log says.
 
     :raises MisuseError: if the function has not run yet.
@@ -132,13 +134,31 @@ def _result(request: Packet, value: object) -> bytes:
     try:
         result = dumps(value)
     except UnencodableMessage as error:
-        return _dropped(request, str(error))
+        return _dropped(request, str(error), notices)
     if len(result) > RESULT_LIMIT:
-        return _dropped(request, f"it has {len(result)} bytes, and {RESULT_LIMIT} is the most")
+        return _dropped(request, f"it has {len(result)} bytes, and {RESULT_LIMIT} is the most", notices)
     return result
 
 
-def _dropped(request: Packet, reason: str) -> bytes:
+def _dropped(request: Packet, reason: str, notices: _Notices) -> bytes:
     identifier, _, _ = decode_run(request)
-    print(f"task {identifier} is done, but its result is not kept: {reason}", file=sys.stderr, flush=True)
+    notices.say(f"task {identifier} is done, but its result is not kept: {reason}")
     return b""
+
+
+class _Notices:
+    """Says things in the log, at most once a second: callers can cause any number of them."""
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+        self._unsaid = 0
+
+    def say(self, text: str) -> None:
+        """Print a line, or count it."""
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        print(text + more, file=sys.stderr, flush=True)
+        self._silent_until, self._unsaid = now + 1.0, 0
