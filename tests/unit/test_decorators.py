@@ -32,7 +32,7 @@ from uwsgitwisted.wire.vars import decode_vars, encode_vars
 from uwsgitwisted.worker.compat import uwsgi, uwsgidecorators
 from uwsgitwisted.worker.compat.install import configure, install
 from uwsgitwisted.worker.handlers import spool as spool_handler
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 YES = frame(255, 1)
 
@@ -384,7 +384,7 @@ def test_functions_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def forever(task: dict[str, str]) -> Deferred[None]:
         return succeed(None)
 
-    spec = WorkerSpec("uwsgitwisted.worker.handlers.spool:load", {"module": "my_tasks"})
+    spec = WorkerSpec((Loader("uwsgitwisted.worker.handlers.spool:load", {"module": "my_tasks"}),))
     engine = InlineEngine(Clock(), spec, timeout=10, max_queue=10)
     engine.start()
     answers: list[Packet] = []

@@ -24,11 +24,11 @@ from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IReloadable, Request
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 SETTINGS = EngineSettings(
     reactor=Clock(),  # type: ignore[arg-type]
-    spec=WorkerSpec("no_module:load"),
+    spec=WorkerSpec((Loader("no_module:load"),)),
     timeout=1.0,
     max_queue=10,
     node="n1",

@@ -11,7 +11,7 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
 from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,15 @@ class ServerSettings:
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
 
-    def worker_spec(self, loader: str, **arguments: object) -> WorkerSpec:
-        """Return what a worker is told that runs the handlers of *loader*."""
-        return WorkerSpec(loader, arguments, self.max_message, self.max_requests, self.max_memory, soft_limit())
+    def worker_spec(self, *loaders: Loader) -> WorkerSpec:
+        """Build the spec of a worker that runs the handlers of *loaders*."""
+        return WorkerSpec(
+            loaders,
+            max_message=self.max_message,
+            max_requests=self.max_requests,
+            max_memory=self.max_memory,
+            descriptors=soft_limit(),
+        )
 
     def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
         """Return the engine that runs the handlers of *spec*."""
