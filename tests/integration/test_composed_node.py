@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import pytest_twisted
 
 from tests.integration.services import Launcher, Service, free_port, script
 from uwsgitwisted import blocking
+from uwsgitwisted.client import Client
 from uwsgitwisted.wire.array import encode_array
+from uwsgitwisted.wire.message import RPC, RPC_HTTP, RPC_RAW
+from uwsgitwisted.wire.packet import Packet, PacketDecoder, encode_packet
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +30,7 @@ def answer(request, value):
 
 def load(greeting):
     def run(request):
-        return b"%s from %d: %s" % (greeting.encode(), os.getpid(), request.payload)
+        return b"%sfrom %d: %s" % (greeting.encode(), os.getpid(), request.payload)
     return {173: Handler(run, answer)}
 """
 #: What twistd runs.
@@ -42,7 +46,7 @@ from uwsgitwisted.worker.spec import Loader
 settings = ServerSettings(listen=("tcp:%d:interface=127.0.0.1",), engine="processes:1", node="here")
 spec = settings.worker_spec(
     Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": "my_handler"}),
-    Loader("my_calls:load", {"greeting": "hello"}),
+    Loader("my_calls:load", {"greeting": "hello " * 10}),
 )
 check_handlers(spec)
 engine = settings.make_engine(reactor, spec)
@@ -65,4 +69,29 @@ def test_one_worker_answers_both(node: Service) -> None:
     assert message == {"k": 1}
     assert node.workers() == [pid]
     call = script(blocking.send_message, node.address, 173, 0, ["sum"])
-    assert call == b"hello from %d: %s" % (pid, encode_array(["sum"]))
+    assert call == b"%sfrom %d: %s" % (b"hello " * 10, pid, encode_array(["sum"]))
+
+
+@pytest.mark.parametrize("modifier2", [RPC_RAW, RPC_HTTP])
+def test_raw_answers(node: Service, modifier2: int) -> None:
+    """Where plain uwsgi answers with bytes up to the end of the connection, so does a worker, at any length."""
+    for argument in ("x", "x" * 65_500):  # with its greeting, the longer answer would fit in no packet
+        request = encode_array([argument])
+        answer = node.exchange(encode_packet(Packet(RPC, modifier2, request)))
+        assert answer.startswith(b"hello hello ")
+        assert answer.endswith(request)
+
+
+def test_framed_answers(node: Service) -> None:
+    """Any other answer to a plain peer has its header."""
+    answer = node.exchange(encode_packet(Packet(RPC, 0, b"x")))
+    (packet,) = PacketDecoder(count=1).receive(answer)
+    assert (packet.modifier1, packet.modifier2) == (RPC, 0)
+    assert packet.payload.endswith(b": x")
+
+
+@pytest_twisted.ensureDeferred
+async def test_raw_answers_in_a_session(node: Service, client: Client) -> None:
+    """In a session the same answer is a packet, whose payload the caller gets."""
+    assert (await client.send_message(node.address, RPC, RPC_RAW, b"x")).endswith(b": x")
+    assert script(blocking.send_message, node.address, RPC, RPC_RAW, b"x").endswith(b": x")
