@@ -329,7 +329,8 @@ def load(**arguments: object) -> HandlerTable:
 def test_a_spec_travels() -> None:
     """What a worker is told survives being written and read."""
     loaders = (Loader("module:load", {"name": "x", "list": [1, None]}), Loader("other:load"))
-    for spec in (WorkerSpec(loaders, 5, 6, 7, 8), WorkerSpec(loaders[1:])):
+    options = {"listen": ["a", "b"], "node": "c", "text": True}
+    for spec in (WorkerSpec(loaders, 5, 6, 7, 8, options, 9, 10), WorkerSpec(loaders[1:])):
         assert WorkerSpec.decode(spec.encode()) == spec
 
 

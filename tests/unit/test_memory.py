@@ -89,4 +89,4 @@ def test_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     monkeypatch.setattr("os.sched_setscheduler", lambda *arguments: None)
     with pytest.raises(Begun):
-        worker.main([WorkerSpec((Loader("no_module:load"),)).encode(), "node", "1", "1"])
+        worker.main([WorkerSpec((Loader("no_module:load"),)).encode(), "node", "1"])

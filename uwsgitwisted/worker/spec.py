@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
+from uwsgitwisted.worker.compat.install import configure
 from uwsgitwisted.worker.handlers.handler import Handler
 
 #: Handlers by modifier1.
 HandlerTable = Mapping[int, Handler]
+
+#: A service's options by their long names, without dashes in front: a text, a list of texts where one was given
+#: several times, or True for a flag.
+OptionValues = Mapping[str, str | Sequence[str] | bool]
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4
@@ -55,6 +60,9 @@ class WorkerSpec:
         None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
+    :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
+    :param numproc: how many workers there are.
+    :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
     loaders: tuple[Loader, ...]
@@ -62,6 +70,9 @@ class WorkerSpec:
     max_requests: int | None = None
     max_memory: int | None = None
     descriptors: int | None = None
+    options: OptionValues = field(default_factory=dict)
+    numproc: int = 1
+    masterpid: int = 0
 
     def encode(self) -> str:
         """Return the JSON text."""
@@ -73,12 +84,14 @@ class WorkerSpec:
         values = json.loads(text)
         return cls(tuple(Loader(**loader) for loader in values.pop("loaders")), **values)
 
-    def load(self) -> HandlerTable:
-        """Load the handlers of all loaders.
+    def load(self, worker_id: int = 0) -> HandlerTable:
+        """Tell the ``uwsgi`` module about the service, and load the handlers of all loaders.
 
+        :param worker_id: which worker this process is, from 1; 0 if it is none, or its threads are.
         :raises StartupError: if they can't be loaded, or two loaders answer the same modifier1; its text says
             why.
         """
+        configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
         table: dict[int, Handler] = {}
         sources: dict[int, Loader] = {}
         for loader in self.loaders:

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +35,9 @@ SPOOL_OK = -2
 SPOOL_RETRY = -1
 SPOOL_IGNORE = 0
 
-#: The options of the running service by name; the values are bytes, or True for a flag. Empty in a script.
-opt: dict[str, bytes | bool] = {}
+#: The options that the running service was given, by their long names: bytes, a list of bytes where one was
+#: given several times, or True for a flag. Empty in a script.
+opt: dict[str, bytes | list[bytes] | bool] = {}
 
 #: How many workers the service has.
 numproc = 1
@@ -52,6 +54,8 @@ _DEFAULT_TIMEOUT = 30.0
 #: Whether this is a service's process: what its handlers put in a task may be a stranger's.
 _serves_strangers = False
 _worker_id = 0
+#: Has the number of each thread that is a worker.
+_thread = threading.local()
 _masterpid = 0
 _logger = logging.getLogger("uwsgitwisted.uwsgi")
 
@@ -123,6 +127,9 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
     task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
 
+    No service has an option called ``spooler``: an address is in :data:`opt` where a module puts it. What else
+    is there, such as a directory as uWSGI has it, counts for nothing.
+
     In the handlers of a service, the variables may come from whoever sent the request. So an address under the
     key ``spooler`` has to be one that the service's owner allows, in ``UWSGITWISTED_SPOOLERS``.
 
@@ -133,14 +140,14 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     whole.update((name.encode(), value) for name, value in variables.items())
     address = _address_in(whole.get(b"spooler"))
     if address is None:
-        address = _text(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
+        address = _address_in(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
     else:
         _check_allowed(address)
         del whole[b"spooler"]
     if not address:
         raise MisuseError(
-            "no spooler is known; name its address in the task's key 'spooler', in the service's options or "
-            f"in the environment variable {SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
+            "no spooler is known; name its address in the task's key 'spooler', or in the environment variable "
+            f"{SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
         )
     body = whole.get(b"body")
     if body:
@@ -161,7 +168,8 @@ def _check_allowed(address: str) -> None:
     :raises MisuseError: if this is a service that may not send tasks there.
     """
     allowed = [os.environ.get(SPOOLER_VARIABLE, ""), *os.environ.get(SPOOLERS_VARIABLE, "").split(",")]
-    places = {parse_address(text.strip()) for text in (_text(opt.get("spooler")), *allowed) if text.strip()}
+    own = _address_in(opt.get("spooler")) or ""
+    places = {parse_address(text.strip()) for text in (own, *allowed) if text.strip()}
     if _serves_strangers and parse_address(address) not in places:
         raise MisuseError(
             f"a task names the spooler {address}, to which this service's handlers may not send tasks; if they "
@@ -193,8 +201,9 @@ def masterpid() -> int:
 
 
 def worker_id() -> int:
-    """Return this worker's number, counted from 1; 0 outside a worker."""
-    return _worker_id
+    """Return this worker's number, counted from 1; 0 outside a worker, or where an executor has its own."""
+    number: int = getattr(_thread, "worker_id", _worker_id)
+    return number
 
 
 def log(text: str) -> bool:
