@@ -20,7 +20,7 @@ from tests.unit.servers import (
     frame,
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat import calls, uwsgi
 from uwsgitwisted.worker.compat.install import configure, install, serve_strangers
 
 YES = frame(255, 1)
@@ -32,8 +32,8 @@ def _plain_script(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> Iterato
     """Be a process without a reactor, a service or a known spooler."""
     monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
     monkeypatch.delitem(sys.modules, "uwsgi", raising=False)
-    monkeypatch.delenv(uwsgi.SPOOLER_VARIABLE, raising=False)
-    monkeypatch.setattr(uwsgi, "_serves_strangers", False)
+    monkeypatch.delenv(calls.SPOOLER_VARIABLE, raising=False)
+    monkeypatch.setattr(calls.process, "serves_strangers", False)
     configure()
     yield
     configure()
@@ -106,7 +106,7 @@ def test_where_tasks_go(monkeypatch: pytest.MonkeyPatch) -> None:
         ScriptedServer(answering(YES)) as service,
         ScriptedServer(answering(YES)) as environment,
     ):
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{environment.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{environment.port}")
         assert uwsgi.spool({"k": "1"}) is True
         configure(options={"spooler": f"tcp:127.0.0.1:{service.port}"})
         assert uwsgi.spool({b"k": b"2"}) is True
@@ -120,7 +120,7 @@ def test_where_tasks_go(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_directory_among_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A directory, which uWSGI has there, is no address to send tasks to."""
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         configure(options={"spooler": str(tmp_path)})
         assert uwsgi.spool({"k": "v"}) is True
     assert len(server.requests) == 1
@@ -130,7 +130,7 @@ def test_a_directory_among_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_keywords_win(monkeypatch: pytest.MonkeyPatch) -> None:
     """A keyword replaces the dict's own value."""
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         assert uwsgi.spool({b"k": b"1"}, k=2) is True
     assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x002")]
 
@@ -145,7 +145,7 @@ def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
         assert f"UWSGITWISTED_SPOOLERS={address}" in caplog.text
         assert server.requests == []
         assert uwsgi.spool(spooler="mail") is None  # a queue's name; there is no spooler to send it to
-        monkeypatch.setenv(uwsgi.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
+        monkeypatch.setenv(calls.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
         assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is True
     assert len(server.requests) == 1
 
@@ -153,7 +153,7 @@ def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
 def test_a_spooler_that_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A directory, as uWSGI has it, or a queue's name stays in the task and goes to the usual spooler."""
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         assert uwsgi.spool(spooler="mail") is True
         assert uwsgi.spool(spooler=str(tmp_path).encode()) is True
     assert server.requests[0] == frame(17, 0, b"\x07\x00spooler\x04\x00mail")

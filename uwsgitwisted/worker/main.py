@@ -36,7 +36,7 @@ from uwsgitwisted.wire.session import (
     Session,
 )
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
-from uwsgitwisted.worker.compat.uwsgidecorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
 from uwsgitwisted.worker.handlers.spool import periodic
 from uwsgitwisted.worker.reaper import fork_below_reaper
 from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, HandlerTable, WorkerSpec

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 
+from uwsgitwisted.worker.compat import calls
 from uwsgitwisted.worker.compat import uwsgi as _ours
 from uwsgitwisted.worker.compat import uwsgidecorators as _our_decorators
 
@@ -27,7 +28,7 @@ def install() -> ModuleType:
 
 def serve_strangers() -> None:
     """Tell our ``uwsgi`` module that what this process's code puts in a task may be a stranger's."""
-    _ours._serves_strangers = True
+    calls.process.serves_strangers = True
 
 
 def configure(
@@ -48,15 +49,16 @@ def configure(
         front. Texts become bytes there, as uWSGI on Python 3 has them; an option that was given several times
         is a list of them, and a flag True.
     """
-    _ours._worker_id = worker_id
-    _ours._masterpid = masterpid
+    calls.process.worker_id = worker_id
+    calls.process.masterpid = masterpid
     _ours.numproc = numproc
-    _ours.opt = {name: _to_bytes(value) for name, value in (options or {}).items()}
+    calls.opt.clear()
+    calls.opt.update((name, _to_bytes(value)) for name, value in (options or {}).items())
 
 
 def number_thread(numbers: Iterator[int]) -> None:
     """Give this thread, which runs handlers, the next of *numbers* as what ``uwsgi.worker_id()`` returns."""
-    _ours._thread.worker_id = next(numbers)
+    calls.thread.worker_id = next(numbers)
 
 
 def _to_bytes(value: str | Sequence[str] | bool) -> bytes | list[bytes] | bool:
