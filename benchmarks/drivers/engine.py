@@ -30,10 +30,11 @@ def ours(_port: int, seconds: float) -> float:
     from uwsgitwisted.engines.processes import ProcessEngine
     from uwsgitwisted.interfaces import Request
     from uwsgitwisted.wire.message import decode_answer, encode_request
-    from uwsgitwisted.worker.spec import WorkerSpec
+    from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
     async def main(reactor: Any) -> float:
-        spec = WorkerSpec("uwsgitwisted.worker.handlers.marshal:load", {"module": "benchmarks.handlers"})
+        loader = Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": "benchmarks.handlers"})
+        spec = WorkerSpec((loader,))
         engine = ProcessEngine(reactor, spec, processes=_PROCESSES, timeout=60)
         await engine.start()
 

@@ -286,6 +286,23 @@ class Launcher:
         service.wait_for("takes requests on")
         return service
 
+    def start_application(self, source: str, address: Any, **modules: str) -> Service:
+        """Start ``twistd`` with an application file, and wait until it takes requests.
+
+        :param source: what is in that file.
+        :param address: where its service listens.
+        :param modules: the sources of modules beside it, by their names.
+        """
+        directory = self._directory / f"s{len(self._services)}"
+        directory.mkdir()
+        (directory / "application.tac").write_text(source)
+        for name, text in modules.items():
+            (directory / f"{name}.py").write_text(text)
+        service = Service([*TWISTD, "-n", "--pidfile=", "-y", "application.tac"], directory, address)
+        self._services.append(service)
+        service.wait_for("takes requests on")
+        return service
+
     def end_all(self) -> None:
         """End whatever still runs; every service is tried, then the first trouble is raised."""
         with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ import pytest
 from tests.integration.real_uwsgi import PREAMBLE, real_application, real_spooler
 from tests.integration.services import Launcher, Service, run_to_end, script, until
 from uwsgitwisted import blocking
-from uwsgitwisted.worker.compat.uwsgi import SPOOLER_VARIABLE
+from uwsgitwisted.worker.compat.calls import SPOOLER_VARIABLE
 
 pytestmark = pytest.mark.integration
 

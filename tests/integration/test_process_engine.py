@@ -33,7 +33,7 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 pytestmark = pytest.mark.integration
 
@@ -78,7 +78,8 @@ class Node:
     """An engine whose workers run :data:`HANDLER` in the current directory."""
 
     def __init__(self, processes: int, timeout: float, max_queue: int, **limits: Any) -> None:
-        spec = WorkerSpec("uwsgitwisted.worker.handlers.marshal:load", {"module": "my_handler"}, **limits)
+        loader = Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": "my_handler"})
+        spec = WorkerSpec((loader,), **limits)
         self.engine = ProcessEngine(
             reactor,  # type: ignore[arg-type]
             spec,

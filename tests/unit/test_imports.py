@@ -14,6 +14,7 @@ import pytest
 
 import uwsgitwisted
 from uwsgitwisted import blocking, client
+from uwsgitwisted.worker.compat import uwsgi, uwsgidecorators
 
 ROOT = Path(uwsgitwisted.__file__).parent
 
@@ -119,6 +120,7 @@ def test_what_the_front_knows_of_a_worker() -> None:
     of_worker = {name for path in front for name in imported(path) if part(name) == "worker"}
     assert {name.rpartition(".")[0] for name in of_worker} == {
         "uwsgitwisted.worker.spec",
+        "uwsgitwisted.worker.compat.install",  # for the threads that are workers
         "uwsgitwisted.worker.handlers.module",  # for the executor that --engine names
     }
 
@@ -134,10 +136,31 @@ def test_public_names() -> None:
         _ = uwsgitwisted.Clinet
 
 
-@pytest.mark.parametrize("module", [blocking], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [blocking, uwsgi, uwsgidecorators], ids=lambda module: module.__name__)
 def test_faces(module: ModuleType) -> None:
     """A public module shows its public names, and its own parts, and nothing else."""
     shown = {name for name in vars(module) if not name.startswith("_")}
     parts = {path.stem for path in Path(str(module.__file__)).parent.glob("*.py")}
-    assert shown - parts == set(module.__all__)
-    assert set(module.__all__) <= shown
+    assert shown - parts <= set(module.__all__)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+    given: dict[str, object] = {}
+    exec(f"from {module.__name__} import *", given)
+    assert given.keys() - {"__builtins__"} == set(module.__all__)
+
+
+#: What a uWSGI 2.0 has in its two modules, and 0.9 to 1.4 had, of which ours have a part.
+_UWSGI = """
+    SPOOL_IGNORE SPOOL_OK SPOOL_RETRY log masterpid message_manager_marshal numproc opt send_message
+    send_multi_uwsgi_message send_to_spooler send_uwsgi_message spool spooler version worker_id
+"""
+_DECORATORS = """
+    cron erlang farm filemon get_free_signal harakiri lock manage_spool_request mule mulefunc muleloop mulemsg
+    postfork postfork_chain postfork_chain_hook rbtimer rpc signal spool spooler_functions spoolforever spoolraw
+    thread timer uwsgi
+"""
+
+
+@pytest.mark.parametrize(("module", "names"), [(uwsgi, _UWSGI), (uwsgidecorators, _DECORATORS)])
+def test_only_names_of_uwsgi(module: ModuleType, names: str) -> None:
+    """``from uwsgi import *`` gives names that uWSGI has, and no others."""
+    assert set(module.__all__) == set(names.split())

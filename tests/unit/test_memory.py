@@ -11,6 +11,7 @@ import pytest
 
 from uwsgitwisted.memory import KEPT_BLOCK, keep_large_blocks
 from uwsgitwisted.worker import main as worker
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 #: Twisted is imported before, as it takes much memory itself.
 _IMPORT = """
@@ -88,4 +89,4 @@ def test_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     monkeypatch.setattr("os.sched_setscheduler", lambda *arguments: None)
     with pytest.raises(Begun):
-        worker.main([worker.WorkerSpec("no_module:load").encode(), "node", "1", "1"])
+        worker.main([WorkerSpec((Loader("no_module:load"),)).encode(), "node", "1"])

@@ -6,17 +6,18 @@ before the colon, and it is an :data:`EngineParser`.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import entry_points
 
 from uwsgitwisted.engines.executor import ExecutorEngine
 from uwsgitwisted.engines.inline import InlineEngine
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
+from uwsgitwisted.worker.compat.install import number_thread
 from uwsgitwisted.worker.handlers.module import load_module
 from uwsgitwisted.worker.spec import WorkerSpec
 
@@ -83,7 +84,11 @@ def _reactor(argument: str) -> EngineMaker:
 
 def _threads(argument: str) -> EngineMaker:
     number = _number(argument)
-    make = partial(ThreadPoolExecutor, number, thread_name_prefix="handler")
+
+    def make() -> Executor:
+        numbers = itertools.count(1)
+        return ThreadPoolExecutor(number, "handler", initializer=number_thread, initargs=(numbers,))
+
     return _in_executor(make, f"threads:{number}")
 
 
@@ -118,6 +123,9 @@ _ENGINES: dict[str, EngineParser] = {
     "executor": _executor,
 }
 
+#: Those with a number behind the colon.
+_NUMBERED = ("processes", "threads")
+
 
 def parse_engine(description: str) -> EngineMaker:
     """Return what makes the engine of a description.
@@ -133,6 +141,15 @@ def parse_engine(description: str) -> EngineMaker:
             f"no engine is called {name!r}; there are processes:N, threads:N, reactor, executor:module:callable"
         )
     return parser(argument)
+
+
+def worker_count(description: str) -> int:
+    """Return how many workers the engine of a description has: 1 if it doesn't say.
+
+    :raises ValueError: if it says a number that makes no sense.
+    """
+    name, _, argument = description.partition(":")
+    return _number(argument) if name in _NUMBERED else 1
 
 
 def available_cores() -> int:

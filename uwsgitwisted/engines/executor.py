@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -103,10 +104,11 @@ class ExecutorEngine:
     ) -> None:
         self.description = description
         self._reactor = reactor
-        self._spec = spec.encode()
+        self._spec = spec
         self._make = make
         self._node = node
         self._waiting = Waiting(reactor, timeout=timeout, limit=max_queue)
+        self._encoded = ""
         self._executor: Executor | None = None
         self._patience = 0.0
         self._overdue = Timer(reactor, self._end)
@@ -116,6 +118,7 @@ class ExecutorEngine:
 
     def start(self) -> Deferred[None]:
         """Make the executor."""
+        self._encoded = replace(self._spec, masterpid=os.getpid()).encode()
         try:
             self._executor = self._make()
         except StartupError as error:
@@ -163,7 +166,7 @@ class ExecutorEngine:
             return fail(refusal)
         if self._executor is None:
             return fail(Unavailable("the node is starting"))
-        arguments = (self._spec, self._node, request.packet, next(self._numbers))
+        arguments = (self._encoded, self._node, request.packet, next(self._numbers))
         try:
             try:
                 future = self._executor.submit(call, *arguments)

@@ -6,6 +6,8 @@ computes holds up every connection meanwhile, and no time limit ends it: for tha
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from types import CoroutineType
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -44,7 +46,7 @@ class InlineEngine:
 
     def start(self) -> Deferred[None]:
         """Load the handlers."""
-        self._handlers = self._spec.load()
+        self._handlers = replace(self._spec, masterpid=os.getpid()).load(worker_id=1)
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:

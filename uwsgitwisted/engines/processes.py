@@ -11,6 +11,8 @@ with it.
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -66,8 +68,7 @@ class ProcessEngine:
     ) -> None:
         self.description = f"processes:{processes}"
         self._reactor = reactor
-        self._spec = spec
-        self._processes = processes
+        self._spec = replace(spec, numproc=processes)
         self._timeout = timeout
         self._node = node
         self._queue = FairQueue(max_queue)
@@ -135,7 +136,7 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        worker.spawn(self._spec, self._node, self._processes)
+        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:

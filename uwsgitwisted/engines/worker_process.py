@@ -66,12 +66,11 @@ class WorkerProcess(ProcessProtocol):
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self.kill)
 
-    def spawn(self, spec: WorkerSpec, node: str, count: int) -> None:
+    def spawn(self, spec: WorkerSpec, node: str) -> None:
         """Start the process.
 
         :param spec: what it runs.
         :param node: the node's name, for error texts.
-        :param count: how many workers there are.
         :raises OSError: if there is no process or file descriptor to be had.
         """
         with contextlib.ExitStack() as opened:
@@ -82,7 +81,7 @@ class WorkerProcess(ProcessProtocol):
             self._reactor.spawnProcess(
                 self,
                 command[0],
-                [*command, spec.encode(), node, str(self.worker_id), str(count)],
+                [*command, spec.encode(), node, str(self.worker_id)],
                 env=None,
                 childFDs={
                     0: nothing.fileno(),

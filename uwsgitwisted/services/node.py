@@ -7,6 +7,7 @@ from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.worker.spec import Loader
 
 
 def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -> ServerService:
@@ -15,7 +16,7 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded.
     """
-    spec = settings.worker_spec("uwsgitwisted.worker.handlers.marshal:load", module=module)
+    spec = settings.worker_spec(Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": module}))
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
     return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine)})

@@ -10,6 +10,7 @@ from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.worker.spec import Loader
 
 
 def make_renderer(
@@ -27,12 +28,15 @@ def make_renderer(
     :param strict: whether a name that nobody sent is an error.
     :raises StartupError: if a directory isn't there.
     """
-    spec = settings.worker_spec(
+    loader = Loader(
         "uwsgitwisted.worker.handlers.render:load",
-        directories=[os.path.abspath(directory) for directory in directories],
-        default_filters=list(filters) or None,  # none at all would not even make text of a number
-        strict_undefined=strict,
+        {
+            "directories": [os.path.abspath(directory) for directory in directories],
+            "default_filters": list(filters) or None,  # none at all would not even make text of a number
+            "strict_undefined": strict,
+        },
     )
+    spec = settings.worker_spec(loader)
     check_handlers(spec)
     engine = settings.make_engine(reactor, spec)
     return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})

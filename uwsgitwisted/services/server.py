@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.engines.descriptions import worker_count
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -72,8 +74,9 @@ class ServerService(Service):
 
     def _fitting(self, limits: Limits) -> Limits:
         """Return *limits* with as many connections as there are file descriptors for, besides the workers'."""
-        name, _, number = self._engine.description.partition(":")
-        allowed = allowed_connections(limits.max_connections, int(number) if name == "processes" else 0)
+        description = self._engine.description
+        processes = worker_count(description) if description.startswith("processes:") else 0
+        allowed = allowed_connections(limits.max_connections, processes)
         if allowed < limits.max_connections:
             self._log.warn(
                 "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "
@@ -195,7 +198,8 @@ def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:
     :return: the periodic tasks that they register; see :func:`uwsgitwisted.worker.handlers.spool.periodic`.
     :raises StartupError: if it can't; its text says why.
     """
-    command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.worker.main", "--check", spec.encode()]
+    told = replace(spec, masterpid=os.getpid())
+    command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.worker.main", "--check", told.encode()]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise StartupError(ended.stderr.strip() or f"the handlers can't be loaded: status {ended.returncode}")

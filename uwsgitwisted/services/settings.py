@@ -6,12 +6,12 @@ import socket
 from dataclasses import dataclass, field
 
 from uwsgitwisted.access import Network
-from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine
+from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine, worker_count
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
 from uwsgitwisted.transport.server.protocol import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, OptionValues, WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class ServerSettings:
     :param tracebacks: whether callers are told the tracebacks of handlers' exceptions.
     :param node: this node's name, for logs and error texts.
     :param limits: of the connections.
+    :param options: the options that were given, for ``uwsgi.opt``, without secrets.
     """
 
     listen: tuple[str, ...]
@@ -44,10 +45,19 @@ class ServerSettings:
     tracebacks: bool = True
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
+    options: OptionValues = field(default_factory=dict)
 
-    def worker_spec(self, loader: str, **arguments: object) -> WorkerSpec:
-        """Return what a worker is told that runs the handlers of *loader*."""
-        return WorkerSpec(loader, arguments, self.max_message, self.max_requests, self.max_memory, soft_limit())
+    def worker_spec(self, *loaders: Loader) -> WorkerSpec:
+        """Build the spec of a worker that runs the handlers of *loaders*."""
+        return WorkerSpec(
+            loaders,
+            max_message=self.max_message,
+            max_requests=self.max_requests,
+            max_memory=self.max_memory,
+            descriptors=soft_limit(),
+            options=self.options,
+            numproc=worker_count(self.engine),
+        )
 
     def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
         """Return the engine that runs the handlers of *spec*."""

@@ -28,6 +28,7 @@ from uwsgitwisted.spool.uwsgi.drain import DirectoryDrain
 from uwsgitwisted.spool.worker_slots import MAX_PREFETCH
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL
 from uwsgitwisted.wire.vars import encode_vars
+from uwsgitwisted.worker.spec import Loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,8 @@ def make_spooler(
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
     """
-    spec = settings.worker_spec(
-        "uwsgitwisted.worker.handlers.spool:load",
-        module=module,
-        text=spooling.text,
-        return_codes=spooling.return_codes,
-    )
+    arguments = {"module": module, "text": spooling.text, "return_codes": spooling.return_codes}
+    spec = settings.worker_spec(Loader("uwsgitwisted.worker.handlers.spool:load", arguments))
     store = make_store(spooling.spool, spooling.keep_results, spooling.bounds)
     spooler = Spooler(
         reactor,

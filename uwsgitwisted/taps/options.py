@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getopt
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -114,6 +116,8 @@ class ServerOptions(usage.Options):
         self["timeout"] = self.defaults["timeout"] = self.default_timeout
         self["listen"] = []
         self["allow"] = []
+        #: What was given, as ``uwsgi.opt`` shows it to handlers.
+        self.given: dict[str, str | list[str] | bool] = {}
 
     def opt_listen(self, description: str) -> None:
         """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
@@ -149,13 +153,29 @@ class ServerOptions(usage.Options):
         :raises UsageError: if it makes no sense.
         :raises SystemExit: instead of that within twistd, which would print all of its own help before the reason.
         """
+        line = sys.argv[1:] if options is None else options
         try:
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            super().parseOptions(line)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             if self.parent is None:
                 raise
             command = self.parent.subCommand
             raise SystemExit(f"{command}: {error}\nSee 'twistd {command} --help'.") from error
+        self._note(getopt.getopt(line, self.shortOpt, self.longOpt)[0])
+
+    def _note(self, options: list[tuple[str, str]]) -> None:
+        """Keep which options were given."""
+        values: dict[str, list[str]] = {}
+        for option, text in options:
+            name = self.synonyms[option.lstrip("-")]
+            values.setdefault(name, []).append(self.without_secrets(name, text))
+        for name, texts in values.items():
+            is_flag = f"{name}=" not in self.longOpt
+            self.given[name] = is_flag or (texts if len(texts) > 1 else texts[0])
+
+    def without_secrets(self, option: str, text: str) -> str:
+        """Return what handlers, and who looks at the workers' command lines, may see of an option's value."""
+        return text
 
     def postOptions(self) -> None:
         """Settle where to listen, and the pid file."""
@@ -193,6 +213,7 @@ class ServerOptions(usage.Options):
             networks=networks,
             tracebacks=not self["no-tracebacks"],
             node=self["node"],
+            options=self.given,
             limits=Limits(
                 header_timeout=self["header-timeout"],
                 body_timeout=self["body-timeout"],

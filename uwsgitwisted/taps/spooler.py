@@ -79,6 +79,15 @@ class Options(ServerOptions):
         self["periodic"] = []
         self["manage"] = []
 
+    def without_secrets(self, option: str, text: str) -> str:
+        """Leave the password out of a PostgreSQL spool's address, and all that may be one."""
+        if option != "spool" or not text.startswith("postgresql:"):
+            return text
+        kind, slashes, rest = text.partition("?")[0].partition("//")
+        place, slash, database = rest.partition("/")
+        user, at, host = place.rpartition("@")
+        return f"{kind}{slashes}{user.partition(':')[0]}{at}{host}{slash}{database}"
+
     def opt_queue(self, text: str) -> None:
         """Give a queue workers of its own, such as mail=2; may be given again.
 

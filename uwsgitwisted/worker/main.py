@@ -36,8 +36,7 @@ from uwsgitwisted.wire.session import (
     Session,
 )
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
-from uwsgitwisted.worker.compat.install import configure
-from uwsgitwisted.worker.compat.uwsgidecorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
 from uwsgitwisted.worker.handlers.spool import periodic
 from uwsgitwisted.worker.reaper import fork_below_reaper
 from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, HandlerTable, WorkerSpec
@@ -157,13 +156,12 @@ def _become_worker() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def main(arguments: list[str], front: int = 0) -> None:
+def main(arguments: list[str]) -> None:
     """Run a worker, or with ``--check`` only find out whether its handlers can be loaded.
 
     Then the periodic tasks that they register go to the standard output, as JSON.
 
-    :param arguments: ``SPEC NODE WORKER_ID COUNT`` or ``--check SPEC``.
-    :param front: the id of the process that starts the workers.
+    :param arguments: ``SPEC NODE WORKER_ID`` or ``--check SPEC``.
     """
     if arguments[0] == "--check":
         with os.fdopen(os.dup(1), "w") as output:
@@ -173,14 +171,13 @@ def main(arguments: list[str], front: int = 0) -> None:
         return
     _become_worker()
     spec = WorkerSpec.decode(arguments[0])
-    node, worker_id, count = arguments[1], int(arguments[2]), int(arguments[3])
-    configure(worker_id=worker_id, masterpid=front, numproc=count)
+    node, worker_id = arguments[1], int(arguments[2])
     if spec.descriptors is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
-    handlers = spec.load()
+    handlers = spec.load(worker_id)
     postfork_chain_hook()
     with socket.socket(fileno=SOCKET_FD) as connection:
         Worker(connection, TOKENS_FD, spec, handlers, f"{node} worker {worker_id}").serve()
@@ -188,6 +185,7 @@ def main(arguments: list[str], front: int = 0) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:], front=fork_below_reaper(SOCKET_FD, TOKENS_FD))
+        fork_below_reaper(SOCKET_FD, TOKENS_FD)
+        main(sys.argv[1:])
     except StartupError as error:
         sys.exit(f"{error}")

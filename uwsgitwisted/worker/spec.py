@@ -4,40 +4,75 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
+from uwsgitwisted.worker.compat.install import configure
 from uwsgitwisted.worker.handlers.handler import Handler
 
 #: Handlers by modifier1.
 HandlerTable = Mapping[int, Handler]
+
+#: A service's options by their long names, without dashes in front: a text, a list of texts where one was given
+#: several times, or True for a flag.
+OptionValues = Mapping[str, str | Sequence[str] | bool]
 
 #: Where the front puts the session's socket, and the pipe of tokens.
 SOCKET_FD, TOKENS_FD = 3, 4
 
 
 @dataclass(frozen=True, slots=True)
+class Loader:
+    """A function that gives handlers.
+
+    :param function: ``module:function``; it returns a table of handlers by modifier1.
+    :param arguments: its keyword arguments, of types that JSON has.
+    """
+
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the call, as code has it."""
+        return f"{self.function}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+    def load(self) -> HandlerTable:
+        """Import and call the function.
+
+        :raises StartupError: if the handlers can't be loaded; its text says why.
+        """
+        module, _, function = self.function.partition(":")
+        table: HandlerTable = getattr(importlib.import_module(module), function)(**self.arguments)
+        return table
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """Which handlers a worker runs; it travels to the worker as JSON on its command line.
 
-    :param loader: ``module:function``; calling it with *arguments* gives the table of handlers.
-    :param arguments: its keyword arguments, of types that JSON has.
+    :param loaders: what gives the handlers; each answers other values of modifier1.
     :param max_message: the largest answer that is passed on, in bytes.
     :param max_requests: after so many requests a worker is replaced; None for never.
     :param descriptors: how many file descriptors a worker may have, where the front has raised its own limit;
         None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
+    :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
+    :param numproc: how many workers there are.
+    :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
-    loader: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    loaders: tuple[Loader, ...]
     max_message: int = MAX_MESSAGE
     max_requests: int | None = None
     max_memory: int | None = None
     descriptors: int | None = None
+    options: OptionValues = field(default_factory=dict)
+    numproc: int = 1
+    masterpid: int = 0
 
     def encode(self) -> str:
         """Return the JSON text."""
@@ -46,13 +81,23 @@ class WorkerSpec:
     @classmethod
     def decode(cls, text: str) -> WorkerSpec:
         """Return what :meth:`encode` gave."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        return cls(tuple(Loader(**loader) for loader in values.pop("loaders")), **values)
 
-    def load(self) -> HandlerTable:
-        """Import and call the loader.
+    def load(self, worker_id: int = 0) -> HandlerTable:
+        """Tell the ``uwsgi`` module about the service, and load the handlers of all loaders.
 
-        :raises StartupError: if the handlers can't be loaded; its text says why.
+        :param worker_id: which worker this process is, from 1; 0 if it is none, or its threads are.
+        :raises StartupError: if they can't be loaded, or two loaders answer the same modifier1; its text says
+            why.
         """
-        module, _, function = self.loader.partition(":")
-        table: HandlerTable = getattr(importlib.import_module(module), function)(**self.arguments)
+        configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
+        table: dict[int, Handler] = {}
+        sources: dict[int, Loader] = {}
+        for loader in self.loaders:
+            for modifier1, handler in loader.load().items():
+                first = sources.setdefault(modifier1, loader)
+                if first is not loader:
+                    raise StartupError(f"both {first} and {loader} answer modifier1 {modifier1}; leave one out")
+                table[modifier1] = handler
         return table

@@ -17,18 +17,24 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from uwsgitwisted.engines import descriptions
-from uwsgitwisted.engines.descriptions import EngineMaker, EngineSettings, available_cores, parse_engine
+from uwsgitwisted.engines.descriptions import (
+    EngineMaker,
+    EngineSettings,
+    available_cores,
+    parse_engine,
+    worker_count,
+)
 from uwsgitwisted.engines.executor import ExecutorEngine
 from uwsgitwisted.engines.inline import InlineEngine
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IReloadable, Request
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 SETTINGS = EngineSettings(
     reactor=Clock(),  # type: ignore[arg-type]
-    spec=WorkerSpec("no_module:load"),
+    spec=WorkerSpec((Loader("no_module:load"),)),
     timeout=1.0,
     max_queue=10,
     node="n1",
@@ -78,6 +84,13 @@ def test_mistakes(description: str, text: str) -> None:
     """What is no description is refused with what would be one."""
     with pytest.raises(ValueError, match=text):
         parse_engine(description)
+
+
+def test_how_many_workers() -> None:
+    """A description says how many workers there are, with a number or without."""
+    assert [worker_count(text) for text in ("processes:3", "threads:8")] == [3, 8]
+    assert [worker_count(text) for text in ("processes", "threads:")] == [available_cores()] * 2
+    assert [worker_count(text) for text in ("reactor", "executor:m:f", "greenlets:3")] == [1, 1, 1]
 
 
 @implementer(IEngine)

@@ -36,7 +36,7 @@ from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.worker.handlers.handler import Handler
-from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
 
 TIMEOUT = 10.0
 LIMIT = 3
@@ -82,7 +82,7 @@ def load(**arguments: object) -> HandlerTable:
     return {33: Handler(run, lambda request, value: Packet(33, request.modifier2, dumps(value)))}
 
 
-SPEC = WorkerSpec(f"{__name__}:load")
+SPEC = WorkerSpec((Loader(f"{__name__}:load"),))
 
 
 def _engine(make: Callable[[], Executor], clock: Any = reactor, **limits: Any) -> ExecutorEngine:
@@ -146,7 +146,7 @@ async def test_results(make: Callable[[], Executor]) -> None:
 async def test_handlers_are_loaded_once() -> None:
     """A process loads the handlers once, however many threads run them."""
     loads_done.clear()
-    spec = WorkerSpec(f"{__name__}:load", {"once": True})
+    spec = WorkerSpec((Loader(f"{__name__}:load", {"once": True}),))
     engine = ExecutorEngine(
         reactor, spec, lambda: ThreadPoolExecutor(4), description="threads:4", timeout=TIMEOUT, max_queue=100
     )
@@ -163,7 +163,7 @@ async def test_a_handler_that_can_not_be_loaded() -> None:
     """Each request fails with the reason, and the next one tries again."""
     engine = ExecutorEngine(
         reactor,
-        WorkerSpec("no_such_module:load"),
+        WorkerSpec((Loader("no_such_module:load"),)),
         lambda: ThreadPoolExecutor(1),
         description="threads:1",
         timeout=TIMEOUT,

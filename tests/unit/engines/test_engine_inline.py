@@ -24,7 +24,7 @@ from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.worker.handlers.handler import Handler
-from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
 
 TIMEOUT = 10.0
 LIMIT = 3
@@ -49,7 +49,7 @@ class Running:
     def __init__(self, run: Callable[[bytes], object]) -> None:
         globals()["_run"] = run
         self.clock = Clock()
-        spec = WorkerSpec(f"{__name__}:load")
+        spec = WorkerSpec((Loader(f"{__name__}:load"),))
         self.engine = InlineEngine(self.clock, spec, timeout=TIMEOUT, max_queue=LIMIT, node="n1")
         self.engine.start()
 

@@ -12,13 +12,13 @@ from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Busy, RequestCancelled, Unavailable
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 
 def engine(max_queue: int) -> ProcessEngine:
     """Return an engine that was not started, so that every request waits."""
     reactor = MemoryReactorClock()
-    spec = WorkerSpec("nothing:load")
+    spec = WorkerSpec((Loader("nothing:load"),))
     return ProcessEngine(reactor, spec, processes=1, timeout=9, max_queue=max_queue)  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ class TestNumbers:
 class TestCommon:
     def test_defaults(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
         """A service that is told only what it must be listens on loopback with the documented limits."""
-        settings = parse(make, *arguments).settings()
+        settings = replace(parse(make, *arguments).settings(), options={})
         expected = ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
         if make is spooler.Options:
             expected = replace(expected, timeout=3_600.0, engine=f"processes:{available_cores()}")
@@ -88,7 +88,7 @@ class TestCommon:
             "--header-timeout 10 --body-timeout 11 --write-timeout 12 "
             "--idle-timeout 13 --node n1 --no-tracebacks"
         )
-        settings = parse(make, *arguments, *given.split()).settings()
+        settings = replace(parse(make, *arguments, *given.split()).settings(), options={})
         assert settings == ServerSettings(
             listen=("tcp:1:interface=127.0.0.1", "unix:/x"),
             engine="processes:3",
@@ -159,6 +159,35 @@ class TestCommon:
         text = make().getUsage(width=100)
         for option in ("--listen", "--allow", "--engine", "--no-tracebacks", arguments[0]):
             assert option in text
+
+    def test_what_handlers_see(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """They see what was given, by long names; what was given several times, as a list; a flag, as True."""
+        listen = ["-l", "tcp:1", "--listen=tcp:2"]
+        options = parse(make, *arguments, *listen, "--engine", "threads:3", "--no-trace", "--timeout=5")
+        assert options.settings().options == {
+            **dict(zip([name.lstrip("-") for name in arguments[::2]], arguments[1::2], strict=True)),
+            "listen": ["tcp:1", "tcp:2"],
+            "engine": "threads:3",
+            "no-tracebacks": True,
+            "timeout": "5",
+        }
+
+
+@pytest.mark.parametrize(
+    ("spool", "shown"),
+    [
+        ("sqlite:spool.sqlite", "sqlite:spool.sqlite"),
+        ("postgresql://ann:s3cret@db:5432/tasks", "postgresql://ann@db:5432/tasks"),
+        ("postgresql://ann:s3c@ret@[::1/tasks", "postgresql://ann@[::1/tasks"),
+        ("postgresql://db/tasks?user=ann&password=s3cret", "postgresql://db/tasks"),
+        ("postgresql:///tasks", "postgresql:///tasks"),
+        ("postgresql://ann@db", "postgresql://ann@db"),
+    ],
+)
+def test_no_password_for_handlers(spool: str, shown: str) -> None:
+    """They see where the spool is, without a password."""
+    given = parse(spooler.Options, "--handler", "my_tasks", "-s", spool).settings().options
+    assert given == {"handler": "my_tasks", "spool": shown}
 
 
 def as_twistd(*line: str) -> Any:

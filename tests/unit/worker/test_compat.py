@@ -7,7 +7,7 @@ import logging
 import marshal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.unit.servers import (
     frame,
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat import calls, uwsgi
 from uwsgitwisted.worker.compat.install import configure, install, serve_strangers
 
 YES = frame(255, 1)
@@ -28,14 +28,15 @@ PAGE = frame(33, 17, marshal.dumps("page", 2))
 
 
 @pytest.fixture(autouse=True)
-def _plain_script(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> None:  # noqa: F811
+def _plain_script(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> Iterator[None]:  # noqa: F811
     """Be a process without a reactor, a service or a known spooler."""
     monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
     monkeypatch.delitem(sys.modules, "uwsgi", raising=False)
-    monkeypatch.delenv(uwsgi.SPOOLER_VARIABLE, raising=False)
-    for name in ("opt", "numproc", "_worker_id", "_masterpid"):
-        monkeypatch.setattr(uwsgi, name, getattr(uwsgi, name))
-    monkeypatch.setattr(uwsgi, "_serves_strangers", False)
+    monkeypatch.delenv(calls.SPOOLER_VARIABLE, raising=False)
+    monkeypatch.setattr(calls.process, "serves_strangers", False)
+    configure()
+    yield
+    configure()
 
 
 @pytest.mark.integration
@@ -105,7 +106,7 @@ def test_where_tasks_go(monkeypatch: pytest.MonkeyPatch) -> None:
         ScriptedServer(answering(YES)) as service,
         ScriptedServer(answering(YES)) as environment,
     ):
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{environment.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{environment.port}")
         assert uwsgi.spool({"k": "1"}) is True
         configure(options={"spooler": f"tcp:127.0.0.1:{service.port}"})
         assert uwsgi.spool({b"k": b"2"}) is True
@@ -116,10 +117,20 @@ def test_where_tasks_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.integration
+def test_a_directory_among_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A directory, which uWSGI has there, is no address to send tasks to."""
+    with ScriptedServer(answering(YES)) as server:
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        configure(options={"spooler": str(tmp_path)})
+        assert uwsgi.spool({"k": "v"}) is True
+    assert len(server.requests) == 1
+
+
+@pytest.mark.integration
 def test_keywords_win(monkeypatch: pytest.MonkeyPatch) -> None:
     """A keyword replaces the dict's own value."""
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         assert uwsgi.spool({b"k": b"1"}, k=2) is True
     assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x002")]
 
@@ -134,7 +145,7 @@ def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
         assert f"UWSGITWISTED_SPOOLERS={address}" in caplog.text
         assert server.requests == []
         assert uwsgi.spool(spooler="mail") is None  # a queue's name; there is no spooler to send it to
-        monkeypatch.setenv(uwsgi.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
+        monkeypatch.setenv(calls.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
         assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is True
     assert len(server.requests) == 1
 
@@ -142,7 +153,7 @@ def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
 def test_a_spooler_that_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A directory, as uWSGI has it, or a queue's name stays in the task and goes to the usual spooler."""
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         assert uwsgi.spool(spooler="mail") is True
         assert uwsgi.spool(spooler=str(tmp_path).encode()) is True
     assert server.requests[0] == frame(17, 0, b"\x07\x00spooler\x04\x00mail")
@@ -166,12 +177,15 @@ def test_a_spooler_on_a_unix_socket(tmp_path: Path) -> None:
     assert server.requests == [frame(17, 0, b"\x01\x00k\x01\x00v")] * 2
 
 
+OPTIONS = {"listen": ["tcp:3033", "tcp:\udcff"], "node": "n1", "text": True}
+
+
 def test_the_process() -> None:
     """In a script there is no master and no worker; in a worker, what it was told."""
     assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc, uwsgi.opt) == (0, 0, 1, {})
-    configure(worker_id=2, masterpid=4711, numproc=4, options={"listen": "tcp:3033", "verbose": True})
+    configure(worker_id=2, masterpid=4711, numproc=4, options=OPTIONS)
     assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc) == (4711, 2, 4)
-    assert uwsgi.opt == {"listen": b"tcp:3033", "verbose": True}
+    assert uwsgi.opt == {"listen": [b"tcp:3033", b"tcp:\xff"], "node": b"n1", "text": True}
     configure()
     assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.numproc, uwsgi.opt) == (0, 0, 1, {})
 

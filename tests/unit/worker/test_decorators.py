@@ -29,10 +29,10 @@ from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.tasks import AGAIN, DONE, IGNORE, RETRY, encode_run
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
-from uwsgitwisted.worker.compat import uwsgi, uwsgidecorators
+from uwsgitwisted.worker.compat import calls, decorators, uwsgi, uwsgidecorators
 from uwsgitwisted.worker.compat.install import configure, install
 from uwsgitwisted.worker.handlers import spool as spool_handler
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
 YES = frame(255, 1)
 
@@ -42,8 +42,8 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, plain_peers: None) -> None:  # noqa:
     """Be a process that has decorated nothing yet, in which ``import uwsgi`` gives ours."""
     monkeypatch.setattr(uwsgi, "spooler", None)
     for name in ("spooler_functions", "periodic"):
-        monkeypatch.setattr(uwsgidecorators, name, {})
-    monkeypatch.setattr(uwsgidecorators, "postfork_chain", [])
+        monkeypatch.setattr(decorators, name, {})
+    monkeypatch.setattr(decorators, "postfork_chain", [])
     monkeypatch.delitem(sys.modules, "twisted.internet.reactor", raising=False)
     monkeypatch.setitem(sys.modules, "my_tasks", types.ModuleType("my_tasks"))
     monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
@@ -65,7 +65,7 @@ class Queue:
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     with ScriptedServer(answering(YES)) as server:
-        monkeypatch.setenv(uwsgi.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
         yield Queue(server)
 
 
@@ -174,7 +174,7 @@ def test_arguments_that_cannot_travel(queue: Queue) -> None:
 
 def test_without_a_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A task that can't be handed over is None and a line in the log, as ``uwsgi.spool`` has it."""
-    monkeypatch.delenv(uwsgi.SPOOLER_VARIABLE, raising=False)
+    monkeypatch.delenv(calls.SPOOLER_VARIABLE, raising=False)
 
     @uwsgidecorators.spool
     def send(task: dict[str, str]) -> None:
@@ -361,7 +361,7 @@ def test_a_spooler_of_its_own() -> None:
     uwsgidecorators.timer(5)(ticks.append)
     uwsgidecorators.spool(function("work", "decorated"))
     assert run({"ud_spool_func": "work"}).payload == marshal.dumps("own", 2)
-    (name,) = uwsgidecorators.periodic
+    (name,) = decorators.periodic
     assert run({"ud_spool_func": name}) == Packet(255, DONE)
     assert ticks == [0]
 
@@ -384,7 +384,7 @@ def test_functions_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def forever(task: dict[str, str]) -> Deferred[None]:
         return succeed(None)
 
-    spec = WorkerSpec("uwsgitwisted.worker.handlers.spool:load", {"module": "my_tasks"})
+    spec = WorkerSpec((Loader("uwsgitwisted.worker.handlers.spool:load", {"module": "my_tasks"}),))
     engine = InlineEngine(Clock(), spec, timeout=10, max_queue=10)
     engine.start()
     answers: list[Packet] = []
@@ -406,7 +406,7 @@ def test_timers() -> None:
     """A timer is noted under the function's full name, and its task calls the function with its number."""
     assert uwsgidecorators.timer(2.5, target="spooler")(tick) is tick
     name = f"{__name__}.tick"
-    assert uwsgidecorators.periodic == {name: uwsgidecorators.PeriodicFunction(name, tick, 0, seconds=2.5)}
+    assert decorators.periodic == {name: decorators.PeriodicFunction(name, tick, 0, seconds=2.5)}
     assert spool_handler.periodic() == [{"name": name, "seconds": 2.5}]
     assert run({"ud_spool_func": name}) == Packet(255, DONE, marshal.dumps(1, 2))
 
@@ -422,7 +422,7 @@ def test_many_timers() -> None:
         {"name": f"{name}#2", "seconds": 2.0},
         {"name": f"{name}#3", "cron": "0 5 * * *"},
     ]
-    assert [one.signum for one in uwsgidecorators.periodic.values()] == [0, 40, 2]
+    assert [one.signum for one in decorators.periodic.values()] == [0, 40, 2]
     assert run({"ud_spool_func": f"{name}#2"}).payload == marshal.dumps(41, 2)
 
 
@@ -473,7 +473,7 @@ def test_cron_that_makes_no_sense(arguments: Any, reason: str) -> None:
     """Times that never come, or that a cron expression can't say, are refused with the reason."""
     with pytest.raises(MisuseError, match=reason):
         uwsgidecorators.cron(*arguments)
-    assert uwsgidecorators.periodic == {}
+    assert decorators.periodic == {}
 
 
 # After the fork.

@@ -31,7 +31,7 @@ from uwsgitwisted.wire.session import (
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.main import Worker, main
-from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
 
 LIMIT = 100_000
 PATIENCE = 10
@@ -65,7 +65,7 @@ class Front:
         os.set_blocking(reader, False)
         self._descriptors = (reader, self.tokens)
         self.ended: list[BaseException | None] = []
-        spec = WorkerSpec("nothing:load", max_message=LIMIT, **limits)
+        spec = WorkerSpec((Loader("nothing:load"),), max_message=LIMIT, **limits)
         worker = Worker(theirs, reader, spec, {33: Handler(self._run, _answer)}, "n1 worker 1")
 
         def serve() -> None:
@@ -328,13 +328,46 @@ def load(**arguments: object) -> HandlerTable:
 
 def test_a_spec_travels() -> None:
     """What a worker is told survives being written and read."""
-    spec = WorkerSpec("module:load", {"name": "x", "list": [1, None]}, 5, 6, 7)
-    assert WorkerSpec.decode(spec.encode()) == spec
-    assert WorkerSpec.decode(WorkerSpec("module:load").encode()) == WorkerSpec("module:load")
+    loaders = (Loader("module:load", {"name": "x", "list": [1, None]}), Loader("other:load"))
+    options = {"listen": ["a", "b"], "node": "c", "text": True}
+    for spec in (WorkerSpec(loaders, 5, 6, 7, 8, options, 9, 10), WorkerSpec(loaders[1:])):
+        assert WorkerSpec.decode(spec.encode()) == spec
+
+
+def _nothing(request: Packet) -> object:
+    return None
+
+
+def load_two(first: int, second: int) -> HandlerTable:
+    """Load handlers that answer two values of modifier1."""
+    return {modifier1: Handler(_nothing, _answer) for modifier1 in (first, second)}
+
+
+def test_several_loaders() -> None:
+    """A worker answers what each of its loaders answers."""
+    spec = WorkerSpec(
+        (
+            Loader(f"{__name__}:load_two", {"first": 33, "second": 34}),
+            Loader(f"{__name__}:load_two", {"first": 173, "second": 0}),
+        )
+    )
+    assert sorted(spec.load()) == [0, 33, 34, 173]
+
+
+def test_loaders_that_collide() -> None:
+    """Two loaders that answer the same modifier1 are a mistake, and both are named."""
+    one = Loader(f"{__name__}:load_two", {"first": 33, "second": 34})
+    other = Loader(f"{__name__}:load_two", {"first": 35, "second": 33})
+    with pytest.raises(StartupError) as caught:
+        WorkerSpec((one, other)).load()
+    assert str(caught.value) == (
+        f"both {__name__}:load_two(first=33, second=34) and {__name__}:load_two(first=35, second=33) answer "
+        "modifier1 33; leave one out"
+    )
 
 
 def test_checking() -> None:
     """With --check the handlers are loaded, and nothing else is done."""
-    main(["--check", WorkerSpec(f"{__name__}:load").encode()])
+    main(["--check", WorkerSpec((Loader(f"{__name__}:load"),)).encode()])
     with pytest.raises(StartupError, match="it is broken"):
-        main(["--check", WorkerSpec(f"{__name__}:load", {"broken": True}).encode()])
+        main(["--check", WorkerSpec((Loader(f"{__name__}:load", {"broken": True}),)).encode()])

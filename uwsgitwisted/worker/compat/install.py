@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 
+from uwsgitwisted.worker.compat import calls
 from uwsgitwisted.worker.compat import uwsgi as _ours
 from uwsgitwisted.worker.compat import uwsgidecorators as _our_decorators
 
@@ -27,7 +28,7 @@ def install() -> ModuleType:
 
 def serve_strangers() -> None:
     """Tell our ``uwsgi`` module that what this process's code puts in a task may be a stranger's."""
-    _ours._serves_strangers = True
+    calls.process.serves_strangers = True
 
 
 def configure(
@@ -35,22 +36,34 @@ def configure(
     worker_id: int = 0,
     masterpid: int = 0,
     numproc: int = 1,
-    options: Mapping[str, str | bool] | None = None,
+    options: Mapping[str, str | Sequence[str] | bool] | None = None,
 ) -> None:
     """Tell our ``uwsgi`` module about the process it is in.
 
-    A worker calls this once, before it loads its handlers.
+    Whatever loads handlers calls this before.
 
     :param worker_id: what ``uwsgi.worker_id()`` returns: 1 for the first worker, 0 outside one.
     :param masterpid: what ``uwsgi.masterpid()`` returns: the process that starts the workers, 0 if none does.
     :param numproc: how many workers there are.
     :param options: what ``uwsgi.opt`` holds: the service's options by their long names without dashes in
-        front. Texts become bytes there, as uWSGI on Python 3 has them; a flag is True.
+        front. Texts become bytes there, as uWSGI on Python 3 has them; an option that was given several times
+        is a list of them, and a flag True.
     """
-    _ours._worker_id = worker_id
-    _ours._masterpid = masterpid
+    calls.process.worker_id = worker_id
+    calls.process.masterpid = masterpid
     _ours.numproc = numproc
-    _ours.opt = {
-        name: value.encode(errors="surrogateescape") if isinstance(value, str) else value
-        for name, value in (options or {}).items()
-    }
+    calls.opt.clear()
+    calls.opt.update((name, _to_bytes(value)) for name, value in (options or {}).items())
+
+
+def number_thread(numbers: Iterator[int]) -> None:
+    """Give this thread, which runs handlers, the next of *numbers* as what ``uwsgi.worker_id()`` returns."""
+    calls.thread.worker_id = next(numbers)
+
+
+def _to_bytes(value: str | Sequence[str] | bool) -> bytes | list[bytes] | bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape")
+    return [each.encode(errors="surrogateescape") for each in value]

@@ -1,41 +1,53 @@
 """What handler modules get from ``import uwsgi``.
 
-It keeps the contract of uWSGI's own module: whatever goes wrong in a call is logged and the call returns
-None. New code that wants exceptions uses :mod:`uwsgitwisted.blocking`, which does the work here. A module
-sets :data:`message_manager_marshal` or :data:`spooler`; the engines call them.
+A module sets :data:`message_manager_marshal` or :data:`spooler`; the engines call them. The functions are in
+:mod:`.calls`. New code that wants exceptions uses :mod:`uwsgitwisted.blocking`.
 """
 
-from __future__ import annotations
+import sys as _sys
+from collections.abc import Callable as _Callable
+from typing import NoReturn as _NoReturn
 
-import functools
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from uwsgitwisted import __version__
+from uwsgitwisted.worker.compat.calls import (
+    log,
+    masterpid,
+    opt,
+    send_message,
+    send_multi_uwsgi_message,
+    send_uwsgi_message,
+    spool,
+    worker_id,
+)
 
-from uwsgitwisted import __version__, blocking
-from uwsgitwisted.address import AddressLike, FanOutNode, parse_address
-from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
-from uwsgitwisted.wire.vars import VarsValue, to_bytes
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+__all__ = [
+    "SPOOL_IGNORE",
+    "SPOOL_OK",
+    "SPOOL_RETRY",
+    "log",
+    "masterpid",
+    "message_manager_marshal",
+    "numproc",
+    "opt",
+    "send_message",
+    "send_multi_uwsgi_message",
+    "send_to_spooler",
+    "send_uwsgi_message",
+    "spool",
+    "spooler",
+    "version",
+    "worker_id",
+]
 
 #: Called with an object and the modifier2 it came with; its return value is the answer.
-message_manager_marshal: Callable[[object, int], object] | None = None
+message_manager_marshal: _Callable[[object, int], object] | None = None
 
 #: Called with a task's dict; returns one of the three numbers below.
-spooler: Callable[[dict[str | bytes, str | bytes]], object] | None = None
+spooler: _Callable[[dict[str | bytes, str | bytes]], object] | None = None
 
 SPOOL_OK = -2
 SPOOL_RETRY = -1
 SPOOL_IGNORE = 0
-
-#: The options of the running service by name; the values are bytes, or True for a flag. Empty in a script.
-opt: dict[str, bytes | bool] = {}
 
 #: How many workers the service has.
 numproc = 1
@@ -43,175 +55,10 @@ numproc = 1
 #: Ours, as bytes, which is what uWSGI has there on Python 3.
 version = __version__.encode()
 
-#: Where :func:`spool` sends tasks, if neither the task nor the service's options say.
-SPOOLER_VARIABLE = "UWSGITWISTED_SPOOLER"
-#: To which other spoolers a service's handlers may send tasks: addresses with commas between them.
-SPOOLERS_VARIABLE = "UWSGITWISTED_SPOOLERS"
-
-_DEFAULT_TIMEOUT = 30.0
-#: Whether this is a service's process: what its handlers put in a task may be a stranger's.
-_serves_strangers = False
-_worker_id = 0
-_masterpid = 0
-_logger = logging.getLogger("uwsgitwisted.uwsgi")
-
-
-def _logged(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
-    """Turn our errors into a line in the log and None."""
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
-        try:
-            return function(*args, **kwargs)
-        except UwsgiError as error:
-            _logger.warning("uwsgi.%s: %s: %s", function.__name__, type(error).__name__, error)
-            return None
-
-    return call
-
-
-@_logged
-def send_uwsgi_message(
-    host: str,
-    port: int | str,
-    modifier1: int,
-    modifier2: int,
-    message: object,
-    timeout: float = _DEFAULT_TIMEOUT,
-) -> object:
-    """Send *message* to a node and return its answer; None if anything fails.
-
-    The parameters are those of :func:`uwsgitwisted.blocking.send_uwsgi_message`.
-    """
-    return blocking.send_uwsgi_message(host, port, modifier1, modifier2, message, timeout)
-
-
-@_logged
-def send_multi_uwsgi_message(
-    cluster: Iterable[FanOutNode],
-    modifier1: int,
-    modifier2: int,
-    timeout: float = _DEFAULT_TIMEOUT,
-) -> tuple[object, ...]:
-    """Send each node of *cluster* its message, all at once, and return the answers; None if one failed.
-
-    The parameters are those of :func:`uwsgitwisted.blocking.send_multi_uwsgi_message`.
-    """
-    return blocking.send_multi_uwsgi_message(cluster, modifier1, modifier2, timeout)
-
-
-@_logged
-def send_message(
-    dest: AddressLike,
-    modifier1: int,
-    modifier2: int,
-    message: object,
-    timeout: float = _DEFAULT_TIMEOUT,
-) -> object:
-    """Send *message* to the address *dest* and return its answer; None if anything fails.
-
-    The parameters are those of :func:`uwsgitwisted.blocking.send_message`.
-    """
-    return blocking.send_message(dest, modifier1, modifier2, message, timeout)
-
-
-@_logged
-def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: VarsValue) -> bool:
-    """Hand a task to the spooler and return True once it is safely stored; None if anything fails.
-
-    The spooler is the address under the task's key ``spooler``, else under ``spooler`` in :data:`opt`, else
-    in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
-    task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
-
-    In the handlers of a service, the variables may come from whoever sent the request. So an address under the
-    key ``spooler`` has to be one that the service's owner allows, in ``UWSGITWISTED_SPOOLERS``.
-
-    :param task: the task's variables.
-    :param variables: more of them, which win.
-    """
-    whole = {to_bytes(name): value for name, value in (task or {}).items()}
-    whole.update((name.encode(), value) for name, value in variables.items())
-    address = _address_in(whole.get(b"spooler"))
-    if address is None:
-        address = _text(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
-    else:
-        _check_allowed(address)
-        del whole[b"spooler"]
-    if not address:
-        raise MisuseError(
-            "no spooler is known; name its address in the task's key 'spooler', in the service's options or "
-            f"in the environment variable {SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
-        )
-    body = whole.get(b"body")
-    if body:
-        rest = {name: value for name, value in whole.items() if name != b"body"}
-        with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
-            blocking.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
-            return True
-    return blocking.spool(address, whole, _DEFAULT_TIMEOUT)
-
-
 #: Its name in uWSGI before 1.0.
 send_to_spooler = spool
 
 
-def _check_allowed(address: str) -> None:
-    """See that a task may name the spooler at *address*.
-
-    :raises MisuseError: if this is a service that may not send tasks there.
-    """
-    allowed = [os.environ.get(SPOOLER_VARIABLE, ""), *os.environ.get(SPOOLERS_VARIABLE, "").split(",")]
-    places = {parse_address(text.strip()) for text in (_text(opt.get("spooler")), *allowed) if text.strip()}
-    if _serves_strangers and parse_address(address) not in places:
-        raise MisuseError(
-            f"a task names the spooler {address}, to which this service's handlers may not send tasks; if they "
-            f"are to, name it in the service's environment: {SPOOLERS_VARIABLE}={address}"
-        )
-
-
-def _address_in(value: object) -> str | None:
-    """Return *value* if it is an address, and not a directory as code for uWSGI has it, or a queue's name."""
-    text = _text(value)
-    try:
-        address = parse_address(text)
-    except InvalidAddress:
-        return None
-    is_place = address.kind != "unix" or text.startswith("unix:") or Path(address.path).is_socket()
-    return text if is_place else None
-
-
-def _text(value: object) -> str:
-    """Return the text in an option or a task's variable; empty if there is none."""
-    if isinstance(value, bytes):
-        return value.decode(errors="surrogateescape")
-    return value if isinstance(value, str) else ""
-
-
-def masterpid() -> int:
-    """Return the id of the process that starts the workers; 0 if there is none."""
-    return _masterpid
-
-
-def worker_id() -> int:
-    """Return this worker's number, counted from 1; 0 outside a worker."""
-    return _worker_id
-
-
-def log(text: str) -> bool:
-    """Write a line to the log, which is the standard error of the process, and return True."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-    return True
-
-
-_NAMES = (
-    "message_manager_marshal, spooler, SPOOL_OK, SPOOL_RETRY, SPOOL_IGNORE, send_uwsgi_message, "
-    "send_multi_uwsgi_message, send_message, spool, send_to_spooler, opt, masterpid, worker_id, numproc, "
-    "version, log"
-)
-
-
-def __getattr__(name: str) -> NoReturn:
-    raise AttributeError(
-        f"uwsgitwisted has no uwsgi.{name}; it has: {_NAMES}", name=name, obj=sys.modules[__name__]
-    )
+def __getattr__(name: str) -> _NoReturn:
+    text = f"uwsgitwisted has no uwsgi.{name}; it has: {', '.join(__all__)}"
+    raise AttributeError(text, name=name, obj=_sys.modules[__name__])

@@ -15,9 +15,9 @@ from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ANSWER, SPOOL, Packet
 from uwsgitwisted.wire.tasks import DONE, RETURN_CODES, decode_run
 from uwsgitwisted.wire.vars import decode_vars
-from uwsgitwisted.worker.compat import uwsgidecorators
+from uwsgitwisted.worker.compat import decorators
+from uwsgitwisted.worker.compat.decorators import Returned
 from uwsgitwisted.worker.compat.install import install
-from uwsgitwisted.worker.compat.uwsgidecorators import Returned
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.handlers.module import load_handlers
 
@@ -67,15 +67,15 @@ def periodic() -> list[dict[str, str | float]]:
     """
     return [
         {"name": one.name, "cron": one.cron} if one.cron else {"name": one.name, "seconds": one.seconds}
-        for one in uwsgidecorators.periodic.values()
+        for one in decorators.periodic.values()
     ]
 
 
 def _function_for(variables: Mapping[bytes, bytes]) -> _Function:
     """Return what runs a task: the function that is set now, but for periodic tasks the one that knows them."""
     name = variables.get(b"ud_spool_func", b"").decode(errors="surrogateescape")
-    if name in uwsgidecorators.periodic:
-        return uwsgidecorators.manage_spool_request
+    if name in decorators.periodic:
+        return decorators.manage_spool_request
     function: _Function | None = install().spooler
     if function is None:
         raise UnknownModifier(

@@ -1,0 +1,207 @@
+"""The functions of the ``uwsgi`` module, and what they know of their process.
+
+They keep the contract of uWSGI's own: whatever goes wrong in a call is logged and the call returns None.
+:mod:`uwsgitwisted.blocking` does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from uwsgitwisted import blocking
+from uwsgitwisted.address import AddressLike, FanOutNode, parse_address
+from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
+from uwsgitwisted.wire.vars import VarsValue, to_bytes
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+#: Where :func:`spool` sends tasks, if neither the task nor the service's options say.
+SPOOLER_VARIABLE = "UWSGITWISTED_SPOOLER"
+#: To which other spoolers a service's handlers may send tasks: addresses with commas between them.
+SPOOLERS_VARIABLE = "UWSGITWISTED_SPOOLERS"
+
+#: ``uwsgi.opt``: the options that the running service was given, by their long names. They are bytes, a list of
+#: bytes where one was given several times, or True for a flag. Empty in a script. It is always the same dict.
+opt: dict[str, bytes | list[bytes] | bool] = {}
+
+
+@dataclass(slots=True)
+class Process:
+    """The process that the module is in.
+
+    :param masterpid: the process that starts the workers; 0 if there is none.
+    :param worker_id: which worker this is, from 1; 0 outside one.
+    :param serves_strangers: whether what its handlers put in a task may be a stranger's.
+    """
+
+    masterpid: int = 0
+    worker_id: int = 0
+    serves_strangers: bool = False
+
+
+#: This one.
+process = Process()
+#: Has the number, as ``worker_id``, of each thread that is a worker.
+thread = threading.local()
+
+_DEFAULT_TIMEOUT = 30.0
+_logger = logging.getLogger("uwsgitwisted.uwsgi")
+
+
+def _logged(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
+    """Turn our errors into a line in the log and None."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        try:
+            return function(*args, **kwargs)
+        except UwsgiError as error:
+            _logger.warning("uwsgi.%s: %s: %s", function.__name__, type(error).__name__, error)
+            return None
+
+    return call
+
+
+@_logged
+def send_uwsgi_message(
+    host: str,
+    port: int | str,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    timeout: float = _DEFAULT_TIMEOUT,
+) -> object:
+    """Send *message* to a node and return its answer; None if anything fails.
+
+    The parameters are those of :func:`uwsgitwisted.blocking.send_uwsgi_message`.
+    """
+    return blocking.send_uwsgi_message(host, port, modifier1, modifier2, message, timeout)
+
+
+@_logged
+def send_multi_uwsgi_message(
+    cluster: Iterable[FanOutNode],
+    modifier1: int,
+    modifier2: int,
+    timeout: float = _DEFAULT_TIMEOUT,
+) -> tuple[object, ...]:
+    """Send each node of *cluster* its message, all at once, and return the answers; None if one failed.
+
+    The parameters are those of :func:`uwsgitwisted.blocking.send_multi_uwsgi_message`.
+    """
+    return blocking.send_multi_uwsgi_message(cluster, modifier1, modifier2, timeout)
+
+
+@_logged
+def send_message(
+    dest: AddressLike,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    timeout: float = _DEFAULT_TIMEOUT,
+) -> object:
+    """Send *message* to the address *dest* and return its answer; None if anything fails.
+
+    The parameters are those of :func:`uwsgitwisted.blocking.send_message`.
+    """
+    return blocking.send_message(dest, modifier1, modifier2, message, timeout)
+
+
+@_logged
+def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: VarsValue) -> bool:
+    """Hand a task to the spooler and return True once it is safely stored; None if anything fails.
+
+    The spooler is the address under the task's key ``spooler``, else under ``spooler`` in ``uwsgi.opt``, else
+    in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
+    task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
+
+    No service has an option called ``spooler``: an address is in ``uwsgi.opt`` if a module puts it there.
+    Anything else under that name, such as a directory as uWSGI has it, is ignored.
+
+    In the handlers of a service, the variables may come from whoever sent the request. So an address under the
+    key ``spooler`` has to be one that the service's owner allows, in ``UWSGITWISTED_SPOOLERS``.
+
+    :param task: the task's variables.
+    :param variables: more of them, which win.
+    """
+    whole = {to_bytes(name): value for name, value in (task or {}).items()}
+    whole.update((name.encode(), value) for name, value in variables.items())
+    address = _address_in(whole.get(b"spooler"))
+    if address is None:
+        address = _address_in(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
+    else:
+        _check_allowed(address)
+        del whole[b"spooler"]
+    if not address:
+        raise MisuseError(
+            "no spooler is known; name its address in the task's key 'spooler', or in the environment variable "
+            f"{SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
+        )
+    body = whole.get(b"body")
+    if body:
+        rest = {name: value for name, value in whole.items() if name != b"body"}
+        with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
+            blocking.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
+            return True
+    return blocking.spool(address, whole, _DEFAULT_TIMEOUT)
+
+
+def _check_allowed(address: str) -> None:
+    """See that a task may name the spooler at *address*.
+
+    :raises MisuseError: if this is a service that may not send tasks there.
+    """
+    allowed = [os.environ.get(SPOOLER_VARIABLE, ""), *os.environ.get(SPOOLERS_VARIABLE, "").split(",")]
+    own = _address_in(opt.get("spooler")) or ""
+    places = {parse_address(text.strip()) for text in (own, *allowed) if text.strip()}
+    if process.serves_strangers and parse_address(address) not in places:
+        raise MisuseError(
+            f"a task names the spooler {address}, to which this service's handlers may not send tasks; if they "
+            f"are to, name it in the service's environment: {SPOOLERS_VARIABLE}={address}"
+        )
+
+
+def _address_in(value: object) -> str | None:
+    """Return *value* if it is an address, and not a directory as code for uWSGI has it, or a queue's name."""
+    text = _text(value)
+    try:
+        address = parse_address(text)
+    except InvalidAddress:
+        return None
+    is_place = address.kind != "unix" or text.startswith("unix:") or Path(address.path).is_socket()
+    return text if is_place else None
+
+
+def _text(value: object) -> str:
+    """Return the text in an option or a task's variable; empty if there is none."""
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    return value if isinstance(value, str) else ""
+
+
+def masterpid() -> int:
+    """Return the id of the process that starts the workers; 0 if there is none."""
+    return process.masterpid
+
+
+def worker_id() -> int:
+    """Return this worker's number, counted from 1; 0 outside a worker, or where an executor has its own."""
+    number: int = getattr(thread, "worker_id", process.worker_id)
+    return number
+
+
+def log(text: str) -> bool:
+    """Write a line to the log, which is the standard error of the process, and return True."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    return True
