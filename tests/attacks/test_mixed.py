@@ -57,8 +57,9 @@ DESCRIPTORS = 512
 #: Seconds until nothing is left of the attack.
 RECOVERY = 75.0
 
-HANDLER = """
-import time, uwsgi
+#: What takes all the time, and all the memory, that a handler may have.
+HARM = """
+import uwsgi
 
 def loop():
     while True:
@@ -68,7 +69,11 @@ def hungry():
     taken = []
     while True:
         taken.append(bytearray(1 << 24))
+"""
 
+HANDLER = (
+    HARM
+    + """
 ACTIONS = {
     "echo": lambda value: value,
     "big": lambda size: b"x" * size,
@@ -83,20 +88,12 @@ def handle(message, modifier2):
 
 uwsgi.message_manager_marshal = handle
 """
+)
 
-TASKS = """
-import uwsgi
-
+TASKS = (
+    HARM
+    + """
 PRIME = (1 << 61) - 1
-
-def loop():
-    while True:
-        pass
-
-def hungry():
-    taken = []
-    while True:
-        taken.append(bytearray(1 << 24))
 
 ACTIONS = {
     "": lambda: uwsgi.SPOOL_OK,
@@ -112,6 +109,7 @@ def run(task):
 
 uwsgi.spooler = run
 """
+)
 
 #: Coverage isn't measured here: it would make the services several times as slow as they are.
 _UNMEASURED = {name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_PROCESS_")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -164,6 +165,7 @@ def test_what_a_handler_prints(node: Service) -> None:
     """A handler's output is in the node's log, with the number of its worker."""
     node.ask(("print", "printed by a handler"))
     node.wait_for("] printed by a handler")
+    assert re.search(r"\[worker [12]\] printed by a handler\n", node.log)
 
 
 # A worker's death is its request's alone.

@@ -31,7 +31,7 @@ _PAUSE = (0.05, 0.3)
 def main(kind: str, port: str, number: str, seconds: str, seed: str, *only: str) -> None:
     """Attack the service at *port*."""
     os.nice(_NICE)
-    signal.timer(int(float(seconds)) + _GRACE)
+    signal.alarm(int(float(seconds)) + _GRACE)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

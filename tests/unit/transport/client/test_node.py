@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from tests.unit.transports import MemoryEndpoint, ScriptedServer, ServedEndpoint
+from tests.unit.transports import Link, MemoryEndpoint, ScriptedServer, ServedEndpoint
 from uwsgitwisted.errors import (
     ConnectionFailed,
     MessageTooLarge,
@@ -77,6 +77,13 @@ class Bench:
         self.waiting[place].callback(packet)
         self.endpoint.flush()
 
+    def shut_down_unseen(self) -> Link:
+        """Have the server shut its session down; the client reads that when it is no longer paused."""
+        [link] = self.endpoint.links
+        link.client.paused = True
+        link.server.protocol.finish()  # type: ignore[attr-defined]
+        return link
+
 
 class UwsgiServer(ScriptedServer):
     """Speaks plain uwsgi, as a real uWSGI does: pongs, or the answer to anything else."""
@@ -84,6 +91,17 @@ class UwsgiServer(ScriptedServer):
     def dataReceived(self, data: bytes) -> None:
         self.answer = PONG if data[0] == PING else ANSWER
         super().dataReceived(data)
+
+
+def uwsgi_bench(**options: Any) -> tuple[Bench, list[UwsgiServer]]:
+    """Return a peer of a plain uwsgi server, and what is at the server's end of each connection."""
+    servers: list[UwsgiServer] = []
+
+    def accept() -> UwsgiServer:
+        servers.append(UwsgiServer())
+        return servers[-1]
+
+    return Bench(accept, **options), servers
 
 
 class NoPingServer(ScriptedServer):
@@ -146,9 +164,7 @@ class TestSessions:
         """It is asked again, once, on a new connection, within the same time."""
         bench = Bench()
         first = bench.ask()
-        [link] = bench.endpoint.links
-        link.client.paused = True
-        link.server.protocol.finish()  # type: ignore[attr-defined]
+        link = bench.shut_down_unseen()
         crossing = bench.ask(20)
         bench.clock.advance(5)
         link.client.paused = False
@@ -165,9 +181,7 @@ class TestSessions:
         """One whose time is over by then fails with what the peer said, or with the time."""
         bench = Bench()
         bench.ask()
-        [link] = bench.endpoint.links
-        link.client.paused = True
-        link.server.protocol.finish()  # type: ignore[attr-defined]
+        link = bench.shut_down_unseen()
         crossing = bench.ask(5)
         bench.advance(5)
         link.client.paused = False
@@ -195,13 +209,7 @@ class TestSessions:
 class TestPlain:
     def test_answer(self) -> None:
         """A peer that pongs as uWSGI does gets a connection a request, and is not offered a session again."""
-        servers: list[UwsgiServer] = []
-
-        def accept() -> UwsgiServer:
-            servers.append(UwsgiServer())
-            return servers[-1]
-
-        bench = Bench(accept)
+        bench, servers = uwsgi_bench()
         assert bench.ask() == ["told"]
         assert bench.ask() == ["told"]
         assert [server.received[0] for server in servers] == [PING, MARSHAL, MARSHAL]
@@ -254,13 +262,7 @@ class TestPlain:
 
     def test_known_beforehand(self) -> None:
         """An address that was declared plain is never offered a session."""
-        servers: list[UwsgiServer] = []
-
-        def accept() -> UwsgiServer:
-            servers.append(UwsgiServer())
-            return servers[-1]
-
-        bench = Bench(accept, plain=True)
+        bench, servers = uwsgi_bench(plain=True)
         bench.advance(10 * PLAIN_FOR)
         assert bench.ask() == ["told"]
         assert servers[0].received == encode_packet(ASK)

@@ -336,23 +336,15 @@ class TestBrokenPeers:
         assert bench.cancelled == bench.waiting
         assert "broke the protocol" in logs[0]["log_format"]
 
-    def test_asked_twice(self) -> None:
-        """The id of a running request can't be used for another."""
-        bench = Bench()
-        bench.ask(1)
-        with capturedLogs() as logs:
-            bench.ask(1)
-        assert "asked twice" in str(logs[0]["reason"])
-        assert bench.client.lost is not None
-        assert len(bench.requests) == 1
-
-    def test_asked_twice_while_it_is_held(self) -> None:
-        """Nor can that of one that is held."""
+    @pytest.mark.parametrize(
+        "asked", [pytest.param((1,), id="that runs"), pytest.param((7, 8), id="that is held")]
+    )
+    def test_asked_twice(self, asked: tuple[int, ...]) -> None:
+        """The id of a request in flight can't be used for another."""
         bench = Bench(ours=Terms(max_requests=1))
-        bench.ask(7)
-        bench.ask(8)
+        bench.ask(*asked)
         with capturedLogs() as logs:
-            bench.ask(8)
+            bench.ask(asked[-1])
         assert "asked twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
