@@ -165,7 +165,7 @@ def test_a_queue_that_one_peer_fills(launch: Launcher) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(hostile.session()).sendall(requests)
-        until(lambda: "requests of your address wait already" in node.log, "a full queue")
+        until(lambda: "requests from your address are already waiting" in node.log, "a full queue")
         began = time.monotonic()
         for _ in range(3):
             assert call(node, "echo") == "here"
@@ -206,7 +206,7 @@ def test_few_descriptors(launch: Launcher) -> None:
             with contextlib.suppress(UwsgiError):
                 call(node, "kill")
         until(lambda: _answers(node), "an answer of a worker that was replaced")
-    assert "did not come up" not in node.log
+    assert "failed to start" not in node.log
 
 
 def _answers(node: Service) -> bool:

@@ -182,7 +182,7 @@ async def test_a_handler_that_ends_its_worker(node: Service, client: Client, mes
     with pytest.raises(WorkerDied):
         await died
     assert await gatherResults(others) == list(range(20))
-    node.wait_for("it is replaced")
+    node.wait_for("replacing it")
 
 
 @pytest.mark.parametrize("message", [*DEADLY, ("interrupt",)])
@@ -380,7 +380,7 @@ async def test_sigterm_beyond_the_drain_timeout(launch: Launcher, client: Client
     running = client.send_message(node.address, 33, 17, ("wait_for", str(started), "never"))
     await eventually(started.exists, "the start of the request")
     node.process.send_signal(signal.SIGTERM)
-    with pytest.raises(UwsgiError, match="stopped while it ran the request"):
+    with pytest.raises(UwsgiError, match="stopped while running the request"):
         await running
     await eventually(lambda: node.process.poll() is not None, "the node's end")
     assert node.process.returncode == TERMINATED

@@ -219,7 +219,7 @@ async def test_behind_a_request_that_is_killed(start: Start) -> None:
     await node.warm_up()
     slow = node.ask("slow", "sleep", 60)
     fast = [node.ask(number, "echo", number) for number in range(50)]
-    with pytest.raises(RequestTimeout, match=r"over the node's limit of 0\.3 s"):
+    with pytest.raises(RequestTimeout, match=r"exceeded the node's limit of 0\.3 s"):
         await slow
     assert await gatherResults(fast) == [[number, number] for number in range(50)]
     assert sorted(node.begun(), key=str) == sorted(["slow", *range(50)], key=str)
@@ -311,7 +311,7 @@ async def test_a_full_queue(start: Start) -> None:
     node = await start(1, max_queue=3)
     running = node.ask("running", "wait_for", "go")
     waiting = [node.ask(number, "echo", number) for number in range(3)]
-    with pytest.raises(Busy, match="3 requests wait already"):
+    with pytest.raises(Busy, match="3 requests are already waiting"):
         await node.ask("refused", "echo", 1)
     Path("go").touch()
     await running
@@ -345,7 +345,7 @@ async def test_a_request_that_kills_its_worker(start: Start, idempotent: bool, r
     others = [node.ask(number, "echo", number) for number in range(100)]
     with pytest.raises(WorkerDied, match="killed by SIGKILL") as caught:
         await killing
-    assert ("has ended 2 workers" in caught.value.text) == idempotent
+    assert ("has crashed 2 workers" in caught.value.text) == idempotent
     assert await gatherResults(others) == [[number, number] for number in range(100)]
     assert sorted(node.begun(), key=str) == sorted(["killing"] * runs + list(range(100)), key=str)
     assert len({pid for key, pid in node.notes("begin") if key == "killing"}) == runs
@@ -403,7 +403,7 @@ async def test_a_worker_that_can_not_come_up(start: Start, logged: list[str]) ->
     waiting = node.ask("early", "echo", 1)
 
     def attempts() -> int:
-        return sum("it did not come up: it ended with status 1" in line for line in logged)
+        return sum("it failed to start: it ended with status 1" in line for line in logged)
 
     await eventually(lambda: attempts() == 2, "the second attempt")
     start_of_pause = time.monotonic()
@@ -453,7 +453,7 @@ async def test_reloading_broken_code(start: Start, logged: list[str]) -> None:
     assert await node.engine.reload() is False
     assert node.pids == before
     assert await node.ask("after", "echo", 1) == ["after", 1]
-    assert any("its successor did not come up" in line for line in logged)
+    assert any("its replacement failed to start" in line for line in logged)
     assert any("SyntaxError" in line for line in logged)
 
 

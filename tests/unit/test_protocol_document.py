@@ -76,7 +76,7 @@ NUMBERS: dict[str, float] = {
     "MAX_KEY_DEPTH": key_check.MAX_KEY_DEPTH,
     "MAX_KEY_SHARED": key_check.MAX_KEY_SHARED,
     "MAX_SET_DEPTH": objects.MAX_SET_DEPTH,
-    "MAX_GIVEN": pipe.MAX_GIVEN,
+    "MAX_IN_FLIGHT": pipe.MAX_IN_FLIGHT,
 }
 for name in KINDS:
     NUMBERS.pop(name, None)

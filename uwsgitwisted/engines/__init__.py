@@ -1,1 +1,1 @@
-"""Where handlers run: worker processes or the reactor."""
+"""Where handlers run: worker processes, threads, an executor or the reactor."""

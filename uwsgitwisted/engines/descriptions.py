@@ -1,7 +1,7 @@
-"""Engines by their descriptions, as Twisted describes endpoints: ``processes:4``, ``threads:8``, ``reactor``.
+"""Makes engines from descriptions, as Twisted does endpoints: ``processes:4``, ``threads:8``, ``reactor``.
 
-Another package adds one with an entry point in the group ``uwsgitwisted.engines``: its name is what stands
-before the colon, and it is an :data:`EngineParser`.
+Another package adds an engine with an entry point in the group ``uwsgitwisted.engines``. The entry point's name
+is the word before the colon, and its object is an :data:`EngineParser`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from uwsgitwisted.worker.compat.install import number_thread
 from uwsgitwisted.worker.handlers.module import load_module
 from uwsgitwisted.worker.spec import WorkerSpec
 
-#: What a service uses that isn't told.
+#: The default engine of a service.
 DEFAULT = "processes"
 _GROUP = "uwsgitwisted.engines"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What every engine is told.
+    """The settings of every engine.
 
     :param reactor: starts processes and keeps the time.
-    :param spec: which handlers run.
+    :param spec: the handlers.
     :param timeout: seconds that a request may run.
     :param max_queue: how many requests may wait.
     :param node: the node's name, for error texts.
@@ -46,7 +46,7 @@ class EngineSettings:
 
 #: Makes an engine.
 EngineMaker = Callable[[EngineSettings], IEngine]
-#: Reads what stands behind the colon; raises ValueError if that makes no sense.
+#: Parses the text after the colon; raises ValueError if it is invalid.
 EngineParser = Callable[[str], EngineMaker]
 
 
@@ -128,9 +128,9 @@ _NUMBERED = ("processes", "threads")
 
 
 def parse_engine(description: str) -> EngineMaker:
-    """Return what makes the engine of a description.
+    """Return the maker of the engine that *description* names.
 
-    :raises ValueError: if it is none; the text says what is.
+    :raises ValueError: if the description is invalid; the text lists the valid ones.
     """
     name, _, argument = description.partition(":")
     parser = _ENGINES.get(name)

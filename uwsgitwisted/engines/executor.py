@@ -1,8 +1,7 @@
 """The engines ``threads:N`` and ``executor:module:callable``: handlers run in an executor.
 
-That is any ``concurrent.futures.Executor``: this is how a node fronts an engine that exists already, such as
-Dask's. An executor has no way to end a call: a request over the time limit fails, and what it runs goes on
-until it is done.
+Any ``concurrent.futures.Executor`` will do, so a node can front an existing engine such as Dask's. An executor
+can't end a call: a request that times out fails, and its handler runs on to its end.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
 
-#: What a call gives back: an answer, or a failure's vars block.
+#: The result of a call: an answer, or a failure's vars block.
 Outcome = tuple[Packet | None, bytes]
 
 #: Seconds that an executor gets to be shut down in, by whether there is time for that at all. It waits for the
@@ -46,13 +45,13 @@ _loading = threading.Lock()
 
 
 def call(spec: str, node: str, packet: Packet, number: int) -> Outcome:
-    """Run a handler; this is what the executor is given, wherever it calls it.
+    """Run a handler. The executor calls this, in whatever thread, process or machine it has.
 
     An exception comes back as a failure's vars block, since not every exception can be pickled.
 
-    :param spec: which handlers, as :meth:`WorkerSpec.encode` gives it; each process loads them once.
+    :param spec: the handlers, encoded by :meth:`WorkerSpec.encode`; each process loads them once.
     :param node: the node's name, for error texts.
-    :param number: another one for each request: Dask runs calls with equal arguments only once.
+    :param number: differs for each request, because Dask runs calls with equal arguments only once.
     """
     try:
         with _loading:
@@ -81,11 +80,11 @@ class ExecutorEngine:
     """Runs handlers in an executor.
 
     :param reactor: keeps the time and takes the results from the executor's threads.
-    :param spec: which handlers.
+    :param spec: the handlers.
     :param make: makes the executor.
-    :param description: what describes this engine.
-    :param timeout: seconds that a request may take, its time in the executor's queue included.
-    :param max_queue: how many requests the executor is given at once.
+    :param description: the description of this engine, such as ``threads:4``.
+    :param timeout: seconds that a request may take, including its time in the executor's queue.
+    :param max_queue: how many requests may be in flight in the executor at once.
     :param node: the node's name, for error texts.
     """
 
@@ -128,7 +127,7 @@ class ExecutorEngine:
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:
-        """Let what runs finish for up to *seconds*, then shut the executor down and leave the rest to it."""
+        """Let the requests in flight finish for up to *seconds*, then shut the executor down."""
         self._patience = _PATIENCE[seconds > 0]
         if self._overdue.running:
             self._overdue.set(self._patience)
@@ -137,7 +136,7 @@ class ExecutorEngine:
     def _shut_down(self) -> Deferred[None]:
         """Shut the executor down.
 
-        It is waited for, for a while: this process may end by a signal, which leaves a pool's processes behind.
+        Wait for it for a while: if a signal ended this process first, a pool's processes would be left behind.
         """
         executor, self._executor = self._executor, None
         if executor is None:
@@ -184,14 +183,14 @@ class ExecutorEngine:
         return self._waiting.add(request, result.addCallback(_unpack))
 
     def _replace(self, broken: Executor) -> None:
-        """Make a new executor in place of a *broken* one."""
+        """Replace a *broken* executor with a new one."""
         self._log.error("the executor is broken, and is made anew")
         broken.shutdown(wait=False)
         self._executor = self._make()
 
 
 def _fire(result: Deferred[Outcome], future: Future[Outcome]) -> None:
-    """Fire *result*, in the reactor's thread, unless its time is over."""
+    """Fire *result*, in the reactor's thread, unless it has timed out."""
     if result.called:
         return
     try:

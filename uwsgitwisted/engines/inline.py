@@ -1,7 +1,7 @@
 """The engine ``reactor``: handlers run in the reactor's own thread.
 
-It is for handlers that wait, which return a coroutine or a Deferred, or that take microseconds. One that
-computes holds up every connection meanwhile, and no time limit ends it: for that there are worker processes.
+It suits handlers that wait, returning a coroutine or a Deferred, and handlers that take microseconds. A handler
+that computes blocks every connection, and no time limit ends it: use worker processes for those.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class InlineEngine:
     """Runs handlers in this thread.
 
     :param clock: keeps the time.
-    :param spec: which handlers.
-    :param timeout: seconds that a coroutine or a Deferred may take; it is cancelled then.
-    :param max_queue: how many of them may be under way at once.
+    :param spec: the handlers.
+    :param timeout: seconds after which a coroutine or a Deferred is cancelled.
+    :param max_queue: how many of them may be in flight at once.
     :param node: the node's name, for error texts.
     """
 
@@ -50,7 +50,7 @@ class InlineEngine:
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:
-        """Let what is under way finish for up to *seconds*, then cancel it."""
+        """Let the requests in flight finish for up to *seconds*, then cancel them."""
         return self._waiting.stop(seconds)
 
     def submit(self, request: Request) -> Packet | Deferred[Packet]:
@@ -78,7 +78,7 @@ class InlineEngine:
         return self._waiting.add(request, answer)
 
     def _describe(self, failure: Failure) -> Failure:
-        """Describe a handler's exception as its own, so that the Busy of a node that it asked isn't ours."""
+        """Describe a handler's exception as the handler's: a Busy from a node that it called is not ours."""
         if failure.check(CancelledError):
             return failure
         assert failure.value is not None

@@ -1,4 +1,4 @@
-"""A request in an engine's hands."""
+"""A request in flight in an engine."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from uwsgitwisted.interfaces import Request, TimedAnswer
 
 
 class Job:
-    """A request and who waits for its answer.
+    """A request and the Deferred of its answer.
 
-    :param request: what is asked.
+    :param request: the request.
     :param now: the reactor's time, in seconds.
-    :param withdraw: called with this job when its Deferred is cancelled.
+    :param on_cancel: called with this job when its Deferred is cancelled.
     """
 
     __slots__ = ("_answer", "crashes", "deadline", "error", "group", "idempotent", "packet")
 
-    def __init__(self, request: Request, now: float, withdraw: Callable[[Job], None]) -> None:
+    def __init__(self, request: Request, now: float, on_cancel: Callable[[Job], None]) -> None:
         self.packet = request.packet
         self.idempotent = request.idempotent
-        #: Whose it is; see :attr:`uwsgitwisted.access.Peer.group`.
+        #: The peer that it belongs to; see :attr:`uwsgitwisted.access.Peer.group`.
         self.group = request.peer.group
-        #: How many workers have ended while they ran it.
+        #: How many workers have died while running it.
         self.crashes = 0
-        #: Until when its caller waits, in the reactor's time.
+        #: When it times out, in the reactor's time.
         self.deadline = math.inf if request.seconds is None else now + request.seconds
         #: Why its worker is being killed, if it is.
         self.error: Exception | None = None
-        self._answer: Deferred[TimedAnswer] | None = Deferred(partial(self._cancel, withdraw))
+        self._answer: Deferred[TimedAnswer] | None = Deferred(partial(self._cancel, on_cancel))
 
     @property
     def answer(self) -> Deferred[TimedAnswer]:
-        """Fires when the job is settled."""
+        """Fires when the job is completed. Cancelling it cancels the job."""
         assert self._answer is not None
         return self._answer
 
     @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
+    def completed(self) -> bool:
+        """Whether it was answered or cancelled."""
         return self._answer is None
 
-    def settle(self, result: TimedAnswer | Exception | Failure) -> None:
-        """Answer, unless nobody waits any more."""
+    def complete(self, result: TimedAnswer | Exception | Failure) -> None:
+        """Fire the answer with *result*, unless it has fired."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
@@ -57,6 +57,6 @@ class Job:
         else:
             answer.errback(result)
 
-    def _cancel(self, withdraw: Callable[[Job], None], _: Deferred[TimedAnswer]) -> None:
-        withdraw(self)
-        self.settle(RequestCancelled("the request was cancelled"))
+    def _cancel(self, on_cancel: Callable[[Job], None], _: Deferred[TimedAnswer]) -> None:
+        on_cancel(self)
+        self.complete(RequestCancelled("the request was cancelled"))

@@ -1,15 +1,15 @@
-"""The front's end of the pipe to a worker process: requests given to it, and recalled.
+"""The front's end of the pipe to a worker process: assigns requests to the worker, and recalls them.
 
-It is The client's side of a session (:mod:`uwsgitwisted.wire.session`), with one thing more. A fast worker is
-given several requests ahead, so that it never waits for the front between two. Should the one that it runs turn
-out slow, those behind it must go to another worker, and neither of the two processes may have to wait for the
-other to find out who has a request. So each request has a *token*, a byte in a second pipe that both can read:
-the worker takes one before it begins a request, the front takes one to recall a request. The kernel gives
-each byte to one reader only. (GNU make shares its job slots among processes in the same way.)
+It is the client's side of a session (:mod:`uwsgitwisted.wire.session`) with one addition. A fast worker is
+assigned several requests ahead, so that it never waits for the front between two. If the running one turns out
+slow, those behind it must go to another worker, and neither process may have to ask the other who has a
+request. So each request has a *token*, a byte in a second pipe that both processes can read. The worker takes a
+token before it starts a request, and the front takes one to recall a request. The kernel hands each byte to one
+reader only. (GNU make shares its job slots among processes in the same way.)
 
-Requests are begun in the order in which they were given, and the front recalls the last ones. It gives
-nothing more until the worker has confirmed what was recalled, so that no token can be taken for a request
-that is not the front's any more.
+The worker starts requests in the order of their assignment, and the front recalls the last ones. It assigns
+nothing more until the worker has confirmed the recalls. Otherwise it could take a token for a request that is
+no longer the front's.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from uwsgitwisted.wire.session import (
 )
 from uwsgitwisted.wire.terms import Terms
 
-#: The most requests that a worker is given at once, the one that it runs included.
-MAX_GIVEN = 16
-#: A worker is given as many requests ahead as it is expected to run in this time, in seconds.
-AHEAD_TIME = 0.001
+#: The most requests in flight in one worker, including the one that it runs.
+MAX_IN_FLIGHT = 16
+#: A worker is assigned as many requests ahead as it should finish in this time, in seconds.
+PREFETCH_TIME = 0.001
 
 
 class PipeOwner(Protocol):
-    """Who gave the requests."""
+    """Assigns the requests."""
 
-    def progressed(self) -> None:
-        """Note that requests were answered, or that the worker may be given some again."""
+    def on_progress(self) -> None:
+        """Handle answered requests, or a worker that has capacity again."""
 
-    def retiring(self) -> None:
-        """Note that the worker asks to be replaced."""
+    def on_retiring(self) -> None:
+        """Replace the worker, which has asked for it."""
 
 
 class Tokens:
-    """The pipe of tokens; both processes have its reading end, the front alone its writing end."""
+    """The pipe of tokens. Both processes have its reading end; only the front has its writing end."""
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe()
         os.set_blocking(self.reader, False)
 
     def put(self, number: int) -> None:
-        """Add *number* tokens; far fewer than a pipe holds are ever out."""
+        """Add *number* tokens. A pipe has room for far more than are ever out."""
         os.write(self._writer, bytes(number))
 
     def take(self, number: int) -> int:
-        """Take up to *number* tokens and return how many there were."""
+        """Take up to *number* tokens; return how many it got."""
         try:
             return len(os.read(self.reader, number)) if number else 0
         except BlockingIOError:
@@ -79,14 +79,14 @@ class Tokens:
 
 
 class Pipe:
-    """What one worker has been given.
+    """The requests in flight in one worker.
 
-    :param transport: the socket to it.
+    :param transport: the socket to the worker.
     :param clock: the reactor.
-    :param ours: what this side takes.
-    :param theirs: what the worker takes.
+    :param ours: the terms of this side.
+    :param theirs: the terms of the worker.
     :param tokens: shared with the worker.
-    :param owner: is told what happens.
+    :param owner: is called when something happens.
     """
 
     def __init__(
@@ -105,55 +105,56 @@ class Pipe:
         self._owner = owner
         self._new_tokens = 0
         self._ids = itertools.count(1)
-        self._given: dict[int, Job] = {}
+        self._in_flight: dict[int, Job] = {}
         self._recalled: set[int] = set()
         self._closed = False
-        # A request that arrives in pieces, so that one given behind it would overtake it.
+        # A request that is sent in pieces: a later request would overtake it.
         self._large: Job | None = None
-        #: When the request that is run began to, in the reactor's time.
+        #: When the running request started, in the reactor's time.
         self.running_since = 0.0
-        # How many requests the worker may have at once, by what it needed for the last ones.
-        self._took = AHEAD_TIME
+        # How long the next request should run, judging by the last ones, and how many may therefore be in
+        # flight.
+        self._expected_time = PREFETCH_TIME
         self._depth = 1
 
     @property
-    def given(self) -> int:
+    def in_flight(self) -> int:
         """How many requests the worker has."""
-        return len(self._given)
+        return len(self._in_flight)
 
     @property
-    def room(self) -> int:
-        """How many more it may be given."""
+    def capacity(self) -> int:
+        """How many more requests the worker can be assigned."""
         if self._closed or self._recalled or self._large is not None:
             return 0
-        return self._depth - len(self._given)
+        return self._depth - len(self._in_flight)
 
     @property
     def running(self) -> Job | None:
-        """The request that it runs, or is about to."""
-        return next(iter(self._given.values()), None)
+        """The request that the worker runs, or is about to run."""
+        return next(iter(self._in_flight.values()), None)
 
-    def give(self, job: Job, now: float) -> None:
-        """Give it a request.
+    def assign(self, job: Job, now: float) -> None:
+        """Send *job* to the worker.
 
         :param now: the reactor's time.
         """
         request = next(self._ids) & MAX_ID
         self._session.send_request(request, job.packet, job.deadline - now if job.deadline < math.inf else None)
-        if not self._given:
+        if not self._in_flight:
             self.running_since = now
         if len(job.packet.payload) > FIRST_PIECE:
             self._large = job
-        self._given[request] = job
+        self._in_flight[request] = job
         self._new_tokens += 1
         BATCH.at_end(self.flush)
 
     def recall(self) -> list[Job]:
-        """Recall what it has not begun, except for the first."""
+        """Recall the requests that the worker has not started, except for the first; return them."""
         self.flush()
-        number = self._tokens.take(len(self._given) - 1)
-        taken = list(self._given)[len(self._given) - number :]
-        jobs = [self._given.pop(request) for request in taken]
+        number = self._tokens.take(len(self._in_flight) - 1)
+        taken = list(self._in_flight)[len(self._in_flight) - number :]
+        jobs = [self._in_flight.pop(request) for request in taken]
         if self._large in jobs:
             self._large = None
         for request in taken:
@@ -162,27 +163,30 @@ class Pipe:
         self.flush()
         return jobs
 
-    def abandon(self) -> tuple[list[Job], list[Job]]:
-        """Return, when its process has ended, what it had begun and what it had not."""
-        jobs = list(self._given.values())
-        self._given.clear()
+    def take_unfinished(self) -> tuple[list[Job], list[Job]]:
+        """Take the unanswered requests of a worker whose process has ended.
+
+        :return: the requests that it had started, and those that it had not.
+        """
+        jobs = list(self._in_flight.values())
+        self._in_flight.clear()
         self._closed = True
         self._writer.abort()
-        begun = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
-        return jobs[:begun], jobs[begun:]
+        started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
+        return jobs[:started], jobs[started:]
 
     def flush(self) -> None:
-        """Write what there is to send, as far as the socket takes it."""
+        """Write queued frames until the socket is full."""
         if self._closed:
             return
-        if self._new_tokens:  # before the requests: a worker that finds no token takes a request for recalled
+        if self._new_tokens:  # before the requests: without a token, the worker treats a request as recalled
             self._tokens.put(self._new_tokens)
             self._new_tokens = 0
         while self._session.sending and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
 
     def data_received(self, data: bytes) -> None:
-        """Take what the worker sends."""
+        """Handle bytes from the worker."""
         with BATCH:
             try:
                 events = self._session.receive(data)
@@ -192,30 +196,33 @@ class Pipe:
             self.running_since = self._clock.seconds()
             for event in events:
                 if isinstance(event, AnswerReceived):
-                    self._finish(event.id, event.packet, event.took)
+                    self._complete_job(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
-                    self._finish(event.id, event.error, event.took)
+                    self._complete_job(event.id, event.error, event.took)
                 elif isinstance(event, ShutdownReceived):
-                    self._owner.retiring()
-            self._owner.progressed()
+                    self._owner.on_retiring()
+            self._owner.on_progress()
 
-    def _finish(self, request: int, result: Packet | Exception, took: float) -> None:
-        job = self._given.pop(request, None)
+    def _complete_job(self, request: int, result: Packet | Exception, took: float) -> None:
+        job = self._in_flight.pop(request, None)
         if job is None:
             self._recalled.discard(request)
             return
         if job is self._large:
             self._large = None
-        self._took = expected = max(took, 0.9 * self._took + 0.1 * took)
-        self._depth = MAX_GIVEN if expected <= AHEAD_TIME / MAX_GIVEN else max(1, int(AHEAD_TIME / expected))
-        job.settle(TimedAnswer(result, took) if isinstance(result, Packet) else result)
+        self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
+        if expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
+            self._depth = MAX_IN_FLIGHT
+        else:
+            self._depth = max(1, int(PREFETCH_TIME / expected))
+        job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
 
     def connection_lost(self) -> None:
-        """Note that the worker has closed the socket; how its process ended is known soon."""
+        """Stop writing: the worker has closed the socket. Its process's exit status follows soon."""
         self._closed = True
 
     def close(self) -> None:
-        """Close the socket, on which the worker ends."""
+        """Close the socket, which makes the worker exit."""
         if not self._closed:
             self.flush()
             self._closed = True

@@ -1,11 +1,11 @@
-"""The engine ``processes:N``: handlers run in N worker processes, the front only moves their bytes.
+"""The engine ``processes:N``: handlers run in N worker processes; the front only moves their bytes.
 
-A worker runs one request at a time. One that is fast is given some ahead (see
-:mod:`uwsgitwisted.engines.pipe`), and has them recalled as soon as it turns out slow, so that no request
-waits behind a long one while another worker is idle. A request over the time limit has its worker killed; a
-worker that ends, for whatever reason, is replaced, and what it had not begun goes to another. No request is
-ever answered with another's answer: an id ties each answer to its request, and a dead worker's pipe is gone
-with it.
+A worker runs one request at a time. A fast worker is assigned some requests ahead (see
+:mod:`uwsgitwisted.engines.pipe`). The front recalls them as soon as the worker turns out slow, so that no
+request waits behind a long one while another worker is idle. If a request exceeds the time limit, its
+worker is killed. A worker that exits for any reason is replaced, and the requests that it had not started
+go to another. No request ever gets the answer to another: an id ties each answer to its request, and a dead
+worker's pipe dies with it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.worker.spec import WorkerSpec
 
-#: While a worker has requests ahead, this often, in seconds, it is looked at whether it has turned out slow.
-_WATCH = 0.005
-#: A worker is slow that runs one request for longer, in seconds.
+#: Seconds between checks whether a worker with requests ahead has turned out slow.
+_CHECK_INTERVAL = 0.005
+#: A worker is slow if it runs one request for longer than this, in seconds.
 _SLOW = 0.003
 
-#: A request that has ended so many workers is not run again.
+#: A request that has crashed this many workers is not run again.
 _MAX_CRASHES = 2
 
 
-def _died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
-    times = f" (the request has ended {job.crashes} workers)" if job.crashes > 1 else ""
-    return WorkerDied(f"worker {worker.worker_id} ended while it ran the request: {how}{times}")
+def _worker_died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
+    times = f" (the request has crashed {job.crashes} workers)" if job.crashes > 1 else ""
+    return WorkerDied(f"worker {worker.worker_id} died while running the request: {how}{times}")
 
 
 @implementer(IEngine, IReloadable)
@@ -47,7 +47,7 @@ class ProcessEngine:
     """Runs handlers in worker processes.
 
     :param reactor: starts the processes and keeps the time.
-    :param spec: which handlers.
+    :param spec: the handlers.
     :param processes: how many workers.
     :param timeout: seconds that a request may run.
     :param max_queue: how many requests may wait for a worker.
@@ -74,30 +74,34 @@ class ProcessEngine:
         self._queue = FairQueue(max_queue)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
-        self._watch_timer = Timer(reactor, self._watch)
-        self._next_watch = math.inf
-        self._stop_timer = Timer(reactor, self._give_up)
+        self._check_timer = Timer(reactor, self._check_workers)
+        self._next_check = math.inf
+        self._stop_timer = Timer(reactor, self._on_stop_timeout)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
         self._stopped: Deferred[None] | None = None
 
-    # Life
+    # Start, reload and stop
 
     def start(self) -> Deferred[None]:
-        """Start the workers; fires when the first takes requests. One that doesn't come up is tried again."""
+        """Start the workers, and start those again that fail to.
+
+        :return: fires when the first worker is ready.
+        """
         self._supervisor.start()
         return self._ready
 
     def reload(self) -> Deferred[bool]:
-        """Replace the workers one by one by new processes, which load the code anew.
+        """Replace the workers one by one with new processes, which load the code afresh.
 
-        :return: fires with whether all came up; if one doesn't, it and those after it stay as they are.
+        :return: fires with whether all were replaced. If a new process fails to start, the old one and all
+            after it stay.
         """
         return Deferred.fromCoroutine(self._supervisor.replace_all())
 
     def stop(self, seconds: float) -> Deferred[None]:
-        """Finish what was accepted, for up to *seconds*, then end every worker."""
+        """Finish the accepted requests for up to *seconds*, then end every worker."""
         self._stopping = True
         self._stop_timer.set(seconds)
         if self._stopped is None:
@@ -109,29 +113,29 @@ class ProcessEngine:
         await self._drained
         await self._supervisor.stop()
         self._stop_timer.clear()
-        self._watch_timer.clear()
+        self._check_timer.clear()
 
-    def _give_up(self) -> None:
+    def _on_stop_timeout(self) -> None:
         while self._queue:
-            self._queue.pop().settle(Unavailable("the node was stopped before the request's turn came"))
+            self._queue.pop().complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
             if running is not None:
-                running.error = Interrupted("the node was stopped while it ran the request")
+                running.error = Interrupted("the node was stopped while running the request")
                 worker.kill()
         self._check_drained()
 
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(worker.pipe.given for worker in self._workers):
+        if not self._queue and not any(worker.pipe.in_flight for worker in self._workers):
             self._drained.callback(None)
 
     # Workers
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        """The worker processes that take requests now."""
+        """The worker processes that accept requests now."""
         return [worker for worker in self._workers if not worker.retired]
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
@@ -143,83 +147,86 @@ class ProcessEngine:
         self._workers.append(worker)
         if not self._ready.called:
             self._ready.callback(None)
-        self.progressed()
+        self.on_progress()
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
-        begun, unbegun = worker.abandon()
+        started, unstarted = worker.take_unfinished()
         if worker in self._workers:
             self._workers.remove(worker)
-        again = [job for job in begun if self._may_run_again(job)]
-        for job in begun:
+        again = [job for job in started if self._may_run_again(job)]
+        for job in started:
             if job not in again:
-                job.settle(job.error or _died(job, worker, how))
-        self._queue.put_back(again + unbegun)
-        self.progressed()
+                job.complete(job.error or _worker_died(job, worker, how))
+        self._queue.put_back(again + unstarted)
+        self.on_progress()
 
     def _may_run_again(self, job: Job) -> bool:
-        """Count a worker's end against the request that it ran."""
+        """Count the worker's crash against the request that it ran; return whether that may run again."""
         job.crashes += 1
-        return job.idempotent and job.error is None and job.crashes < _MAX_CRASHES and not job.abandoned
+        return job.idempotent and job.error is None and job.crashes < _MAX_CRASHES and not job.completed
 
-    def retiring(self, worker: WorkerProcess) -> None:
-        """Start the successor of a worker that asks for one."""
+    def on_retiring(self, worker: WorkerProcess) -> None:
+        """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
 
     # Requests
 
     def submit(self, request: Request) -> Deferred[TimedAnswer]:
-        """Have *request* run by a worker."""
+        """Queue *request* for a worker.
+
+        :return: fires with the answer; fails with one of our errors.
+        """
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
         refusal = self._queue.refusal(request.peer)
         if refusal is not None:
             return fail(refusal)
-        job = Job(request, self._reactor.seconds(), self._withdraw)
+        job = Job(request, self._reactor.seconds(), self._cancel_job)
         answer = job.answer
         self._queue.append(job)
-        if len(self._queue) == 1:  # where others wait already, no worker has room
+        if len(self._queue) == 1:  # if others are waiting, no worker has capacity
             self._dispatch()
         return answer
 
-    def _withdraw(self, job: Job) -> None:
+    def _cancel_job(self, job: Job) -> None:
         if self._queue.discard(job):
             self._check_drained()
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
         while self._queue:
-            worker = self._emptiest()
+            worker = self._least_loaded_worker()
             if worker is None:
                 break
             job = self._queue.pop()
             if job.deadline <= now:
-                job.settle(RequestTimeout("its caller's time was over before a worker was free"))
-            elif not job.abandoned:  # a worker had it when its caller withdrew it
-                self._give(worker, job, now)
+                job.complete(RequestTimeout("the request timed out before a worker was free"))
+            elif not job.completed:  # its caller may have cancelled it while a worker had it
+                self._assign(worker, job, now)
         self._check_drained()
 
-    def _emptiest(self) -> WorkerProcess | None:
-        """Return the worker with the fewest requests that may be given one."""
-        emptiest = None
+    def _least_loaded_worker(self) -> WorkerProcess | None:
+        """Return the worker with capacity that has the fewest requests in flight."""
+        least_loaded = None
         fewest = 0
         for worker in self._workers:
-            given = worker.pipe.given
-            if (emptiest is None or given < fewest) and worker.room > 0:
-                emptiest, fewest = worker, given
-                if not given:
+            in_flight = worker.pipe.in_flight
+            if (least_loaded is None or in_flight < fewest) and worker.capacity > 0:
+                least_loaded, fewest = worker, in_flight
+                if not in_flight:
                     break
-        return emptiest
+        return least_loaded
 
-    def _give(self, worker: WorkerProcess, job: Job, now: float) -> None:
+    def _assign(self, worker: WorkerProcess, job: Job, now: float) -> None:
         try:
-            worker.pipe.give(job, now)
+            worker.pipe.assign(job, now)
         except UwsgiError as error:  # too large
-            job.settle(error)
+            job.complete(error)
             return
-        self._watch_at(now + (_WATCH if worker.pipe.given > 1 else self._timeout))
+        self._check_at(now + (_CHECK_INTERVAL if worker.pipe.in_flight > 1 else self._timeout))
 
-    def progressed(self) -> None:
-        """Give out what waits, once what is going on now has been worked through."""
+    def on_progress(self) -> None:
+        """Assign waiting requests when the current batch ends."""
         if self._queue:
             BATCH.at_end(self._dispatch)
         else:
@@ -227,16 +234,16 @@ class ProcessEngine:
 
     # Time limits
 
-    def _watch_at(self, time: float) -> None:
-        """See to it that :meth:`_watch` is called at *time*, or earlier."""
-        if time < self._next_watch:
-            self._next_watch = time
-            self._watch_timer.set(max(0.0, time - self._reactor.seconds()))
+    def _check_at(self, time: float) -> None:
+        """Schedule :meth:`_check_workers` for *time*, unless it is scheduled earlier."""
+        if time < self._next_check:
+            self._next_check = time
+            self._check_timer.set(max(0.0, time - self._reactor.seconds()))
 
-    def _watch(self) -> None:
-        """Kill the workers that are over the time limit, and recall what waits behind a slow request."""
+    def _check_workers(self) -> None:
+        """Kill the workers that exceed the time limit, and recall the requests behind a slow one."""
         now = self._reactor.seconds()
-        self._next_watch = math.inf
+        self._next_check = math.inf
         for worker in self._workers:
             pipe = worker.pipe
             running = pipe.running
@@ -245,13 +252,13 @@ class ProcessEngine:
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running.error = RequestTimeout(
-                    f"the request ran over the node's limit of {self._timeout:g} s; its worker was killed",
+                    f"the request exceeded the node's limit of {self._timeout:g} s; its worker was killed",
                     seconds=self._timeout,
                 )
                 worker.kill()
                 continue
-            if ran > _SLOW and pipe.given > 1:
+            if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
-            self._watch_at(now + (_WATCH if pipe.given > 1 else self._timeout - ran))
+            self._check_at(now + (_CHECK_INTERVAL if pipe.in_flight > 1 else self._timeout - ran))
         if self._queue:
             self._dispatch()

@@ -1,4 +1,4 @@
-"""The requests of an engine that somebody else runs: a bounded number, each within its time."""
+"""The requests in flight of an engine whose handlers run elsewhere: limits their number and their time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from uwsgitwisted.wire.packet import Packet
 
 
 class Waiting:
-    """Requests that are under way.
+    """The requests in flight.
 
     :param clock: keeps the time.
     :param timeout: seconds that each may take.
-    :param limit: how many there may be at once.
+    :param limit: how many may be in flight at once.
     """
 
     def __init__(self, clock: IReactorTime, *, timeout: float, limit: int) -> None:
@@ -33,43 +33,43 @@ class Waiting:
         self._by_peer: Counter[str] = Counter()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
-        self._stop_timer = Timer(clock, self._give_up)
+        self._stop_timer = Timer(clock, self._cancel_all)
 
     def refusal(self, peer: Peer) -> UwsgiError | None:
-        """Return why there can't be one more of *peer*, or None if there can."""
+        """Return why *peer* may not add a request, or None if it may."""
         if self._stopping:
             return Unavailable("the node is stopping")
         return refusal(peer, self._by_peer[peer.group], len(self._running), self._limit)
 
     def add(self, request: Request, answer: Deferred[Packet]) -> Deferred[Packet]:
-        """Wait for *answer*.
+        """Add a request whose *answer* is awaited.
 
-        :param answer: it is cancelled when its time is over, or nobody waits any more.
-        :return: fires with the answer; fails with one of our errors.
+        :param answer: cancelled when the request times out.
+        :return: fires with the answer; fails with one of our errors. Cancelling it cancels *answer*.
         """
         limit = self._timeout if request.seconds is None else min(self._timeout, request.seconds)
         answer.addTimeout(limit, self._clock)
-        answer.addErrback(self._explain, limit)
+        answer.addErrback(self._translate_error, limit)
         self._running.add(answer)
         self._by_peer[request.peer.group] += 1
-        return answer.addBoth(self._done, answer, request.peer.group)
+        return answer.addBoth(self._remove, answer, request.peer.group)
 
     def stop(self, seconds: float) -> Deferred[None]:
-        """Take nothing more. It may be called again with less time.
+        """Accept nothing more. It may be called again with less time.
 
-        :param seconds: after that, what is still under way is cancelled.
-        :return: fires when nothing is under way any more.
+        :param seconds: after this time, requests still in flight are cancelled.
+        :return: fires when nothing is in flight.
         """
         self._stopping = True
         self._stop_timer.set(seconds)
         self._check_drained()
         return self._drained
 
-    def _give_up(self) -> None:
+    def _cancel_all(self) -> None:
         for running in list(self._running):
             running.cancel()
 
-    def _done(self, result: Packet | Failure, answer: Deferred[Packet], group: str) -> Packet | Failure:
+    def _remove(self, result: Packet | Failure, answer: Deferred[Packet], group: str) -> Packet | Failure:
         self._running.discard(answer)
         self._by_peer[group] -= 1
         if not self._by_peer[group]:
@@ -83,12 +83,12 @@ class Waiting:
             if not self._drained.called:
                 self._drained.callback(None)
 
-    def _explain(self, failure: Failure, limit: float) -> Failure:
+    def _translate_error(self, failure: Failure, limit: float) -> Failure:
         error = failure.value
         if isinstance(error, DeferredTimeout):
             return Failure(RequestTimeout(f"the request took longer than {limit:g} s", seconds=limit))
         if isinstance(error, CancelledError):
             if self._stopping:
-                return Failure(Interrupted("the node was stopped while it ran the request"))
+                return Failure(Interrupted("the node was stopped while running the request"))
             return Failure(RequestCancelled("the request was cancelled"))
         return failure

@@ -1,4 +1,4 @@
-"""One worker process, seen from the front: started, asked, watched, killed."""
+"""One worker process, seen from the front: starts it, connects to it, logs its output and ends it."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from uwsgitwisted.transport.writer import read_more_at_once
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, WorkerSpec
 
-#: A longer line of a worker's output is logged in pieces of this size.
+#: A worker's output is logged by lines; a longer line is split into pieces of this size.
 _MAX_LINE = 8_000
-#: Seconds that a worker gets to end by itself once it has nothing more to do.
+#: Seconds that a retired worker has to exit by itself after its pipe was closed.
 _SHUTDOWN_TIME = 2.0
 
 
 class WorkerOwner(Protocol):
-    """Who uses a worker process."""
+    """Uses a worker process."""
 
-    def progressed(self) -> None:
-        """Note that requests were answered, or that the worker may be given some again."""
+    def on_progress(self) -> None:
+        """Handle answered requests, or a worker that has capacity again."""
 
-    def retiring(self, worker: WorkerProcess) -> None:
-        """Note that *worker* asks to be replaced."""
+    def on_retiring(self, worker: WorkerProcess) -> None:
+        """Replace *worker*, which has asked for it."""
 
 
 class WorkerProcess(ProcessProtocol):
     """A worker process.
 
     :param reactor: starts it and keeps the time.
-    :param worker_id: which of the engine's workers this is, from 1.
-    :param owner: learns what becomes of its requests.
+    :param worker_id: its number among the engine's workers, from 1.
+    :param owner: is called when something happens to its requests.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
         self.worker_id = worker_id
-        #: Fires with this worker when it takes requests. Doesn't fire if it ends before that.
+        #: Fires with this worker when it is ready for requests; never, if the process ends before that.
         self.ready: Deferred[WorkerProcess] = Deferred()
-        #: Fires with how the process ended, in words.
+        #: Fires when the process has ended, with a text that says how.
         self.ended: Deferred[str] = Deferred()
-        #: Whether it gets no further request.
+        #: Whether it gets no further requests.
         self.retired = False
         self._reactor = reactor
         self._owner = owner
@@ -69,9 +69,9 @@ class WorkerProcess(ProcessProtocol):
     def spawn(self, spec: WorkerSpec, node: str) -> None:
         """Start the process.
 
-        :param spec: what it runs.
+        :param spec: the handlers.
         :param node: the node's name, for error texts.
-        :raises OSError: if there is no process or file descriptor to be had.
+        :raises OSError: if the system has no process or file descriptor left.
         """
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
@@ -99,22 +99,22 @@ class WorkerProcess(ProcessProtocol):
             terms,
             lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),
         )
-        protocol.negotiated.addCallback(self._negotiated)
-        protocol.lost.addCallback(lambda _: self._lost())
-        # Twisted's own transport for UNIX sockets would look for file descriptors in each read.
+        protocol.negotiated.addCallback(self._on_negotiated)
+        protocol.lost.addCallback(lambda _: self._on_pipe_lost())
+        # Twisted's own transport for UNIX sockets would check each read for file descriptors.
         self._connection = Connection(ours, protocol, self._reactor)
         self._connection.connected = 1
         read_more_at_once(self._connection, True)
         self._connection.startReading()
         protocol.makeConnection(self._connection)  # type: ignore[no-untyped-call]
 
-    def _negotiated(self, pipe: Pipe | None) -> None:
+    def _on_negotiated(self, pipe: Pipe | None) -> None:
         if pipe is not None:
             self._pipe = pipe
             self.ready.callback(self)
 
-    def _lost(self) -> None:
-        """See to it that a process whose pipe is gone ends; one that was let go does so by itself, and soon."""
+    def _on_pipe_lost(self) -> None:
+        """End the process, whose pipe is closed. A retired one gets some time to exit by itself."""
         if self.retired:
             self._kill_later.set(_SHUTDOWN_TIME)
         else:
@@ -122,68 +122,68 @@ class WorkerProcess(ProcessProtocol):
 
     @property
     def pipe(self) -> Pipe:
-        """Where its requests go, once it is ready."""
+        """The pipe to a worker that is ready."""
         assert self._pipe is not None, "not ready"
         return self._pipe
 
     @property
-    def room(self) -> int:
-        """How many requests it may be given."""
-        return 0 if self.retired or self._pipe is None else self._pipe.room
+    def capacity(self) -> int:
+        """How many more requests it can be assigned."""
+        return 0 if self.retired or self._pipe is None else self._pipe.capacity
 
     def retire(self) -> None:
-        """Let it finish what it has and end."""
+        """Assign it nothing more, and end it when its last request is answered."""
         self.retired = True
         if self._pipe is None:
             self.kill()
-        elif not self._pipe.given:
+        elif not self._pipe.in_flight:
             self._pipe.close()
 
-    def progressed(self) -> None:
-        """Pass on that requests were answered."""
-        if self.retired and not self.pipe.given:
+    def on_progress(self) -> None:
+        """Close the pipe of a retired worker that has finished, and call the owner."""
+        if self.retired and not self.pipe.in_flight:
             self.pipe.close()
-        self._owner.progressed()
+        self._owner.on_progress()
 
-    def retiring(self) -> None:
-        """Pass on that the worker asks to be replaced."""
-        self._owner.retiring(self)
+    def on_retiring(self) -> None:
+        """Have the owner replace this worker, which has asked for it."""
+        self._owner.on_retiring(self)
 
     @property
     def pid(self) -> int:
-        """The process's id; 0 when it has ended."""
+        """The process id; 0 after the process has ended."""
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
     def kill(self) -> None:
-        """End it now, and with it what its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
+        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
-    def abandon(self) -> tuple[list[Job], list[Job]]:
-        """Take the last answers of a process that has ended.
+    def take_unfinished(self) -> tuple[list[Job], list[Job]]:
+        """Read the last answers of a process that has ended, and take its unanswered requests.
 
-        :return: the requests that it had begun and not answered, and those that it had not begun.
+        :return: the requests that it had started, and those that it had not.
         """
         while self._has_data() and self._connection.doRead() is None:
             pass
-        begun: list[Job] = []
-        unbegun: list[Job] = []
+        started: list[Job] = []
+        unstarted: list[Job] = []
         if self._pipe is not None:
-            begun, unbegun = self._pipe.abandon()
+            started, unstarted = self._pipe.take_unfinished()
         else:
             self._connection.abortConnection()
         self._tokens.close()
-        return begun, unbegun
+        return started, unstarted
 
     def _has_data(self) -> bool:
         try:
             return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
-        except OSError:  # nothing there; or the connection is broken, and nothing will be
+        except OSError:  # there is no data; or the connection is broken, and none will come
             return False
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
-        """Log what a handler printed, line by line."""
+        """Log a handler's output, line by line."""
         *lines, rest = (self._output.get(childFD, b"") + data).split(b"\n")
         while len(rest) > _MAX_LINE:
             lines.append(rest[:_MAX_LINE])
@@ -201,12 +201,12 @@ class WorkerProcess(ProcessProtocol):
         self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
 
     def processExited(self, reason: Failure) -> None:
-        """Say how it ended."""
+        """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
-        self.ended.callback(_how(reason))
+        self.ended.callback(_describe_exit(reason))
 
 
-def _how(reason: Failure) -> str:
+def _describe_exit(reason: Failure) -> str:
     ended = reason.value
     if isinstance(ended, ProcessTerminated) and ended.signal is not None:
         return f"it was killed by {signal.Signals(ended.signal).name}"

@@ -56,5 +56,5 @@ def test_stopped() -> None:
     found = failures(answers)
     answers[1].cancel()
     waiting.stop(0)
-    waiting._give_up()
+    waiting._on_stop_timeout()
     assert found == [RequestCancelled, Unavailable, Unavailable]

@@ -1,4 +1,4 @@
-"""A request in an engine's hands: who waits for it, and until when."""
+"""A request in flight in an engine: its deadline, its answer and its cancellation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKET = Packet(33, 0, b"N")
 
 
 def _job(**known: Any) -> tuple[Job, list[Job], list[Any]]:
-    """Return a job, whom it was withdrawn from, and its results."""
-    withdrawn: list[Job] = []
+    """Return a job, whom it was cancelled from, and its results."""
+    cancelled: list[Job] = []
     results: list[Any] = []
-    job = Job(Request(PACKET, **known), 100.0, withdrawn.append)
+    job = Job(Request(PACKET, **known), 100.0, cancelled.append)
     job.answer.addCallbacks(results.append, lambda failure: results.append(failure.value))
-    return job, withdrawn, results
+    return job, cancelled, results
 
 
 def test_what_it_knows() -> None:
@@ -37,33 +37,33 @@ def test_what_it_knows() -> None:
 @pytest.mark.parametrize("result", [PACKET, WorkerDied("it died"), Failure(WorkerDied("it died"))])
 def test_settling(result: Any) -> None:
     """It fires once with the first result; a later one is dropped."""
-    job, withdrawn, results = _job()
-    assert not job.abandoned
-    job.settle(result)
-    job.settle(Packet(33, 0, b"late"))
-    job.settle(ValueError("late"))
+    job, cancelled, results = _job()
+    assert not job.completed
+    job.complete(result)
+    job.complete(Packet(33, 0, b"late"))
+    job.complete(ValueError("late"))
     assert results == [result.value if isinstance(result, Failure) else result]
-    assert job.abandoned
-    assert withdrawn == []
+    assert job.completed
+    assert cancelled == []
 
 
 def test_cancelling() -> None:
     """Its caller's cancel withdraws it once and fails with our error; an answer that comes then is dropped."""
-    job, withdrawn, results = _job()
+    job, cancelled, results = _job()
     job.answer.cancel()
-    assert withdrawn == [job]
+    assert cancelled == [job]
     (error,) = results
     assert isinstance(error, RequestCancelled)
     assert not isinstance(error, CancelledError)
-    assert job.abandoned
-    job.settle(PACKET)
+    assert job.completed
+    job.complete(PACKET)
     assert len(results) == 1
 
 
 def test_cancelling_what_is_settled() -> None:
     """A cancel after the answer does nothing."""
-    job, withdrawn, results = _job()
+    job, cancelled, results = _job()
     answer = job.answer
-    job.settle(PACKET)
+    job.complete(PACKET)
     answer.cancel()
-    assert (withdrawn, results) == ([], [PACKET])
+    assert (cancelled, results) == ([], [PACKET])
