@@ -1,4 +1,4 @@
-"""Requests whose handlers run in an engine: marshalled objects (33), of a node or a renderer."""
+"""Forwards marshalled objects (modifier1 33) to the engine of a node or a renderer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uwsgitwisted.interfaces import IEngine, IResponder, Reply, Request
 class ForwardResponder:
     """Passes requests to an engine, unparsed.
 
-    :param engine: runs them.
-    :param idempotent: whether every request may be run again if the worker that runs it dies.
+    :param engine: runs the requests.
+    :param idempotent: whether each request may run again if its worker dies.
     """
 
     def __init__(self, engine: IEngine, *, idempotent: bool = False) -> None:
