@@ -1,8 +1,8 @@
-"""Where a peer is: every spelling that users write, turned into one value.
+"""Parses the address of a peer, in each form that users write, into one value.
 
-Taken are ``(host, port)``, Twisted's client endpoint descriptions and uWSGI's own ``host:port`` and
-``/path/to/socket``. Connecting is left to the clients: the Deferred one hands :attr:`Address.description` to
-Twisted, the blocking one uses the fields.
+The forms are ``(host, port)``, Twisted's client endpoint descriptions, and uWSGI's own ``host:port`` and
+``/path/to/socket``. The clients connect: the Deferred client passes :attr:`Address.description` to Twisted, the
+blocking client uses the fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACCEPTED_FORMS = (
     "or 'tls:host:port'"
 )
 
-#: The keywords of Twisted's client endpoints that we take besides host, port and path
+#: The keywords of Twisted's client endpoints that we accept besides host, port and path
 #: (`clientFromString` and, for tls, `_parseClientTLS` in twisted.internet.endpoints).
 OPTIONS: dict[Kind, frozenset[str]] = {
     "tcp": frozenset({"timeout", "bindAddress"}),
@@ -32,11 +32,11 @@ _SPECIAL = str.maketrans({"\\": "\\\\", ":": "\\:", "=": "\\="})
 
 
 class Address(NamedTuple):
-    """Where a peer listens.
+    """The address at which a peer listens.
 
-    A tuple, since each call looks something up by one, and a tuple's hash is quick.
+    It is a tuple because every call uses one as a dictionary key, and tuples hash quickly.
 
-    :param kind: how it is reached.
+    :param kind: the transport.
     :param host: a name or an IP address without brackets; empty for a unix socket.
     :param port: 1 to 65535; 0 for a unix socket.
     :param path: the unix socket's path; empty otherwise.
@@ -51,7 +51,7 @@ class Address(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
 
     def option(self, name: str) -> str | None:
-        """Return the value of the keyword *name* of the endpoint description, or None if it isn't there."""
+        """Return the value of the endpoint description's keyword *name*, or None if it isn't given."""
         return dict(self.options).get(name)
 
     @property
@@ -69,17 +69,17 @@ class Address(NamedTuple):
         return f"{'tls:' if self.kind == 'tls' else ''}{host}:{self.port}"
 
 
-#: What the clients take as an address. A list does as well as a tuple, since JSON makes lists of tuples.
+#: The forms of an address that the clients accept. A list is as good as a tuple, since JSON has no tuples.
 AddressLike = Address | str | tuple[str, int | str] | list[str | int]
-#: One node of a fan-out and the message for it: ``(host, port, message)`` or ``(address, message)``.
+#: One node of a fan-out and its message: ``(host, port, message)`` or ``(address, message)``.
 FanOutNode = tuple[str, int | str, object] | tuple[AddressLike, object]
 
 
 def parse_address(address: AddressLike) -> Address:
-    """Return what *address* says. What was parsed once is remembered.
+    """Parse an address. Results are cached.
 
-    :param address: ``(host, port)``, an endpoint description, or what uWSGI's options take.
-    :raises InvalidAddress: if it is none of them; the text shows the accepted forms.
+    :param address: ``(host, port)``, an endpoint description, or an address as uWSGI's options have it.
+    :raises InvalidAddress: if it has another form; the text shows the accepted ones.
     """
     if isinstance(address, Address):
         return address
@@ -90,16 +90,16 @@ def parse_address(address: AddressLike) -> Address:
             return _parse_pair(*address)
     except _Unacceptable as error:
         raise InvalidAddress(f"not an address, {error}; write {ACCEPTED_FORMS}", address=address) from None
-    except TypeError:  # a host or a port of a type that can't even be looked up
+    except TypeError:  # the host or the port is not hashable, so the cache can't look it up
         pass
     raise InvalidAddress(f"not an address; write {ACCEPTED_FORMS}", address=address)
 
 
 def split_nodes(nodes: Iterable[FanOutNode]) -> list[tuple[AddressLike, object]]:
-    """Return the address of each node of a fan-out, and the message for it.
+    """Split each node of a fan-out into its address and its message.
 
-    :param nodes: tuples, or lists as JSON makes them.
-    :raises MisuseError: if one of them has neither of the two forms.
+    :param nodes: tuples, or lists, which JSON has instead.
+    :raises MisuseError: if a node has neither of the two forms.
     """
     return [_split_node(index, node) for index, node in enumerate(nodes)]
 
@@ -114,7 +114,7 @@ def _split_node(index: int, node: FanOutNode) -> tuple[AddressLike, object]:
 
 
 class _Unacceptable(ValueError):
-    """What is wrong with an address; the caller adds the address itself."""
+    """Says what is wrong with an address; the caller adds the address itself."""
 
 
 @lru_cache(maxsize=1_000, typed=True)
@@ -142,13 +142,13 @@ def _parse_text(text: str) -> Address:
 
 
 def split_description(text: str) -> tuple[list[str], dict[str, str]]:
-    """Return the positional and the keyword arguments in an endpoint description, a client's or a server's.
+    """Split the endpoint description of a client or a server into positional and keyword arguments.
 
-    The rules are those of Twisted: a colon ends an argument, the first ``=`` in one makes it a keyword, a
-    backslash takes the next character as it is.
+    It follows Twisted's rules: a colon ends an argument, the first ``=`` makes the argument a keyword, and a
+    backslash escapes the next character.
 
-    :return: the first positional one is the kind of the endpoint.
-    :raises ValueError: if it can't be split; the text says why.
+    :return: both; the first positional argument is the kind of the endpoint.
+    :raises ValueError: if the description can't be split; the text says why.
     """
     positional: list[str] = []
     options: dict[str, str] = {}
@@ -208,7 +208,7 @@ def _host_and_port(positional: list[str], options: dict[str, str]) -> tuple[str,
 
 
 def _place(names: tuple[str, ...], positional: list[str], options: dict[str, str]) -> list[str]:
-    """Take the arguments *names* out of both, as Python does when it calls a function."""
+    """Bind the parameters *names* to positional and keyword arguments, as a Python call does."""
     waiting = list(positional)
     values: list[str] = []
     for name in names:

@@ -3,8 +3,8 @@
     client = Client(reactor)
     answer = await client.send_message(("10.0.0.5", 3033), 33, 17, {"key": "value"})
 
-It keeps one session with each of our own nodes and opens a connection a request to any other uwsgi server;
-which is which it finds out by itself.
+It keeps one session open with each of our own nodes, and opens a connection for each request to any other uwsgi
+server. It finds out by itself which kind a server is.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Client:
     An address is ``(host, port)``, ``"host:port"``, a Twisted client endpoint description such as
     ``"unix:/run/node.sock"`` or ``"tls:host:port"``, or a UNIX socket's path.
 
-    :param reactor: connects and keeps the time.
-    :param max_message: the largest answer that is taken, in bytes.
-    :param plain: addresses that are never offered a session.
+    :param reactor: connects, and runs the timers.
+    :param max_message: the largest answer to accept, in bytes.
+    :param plain: addresses to which the client never offers a session.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Client:
         self._terms = Terms(max_message=max_message)
         self._plain = {parse_address(address) for address in plain}
         self._nodes: dict[Address, Node] = {}
-        # The same by each spelling of their addresses, so that nothing is parsed or compared for each call.
+        # The same nodes by each spelling of their addresses, which saves parsing and comparing at each call.
         self._known: dict[Address | str | tuple[str, int | str], Node] = {}
 
     def send_message(
@@ -73,19 +73,19 @@ class Client:
         *,
         idempotent: bool = False,
     ) -> Deferred[object]:
-        """Send *message* and get its answer.
+        """Send *message*, and get its answer.
 
-        :param modifier1: what is asked for: 33 sends an object, 17 a task, 100 a ping, 101 an echo.
-        :param modifier2: for the handler to read, 0 to 255.
-        :param message: what is sent; :func:`uwsgitwisted.wire.message.encode_request` says how.
-        :param timeout: seconds for all of it: connecting, sending, the whole answer.
-        :param idempotent: whether it may be run a second time if the worker that runs it dies. A node of ours
-            does so once; in plain uwsgi it means nothing.
+        :param modifier1: the kind of request: 33 sends an object, 17 a task, 100 a ping, 101 an echo.
+        :param modifier2: a number from 0 to 255 that the handler gets.
+        :param message: the content; :func:`uwsgitwisted.wire.message.encode_request` encodes it.
+        :param timeout: seconds for the whole call: connecting, sending, and receiving the answer.
+        :param idempotent: whether the request may run again if its worker dies. Our own nodes then run it once
+            more; plain uwsgi servers ignore this.
         :return: fires once: with the object for modifier1 33, True or False for modifier1 17, else bytes. Fails
             with a :class:`~uwsgitwisted.errors.UwsgiError` that has the address: ``MisuseError`` if the message
-            can't be sent, ``ConnectionFailed``, ``NoAnswer``, ``RequestTimeout``, ``ProtocolError`` if the
-            answer's bytes are broken; and from one of our own nodes ``RemoteError`` if its handler raised,
-            ``Busy``, ``WorkerDied``. Cancelling it withdraws the request and fails it with
+            can't be sent, ``ConnectionFailed``, ``NoAnswer``, ``RequestTimeout``, or ``ProtocolError`` if the
+            answer's bytes are broken; from one of our own nodes also ``RemoteError`` if its handler raised,
+            ``Busy``, or ``WorkerDied``. Cancelling the Deferred cancels the request and fails it with
             ``RequestCancelled``.
         """
         try:
@@ -104,15 +104,15 @@ class Client:
         modifier2: int,
         timeout: float = 30,
     ) -> Deferred[list[tuple[bool, object]]]:
-        """Send each node its message, to all at once.
+        """Send each node its message, all in parallel.
 
         :param nodes: ``(host, port, message)`` or ``(address, message)`` for each.
-        :param modifier1: as for :meth:`send_message`, the same for all.
-        :param modifier2: as there.
-        :param timeout: seconds that each node has, all at the same time.
-        :return: a ``DeferredList`` that fires when all have answered or failed, with ``(True, answer)`` or
-            ``(False, Failure)`` for each node, in order. Cancelling it withdraws every request. It fails,
-            before anything is sent, with ``MisuseError`` if *nodes* has something else.
+        :param modifier1: as for :meth:`send_message`, the same for all nodes.
+        :param modifier2: as for :meth:`send_message`, the same for all nodes.
+        :param timeout: seconds for each node; they run in parallel.
+        :return: a ``DeferredList`` that fires when all nodes have answered or failed, with ``(True, answer)``
+            or ``(False, Failure)`` for each node, in order. Cancelling it cancels every request. It fails with
+            ``MisuseError``, before anything is sent, if a node has another form.
         """
         try:
             pairs = split_nodes(nodes)
@@ -124,28 +124,28 @@ class Client:
         )
 
     def spool(self, address: AddressLike, task: Variables, timeout: float = 30) -> Deferred[bool]:
-        """Hand *task* to a spooler.
+        """Enqueue *task*.
 
-        :param task: the variables that the spooler function gets. Of them ``at`` and ``priority`` also tell the
-            spooler when to run it.
-        :param timeout: seconds for all of it.
-        :return: fires with True when the task is safely stored. Fails with ``SpoolRefused`` if the spooler did
-            not take it, or as :meth:`send_message` does; after a timeout or a lost connection the task may have
-            been taken nevertheless.
+        :param task: the variables that the spooler function gets. The keys ``at`` and ``priority`` also tell
+            the spooler when to run the task.
+        :param timeout: seconds for the whole call.
+        :return: fires with True when the task is safely stored. Fails with ``SpoolRefused`` if the spooler
+            refused the task, or as :meth:`send_message` does. After a timeout or a lost connection, the task
+            may have been stored nevertheless.
         """
         return self.send_message(address, SPOOL, 0, task, timeout).addCallback(read_taken, address)
 
     def enqueue(
         self, address: AddressLike, task: Variables, body: bytes = b"", timeout: float = 30
     ) -> Deferred[int | None]:
-        """Hand *task* to a spooler and get its id.
+        """Enqueue *task*, and get its id.
 
-        :param task: the variables that the spooler function gets. Of them ``at``, ``priority``, ``spooler`` and
-            ``idempotency_key`` also tell the spooler when and how to run it.
-        :param body: what the function gets besides; it may be as large as the spooler takes messages.
-        :param timeout: seconds for all of it.
-        :return: fires with the id when the task is safely stored; with None if it is, but the spooler gives no
-            ids, as a real uWSGI. Fails as :meth:`spool` does.
+        :param task: the variables that the spooler function gets. The keys ``at``, ``priority``, ``spooler``
+            and ``idempotency_key`` also tell the spooler when and how to run the task.
+        :param body: bytes that the function gets besides; the spooler's limit for messages applies.
+        :param timeout: seconds for the whole call.
+        :return: fires with the id when the task is safely stored, or with None if the spooler assigns no ids,
+            like a real uWSGI. Fails as :meth:`spool` does.
         """
         answer = self.send_message(address, SPOOL, SPOOL_WITH_ID, TaskMessage(task, body), timeout)
         return answer.addCallback(read_accepted, address, body)
@@ -153,10 +153,10 @@ class Client:
     def enqueue_many(
         self, address: AddressLike, tasks: Iterable[TaskLike], timeout: float = 30
     ) -> Deferred[list[int]]:
-        """Hand several tasks to a spooler, all of them or none.
+        """Enqueue several tasks, all or none.
 
-        :param tasks: up to 10,000: the variables of each, or a pair of these and a body.
-        :param timeout: seconds for all of it.
+        :param tasks: up to 10,000: the variables of each, or a pair of variables and a body.
+        :param timeout: seconds for the whole call.
         :return: fires with their ids, in the same order, when they are safely stored. Fails as
             :meth:`send_message` does.
         """
@@ -168,23 +168,23 @@ class Client:
         return self.send_message(address, MARSHAL, 0, batch, timeout).addCallback(read_ids, address)
 
     def status(self, address: AddressLike, identifier: int, timeout: float = 30) -> Deferred[TaskStatus]:
-        """Ask what a spooler knows of a task.
+        """Get the status of a task.
 
         :param identifier: the task's id.
         :param timeout: seconds to wait.
-        :return: fires with it. Fails with ``NoSuchTask`` if there is no such task, or not any more, or as
-            :meth:`send_message` does.
+        :return: fires with the status. Fails with ``NoSuchTask`` if the spooler doesn't know the task, or no
+            longer does, or as :meth:`send_message` does.
         """
         answer = self._manage(address, "status", {"ids": [identifier]}, timeout)
         return answer.addCallback(read_single, identifier, address)
 
     def wait(self, address: AddressLike, identifier: int, timeout: float = 30) -> Deferred[TaskStatus]:
-        """Wait until a task is over.
+        """Wait until a task has finished.
 
         :param identifier: the task's id.
         :param timeout: seconds to wait.
-        :return: fires with what the spooler knows of it then. Fails with ``RequestTimeout`` if it is not over
-            in time, and as :meth:`status` does. Cancelling it leaves the task alone.
+        :return: fires with the final status. Fails with ``RequestTimeout`` if the task doesn't finish in time,
+            or as :meth:`status` does. Cancelling it stops waiting, and doesn't cancel the task.
         """
         return Deferred.fromCoroutine(self._wait(address, identifier, timeout))
 
@@ -198,11 +198,11 @@ class Client:
     def cancel(
         self, address: AddressLike, identifiers: Iterable[int], timeout: float = 30
     ) -> Deferred[list[int]]:
-        """Take tasks back. Those that wait won't run; of those that run, the outcome is dropped.
+        """Cancel tasks. Waiting tasks won't run; the spooler drops the outcomes of running tasks.
 
         :param identifiers: up to 1,000 ids.
         :param timeout: seconds to wait.
-        :return: fires with the ids of those for which that was possible. Fails with ``NotAllowed`` if the
+        :return: fires with the ids of those that were still cancellable. Fails with ``NotAllowed`` if the
             spooler doesn't let this machine manage its queue, or as :meth:`send_message` does.
         """
         answer = self._manage(address, "cancel", {"ids": list(identifiers)}, timeout)
@@ -214,10 +214,10 @@ class Client:
         return self.send_message(address, MARSHAL, 0, (operation, dict(arguments)), timeout)
 
     def ping(self, address: AddressLike, timeout: float = 5) -> Deferred[float]:
-        """Ask whether a server lives.
+        """Check that a server is alive.
 
         :param timeout: seconds to wait.
-        :return: fires with how long the answer took, in seconds; fails as :meth:`send_message` does.
+        :return: fires with the round-trip time in seconds. Fails as :meth:`send_message` does.
         """
         start = self._reactor.seconds()
         return self.send_message(address, PING, 0, None, timeout).addCallback(
@@ -225,9 +225,9 @@ class Client:
         )
 
     def close(self) -> Deferred[None]:
-        """Close every connection; what is in flight fails. The client may be used again.
+        """Close every connection; requests in flight fail. The client may be used again.
 
-        :return: fires when they are closed.
+        :return: fires when all connections are closed.
         """
         nodes, self._nodes = self._nodes, {}
         self._known = {}
@@ -255,7 +255,7 @@ class Client:
             return HostnameEndpoint(self._reactor, address.host, address.port)
         try:
             endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
-        except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
+        except (ImportError, NameError) as error:  # Twisted raises them where pyOpenSSL isn't installed
             raise InvalidAddress("TLS needs more: install uwsgitwisted[tls]") from error
         except (ValueError, TypeError, OSError) as error:
             raise InvalidAddress(f"not an address that can be connected to: {error}") from error

@@ -1,9 +1,9 @@
 """Every exception that this package raises on purpose, in one tree.
 
-Each class says whose fault it is: the caller's (:class:`MisuseError`), the peer's bytes
-(:class:`ProtocolError`), the way between (:class:`ConnectionFailed`, :class:`RequestTimeout`), the code at
-the other end (:class:`RemoteError`) or the task queue (:class:`SpoolError`). They carry what a program would
-ask for as attributes; those are keyword arguments with defaults, so that the exceptions survive pickling.
+The class says where the fault is: in the caller (:class:`MisuseError`), the peer's bytes
+(:class:`ProtocolError`), the network (:class:`ConnectionFailed`, :class:`RequestTimeout`), the remote code
+(:class:`RemoteError`) or the task queue (:class:`SpoolError`). The facts that a program may need are
+attributes. They are keyword arguments with defaults, so that the exceptions can be pickled.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class UwsgiError(Exception):
-    """The root: catch this one to catch everything of ours.
+    """The root: catch it to catch every error of this package.
 
-    :param text: what happened and what to do about it.
-    :param address: the peer's address as the caller wrote it, where there is one.
+    :param text: what happened, and what to do about it.
+    :param address: the peer's address as the caller wrote it, if there is one.
     """
 
     def __init__(self, text: str = "", *, address: object = None) -> None:
@@ -32,7 +32,7 @@ class UwsgiError(Exception):
 
 
 def _place(address: object) -> str:
-    """Return *address* as ``host:port`` or ``[host]:port`` if it is such a pair, else as it was written."""
+    """Format a pair as ``host:port`` or ``[host]:port``, and any other address as the caller wrote it."""
     if isinstance(address, (tuple, list)) and list(map(type, address)) in ([str, int], [str, str]):
         host, port = address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -44,18 +44,18 @@ class MisuseError(UwsgiError, ValueError):
 
 
 class InvalidAddress(MisuseError):
-    """An address that is neither ``(host, port)`` nor an endpoint description."""
+    """The address is neither ``(host, port)`` nor an endpoint description."""
 
 
 class UnencodableMessage(MisuseError, TypeError):
-    """A value that the wire can't carry, such as an instance of a class of your own."""
+    """The value can't be encoded; it is, for example, an instance of a class of your own."""
 
 
 class MessageTooLarge(MisuseError):
-    """More bytes than the peer or a configured limit takes.
+    """The message exceeds the peer's limit or a configured one.
 
-    :param size: what there was to send, in bytes.
-    :param limit: what may be sent, in bytes.
+    :param size: the size of the message, in bytes.
+    :param limit: the limit, in bytes.
     """
 
     def __init__(self, text: str = "", *, size: int = 0, limit: int = 0, address: object = None) -> None:
@@ -69,14 +69,14 @@ class ProtocolError(UwsgiError):
 
 
 class MalformedPacket(ProtocolError):
-    """A packet, or the vars or array block in it, whose bytes contradict themselves."""
+    """The bytes of a packet, or of the vars or array block in it, are inconsistent."""
 
 
 class PacketTooLarge(ProtocolError):
-    """A packet that announces more bytes than the receiver takes.
+    """A packet announces more bytes than the receiver accepts.
 
-    :param size: what it announces, in bytes.
-    :param limit: what is accepted, in bytes.
+    :param size: the announced size, in bytes.
+    :param limit: the limit, in bytes.
     """
 
     def __init__(self, text: str = "", *, size: int = 0, limit: int = 0, address: object = None) -> None:
@@ -86,11 +86,11 @@ class PacketTooLarge(ProtocolError):
 
 
 class UnsafeObject(ProtocolError):
-    """Marshalled bytes that are broken, too large, too deep, or of a type that is not accepted."""
+    """Marshalled bytes are broken, too large, too deep, or contain a type that is not accepted."""
 
 
 class ConnectionFailed(UwsgiError, ConnectionError):
-    """No connection could be made, or it broke."""
+    """Connecting failed, or the connection broke."""
 
 
 class NoAnswer(ConnectionFailed):
@@ -102,9 +102,9 @@ class NoAnswer(ConnectionFailed):
 
 
 class RequestTimeout(UwsgiError, TimeoutError):
-    """No answer within the time that the caller, or the server, allows.
+    """The request timed out, at the caller or at the server.
 
-    :param seconds: that time.
+    :param seconds: the time limit.
     """
 
     def __init__(self, text: str = "", *, seconds: float = 0.0, address: object = None) -> None:
@@ -113,9 +113,9 @@ class RequestTimeout(UwsgiError, TimeoutError):
 
 
 class FanOutError(UwsgiError):
-    """At least one node of a fan-out gave no answer; the answers of the others are kept here.
+    """At least one node of a fan-out failed; the error has the answers of the other nodes.
 
-    :param results: one a node, in the order in which they were named: its answer, or the error it failed with.
+    :param results: each node's answer, or the error with which it failed, in the order of the nodes.
     """
 
     def __init__(self, text: str = "", *, results: tuple[object, ...] = (), address: object = None) -> None:
@@ -124,16 +124,16 @@ class FanOutError(UwsgiError):
 
     @property
     def failures(self) -> dict[int, UwsgiError]:
-        """The errors, by their place in :attr:`results`."""
+        """The errors, by their index in :attr:`results`."""
         return {place: result for place, result in enumerate(self.results) if isinstance(result, UwsgiError)}
 
 
 class RequestCancelled(UwsgiError):
-    """The caller withdrew the request."""
+    """The caller cancelled the request."""
 
 
 class Unavailable(UwsgiError):
-    """The service can't take the request now, and has not begun it; another node, or a later moment, may."""
+    """The service can't accept the request now and has not started it. Try another node, or try again later."""
 
 
 class Busy(Unavailable):
@@ -145,13 +145,13 @@ class WorkerDied(UwsgiError):
 
 
 class Interrupted(UwsgiError):
-    """The node was stopped while it ran the request; how far it came is not known."""
+    """The node was stopped while it ran the request, which may have run in part."""
 
 
 class UnknownModifier(UwsgiError):
-    """The server has nothing that answers this modifier1.
+    """The server has no responder for this modifier1.
 
-    :param modifier1: the one asked for.
+    :param modifier1: the request's.
     """
 
     def __init__(self, text: str = "", *, modifier1: int = -1, address: object = None) -> None:
@@ -164,14 +164,15 @@ class NotAllowed(UwsgiError):
 
 
 class RemoteError(UwsgiError):
-    """The handler at the other end raised.
+    """The remote handler raised an exception.
 
-    The exception there is described, never rebuilt: nothing is imported or called by a name that a peer sent.
+    This error describes the remote exception and never rebuilds it: a peer can't make us import or call
+    anything by name.
 
-    :param type: the name of the exception's class there, such as ``KeyError``.
+    :param type: the name of the remote exception's class, such as ``KeyError``.
     :param message: its text.
-    :param traceback: its formatted traceback; empty if the server keeps it to itself.
-    :param node: which node and worker ran it.
+    :param traceback: its formatted traceback; empty if the server doesn't send tracebacks.
+    :param node: the node and the worker that ran the handler.
     """
 
     def __init__(
@@ -193,13 +194,13 @@ class RemoteError(UwsgiError):
             self.__cause__ = _RemoteTraceback(traceback)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A cause isn't pickled, so that the class makes it again.
+        # Pickle drops the cause, so the constructor makes it again.
         facts = {name: getattr(self, name) for name in ("type", "message", "traceback", "node", "address")}
         return _remote_error, (self.text, facts)
 
 
 class _RemoteTraceback(Exception):
-    """The traceback of a remote exception: Python prints it above that of the :class:`RemoteError` itself."""
+    """The traceback of a remote exception; Python prints it above the :class:`RemoteError`'s own."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0].rstrip()}\n"
@@ -210,30 +211,30 @@ def _remote_error(text: str, facts: dict[str, Any]) -> RemoteError:
 
 
 class SpoolError(UwsgiError):
-    """The task queue could not do what was asked."""
+    """An operation of the task queue failed."""
 
 
 class SpoolRefused(SpoolError):
-    """The spooler answered that it did not take the task (``{255, 0, 0}``); its log says why."""
+    """The spooler refused the task (it answered ``{255, 0, 0}``); its log says why."""
 
 
 class StoreUnavailable(SpoolError):
-    """The spool can't be used now: a disk that is full, failing or read-only, a lock, a database that is away.
+    """The store fails now: the disk is full, failing or read-only, a lock is held, or the database is away.
 
     Nothing was written, unless the text says that this isn't known. The same call may succeed later.
     """
 
 
 class SpoolInUse(SpoolError):
-    """Another process has the spool open, which is for one at a time."""
+    """Another process has the spool open; only one can use it at a time."""
 
 
 class NoSuchTask(SpoolError):
-    """The spool has no task of that id: it never had, or what was known of it is forgotten."""
+    """The spool has no task with that id: it never existed, or the spool has deleted it since."""
 
 
 class SpoolCorrupt(SpoolError):
-    """The spool's file is not a database of ours, or is damaged; it was left as it is."""
+    """The spool's file is not a spool database, or is damaged; it was not changed."""
 
 
 class StartupError(SystemExit, UwsgiError):

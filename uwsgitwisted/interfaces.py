@@ -1,4 +1,4 @@
-"""The seams: what a responder, an engine and a store of tasks promise to the rest."""
+"""The interfaces between the parts of a service: requests, responders and engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from uwsgitwisted.wire.packet import Packet
 
 
 class TimedAnswer(NamedTuple):
-    """A worker's answer. A session tells the caller how long its handler ran, so that it can balance by that.
+    """A worker's answer, with the handler's run time.
+
+    A session passes the run time on to the caller, which can balance its load by it.
 
     :param packet: the answer.
     :param took: how long the handler ran, in seconds.
@@ -24,24 +26,24 @@ class TimedAnswer(NamedTuple):
     took: float
 
 
-#: What answers a request: a packet, or bytes that a plain peer gets as they are, without a header.
+#: The answer to a request: a packet, or raw bytes, which a plain peer gets without a header.
 Answer = Packet | TimedAnswer | bytes
-#: What a responder returns: an answer that is there at once, or a Deferred that fires with one.
+#: A responder's return value: an immediate answer, or a Deferred that fires with one.
 Reply = Packet | bytes | Deferred[Any]
 
 
 class IProcessReactor(IReactorTime, IReactorProcess, IReactorFDSet):
-    """What starting worker processes and talking to them needs of a reactor."""
+    """The parts of a reactor that starting worker processes and talking to them needs."""
 
 
 class Request(NamedTuple):
-    """A packet that asks for something, and what its receiver knows about it besides.
+    """A request's packet, and what its receiver knows about the request besides.
 
-    :param packet: what was asked.
-    :param peer: who asked.
-    :param seconds: how long the asker goes on waiting from now; None if it didn't say.
-    :param idempotent: whether it may be run again if the worker that runs it dies.
-    :param refused: why the body behind the packet was not taken, so that the request can only be refused.
+    :param packet: the request's packet.
+    :param peer: the caller.
+    :param seconds: how long the caller will wait from now on; None if it didn't say.
+    :param idempotent: whether the request may run again if its worker dies.
+    :param refused: why the body behind the packet was not accepted; the request can then only be refused.
     """
 
     packet: Packet
@@ -57,37 +59,38 @@ class IResponder(Interface):
     def respond(request: Request) -> Reply:
         """Return the answer, or a Deferred that fires with it.
 
-        Cancelling the Deferred says that nobody waits for the answer any more. A failure, or an exception, is
-        answered with a closed connection where the peer speaks plain uwsgi, since that has no errors.
+        The server cancels the Deferred when nobody waits for the answer any more. If it fails, or the method
+        raises, a plain peer's connection is closed, since plain uwsgi has no errors.
         """
 
 
 class IEngine(Interface):
-    """Runs handlers. Which ones, it was told when it was made."""
+    """Runs the handlers that its constructor was given."""
 
-    description: str = Attribute("The string that describes it, such as ``processes:4``.")
+    description: str = Attribute("The engine's description, such as ``processes:4``.")
 
     def start() -> Deferred[None]:
-        """Begin.
+        """Start the engine.
 
-        :return: fires when requests can be run; fails with ``StartupError`` if the handlers can't be loaded.
+        :return: fires when the engine can run requests; fails with ``StartupError`` if it can't load the
+            handlers.
         """
 
     def stop(seconds: float) -> Deferred[None]:
-        """Take nothing more, let what runs finish for up to *seconds*, then end it.
+        """Accept no new request, give running requests up to *seconds* to finish, then end them.
 
         It may be called again with less time.
 
-        :return: fires when nothing runs any more.
+        :return: fires when no request runs any more.
         """
 
     def submit(request: Request) -> Packet | Deferred[Any]:
-        """Have a request handled.
+        """Run a request's handler.
 
         :return: the handler's answer, or a Deferred that fires with it, as a packet or a :class:`TimedAnswer`.
             It fails with ``RemoteError`` if the handler raised, ``WorkerDied``, ``RequestTimeout``, or ``Busy``
-            if too many wait already. Cancelling it takes a waiting request out and drops the answer of a
-            running one.
+            if too many requests wait already. Cancelling it removes a waiting request, and drops the answer of
+            a running one.
         """
 
 
@@ -95,7 +98,7 @@ class IReloadable(Interface):
     """An engine that can run its handlers with fresh code."""
 
     def reload() -> Deferred[bool]:
-        """Load the code anew, without failing a request.
+        """Load the code again, without failing a request.
 
-        :return: fires with whether it worked; if not, the present code goes on.
+        :return: fires with whether that succeeded; if not, the old code stays in use.
         """

@@ -1,19 +1,19 @@
-"""The memory of processes that are this package's own: services and their workers.
+"""Tunes the memory allocator of this package's own processes, services and workers.
 
-A program that only uses a client keeps the allocator as it was.
+In a program that only uses a client, the allocator stays as it was.
 """
 
 from __future__ import annotations
 
-#: Size of the block that is taken and freed, in bytes: glibc then keeps up to twice as much.
+#: Size of the block that is allocated and freed, in bytes: glibc then keeps up to twice as much.
 KEPT_BLOCK = 8 * 1024 * 1024
 
 
 def keep_large_blocks() -> None:
-    """Have this process keep the memory of large messages.
+    """Make this process keep the memory of large messages.
 
-    glibc would give it back to the system and take it anew for the next message, which costs more than all else
-    that is done with a message of 1 MB. It raises its threshold when a large block is freed. The block's pages
-    are never touched.
+    By default, glibc returns that memory to the system and allocates it again for the next message. For a
+    message of 1 MB, this costs more than all other work. Freeing a large block makes glibc raise its threshold.
+    The block's pages are never touched.
     """
     bytes(KEPT_BLOCK)

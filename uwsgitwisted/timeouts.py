@@ -1,4 +1,4 @@
-"""Time limits: which values are accepted, wherever one is given."""
+"""Checks the time limits that calls and options are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uwsgitwisted.errors import MisuseError
 
 
 def check_timeout(timeout: float) -> float:
-    """Return *timeout* if it is a number of seconds that can be waited for.
+    """Return *timeout* if it is a positive, finite number of seconds.
 
     :raises MisuseError: if it isn't.
     """
@@ -19,9 +19,9 @@ def check_timeout(timeout: float) -> float:
 
 
 def parse_timeout(text: str) -> float:
-    """Return the time limit that an option's value names, in seconds.
+    """Parse the value of an option that is a time limit in seconds.
 
-    :raises ValueError: if it names none. The text has neither the option nor the value.
+    :raises ValueError: if it isn't one. The text has neither the option nor the value.
     """
     try:
         return check_timeout(float(text))

@@ -199,14 +199,14 @@ def test_what_comes_again(launch: Launcher) -> None:
 
 
 def test_fresh_code_comes_again(launch: Launcher) -> None:
-    """After SIGHUP the periodic tasks are those of the fresh code; if that is broken, they stay."""
+    """After SIGHUP the periodic tasks are those of the new code; if that is broken, the old ones stay."""
     service = _start(launch)
     module = service.directory / "my_handler.py"
     before = module.read_text()
     module.write_text("import no_such_module")
     service.process.send_signal(signal.SIGHUP)
-    service.wait_for("the old ones stay; mend the handler")
+    service.wait_for("the old ones stay; fix the handler")
     module.write_text(before.replace("@timer(60)", "@timer(1)"))
     service.process.send_signal(signal.SIGHUP)
-    service.wait_for("the periodic tasks are those of the fresh code")
+    service.wait_for("the periodic tasks are those of the new code")
     until(lambda: len(_noted(_runs(service), "often")) >= 2, "two runs of what came once a minute before")

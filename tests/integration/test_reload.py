@@ -144,7 +144,7 @@ async def test_sighup_with_broken_code(launch: Launcher, client: Client) -> None
         await eventually(lambda: {answer[1] for answer in load.answers} == set(before), "answers of both")
         (node.directory / "my_handler.py").write_text("import no_such_module")
         node.process.send_signal(signal.SIGHUP)
-        await eventually(lambda: "the old ones stay; mend the handler" in node.log, "the refusal")
+        await eventually(lambda: "the old ones stay; fix the handler" in node.log, "the refusal")
         assert "no_such_module" in node.log
         assert node.workers() == before
         await load.more()
@@ -193,7 +193,7 @@ def test_a_second_signal(launch: Launcher, number: signal.Signals) -> None:
     status = node.process.wait(PATIENCE)
     assert time.monotonic() - begun < PATIENCE / 2
     assert status == TERMINATED
-    assert "ending without waiting for what runs" in node.log
+    assert "stopping without waiting for running requests" in node.log
     thread.join(PATIENCE)
     assert len(errors) == 1
     until(lambda: not any(map(is_alive, workers)), "the end of every worker")

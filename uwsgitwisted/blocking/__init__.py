@@ -1,9 +1,10 @@
-"""The calls for plain scripts: uWSGI's original ones, and those for tasks.
+"""Blocking calls for plain scripts: uWSGI's original ones, and calls for tasks.
 
-They block, keep their timeouts and raise our errors. They need no Twisted and leave nothing running, so they
-work in any process: a script, a thread, a forked worker, gunicorn, Celery or a real uWSGI. Each thread keeps a
-session with each of our own nodes between its calls. In the thread of a running reactor they refuse; there,
-:class:`uwsgitwisted.client.Client` does the same with Deferreds.
+They block until the answer or the timeout, and raise the errors of :mod:`uwsgitwisted.errors`. They need no
+Twisted and leave nothing running, so they work in any process: a script, a thread, a forked worker, gunicorn,
+Celery or a real uWSGI. Between calls, each thread caches a session with each of our own nodes. In the thread of
+a running reactor the calls raise an error; use :class:`uwsgitwisted.client.Client` there, which returns
+Deferreds.
 
     from uwsgitwisted.blocking import enqueue, wait
 

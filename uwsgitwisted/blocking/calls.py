@@ -1,4 +1,4 @@
-"""uWSGI's original calls: one request, one answer, and the same to many nodes at once."""
+"""uWSGI's original calls: a request to one node, and requests to many nodes in parallel."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def send_uwsgi_message(
 ) -> object:
     """Send *message* to a node and return its answer.
 
-    :param host: a name, whose addresses are tried in turn, or an address.
+    :param host: an IP address, or a name, whose addresses are tried in turn.
     :param port: a number, or its digits.
-    :param modifier1: what is asked for: 33 sends an object, 17 a task, 173 a call, 100 a ping.
-    :param modifier2: for the handler to read, 0 to 255.
-    :param message: what is sent; :func:`uwsgitwisted.wire.message.encode_request` says how.
-    :param timeout: seconds for all of it: the look-up, connecting, sending, the whole answer.
-    :return: the object for modifier1 33, True or False for a yes or no (modifier1 17), else bytes.
+    :param modifier1: the kind of request: 33 sends an object, 17 a task, 173 a call, 100 a ping.
+    :param modifier2: a number from 0 to 255 that the handler gets.
+    :param message: the content; :func:`uwsgitwisted.wire.message.encode_request` encodes it.
+    :param timeout: seconds for the whole call: the look-up, connecting, sending, and receiving the answer.
+    :return: the object for modifier1 33, True or False for modifier1 17, else bytes.
     :raises MisuseError: if the message can't be sent; nothing was sent then.
-    :raises ConnectionFailed: if there is no connection, or it breaks.
+    :raises ConnectionFailed: if connecting fails, or the connection breaks.
     :raises NoAnswer: if the peer closes without an answer, which is how plain uwsgi reports every failure.
-    :raises RequestTimeout: if the time is over.
+    :raises RequestTimeout: if the call times out.
     :raises ProtocolError: if the answer's bytes are broken.
     """
     return send_message((host, port), modifier1, modifier2, message, timeout)
@@ -66,14 +66,14 @@ def send_message(
 def send_multi_uwsgi_message(
     cluster: Iterable[FanOutNode], modifier1: int, modifier2: int, timeout: float = 30
 ) -> tuple[object, ...]:
-    """Send each node its message, to all of them at once, and return their answers in the same order.
+    """Send each node its message, all in parallel, and return their answers in the same order.
 
     :param cluster: ``(host, port, message)`` or ``(address, message)`` for each node.
-    :param modifier1: as for :func:`send_uwsgi_message`, the same for all.
-    :param modifier2: as there.
+    :param modifier1: as for :func:`send_uwsgi_message`, the same for all nodes.
+    :param modifier2: as for :func:`send_uwsgi_message`, the same for all nodes.
     :param timeout: seconds for all nodes together.
     :raises MisuseError: if one of the messages can't be sent; nothing was sent to any node then.
-    :raises FanOutError: if a node failed. Its ``results`` has every node's own answer or error.
+    :raises FanOutError: if a node failed. Its ``results`` has each node's answer or error.
     """
     _refuse_in_reactor()
     requests = [
@@ -96,27 +96,27 @@ def send_multi_uwsgi_message(
 def spool(
     address: AddressLike, task: Mapping[str, VarsValue] | Mapping[bytes, VarsValue], timeout: float = 30
 ) -> bool:
-    """Hand *task* to a spooler.
+    """Enqueue *task*.
 
     :param address: as for :func:`send_message`.
-    :param task: the variables that the spooler function gets. Of them ``at``, ``priority`` and ``spooler``
-        also tell the spooler when and where to run it.
-    :param timeout: seconds for all of it.
+    :param task: the variables that the spooler function gets. The keys ``at``, ``priority`` and ``spooler``
+        also tell the spooler when and where to run the task.
+    :param timeout: seconds for the whole call.
     :return: True: the task is safely stored.
-    :raises SpoolRefused: if the spooler did not take it.
-    :raises UwsgiError: as :func:`send_uwsgi_message` does. After a timeout or a broken connection the task may
-        have been taken nevertheless.
+    :raises SpoolRefused: if the spooler refused the task.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does. After a timeout or a broken connection, the task may
+        have been stored nevertheless.
     """
     return read_taken(send_message(address, SPOOL, 0, task, timeout), address)
 
 
 def ping(address: AddressLike, timeout: float = 5) -> float:
-    """Ask whether a node is alive.
+    """Check that a node is alive.
 
     :param address: as for :func:`send_message`.
     :param timeout: seconds to wait.
-    :return: how long it took to connect and to get the answer, in seconds.
-    :raises UwsgiError: as :func:`send_uwsgi_message` does, if it is not.
+    :return: the time for connecting and getting the answer, in seconds.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does, if the node is not alive.
     """
     start = time.monotonic()
     _refuse_in_reactor()
@@ -126,9 +126,9 @@ def ping(address: AddressLike, timeout: float = 5) -> float:
 
 
 def declare_plain(address: AddressLike) -> None:
-    """Say beforehand that *address* is no node of ours, so that no call finds that out first.
+    """Declare that *address* is not one of our own nodes, so that no call offers it a session.
 
-    It matters for a uWSGI whose only worker may be busy: an offer of a session waits for that worker.
+    This helps with a uWSGI whose only worker may be busy: the offer of a session would wait for that worker.
 
     :param address: as for :func:`send_message`.
     """
@@ -136,15 +136,15 @@ def declare_plain(address: AddressLike) -> None:
 
 
 def close() -> None:
-    """Close the sessions that this thread keeps. A later call makes new ones.
+    """Close the sessions that this thread has cached. A later call opens new ones.
 
-    A thread that ends closes its own, and so does the end of the process.
+    When a thread or the process ends, its sessions are closed.
     """
     sessions.close_cached()
 
 
 def _ping(place: Address, deadline: Deadline) -> Steps[object]:
-    """Ping on a connection of its own, so that a stale session says nothing about the node."""
+    """Ping on a new connection, so that a stale session doesn't make a live node look dead."""
     exchange = PlainExchange(Packet(PING, 0))
     yield from converse(place, exchange, deadline)
     if exchange.answer is None or exchange.answer.modifier1 != PING:
@@ -161,7 +161,7 @@ def _encode(address: AddressLike, modifier1: int, modifier2: int, message: objec
 
 
 def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
-    """Return *error* as one of ours that says of which address it was."""
+    """Turn *error* into a :class:`UwsgiError` that has the address."""
     if isinstance(error, UwsgiError):
         if error.address is None:
             error.address = address
@@ -172,7 +172,7 @@ def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
 
 
 def _with_address(steps: Steps[object], address: AddressLike) -> Steps[object]:
-    """Go through *steps*, and say of what fails there which address it was."""
+    """Run *steps*, and add the address to the errors that they raise."""
     try:
         return (yield from steps)
     except (UwsgiError, OSError) as error:
@@ -184,7 +184,7 @@ def _deadline(timeout: float) -> Deadline:
 
 
 def _refuse_in_reactor() -> None:
-    """Raise if this thread is the one in which Twisted's reactor runs, without importing Twisted."""
+    """Raise if Twisted's reactor runs in this thread; don't import Twisted to find out."""
     reactor = sys.modules.get("twisted.internet.reactor")
     threadable = sys.modules.get("twisted.python.threadable")
     if reactor is None or threadable is None:

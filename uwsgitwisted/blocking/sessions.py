@@ -1,8 +1,9 @@
-"""Sessions for blocking calls: each thread keeps one with each of our own nodes that it talks to.
+"""Sessions for blocking calls: each thread caches one session with each of our own nodes that it calls.
 
-A session that the peer has closed is noticed before a request is sent on it, and made again; a forked process
-makes its own. A peer that grants none is remembered for a while and gets a connection a request; a request is
-never sent twice to find out. The protocol is :mod:`uwsgitwisted.wire.session`; only reads and writes are here.
+Before it sends a request, a call notices that the peer has closed the cached session, and opens a new one. A
+forked process opens its own. If a peer grants no session, the module remembers that for a while, and calls use
+one connection for each request; no request is sent twice to find out. :mod:`uwsgitwisted.wire.session` has the
+protocol; this module only reads and writes.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ from uwsgitwisted.wire.terms import (
 
 _TERMS = Terms()
 _READ_SIZE = 65_536
-#: Seconds after a call began for which its session is not looked at before it is used again.
+#: A session is used again without a check within so many seconds after its last call began.
 _FRESH = 0.005
-#: How often a session is read before it is used again, at most: a peer that has sent so much is not worth it.
-_MOST_READS = 16
+#: How often the check of a session reads at most. A session whose peer has sent still more is closed.
+_MAX_READS = 16
 
 
 class CachedSession:
     """A connection with a session, for one request at a time.
 
-    :param sock: non-blocking.
+    :param sock: a non-blocking socket.
     :param theirs: the peer's terms.
-    :param rest: what came behind them.
+    :param rest: the bytes that came after the grant.
     """
 
     def __init__(self, sock: socket.socket, theirs: Terms, rest: bytes) -> None:
@@ -79,14 +80,14 @@ class CachedSession:
         self._session = Session(Role.CLIENT, _TERMS, theirs)
         self._ids = itertools.count(1)
         self._used = 0.0
-        #: Whether the peer has said that it takes no further request.
-        self.leaving = False
-        # Under TLS, a part of the answer may have been read while the socket has nothing more.
+        #: Whether the peer has sent its shutdown notice and accepts no further request.
+        self.draining = False
+        # With TLS, OpenSSL may already have read a part of the answer, which poll wouldn't see.
         self._poll = select.poll() if type(sock) is socket.socket else None
         if self._poll is not None:
             self._poll.register(sock, select.POLLIN)
         if rest:
-            self._take(rest, 0)
+            self._handle_data(rest, 0)
 
     def __del__(self) -> None:
         self.close()
@@ -96,22 +97,22 @@ class CachedSession:
         self._sock.close()
 
     def is_usable(self, now: float) -> bool:
-        """Whether the peer goes on taking requests, as far as it has said.
+        """Whether the peer still accepts requests, as far as its bytes so far tell.
 
         :param now: the monotonic clock's time.
         """
         fresh = now - self._used < _FRESH
         self._used = now
-        if fresh and not self.leaving:
+        if fresh and not self.draining:
             return True
         try:
-            for _ in range(_MOST_READS):
-                if self.leaving:
+            for _ in range(_MAX_READS):
+                if self.draining:
                     return False
                 data = self._sock.recv(_READ_SIZE)
                 if not data:
                     return False
-                self._take(data, 0)
+                self._handle_data(data, 0)
         except BlockingIOError:
             return True
         except (OSError, ProtocolError) as error:
@@ -119,9 +120,10 @@ class CachedSession:
         return False
 
     def call_fast(self, packet: Packet, deadline: Deadline) -> Packet | UwsgiError:
-        """Do as :meth:`call`, without the detours that nearly no request needs.
+        """Do as :meth:`call` does, by a fast path for small messages.
 
-        The request goes out in one piece and the answer comes in one, or :meth:`call`'s steps do the rest.
+        One system call sends the whole request, and one receives the whole answer. Otherwise the steps of
+        :meth:`call` do the rest.
         """
         request = next(self._ids) & MAX_ID
         self._session.send_request(request, packet, deadline.seconds)
@@ -132,42 +134,42 @@ class CachedSession:
                 sent = self._sock.send(data)
                 whole = sent == len(data) and not self._session.sending
                 if whole and self._poll.poll(int(min(deadline.seconds, KEEPALIVE) * 1000) + 1):
-                    answer = self._take(self._sock.recv(_READ_SIZE), request)
+                    answer = self._handle_data(self._sock.recv(_READ_SIZE), request)
                     if answer is not None:
                         return answer
             except OSError:
-                pass  # the steps meet it again, and know what it means
-        return drive(self._finish(request, data[sent:], deadline))
+                pass  # the steps get the same error again, and handle it
+        return drive(self._finish_request(request, data[sent:], deadline))
 
     def call(self, packet: Packet, deadline: Deadline) -> Steps[Packet | UwsgiError]:
-        """Send a request and return its answer, or the error that the peer answers with.
+        """Send a request and return its answer, or the error with which the peer answers.
 
-        :raises MessageTooLarge: if the peer doesn't take so large a message; nothing is sent.
-        :raises NoAnswer: if it closes the connection instead.
+        :raises MessageTooLarge: if the message exceeds the peer's limit; nothing is sent.
+        :raises NoAnswer: if the peer closes the connection instead of answering.
         """
         request = next(self._ids) & MAX_ID
         self._session.send_request(request, packet, deadline.left)
-        return (yield from self._finish(request, self._session.data_to_send(), deadline))
+        return (yield from self._finish_request(request, self._session.data_to_send(), deadline))
 
-    def _finish(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
+    def _finish_request(self, request: int, data: bytes, deadline: Deadline) -> Steps[Packet | UwsgiError]:
         """Send *data* and the rest of the request, and wait for the answer."""
         answer: Packet | UwsgiError | None = None
         while data or (data := self._session.data_to_send()):
-            answer = (yield from self._send(data, request, deadline)) or answer
+            answer = (yield from self._send_data(data, request, deadline)) or answer
             data = b""
         while answer is None:
-            data = yield from self._receive(deadline)
+            data = yield from self._receive_or_ping(deadline)
             if not data:
                 raise NoAnswer("the connection was lost before the answer came")
-            answer = self._take(data, request)
+            answer = self._handle_data(data, request)
             if answer is None:
                 deadline.check(NO_ANSWER)
         return answer
 
-    def _send(self, data: bytes, request: int, deadline: Deadline) -> Steps[Packet | UwsgiError | None]:
-        """Send *data*; return the answer to *request*, if it comes before that.
+    def _send_data(self, data: bytes, request: int, deadline: Deadline) -> Steps[Packet | UwsgiError | None]:
+        """Send *data*; return the answer to *request* if it arrives before all is sent.
 
-        A server that has no room reads nothing for a while, and sends keep-alives meanwhile.
+        A server whose budget is used up stops reading for a while, and sends keep-alives meanwhile.
         """
         answer: Packet | UwsgiError | None = None
         rest = memoryview(data)
@@ -178,22 +180,22 @@ class CachedSession:
                 rest = rest[count:]
             except RequestTimeout:
                 deadline.check(NOT_SENT)
-                data = self._received()
+                data = self._read_pending()
                 if not data:
                     raise no_keepalive(time.monotonic() - began) from None
-                answer = self._take(data, request) or answer
+                answer = self._handle_data(data, request) or answer
             deadline.check(NOT_SENT)
         return answer
 
-    def _received(self) -> bytes:
-        """Return what the server has sent and nobody has read; b'' if there is nothing."""
+    def _read_pending(self) -> bytes:
+        """Read the bytes that have arrived already; return b'' if there are none."""
         try:
             return self._sock.recv(_READ_SIZE)
-        except OSError:  # TLS has its own way to say that there is nothing; any other error comes again
+        except OSError:  # TLS raises its own error where nothing has arrived; any other error comes again
             return b""
 
-    def _receive(self, deadline: Deadline) -> Steps[bytes]:
-        """Return what the server sends next, b'' at the end; ping it if that takes long."""
+    def _receive_or_ping(self, deadline: Deadline) -> Steps[bytes]:
+        """Return the next bytes from the server, b'' at the end of the stream; ping a server that is silent."""
         began = time.monotonic()
         more = self._session.unfinished > 0
         try:
@@ -202,15 +204,15 @@ class CachedSession:
             deadline.check(NO_ANSWER)
         self._session.send_ping()
         try:
-            patience = deadline.at_most(KEEPALIVE)
-            yield from send(self._sock, self._session.data_to_send(), patience)
-            return (yield from receive(self._sock, patience, more=more))
+            ping_deadline = deadline.at_most(KEEPALIVE)
+            yield from send(self._sock, self._session.data_to_send(), ping_deadline)
+            return (yield from receive(self._sock, ping_deadline, more=more))
         except RequestTimeout:
             deadline.check(NO_ANSWER)
             raise no_keepalive(time.monotonic() - began) from None
 
-    def _take(self, data: bytes, request: int) -> Packet | UwsgiError | None:
-        """Take what the peer sent and return the result of *request*, if it is there."""
+    def _handle_data(self, data: bytes, request: int) -> Packet | UwsgiError | None:
+        """Handle the peer's bytes, and return the result of *request* once it is complete."""
         result: Packet | UwsgiError | None = None
         for event in self._session.receive(data):
             if isinstance(event, AnswerReceived) and event.id == request:
@@ -218,32 +220,32 @@ class CachedSession:
             elif isinstance(event, ErrorReceived) and event.id == request:
                 result = event.error
             elif isinstance(event, ShutdownReceived):
-                self.leaving = True
+                self.draining = True
         return result
 
 
 class _Cache(threading.local):
-    """The sessions of a thread that no call is using."""
+    """The idle sessions of a thread."""
 
     def __init__(self) -> None:
         self.sessions: dict[Address, CachedSession] = {}
 
 
 _cached = _Cache()
-#: Until when, on the monotonic clock, an address is known to grant no session.
+#: Until when, on the monotonic clock, to offer an address no session, since it granted none.
 _plain_until: dict[Address, float] = {}
-#: Until when an address whose session ended is known to be a node of ours, so that it hangs if it is silent.
+#: Until when to treat an address whose session has ended as one of our own nodes: one that is silent hangs.
 _ours_until: dict[Address, float] = {}
 
 
 def close_cached() -> None:
-    """Close the sessions that this thread keeps."""
+    """Close the sessions that this thread has cached."""
     for session in _cached.sessions.values():
         session.close()
     _cached.sessions.clear()
 
 
-# A child closes its copies of its parent's connections, which the parent goes on using.
+# A child closes its copies of its parent's connections; the parent still uses them.
 os.register_at_fork(after_in_child=close_cached)
 
 
@@ -253,10 +255,10 @@ def declare_plain(address: Address) -> None:
 
 
 def call(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
-    """Send a request to a peer, by a session if it grants one, and return what its answer means.
+    """Send a request to a peer, in a session if the peer grants one, and return the decoded answer.
 
-    :raises UwsgiError: whatever goes wrong.
-    :raises OSError: as the system does.
+    :raises UwsgiError: if the call fails.
+    :raises OSError: if a system call fails.
     """
     while True:
         session = yield from _find_session(address, deadline)
@@ -269,18 +271,18 @@ def call(address: Address, packet: Packet, deadline: Deadline) -> Steps[object]:
         try:
             answer = yield from session.call(packet, deadline)
         except BaseException as error:
-            _give_back(_cached.sessions, address, session, error)
+            _return_session(_cached.sessions, address, session, error)
             raise
-        _give_back(_cached.sessions, address, session)
-        if not (isinstance(answer, Unavailable) and session.leaving):
-            return _result(answer)
-        # It raced with the peer's shutdown notice, and was not run.
+        _return_session(_cached.sessions, address, session)
+        if not (isinstance(answer, Unavailable) and session.draining):
+            return _decode_result(answer)
+        # The request raced with the peer's shutdown notice and did not run, so it is sent again.
 
 
 def call_fast(address: Address, packet: Packet, deadline: Deadline) -> object:
-    """Do all that :func:`call` does, with as little as possible around what nearly every call is."""
-    kept = _cached.sessions
-    session = kept.pop(address, None)
+    """Do as :func:`call` does, by a fast path for a call on a cached session."""
+    cached = _cached.sessions
+    session = cached.pop(address, None)
     if session is None or not session.is_usable(deadline.at - deadline.seconds):
         if session is not None:
             session.close()
@@ -288,43 +290,43 @@ def call_fast(address: Address, packet: Packet, deadline: Deadline) -> object:
     try:
         answer = session.call_fast(packet, deadline)
     except BaseException as error:
-        _give_back(kept, address, session, error)
+        _return_session(cached, address, session, error)
         raise
-    _give_back(kept, address, session)
+    _return_session(cached, address, session)
     if isinstance(answer, Packet):
         return decode_answer(answer)
-    if isinstance(answer, Unavailable) and session.leaving:
+    if isinstance(answer, Unavailable) and session.draining:
         return drive(call(address, packet, deadline))
     raise answer
 
 
-def _result(answer: Packet | UwsgiError) -> object:
+def _decode_result(answer: Packet | UwsgiError) -> object:
     if isinstance(answer, UwsgiError):
         raise answer
     return decode_answer(answer)
 
 
-def _give_back(
-    kept: dict[Address, CachedSession],
+def _return_session(
+    cached: dict[Address, CachedSession],
     address: Address,
     session: CachedSession,
     error: BaseException | None = None,
 ) -> None:
-    """Keep a session for the next call, or close it.
+    """Cache a session for the next call, or close it.
 
-    It is closed when something went wrong: a late answer must not be there at the next request.
+    A session whose call failed is closed, so that the next request can't get a late answer.
 
-    :param error: what its use raised.
+    :param error: the exception that the call raised.
     """
-    wrong = error is not None and not isinstance(error, MessageTooLarge)
-    # Another may be kept by now: a signal handler's, or that of a call beside this one.
-    if wrong or session.leaving or kept.setdefault(address, session) is not session:
+    failed = error is not None and not isinstance(error, MessageTooLarge)
+    # A signal handler, or another node's call in the same fan-out, may have cached a session meanwhile.
+    if failed or session.draining or cached.setdefault(address, session) is not session:
         session.close()
         _ours_until[address] = time.monotonic() + PLAIN_FOR
 
 
 def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
-    """Return a session that nobody else uses, or None if the peer grants none."""
+    """Take a session from the cache or negotiate one; return None if the peer grants none."""
     session = _cached.sessions.pop(address, None)
     if session is not None:
         if session.is_usable(time.monotonic()):
@@ -337,10 +339,10 @@ def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession |
 
 def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
     hangs_if_silent = time.monotonic() < _ours_until.get(address, 0.0)
-    patience = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
+    timeout = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
     sock = yield from connect(address, deadline)
     try:
-        packet, rest = yield from _offer(sock, deadline.at_most(patience))
+        packet, rest = yield from _send_offer(sock, deadline.at_most(timeout))
         theirs = decode_grant(packet) if packet is not None else None
         if theirs is not None:
             return CachedSession(sock, theirs, rest)
@@ -348,7 +350,7 @@ def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | No
         sock.close()
         deadline.check(NO_ANSWER)
         if hangs_if_silent:
-            raise no_grant(patience) from None
+            raise no_grant(timeout) from None
         packet = None
     except BaseException:
         sock.close()
@@ -358,8 +360,8 @@ def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | No
     return None
 
 
-def _offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
-    """Offer a session and return the packet that comes back, or None, and what comes behind it."""
+def _send_offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
+    """Offer a session; return the peer's first packet, or None, and the bytes after it."""
     decoder = PacketDecoder(count=1)
     try:
         yield from send(sock, encode_offer(_TERMS), deadline)

@@ -1,7 +1,7 @@
-"""Plain sockets under one deadline that covers everything: the look-up, connecting, TLS, sending, receiving.
+"""Plain sockets with one deadline for everything: the look-up, connecting, TLS, sending and receiving.
 
-A conversation with a peer is a generator that yields what it waits for; :func:`run` drives any number of them
-with one selector. Nothing is kept between two calls, so that threads and forks need no care.
+A conversation with a peer is a generator that yields its waits; :func:`run` drives any number of them with one
+selector. The module keeps no state between calls, so threads and forks are safe.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ _POLL_EVENTS = {selectors.EVENT_READ: select.POLLIN, selectors.EVENT_WRITE: sele
 _READ = selectors.EVENT_READ
 _WRITE = selectors.EVENT_WRITE
 _CHUNK, _LARGE_CHUNK = 65_536, 524_288
-#: A unix socket whose listener's queue is full says so at once and can't be waited for, so it is tried again.
+#: Seconds between attempts to connect to a UNIX socket whose backlog is full: connecting fails at once, and
+#: poll can't wait for room.
 _FULL_QUEUE_PAUSE = 0.01
-#: No single wait is longer, since the system's own limits are lower than what a float can say.
+#: The longest single wait, in seconds: the system's limits are lower than those of a float.
 LONGEST_WAIT = 3600.0
-#: What did not happen in time where an answer is waited for.
+#: The text of a timeout while waiting for an answer.
 NO_ANSWER = "no whole answer"
-#: What did not happen in time where a peer doesn't read.
+#: The text of a timeout while the peer doesn't read.
 NOT_SENT = "the request could not be sent"
-#: uWSGI's --buffer-size unless told otherwise.
+#: uWSGI's default --buffer-size.
 _UWSGI_BUFFER_SIZE = 4096
 
 
 class Deadline(NamedTuple):
-    """A moment of the monotonic clock, and the number of seconds that led to it.
+    """A time of the monotonic clock, and the time limit in seconds from which it was computed.
 
-    A peer that sends all the time leaves nothing to wait for, so whoever reads in a loop calls :meth:`check`.
+    Waiting checks the deadline, but reading from a peer that never stops sending needs no wait. So a loop that
+    reads calls :meth:`check`.
     """
 
     at: float
@@ -56,49 +58,49 @@ class Deadline(NamedTuple):
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """Return the moment that is *seconds* from now."""
+        """Return the deadline that is *seconds* from now."""
         return cls(time.monotonic() + seconds, seconds)
 
     @property
     def left(self) -> float:
-        """How many seconds there are until then; negative when it is over."""
+        """The seconds that are left; negative after the deadline."""
         return self.at - time.monotonic()
 
     def at_most(self, seconds: float) -> Deadline:
-        """Return the moment that is *seconds* from now, or this one if it comes earlier."""
+        """Return a deadline *seconds* from now, or this one if it is earlier."""
         return self._replace(at=min(self.at, time.monotonic() + seconds))
 
     def check(self, what: str) -> None:
-        """See that it is not over.
+        """Check that the deadline has not passed.
 
-        :raises RequestTimeout: if it is; *what* did not happen in time.
+        :raises RequestTimeout: if it has; *what* says what did not happen in time.
         """
         if self.left <= 0:
             raise self.error(what)
 
     def error(self, what: str) -> RequestTimeout:
-        """Return the error that says that *what* did not happen in time."""
+        """Make the error for a deadline that has passed; *what* says what did not happen in time."""
         return RequestTimeout(f"{what} within {self.seconds:g} seconds", seconds=self.seconds)
 
 
 class Wait(NamedTuple):
-    """What a conversation waits for: events of a socket, or only the time if there is no socket."""
+    """A conversation's wait: for events of a socket, or only for a time if there is no socket."""
 
     sock: socket.socket | None
     events: int
     until: float
 
 
-#: A conversation: it yields a wait, is sent whether that came true in time, and returns a value.
+#: A conversation: it yields a wait, is sent whether the event came in time, and returns a value.
 Steps = Generator[Wait, bool, T]
 
 
 def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
-    """Drive *conversations* side by side until each has ended.
+    """Drive *conversations* concurrently until each has ended.
 
-    :return: one a conversation, in order: what it returned, or our error that it raised. Any other exception,
-        such as one from a signal handler, ends them all, and each closes what it has open.
-    :raises ConnectionFailed: if the process has no file descriptor left to wait with.
+    :return: each conversation's return value, or the :class:`UwsgiError` that it raised, in order. Any other
+        exception, such as one from a signal handler, ends all conversations, and each closes its sockets.
+    :raises ConnectionFailed: if the process has no file descriptor left for a selector.
     """
     try:
         selector = selectors.DefaultSelector()
@@ -109,11 +111,11 @@ def run(conversations: Sequence[Steps[T]]) -> list[T | UwsgiError]:
 
 
 def drive(steps: Steps[T]) -> T:
-    """Drive one conversation, which needs no selector, and return what it returns."""
+    """Drive one conversation, without a selector, and return its value."""
     try:
         wait = next(steps)
         while True:
-            wait = steps.send(_wait(wait))
+            wait = steps.send(_poll_until(wait))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -121,8 +123,8 @@ def drive(steps: Steps[T]) -> T:
         steps.close()
 
 
-def _wait(wait: Wait) -> bool:
-    """Return whether *wait* came true in time."""
+def _poll_until(wait: Wait) -> bool:
+    """Wait; return whether the event came in time."""
     while True:
         left = wait.until - time.monotonic()
         poll = select.poll()
@@ -144,12 +146,12 @@ class _Loop(Generic[T]):
         self._outcomes: dict[int, T | UwsgiError] = {}
 
     def run(self) -> list[T | UwsgiError]:
-        """Drive all of them to their ends, and close them whatever happens."""
+        """Drive all conversations to their ends, and close them in any case."""
         try:
             for index, steps in enumerate(self._conversations):
                 self._advance(index, partial(next, steps))
             while self._waits:
-                for index, ready in self._next().items():
+                for index, ready in self._wait_for_any().items():
                     sock = self._waits.pop(index).sock
                     if sock is not None:
                         self._selector.unregister(sock)
@@ -160,7 +162,7 @@ class _Loop(Generic[T]):
         return [self._outcomes[index] for index in range(len(self._conversations))]
 
     def _advance(self, index: int, step: Callable[[], Wait]) -> None:
-        """Let a conversation go on until it waits or ends."""
+        """Run a conversation until it waits or ends."""
         try:
             wait = step()
         except StopIteration as end:
@@ -172,8 +174,8 @@ class _Loop(Generic[T]):
                 self._selector.register(wait.sock, wait.events, index)
             self._waits[index] = wait
 
-    def _next(self) -> dict[int, bool]:
-        """Wait, then return whose wait is over, and whether it came true."""
+    def _wait_for_any(self) -> dict[int, bool]:
+        """Wait until a wait ends; return whose waits have ended, and for each whether its event came."""
         left = min(wait.until for wait in self._waits.values()) - time.monotonic()
         ready = {key.data: True for key, _ in self._selector.select(min(max(left, 0.0), LONGEST_WAIT))}
         now = time.monotonic()
@@ -182,12 +184,12 @@ class _Loop(Generic[T]):
 
 
 def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
-    """Connect, send the request of *exchange* and feed it what comes, until it has its answer."""
+    """Connect, send the request of *exchange*, and pass it the received bytes until it has its answer."""
     try:
         sock = yield from connect(address, deadline)
         with closing(sock):
             yield from send(sock, exchange.outgoing, deadline)
-            yield from _receive(sock, exchange, deadline)
+            yield from _receive_answer(sock, exchange, deadline)
     except UwsgiError:
         raise
     except OSError as error:
@@ -195,23 +197,23 @@ def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> S
 
 
 def connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
-    """Return a connection that is ready to be used, TLS included; the caller closes it.
+    """Open a connection, including TLS; the caller closes it.
 
-    :raises OSError: as the system does.
+    :raises OSError: if a system call fails.
     """
     context = _tls_context(address) if address.kind == "tls" else None
-    sock = yield from _connect(_place_of(address), deadline)
+    sock = yield from _connect(_connect_address(address), deadline)
     if context is not None:
-        sock = yield from _secure(sock, context, address.host, deadline)
+        sock = yield from _start_tls(sock, context, address.host, deadline)
     return sock
 
 
 def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> Steps[bytes]:
-    """Return what the peer sends next, b'' at the end.
+    """Return the peer's next bytes, b'' at the end of the stream.
 
-    :param more: whether a large message is arriving, so that much is likely to be there already.
+    :param more: whether a large message is arriving, so that many bytes are likely to be there already.
     """
-    # Others have their turn while this waits. TLS may have read already what the socket would be waited for.
+    # The wait lets the other conversations run. With TLS, OpenSSL may have read the bytes already.
     read_ahead = type(sock) is not socket.socket and sock.pending()  # type: ignore[attr-defined]
     if not read_ahead and not (yield Wait(sock, _READ, deadline.at)):
         raise deadline.error(NO_ANSWER)
@@ -220,12 +222,12 @@ def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> S
 
 
 def describe(error: OSError) -> str:
-    """Return the system's words for *error*."""
+    """Return the system's text for *error*."""
     return error.strerror or str(error)
 
 
-def _place_of(address: Address) -> Address:
-    """Return where to connect: for tls, `endpoint` can name another place than the certificate does."""
+def _connect_address(address: Address) -> Address:
+    """Return the address to connect to: for tls, `endpoint` may name another one than the certificate's."""
     wrapped = address.option("endpoint")
     if wrapped is None:
         return address
@@ -236,10 +238,10 @@ def _place_of(address: Address) -> Address:
 
 
 class _Candidate(NamedTuple):
-    """One of the socket addresses that a peer has."""
+    """One of a peer's socket addresses."""
 
     family: int
-    #: As :mod:`socket` has it, whose types differ by family.
+    #: The address as :mod:`socket` takes it; its type depends on the family.
     sockaddr: Any
 
     @property
@@ -249,23 +251,21 @@ class _Candidate(NamedTuple):
 
 
 def _connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
-    """Try each address of the peer in turn, each with its share of the time that is left."""
+    """Try the peer's addresses in turn, each with an equal share of the remaining time."""
     option = address.option("timeout")
-    patience = float(option) if option is not None else deadline.seconds
-    candidates = yield from _candidates(address, deadline)
+    timeout = float(option) if option is not None else deadline.seconds
+    candidates = yield from _find_candidates(address, deadline)
     failures: dict[_Candidate, str] = {}
     for tried, candidate in enumerate(candidates):
         now = time.monotonic()
         share = (deadline.at - now) / (len(candidates) - tried)
         try:
-            return (
-                yield from _connect_to(candidate, now + min(share, patience), address.option("bindAddress"))
-            )
+            return (yield from _connect_to(candidate, now + min(share, timeout), address.option("bindAddress")))
         except OSError as error:
             failures[candidate] = describe(error)
     if time.monotonic() >= deadline.at:
         raise deadline.error("no connection")
-    # The error says the host by itself; where that is a name, the addresses tell more.
+    # The error has the host already; where the host is a name, add the IP addresses.
     raise ConnectionFailed(
         "; ".join(
             failure if candidate.host in ("", address.host) else f"{failure} ({candidate.host})"
@@ -297,7 +297,7 @@ def _connect_to(candidate: _Candidate, until: float, source: str | None) -> Step
     return sock
 
 
-def _candidates(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
+def _find_candidates(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
     if address.kind == "unix":
         return [_Candidate(socket.AF_UNIX, address.path)]
     try:
@@ -315,16 +315,16 @@ def _resolve(address: Address, flags: int = 0) -> list[_Candidate]:
 
 
 def _look_up(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
-    """Ask the system for the addresses of a name, without waiting longer than until *deadline*.
+    """Resolve a host name, and give up at *deadline*.
 
-    ``getaddrinfo`` has no time limit, so it runs in a thread. One that takes too long is left behind: it ends
-    with ``getaddrinfo``, keeps no process alive, and nobody looks at what it found.
+    ``getaddrinfo`` has no time limit, so it runs in a thread. A thread that takes too long is abandoned: it
+    ends when ``getaddrinfo`` returns, doesn't keep the process alive, and its result is ignored.
     """
     found: list[list[_Candidate] | Exception] = []
     ours, theirs = socket.socketpair()
 
     def look_up() -> None:
-        with theirs:  # closing it tells the other end
+        with theirs:  # closing it wakes the other end
             try:
                 found.append(_resolve(address))
             except (OSError, InvalidAddress) as error:
@@ -344,11 +344,11 @@ def _look_up(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
 
 
 def _tls_context(address: Address) -> ssl.SSLContext:
-    """Return the TLS settings that the address's keywords ask for, as Twisted's ``tls:`` endpoint has them."""
-    import ssl  # only those who use TLS pay for loading it
+    """Make the TLS context for the address's keywords, which mean the same as in Twisted's endpoint."""
+    import ssl  # imported late, since only TLS needs it
 
     try:
-        address.host.encode("idna")  # as wrap_socket does, which leaves its socket open where that fails
+        address.host.encode("idna")  # wrap_socket does the same, but leaks its socket if that fails
     except UnicodeError as error:
         raise InvalidAddress(f"{address.host!r} can't be the name in a certificate: {error}") from error
     roots, certificate = address.option("trustRoots"), address.option("certificate")
@@ -361,7 +361,7 @@ def _tls_context(address: Address) -> ssl.SSLContext:
                 if path.suffix.lower() == ".pem":
                     context.load_verify_locations(path)
         if certificate is not None:
-            # An empty password, since OpenSSL asks the terminal for one if it is given none.
+            # The password is empty: without one, OpenSSL would ask for it on the terminal.
             context.load_cert_chain(certificate, address.option("privateKey"), password="")
     except OSError as error:
         raise InvalidAddress(
@@ -371,13 +371,13 @@ def _tls_context(address: Address) -> ssl.SSLContext:
     return context
 
 
-def _secure(
+def _start_tls(
     sock: socket.socket, context: ssl.SSLContext, host: str, deadline: Deadline
 ) -> Steps[socket.socket]:
     try:
         secured = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
     finally:
-        sock.close()  # the wrapped one has taken its descriptor, unless that failed
+        sock.close()  # the wrapped socket has taken over the descriptor, unless wrapping failed
     try:
         yield from when_ready(secured, secured.do_handshake, _READ, deadline, "no TLS connection")
     except BaseException:
@@ -387,7 +387,7 @@ def _secure(
 
 
 def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
-    """Send all of *data*; a peer that closes its end before that is for :func:`receive` to notice."""
+    """Send all of *data*. If the peer closes its end meanwhile, :func:`receive` reports it."""
     rest = memoryview(data)
     while rest:
         count = yield from send_some(sock, rest, deadline)
@@ -397,15 +397,15 @@ def send(sock: socket.socket, data: bytes, deadline: Deadline) -> Steps[None]:
 
 
 def send_some(sock: socket.socket, data: memoryview, deadline: Deadline) -> Steps[int]:
-    """Send what the socket takes of *data*, and return how many bytes that was: all if the peer is gone."""
+    """Send as much of *data* as the socket accepts; return that number of bytes, or all if the peer is gone."""
     try:
         return (yield from when_ready(sock, partial(sock.send, data), _WRITE, deadline, NOT_SENT))
     except (BrokenPipeError, ConnectionResetError):
-        # A peer that refuses may close before it has read all. What it said is still there to be read.
+        # A peer that refuses the request may close before it has read all. Its answer can still be read.
         return len(data)
 
 
-def _receive(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
+def _receive_answer(sock: socket.socket, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     while not exchange.done:
         try:
             data = yield from receive(sock, deadline)
@@ -430,14 +430,14 @@ def _reset_text(size: int) -> str:
     return text
 
 
-#: What TLS wants to wait for; by the exception's name, so that nobody loads ssl for this alone.
+#: The event that TLS has to wait for, by the name of its exception, so that this needn't import ssl.
 _TLS_WANTS = {"SSLWantReadError": _READ, "SSLWantWriteError": _WRITE}
 
 
 def when_ready(
     sock: socket.socket, call: Callable[[], T], events: int, deadline: Deadline, failure: str
 ) -> Steps[T]:
-    """Make *call* as often as it takes until it doesn't say that it would block."""
+    """Retry *call* until it no longer raises that it would block; wait for the socket in between."""
     late = False
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Calls for tasks: enqueue them, wait for them, cancel them."""
+"""Blocking calls that enqueue tasks, wait for them and cancel them."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ from uwsgitwisted.wire.tasks import (
 
 
 def enqueue(address: AddressLike, task: Variables, body: bytes = b"", timeout: float = 30) -> int | None:
-    """Hand *task* to a spooler and return its id.
+    """Enqueue *task* and return its id, when the spooler has safely stored it.
 
     :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint description.
-    :param task: the variables that the spooler function gets. Of them ``at``, ``priority``, ``spooler`` and
-        ``idempotency_key`` also tell the spooler when and how to run it.
-    :param body: what the function gets besides; it may be as large as the spooler takes messages.
-    :param timeout: seconds for all of it.
-    :return: the id, when the task is safely stored; None if that is so, but the spooler gives no ids, as a real
-        uWSGI.
-    :raises SpoolRefused: if the spooler did not take it.
+    :param task: the variables that the spooler function gets. The keys ``at``, ``priority``, ``spooler`` and
+        ``idempotency_key`` also tell the spooler when and how to run the task.
+    :param body: bytes that the function gets besides; the spooler's limit for messages applies.
+    :param timeout: seconds for the whole call.
+    :return: the id; None if the spooler assigns no ids, like a real uWSGI.
+    :raises SpoolRefused: if the spooler refused the task.
     :raises UwsgiError: as :func:`uwsgitwisted.blocking.send_message` does. After a timeout or a broken
-        connection the task may have been taken nevertheless; with an ``idempotency_key`` it can be sent again.
+        connection, the task may have been stored nevertheless; with an ``idempotency_key`` it is safe to send
+        it again.
     """
     answer = send_message(address, SPOOL, SPOOL_WITH_ID, TaskMessage(task, body), timeout)
     return read_accepted(answer, address, body)
 
 
 def enqueue_many(address: AddressLike, tasks: Iterable[TaskLike], timeout: float = 30) -> list[int]:
-    """Hand several tasks to a spooler, all of them or none, and return their ids in the same order.
+    """Enqueue several tasks, all or none, and return their ids in the same order.
 
-    :param tasks: up to 10,000: the variables of each, or a pair of these and a body.
+    :param tasks: up to 10,000: the variables of each, or a pair of variables and a body.
     :raises UwsgiError: as :func:`enqueue` does.
     """
     return read_ids(send_message(address, MARSHAL, 0, encode_batch(batch_items(tasks)), timeout), address)
 
 
 def status(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStatus:
-    """Return what a spooler knows of a task.
+    """Return the status of a task.
 
     :param identifier: the task's id.
-    :raises NoSuchTask: if there is no such task, or not any more.
+    :raises NoSuchTask: if the spooler doesn't know the task, or no longer does.
     """
     return read_single(manage(address, "status", {"ids": [identifier]}, timeout), identifier, address)
 
 
 def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStatus:
-    """Wait until a task is over, and return what the spooler knows of it then.
+    """Wait until a task has finished, and return its final status.
 
     :param identifier: the task's id.
     :param timeout: seconds to wait.
-    :raises NoSuchTask: if there is no such task, or not any more.
-    :raises RequestTimeout: if it is not over in time; the task goes on.
+    :raises NoSuchTask: if the spooler doesn't know the task, or no longer does.
+    :raises RequestTimeout: if the task doesn't finish in time; it is not cancelled.
     """
     end = time.monotonic() + check_timeout(timeout)
     answer = manage(address, "wait", {"id": identifier}, timeout)
@@ -79,9 +79,9 @@ def wait(address: AddressLike, identifier: int, timeout: float = 30) -> TaskStat
 
 
 def cancel(address: AddressLike, identifiers: Sequence[int], timeout: float = 30) -> list[int]:
-    """Take tasks back, and return the ids of those for which that was possible.
+    """Cancel tasks; return the ids of those that were still cancellable.
 
-    Those that wait won't run; of those that run, the outcome is dropped.
+    Waiting tasks won't run; the spooler drops the outcomes of running tasks.
 
     :param identifiers: up to 1,000 ids.
     :raises NotAllowed: if the spooler doesn't let this machine manage its queue.
@@ -92,11 +92,11 @@ def cancel(address: AddressLike, identifiers: Sequence[int], timeout: float = 30
 def manage(
     address: AddressLike, operation: str, arguments: Mapping[str, object], timeout: float = 30
 ) -> object:
-    """Ask a spooler something about its queue, or to change it, as the command ``uwsgitwisted queue`` does.
+    """Query or change a spooler's queue, as the command ``uwsgitwisted queue`` does.
 
-    :param operation: one of :data:`uwsgitwisted.spool.management.OPERATIONS`, or ``wait``.
-    :param arguments: what it takes.
-    :return: what it returns.
+    :param operation: an operation of :mod:`uwsgitwisted.spool.management.operations`, or ``wait``.
+    :param arguments: the operation's arguments, by name.
+    :return: the operation's result.
     :raises UwsgiError: as :func:`uwsgitwisted.blocking.send_message` does.
     """
     return send_message(address, MARSHAL, 0, (operation, dict(arguments)), timeout)

@@ -1,1 +1,1 @@
-"""What answers a packet, a module a kind."""
+"""Responders: one module for each kind of packet."""

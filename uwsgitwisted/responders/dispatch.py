@@ -1,4 +1,4 @@
-"""Chooses the responder of a request, and logs what goes wrong."""
+"""Chooses the responder of a request, and logs failures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from uwsgitwisted.wire.packet import Packet
 
 
 class Dispatcher:
-    """The responders of one server.
+    """Passes each request of a server to its responder.
 
-    :param responders: by the modifier1 that they answer.
+    :param responders: the responders, by modifier1.
     """
 
     _log = Logger()
@@ -26,23 +26,23 @@ class Dispatcher:
         self._reports = Reports(self._log)
 
     def respond(self, request: Request) -> Reply:
-        """Return the responder's answer, or a Deferred of it; failures are logged on the way.
+        """Return the responder's answer, or a Deferred of it; log a failure.
 
-        :raises UnknownModifier: if no responder has the request's modifier1.
+        :raises UnknownModifier: if there is no responder for the request's modifier1.
         """
         responder = self._responders.get(request.packet.modifier1)
         try:
             if responder is None:
-                raise self._unknown(request.packet.modifier1)
+                raise self._unknown_modifier(request.packet.modifier1)
             answer = responder.respond(request)
         except Exception:
             self._log_failure(Failure(), request)
             raise
-        if not isinstance(answer, (Packet, bytes)):  # nearly every answer that is there at once is one of these
+        if not isinstance(answer, (Packet, bytes)):  # these are the types of immediate answers
             answer.addErrback(self._log_failure, request)
         return answer
 
-    def _unknown(self, modifier1: int) -> UnknownModifier:
+    def _unknown_modifier(self, modifier1: int) -> UnknownModifier:
         known = ", ".join(map(str, sorted(self._responders)))
         return UnknownModifier(
             f"nothing here answers modifier1 {modifier1}; what does is {known}", modifier1=modifier1

@@ -1,4 +1,4 @@
-"""Modifier1 101: sends back what it gets, without a header, as uWSGI does."""
+"""Modifier1 101: echoes the payload without a header, as uWSGI does."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class EchoResponder:
     """Answers with the request's payload."""
 
     def respond(self, request: Request) -> bytes:
-        """Return the answer."""
+        """Return the payload."""
         return request.packet.payload

@@ -1,4 +1,4 @@
-"""Requests whose handlers run in an engine: marshalled objects (33), and what else its handlers answer."""
+"""Forwards requests to the engine of a node or a renderer: objects (33), and what else it handles."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _payload(answer: Packet | TimedAnswer) -> bytes:
 class ForwardResponder:
     """Passes requests to an engine, unparsed.
 
-    :param engine: runs them.
-    :param idempotent: whether every request may be run again if the worker that runs it dies.
+    :param engine: runs the requests.
+    :param idempotent: whether each request may run again if its worker dies.
     """
 
     def __init__(self, engine: IEngine, *, idempotent: bool = False) -> None:

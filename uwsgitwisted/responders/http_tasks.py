@@ -1,6 +1,6 @@
-"""Tasks over HTTP, as nginx forwards them: what a web request means, and the bytes of its answer.
+"""Tasks over HTTP, as nginx forwards them: reads the web request, and writes the answer's bytes.
 
-Values in, values out; :mod:`uwsgitwisted.responders.spool` asks the spooler.
+It only converts values; :mod:`uwsgitwisted.responders.spool` calls the spooler.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
-#: The variables of a web request that enter its task, unless ``--http-vars`` says otherwise.
+#: The variables of a web request that its task gets, unless ``--http-vars`` says otherwise.
 HTTP_VARS = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "CONTENT_TYPE")
-#: The variables that are meant for the spooler. They always enter: only nginx's ``uwsgi_param`` can set them,
-#: since the names of what a browser sends begin with HTTP_.
+#: The variables for the spooler. The task always gets them: only nginx's ``uwsgi_param`` can set them, since
+#: a browser's headers have names that begin with HTTP_.
 _TASK_VARS = (b"at", b"priority", b"spooler", b"idempotency_key")
-#: This header becomes the ``idempotency_key`` if nginx sets none, with the prefix: a browser's key never equals
-#: one that another caller has chosen.
+#: This header becomes the ``idempotency_key`` if nginx sets none. The prefix keeps a browser's key from
+#: equalling a key that another caller has chosen.
 _KEY_HEADER, _KEY_PREFIX = b"HTTP_IDEMPOTENCY_KEY", b"http:"
 
-#: After how many seconds a client should try again.
+#: Seconds after which a client should try again.
 RETRY_AFTER = 5
-#: The methods that enqueue a task, and those that ask for its state.
+#: The methods that enqueue a task, and those that query its state.
 ENQUEUING, QUERYING = frozenset({b"POST", b"PUT"}), frozenset({b"GET", b"HEAD"})
 _ALLOW = "GET, HEAD, POST, PUT"
 
-#: What a path may hold besides letters and digits without being escaped (RFC 3986, 3.3).
+#: The characters besides letters and digits that a path may contain unescaped (RFC 3986, 3.3).
 _PATH = "/:@!$&'()*+,;=~-._"
-#: A path that ends with a task's id, which has no more digits than fit into a store's 64 bits.
+#: A path that ends with a task's id. The id has at most as many digits as fit into a store's 64 bits.
 _TASK_PATH = re.compile(r".*/([0-9]{1,18})")
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
 
@@ -50,7 +50,7 @@ class HttpRequest:
     """A web request.
 
     :param method: such as ``b"POST"``.
-    :param path: percent-encoded, with a slash in front and none behind; empty for the root.
+    :param path: percent-encoded, with a leading slash and no trailing one; empty for the root.
     :param variables: the variables that nginx sends.
     """
 
@@ -60,28 +60,28 @@ class HttpRequest:
 
     @classmethod
     def read(cls, block: bytes) -> HttpRequest:
-        """Return the request that a vars block describes.
+        """Read the request from its vars block.
 
-        :raises MalformedPacket: if *block* is none.
+        :raises MalformedPacket: if *block* is not a vars block.
         """
         variables = decode_vars(block)
-        # The first is what nginx made of the path, unescaped; the second the path as it came.
+        # DOCUMENT_URI is the path as nginx has normalized and unescaped it; REQUEST_URI is the original.
         path = quote(variables.get(b"DOCUMENT_URI", b""), safe=_PATH)
         if not path:
             path = quote(variables.get(b"REQUEST_URI", b"").partition(b"?")[0], safe=_PATH + "%")
-        path = path.strip("/")  # two slashes in front would name a host
+        path = path.strip("/")  # a Location with two leading slashes would name a host
         return cls(variables.get(b"REQUEST_METHOD", b""), f"/{path}" if path else "", variables)
 
     @property
     def task(self) -> int | None:
-        """The id at the end of the path, if there is one."""
+        """The task id at the end of the path, if there is one."""
         found = _TASK_PATH.fullmatch(self.path)
         return int(found.group(1)) if found else None
 
     def task_variables(self, names: Iterable[bytes]) -> bytes:
-        """Return the vars block of the task that the request enqueues.
+        """Make the vars block of the task that the request enqueues.
 
-        :param names: which of the request's variables enter it.
+        :param names: the variables of the request that the task gets.
         """
         given = self.variables
         task = {name: given[name] for name in (*names, *_TASK_VARS) if name in given}
@@ -93,12 +93,12 @@ class HttpRequest:
 def json_answer(
     status: HTTPStatus, value: object, headers: Iterable[tuple[str, str]] = (), *, head: bool = False
 ) -> bytes:
-    """Return the bytes of an answer, in the form that nginx reads: HTTP/1.0, with its length.
+    """Make the bytes of an answer, in the form that nginx reads: HTTP/1.0, with its length.
 
-    :param value: the body, as JSON.
+    :param value: the body, which is sent as JSON.
     :param headers: names and values of further headers.
-    :param head: whether to leave out the body, as for HEAD.
-    :raises ValueError: if a header has a line end, or anything else that is not printable ASCII.
+    :param head: whether to omit the body, as for HEAD.
+    :raises ValueError: if a header contains a line end, or any other character that is not printable ASCII.
     """
     body = json.dumps(value, allow_nan=False).encode() + b"\n"
     lines = [f"HTTP/1.0 {status.value} {status.phrase}"]
@@ -116,18 +116,18 @@ def json_answer(
 
 
 def accepted_answer(request: HttpRequest, identifier: int, state: str) -> bytes:
-    """Return the answer to a request whose task was stored."""
+    """Make the answer to a request whose task was stored."""
     location = f"{request.path}/{identifier}"
     return json_answer(HTTPStatus.ACCEPTED, {"id": identifier, "state": state}, [("Location", location)])
 
 
 def not_found_answer(text: str, *, head: bool) -> bytes:
-    """Return the answer to a request for something that doesn't exist."""
+    """Make the answer to a request for something that doesn't exist."""
     return json_answer(HTTPStatus.NOT_FOUND, {"error": text}, head=head)
 
 
 def not_allowed_answer(method: bytes) -> bytes:
-    """Return the answer to a request that neither enqueues a task nor asks for one."""
+    """Make the answer to a request that neither enqueues a task nor queries one."""
     if not method:
         text = "no REQUEST_METHOD came from nginx; its configuration needs: include uwsgi_params;"
         return json_answer(HTTPStatus.BAD_REQUEST, {"error": text})
@@ -137,8 +137,8 @@ def not_allowed_answer(method: bytes) -> bytes:
 
 
 _DEFECT = "the spooler failed; its log says why"
-#: The answers to requests that failed; the first line counts whose class fits. Where there is no text, the
-#: error's own is sent; that of others would tell strangers about files and machines.
+#: The answers to failed requests; the first matching class wins. Where the text is None, the error's own text
+#: is sent; the texts of the other errors could reveal files and machines to strangers.
 _REFUSALS: tuple[tuple[type[BaseException], HTTPStatus, str | None], ...] = (
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE, None),
     (StoreUnavailable, HTTPStatus.SERVICE_UNAVAILABLE, "the queue can't be reached now; try again later"),
@@ -152,7 +152,7 @@ _REFUSALS: tuple[tuple[type[BaseException], HTTPStatus, str | None], ...] = (
 
 
 def refused_answer(error: BaseException) -> bytes:
-    """Return the answer to a request that failed with *error*."""
+    """Make the answer to a request that failed with *error*."""
     status, text = next((status, text) for kind, status, text in _REFUSALS if isinstance(error, kind))
     again = status is HTTPStatus.SERVICE_UNAVAILABLE
     headers = [("Retry-After", str(RETRY_AFTER))] if again else []

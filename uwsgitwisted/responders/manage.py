@@ -1,7 +1,8 @@
-"""Answers modifier1 33 of a spooler: people and programs manage its queue.
+"""Answers modifier1 33 of a spooler, by which people and programs manage its queue.
 
 The message is ``(operation, arguments)``: an operation of :mod:`uwsgitwisted.spool.management.operations`, or
-``wait``. Or it is bytes, a batch of tasks as :mod:`uwsgitwisted.wire.tasks` makes it, answered with their ids.
+``wait``. Or it is bytes: a batch of tasks as :mod:`uwsgitwisted.wire.tasks` encodes it, answered with their
+ids.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from uwsgitwisted.spool.stores.interface import ISpoolStore
 from uwsgitwisted.wire.objects import dumps, loads_plain
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 
-#: Who may manage a queue by default: peers on the same machine.
+#: The networks that may manage a queue by default: peers on the same machine.
 LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1"))
 
-#: The largest command that is unmarshalled here, in bytes. A batch is only split into its tasks.
+#: The largest command to unmarshal, in bytes. A batch may be larger: it is only split into its tasks.
 MAX_COMMAND = 32_768
-#: How long a peer waits for a task by default, in seconds: less than the minute after which many proxies close
-#: a silent connection.
+#: The default timeout of a wait for a task, in seconds: less than the minute after which many proxies close a
+#: silent connection.
 MAX_WAIT = 55.0
-#: The operations that every peer may use.
+#: The operations that are open to every peer.
 _OPEN = frozenset({"status", "wait"})
 
-#: The first bytes of marshalled values, in all versions. From version 3 on, this bit may be set in a type code.
+#: The first bytes of marshalled values, in all versions of marshal. Since version 3, a type code may have this
+#: bit set.
 _FLAG = 0x80
 _BYTES = frozenset({ord("s"), ord("s") | _FLAG})
 _PAIRS = tuple(
@@ -44,22 +46,22 @@ _PAIRS = tuple(
     for code, count in ((ord("("), b"\x02\0\0\0"), (ord("["), b"\x02\0\0\0"), (ord(")"), b"\x02"))
     for flag in (0, _FLAG)
 )
-#: The type codes of text, and how many bytes hold its length.
+#: The type codes of text, and the number of bytes of its length field.
 _TEXTS = {
     code | flag: size for size, codes in ((1, b"zZ"), (4, b"utaA")) for code in codes for flag in (0, _FLAG)
 }
-#: What follows the type code of empty bytes: an empty batch.
+#: The bytes after the type code of an empty batch: a length of 0.
 _EMPTY = bytes(4)
 
 
 @implementer(IResponder)
 class ManageResponder:
-    """Executes the commands of peers that may give them.
+    """Executes the commands of peers that have the permission for them.
 
-    Every peer may enqueue tasks, and may ask and wait for those whose ids it knows.
+    Every peer may enqueue tasks, query tasks whose ids it knows, and wait for them.
 
-    :param reactor: times out those who wait.
-    :param managers: the networks whose peers may do everything else. Peers on a UNIX socket may too: the file's
+    :param reactor: times out the waits.
+    :param managers: the networks whose peers may do everything else. So may peers on a UNIX socket: the file's
         permissions decide who connects to it.
     :param now: the wall clock, in unix seconds.
     """
@@ -80,10 +82,10 @@ class ManageResponder:
     def respond(self, request: Request) -> Deferred[Packet]:
         """Execute a command, and return a Deferred of the answer.
 
-        Cancelling it ends a wait, and drops a command that has not begun.
+        Cancelling it ends a wait, and drops a command that has not started.
 
-        :raises NotAllowed: if the peer may not give this command.
-        :raises SpoolError: if it is no operation with its arguments.
+        :raises NotAllowed: if the peer has no permission for this command.
+        :raises SpoolError: if the operation or its arguments are invalid.
         :raises ProtocolError: if the message can't be decoded.
         """
         payload = request.packet.payload
@@ -97,7 +99,7 @@ class ManageResponder:
 
     def _answer_operation(self, request: Request) -> Deferred[bytes]:
         operation = _peek_operation(request.packet.payload)
-        # Before anything is loaded.
+        # Check the permission before unmarshalling anything.
         if operation not in _OPEN and not request.peer.is_allowed(self._managers):
             raise NotAllowed(
                 f"{request.peer} may not manage this queue; the spooler's own machine may, and the networks in "
@@ -115,25 +117,25 @@ class ManageResponder:
         return finished.addCallback(dumps)
 
     def _execute(self, request: Request, command: Command) -> Deferred[bytes]:
-        """Execute a command in the store's thread, and marshal its answer there: it may be large."""
+        """Execute a command in the store's thread, and marshal its answer there, since it may be large."""
         finished = command.finished
 
         def job(store: ISpoolStore) -> Steps[tuple[Any, bytes]]:
             answer = yield from command.job(store)
             return answer, dumps(answer)
 
-        def changed(answer: tuple[Any, bytes]) -> None:
+        def note_change(answer: tuple[Any, bytes]) -> None:
             if finished is not None:
                 self._spooler.note_change(finished(answer[0]))
 
         answering = self._spooler.jobs.submit(
-            request.peer.group, job, weight=command.weight, size=len(request.packet.payload), then=changed
+            request.peer.group, job, weight=command.weight, size=len(request.packet.payload), then=note_change
         )
         return answering.addCallback(lambda answer: answer[1])
 
 
 def _peek_operation(payload: bytes) -> str:
-    """Return the name of the operation that a command begins with, without loading anything."""
+    """Read the operation's name at the start of a command, without unmarshalling anything."""
     size = len(payload)
     if size > MAX_COMMAND:
         raise MessageTooLarge(
@@ -152,7 +154,7 @@ def _peek_operation(payload: bytes) -> str:
 
 
 def _load_arguments(payload: bytes) -> object:
-    """Return the arguments in a command that begins with an operation's name."""
+    """Unmarshal a command that begins with an operation's name, and return its arguments."""
     message = loads_plain(payload)
     assert isinstance(message, (tuple, list)), "its type code said so"
     return message[1]

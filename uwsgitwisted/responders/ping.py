@@ -1,6 +1,6 @@
-"""Modifier1 100: says that the server lives.
+"""Modifier1 100: answers pings.
 
-It is answered in the reactor, so that a node whose workers are all busy can be told from a dead one.
+The reactor's thread answers, so that callers can tell a node with busy workers from a dead one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uwsgitwisted.wire.packet import PING, Packet
 
 @implementer(IResponder)
 class PingResponder:
-    """Answers ``{100, 0, 1}``, whatever the ping's payload, as uWSGI does."""
+    """Answers each ping with ``{100, 0, 1}``, whatever its payload, as uWSGI does."""
 
     def respond(self, request: Request) -> Packet:
         """Return the answer."""

@@ -1,4 +1,4 @@
-"""Answers modifier1 17: takes tasks for the spooler, and tells their state over HTTP."""
+"""Answers modifier1 17: enqueues tasks, and reports their state over HTTP."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ __all__ = ["BODIES", "HTTP_VARS", "SPOOL_OVER_HTTP", "SpoolResponder"]
 
 #: The modifier2 of a task from nginx, whose answer is HTTP.
 SPOOL_OVER_HTTP = 1
-#: How many requests wait until a large result is read and encoded as JSON, one after the other. Each takes up
-#: to a mebibyte, some tens of them meanwhile, and a few tenths of a second; two at once would slow each other
-#: down.
+#: How many requests may wait for large results, which are read and encoded as JSON one after the other. A
+#: result has up to a mebibyte; encoding it takes some tens of mebibytes and a few tenths of a second. Two at
+#: once would slow each other down.
 MAX_WAITING_CONVERSIONS = 50
-#: The modifiers of packets that a body follows.
+#: The modifiers of packets that are followed by a body.
 BODIES = frozenset({(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)})
 
 
 class _RequestForm(NamedTuple):
-    """A form of requests for tasks.
+    """One of the forms of requests.
 
-    :param handle: gets the request, whose payload it decodes.
-    :param refuse: makes the answer from an error; None to pass on the failure.
+    :param handle: decodes a request's payload, and answers it.
+    :param refuse: turns an error into an answer; None to pass the failure on.
     """
 
     handle: Callable[[Request], Deferred[Answer]]
@@ -59,17 +59,18 @@ class _RequestForm(NamedTuple):
 
 @implementer(IResponder)
 class SpoolResponder:
-    """Hands tasks to the spooler. modifier2 says how they are sent and answered.
+    """Enqueues tasks. modifier2 selects the form of the request and of its answer.
 
-    - 1, by nginx: variables of a web request and a body; HTTP.
-    - 2, by our own clients: variables and a body; ``{255, n, 1}`` with the task's id in decimal digits. Errors
-      are failures.
-    - Any other, as uWSGI has it: variables; ``{255, 0, 1}``, or ``{255, 0, 0}`` if the task was refused.
+    - 1, from nginx: a web request's variables and a body; the answer is HTTP.
+    - 2, from our own clients: variables and a body; the answer is ``{255, n, 1}`` with the task's id in decimal
+      digits. Errors are passed on as failures.
+    - Any other, as in uWSGI: variables; the answer is ``{255, 0, 1}``, or ``{255, 0, 0}`` if the task was
+      refused.
 
-    A yes, an id and a 202 mean that the task is on the disk. A task is refused if its bytes are malformed, one
-    of its keys can't be understood, too many tasks wait, or the disk is full; the log says which.
+    A yes, an id or a 202 means that the task is on the disk. A task is refused if its bytes are malformed, one
+    of its keys is invalid, too many tasks wait, or the disk is full; the log says which.
 
-    :param http_vars: the variables of a web request that enter its task.
+    :param http_vars: the variables of a web request that its task gets.
     :param monotonic: a monotonic clock, in seconds.
     :param in_thread: calls a function with its arguments in another thread.
     """
@@ -96,9 +97,9 @@ class SpoolResponder:
         }
 
     def respond(self, request: Request) -> Deferred[Answer]:
-        """Enqueue a task, or tell the state of one, and return a Deferred of the answer.
+        """Enqueue a task or report the state of one, and return a Deferred of the answer.
 
-        Cancelling it drops the task if its commit has not begun.
+        Cancelling it drops the task if its commit has not started.
         """
         form = self._forms.get(request.packet.modifier2, self._plain)
         answer = maybeDeferred(form.handle, request) if request.refused is None else fail(request.refused)
@@ -112,37 +113,37 @@ class SpoolResponder:
         return self._spooler.enqueue(request.packet.payload).addCallback(lambda _: YES)
 
     def _enqueue_with_id(self, request: Request) -> Deferred[Answer]:
-        block, body = _split(request.packet.payload)
-        if CONTENT_LENGTH in block:  # it only served the transfer
-            kept = decode_vars(block)
-            kept.pop(CONTENT_LENGTH, None)
-            block = encode_vars(kept.items())
+        block, body = _split_body(request.packet.payload)
+        if CONTENT_LENGTH in block:  # it only frames the body, and isn't the task's
+            variables = decode_vars(block)
+            variables.pop(CONTENT_LENGTH, None)
+            block = encode_vars(variables.items())
         return self._spooler.enqueue(block, body).addCallback(lambda task: Packet(ANSWER, 1, b"%d" % task))
 
     def _handle_http(self, request: Request) -> Deferred[Answer]:
         return Deferred.fromCoroutine(self._answer_http(request))
 
     async def _answer_http(self, asked: Request) -> bytes:
-        block, body = _split(asked.packet.payload)
+        block, body = _split_body(asked.packet.payload)
         request = HttpRequest.read(block)
         group = asked.peer.group
         if request.method in ENQUEUING:
             identifier = await self._spooler.enqueue(request.task_variables(self._http_vars), body)
-            return accepted_answer(request, identifier, await self._state_of(identifier, group))
+            return accepted_answer(request, identifier, await self._find_state(identifier, group))
         if request.method in QUERYING:
-            return await self._tell_status(request, group)
+            return await self._answer_status(request, group)
         return not_allowed_answer(request.method)
 
-    async def _state_of(self, identifier: int, group: str) -> str:
-        """Return the state of an accepted task: one whose key is known may have run long ago."""
-        asking = self._spooler.jobs.submit(group, at_once(lambda store: store.states([identifier])))
+    async def _find_state(self, identifier: int, group: str) -> str:
+        """Return the state of an accepted task: with a known idempotency key, it may have run long ago."""
+        query = self._spooler.jobs.submit(group, at_once(lambda store: store.states([identifier])))
         try:
-            states = await asking
-        except UwsgiError:  # it is stored all the same
+            states = await query
+        except UwsgiError:  # the task is stored nevertheless
             return "accepted"
         return states[identifier].name.lower() if states else "done"
 
-    async def _tell_status(self, request: HttpRequest, group: str) -> bytes:
+    async def _answer_status(self, request: HttpRequest, group: str) -> bytes:
         head = request.method == b"HEAD"
         identifier = request.task
         if identifier is None:
@@ -156,17 +157,17 @@ class SpoolResponder:
         if len(self._conversions.waiting) >= MAX_WAITING_CONVERSIONS:
             raise Busy("too many requests wait for large results; try again later")
         return await self._conversions.run(
-            lambda: Deferred.fromCoroutine(self._tell_large(described, group, head))
+            lambda: Deferred.fromCoroutine(self._answer_large_result(described, group, head))
         )
 
-    async def _tell_large(self, described: Description, group: str, head: bool) -> bytes:
-        """Answer with a large result, whose encoding takes a while and is done in another thread."""
+    async def _answer_large_result(self, described: Description, group: str, head: bool) -> bytes:
+        """Answer with a large result; another thread encodes it, since that takes a while."""
         identifier = described["id"]
         reading = self._spooler.jobs.submit(group, at_once(lambda store: store.result(identifier)))
         return await self._in_thread(_status_answer, described | {"result": await reading}, head)
 
     def _refuse(self, failure: Failure, answer: Callable[[BaseException], Answer], request: Request) -> Answer:
-        """Log the error and answer no; a cancelled request needs neither."""
+        """Log the error and answer with a refusal; a cancelled request needs neither."""
         error = failure.value
         assert error is not None
         if isinstance(error, CancelledError):
@@ -176,13 +177,13 @@ class SpoolResponder:
 
 
 def _status_answer(described: Description, head: bool) -> bytes:
-    """Return the answer that describes a task."""
+    """Make the answer that describes a task."""
     loaded = described | {"result": load_result(described["result"])}
     return json_answer(HTTPStatus.OK, for_json(loaded), head=head)
 
 
-def _split(payload: bytes) -> tuple[bytes, bytes]:
-    """Return the vars block of a request and its body."""
+def _split_body(payload: bytes) -> tuple[bytes, bytes]:
+    """Split a request into its vars block and its body."""
     block, body, missing = split_vars(payload)
     if missing:
         raise MessageTooLarge(

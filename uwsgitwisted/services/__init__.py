@@ -1,1 +1,1 @@
-"""Which responders a node, a renderer and a spooler have."""
+"""The services: a node, a renderer and a spooler, composed of an engine and responders."""

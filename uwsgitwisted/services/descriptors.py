@@ -1,4 +1,4 @@
-"""File descriptors: how many this process may have, and how many of them are left to connections."""
+"""File descriptors: raises this process's limit, and computes how many connections fit."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import resource
 
 from uwsgitwisted.transport.server.connections import LEAVING_PART
 
-#: What the reactor, ports, logs and a store need, and what starting a process takes for a moment.
+#: Descriptors for the reactor, ports, logs and a store, and temporarily for starting a process.
 _RESERVE = 48
-#: What each worker process needs here: a socket, the pipes of its output and its tokens; and its successor's,
-#: while it is replaced.
+#: Descriptors of this process for each worker process: a socket, and the pipes of its output and its tokens; as
+#: many again for its successor while the worker is replaced.
 _EACH_WORKER = 10
-#: The fewest connections that a service is started for.
+#: The minimum number of connections of a service.
 _FEWEST = 8
 
 
 def soft_limit() -> int:
-    """Return how many descriptors this process may have, and so may what it starts."""
+    """Return the number of descriptors that this process, and each process that it starts, may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def allowed_connections(wanted: int, workers: int) -> int:
-    """Raise this process's limit as far as that is needed and possible, and return how many connections fit.
+    """Raise this process's limit as far as needed and possible, and return how many connections fit.
 
-    :param wanted: how many are to fit.
-    :param workers: how many worker processes there are.
+    :param wanted: the number of connections that should fit.
+    :param workers: the number of worker processes.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserve = _RESERVE + workers * _EACH_WORKER

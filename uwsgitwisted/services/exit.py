@@ -1,4 +1,4 @@
-"""The status with which this process ends."""
+"""Sets the exit status of this process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _failed = False
 
 
 def exit_with_failure() -> None:
-    """Have this process end with status 1: ``twistd`` ends with 0 whenever its reactor is stopped."""
+    """Make this process exit with status 1; ``twistd`` exits with 0 whenever its reactor is stopped."""
     global _failed
     _failed = True
 
 
-@atexit.register  # early, so that it comes after what others have registered
+@atexit.register  # registered early, so that it runs after the functions that others register
 def _exit() -> None:
     if _failed:
         sys.stdout.flush()

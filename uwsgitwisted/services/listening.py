@@ -1,4 +1,4 @@
-"""Where a service listens: on loopback, unless it is told otherwise."""
+"""Opens the ports of a service: on loopback, unless its options say otherwise."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from uwsgitwisted.address import split_description
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER, enable_keepalive
 
-#: By the kind of an endpoint, which interface is loopback.
+#: The loopback interface, by the kind of an endpoint.
 _LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}
-#: How many connections may wait to be accepted, where Twisted has 50: when that room is full, the system drops
-#: what comes, and its sender tries again seconds later.
+#: How many connections may wait to be accepted; Twisted's default is 50. When the backlog is full, the system
+#: drops new connections, and their callers try again only seconds later.
 _BACKLOG = "1024"
-#: Who may use a UNIX socket, where Twisted lets everybody: whoever uses it may also manage a spooler's queue.
+#: The permissions of a UNIX socket; Twisted's default lets everybody connect. Whoever can connect may also
+#: manage a spooler's queue.
 _UNIX_MODE = "660"
 
 
 def check_endpoint(description: str) -> None:
-    """See that a service can listen on what *description* names.
+    """Check that a service can listen on an endpoint.
 
     :raises ValueError: if it can't; the text says why.
     """
@@ -40,9 +41,9 @@ def check_endpoint(description: str) -> None:
 
 
 def on_loopback(description: str) -> str:
-    """Return an endpoint description that listens on loopback if *description* names no interface.
+    """Add the loopback interface to *description* if it names no interface.
 
-    Twisted's own ``tcp:3033`` listens on every interface, and a handler is called by whoever connects.
+    In Twisted, ``tcp:3033`` listens on every interface, and whoever can connect can call a handler.
     """
     kind, arguments = _read(description)
     if kind not in _LOOPBACK or (kind in ("tcp", "tcp6") and len(arguments) > 1):
@@ -50,8 +51,8 @@ def on_loopback(description: str) -> str:
     return _with_default(description, "interface", _LOOPBACK[kind])
 
 
-def _completed(description: str) -> str:
-    """Return *description* with our defaults in place of Twisted's, but for the interface."""
+def _add_defaults(description: str) -> str:
+    """Add our defaults, which differ from Twisted's, except for the interface."""
     kind, arguments = _read(description)
     if kind == "unix" and len(arguments) < 2:
         description = _with_default(description, "mode", _UNIX_MODE)
@@ -65,17 +66,17 @@ def _with_default(description: str, keyword: str, value: str) -> str:
 
 
 def _read(description: str) -> tuple[str, list[str]]:
-    """Return the kind of an endpoint, in which Twisted may ignore case, and its positional arguments."""
+    """Return the kind of an endpoint, in lower case like in Twisted, and its positional arguments."""
     positional, _ = split_description(description)
     return "".join(positional[:1]).lower(), positional[1:]
 
 
 def _set_options(port: IListeningPort) -> IListeningPort:
-    """Set the options of the connections of a TCP port: they inherit what is set on it.
+    """Set options of a TCP port, which its connections inherit.
 
-    TCP_NODELAY, since small packets would wait for the peer's delayed acknowledgements; a bound for what the
-    kernel takes ahead of us, behind which a small message would wait; and probes, so that a peer that vanished
-    while it waited for its answer is noticed.
+    TCP_NODELAY is set because small packets would wait for the peer's delayed acknowledgements. The receive
+    buffer has a limit because a small message would wait behind all that the kernel has read ahead. Probes
+    detect a peer that has vanished while it waited for its answer.
     """
     listener = getattr(port, "socket", None)
     if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
@@ -86,22 +87,22 @@ def _set_options(port: IListeningPort) -> IListeningPort:
 
 
 class Listener(NamedTuple):
-    """An endpoint description and the port that it has opened."""
+    """An endpoint description and its port."""
 
     description: str
     port: Deferred[IListeningPort]
 
 
 def listen(reactor: object, description: str, factory: IProtocolFactory) -> Listener:
-    """Open what *description* names.
+    """Start to listen on an endpoint.
 
-    :raises StartupError: if it can't be opened; its text says what to do.
+    :raises StartupError: if the port can't be opened; its text says what to do.
     """
     try:
         check_endpoint(description)
-        port = serverFromString(reactor, _completed(description)).listen(factory)
+        port = serverFromString(reactor, _add_defaults(description)).listen(factory)
         port.addCallback(_set_options)
-    except (ImportError, NameError) as error:  # Twisted's own, where pyOpenSSL isn't there
+    except (ImportError, NameError) as error:  # Twisted raises them where pyOpenSSL isn't installed
         raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error
     except (ValueError, TypeError, OSError) as error:
         raise StartupError(f"--listen {description}: {error}") from error
@@ -112,7 +113,7 @@ def listen(reactor: object, description: str, factory: IProtocolFactory) -> List
     return Listener(description, port)
 
 
-#: What to do where an internet port can't be opened, by the system's number for the reason.
+#: The advice for an internet port that can't be opened, by errno.
 _FOR_PORTS = {
     errno.EADDRINUSE: "Stop the service that listens there, or name another port with --listen",
     **dict.fromkeys(
@@ -135,7 +136,7 @@ _FOR_SOCKETS = {
     ),
     errno.ENAMETOOLONG: "Name a shorter path with --listen",
 }
-#: Such a number for what comes without one: a name that is no address, a port that is none, and Twisted's lock.
+#: The errno for errors without one: an invalid interface, an invalid port, and Twisted's lock file.
 _NUMBERS: dict[type, int] = {
     socket.gaierror: errno.EADDRNOTAVAIL,
     OverflowError: errno.ERANGE,
@@ -144,7 +145,7 @@ _NUMBERS: dict[type, int] = {
 
 
 def _explain(description: str, failure: Failure) -> str:
-    """Return why a port can't be opened, and what to do about it where that is known."""
+    """Explain why a port can't be opened, with the advice for this reason if there is one."""
     error = failure.value
     cause: object = error.socketError if isinstance(error, CannotListenError) else error
     reason = str(getattr(cause, "strerror", None) or cause).rstrip(".")
@@ -162,9 +163,9 @@ def _explain(description: str, failure: Failure) -> str:
 
 
 async def stop_listening(listeners: list[Listener]) -> None:
-    """Close what was opened."""
-    await DeferredList([listener.port.addCallback(_close) for listener in listeners])
+    """Close the ports."""
+    await DeferredList([listener.port.addCallback(_close_port) for listener in listeners])
 
 
-def _close(port: IListeningPort | None) -> object:
-    return port.stopListening() if port is not None else None  # None: it could never be opened
+def _close_port(port: IListeningPort | None) -> object:
+    return port.stopListening() if port is not None else None  # None: the port couldn't be opened

@@ -1,4 +1,4 @@
-"""A node: runs the function that its module put in ``uwsgi.message_manager_marshal``."""
+"""A node: runs the function that its handler module sets as ``uwsgi.message_manager_marshal``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uwsgitwisted.worker.spec import Loader
 
 
 def make_node(reactor: IProcessReactor, settings: ServerSettings, module: str) -> ServerService:
-    """Return the service of a node.
+    """Make the service of a node.
 
     :param module: the handler module's name.
     :raises StartupError: if the module can't be loaded.

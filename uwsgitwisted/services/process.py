@@ -1,4 +1,4 @@
-"""What a service changes in its own process when it starts."""
+"""Prepares the process of a service when the service starts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from uwsgitwisted.memory import keep_large_blocks
 
 
 def prepare_process(reactor: Any) -> None:
-    """Have this process keep the memory of large messages, and its reactor go by the monotonic clock.
+    """Make this process keep the memory of large messages, and its reactor use the monotonic clock.
 
-    Twisted's timers go by the wall clock: when that is set back by an hour, every timer fires an hour late. A
-    reactor stays as it is if it has another clock, or timers: those would go wrong with the change.
+    Twisted's timers use the wall clock: if it steps back by an hour, every timer fires an hour late. The
+    function leaves a reactor alone that has another clock, or that has timers already, which would fire at
+    wrong times after the change.
     """
     keep_large_blocks()
     if reactor.seconds is runtime.seconds and not reactor.getDelayedCalls():

@@ -1,4 +1,4 @@
-"""A renderer: renders the Mako templates of its directories for whoever sends a name and variables."""
+"""A renderer: renders the Mako templates in its directories for callers that send a name and variables."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def make_renderer(
     filters: Sequence[str] = (),
     strict: bool = False,
 ) -> ServerService:
-    """Return the service of a renderer.
+    """Make the service of a renderer.
 
-    :param directories: where its templates are.
+    :param directories: the directories of its templates.
     :param filters: Mako's filters for every expression, such as ``h`` for HTML.
-    :param strict: whether a name that nobody sent is an error.
-    :raises StartupError: if a directory isn't there.
+    :param strict: whether a name that the caller didn't send is an error.
+    :raises StartupError: if a directory doesn't exist.
     """
     loader = Loader(
         "uwsgitwisted.worker.handlers.render:load",
         {
             "directories": [os.path.abspath(directory) for directory in directories],
-            "default_filters": list(filters) or None,  # none at all would not even make text of a number
+            "default_filters": list(filters) or None,  # with an empty list, Mako couldn't render a number
             "strict_undefined": strict,
         },
     )

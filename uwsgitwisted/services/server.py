@@ -1,4 +1,4 @@
-"""What a node, a renderer and a spooler have in common: ports, connections and an engine."""
+"""The common base of a node, a renderer and a spooler: ports, connections and an engine."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from uwsgitwisted.worker.spec import WorkerSpec
 class ServerService(Service):
     """A server of the cluster.
 
-    :param reactor: opens the ports, starts the workers, keeps the time.
-    :param settings: what the command line says of ports, limits and time.
+    :param reactor: opens the ports, starts the workers and runs the timers.
+    :param settings: ports, limits and timeouts, from the command line.
     :param engine: runs the handlers.
-    :param responders: what answers, by modifier1, besides ping and echo.
-    :param bodies: the modifiers of packets that a body follows.
+    :param responders: the responders besides ping and echo, by modifier1.
+    :param bodies: the modifiers of packets that are followed by a body.
     """
 
     _log = Logger()
@@ -66,14 +66,14 @@ class ServerService(Service):
             reactor,  # type: ignore[arg-type]
             dispatcher.respond,
             terms=Terms(max_message=settings.max_message, node=settings.node),
-            limits=self._fitting(settings.limits),
+            limits=self._fit_limits(settings.limits),
             networks=settings.networks,
             tracebacks=settings.tracebacks,
             bodies=bodies,
         )
 
-    def _fitting(self, limits: Limits) -> Limits:
-        """Return *limits* with as many connections as there are file descriptors for, besides the workers'."""
+    def _fit_limits(self, limits: Limits) -> Limits:
+        """Reduce the number of connections in *limits* to the file descriptors that the workers leave."""
         description = self._engine.description
         processes = worker_count(description) if description.startswith("processes:") else 0
         allowed = allowed_connections(limits.max_connections, processes)
@@ -87,28 +87,28 @@ class ServerService(Service):
         return replace(limits, max_connections=allowed)
 
     def privilegedStartService(self) -> None:
-        """Open the ports, while this process may still have the rights that low ones need."""
+        """Open the ports while this process may still have the privileges that low ports need."""
         prepare_process(self._reactor)
         for description in self._settings.listen:
             self._listeners.append(listen(self._reactor, description, self._factory))
 
     def startService(self) -> None:
-        """Start the engine; requests that come before it is ready wait.
+        """Start the engine; requests that arrive before it is ready wait.
 
-        :raises StartupError: if it is known at once that it can't be started.
+        :raises StartupError: if starting the engine fails immediately.
         """
         super().startService()  # type: ignore[no-untyped-call]
         if not self._listeners:
             self.privilegedStartService()
-        self._signals.take(signal.SIGHUP, self.reload)
-        begun = self._begin()
-        failure = begun.result if begun.called else None
-        if isinstance(failure, Failure):  # the reactor doesn't run yet, so that it can't be stopped
-            begun.addErrback(lambda _: None)
+        self._signals.install(signal.SIGHUP, self.reload)
+        started = self._start_engine()
+        failure = started.result if started.called else None
+        if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
+            started.addErrback(lambda _: None)
             failure.raiseException()
-        begun.addErrback(self._broken)
+        started.addErrback(self._fail_startup)
 
-    def _begin(self) -> Deferred[None]:
+    def _start_engine(self) -> Deferred[None]:
         return self._engine.start().addCallback(self._announce)
 
     def _announce(self, _: None) -> None:
@@ -120,7 +120,7 @@ class ServerService(Service):
             engine=self._engine.description,
         )
 
-    def _broken(self, failure: Failure) -> None:
+    def _fail_startup(self, failure: Failure) -> None:
         if failure.check(UwsgiError):
             self._log.critical("the service can't start: {reason}", reason=failure.getErrorMessage())
         else:
@@ -129,74 +129,72 @@ class ServerService(Service):
         self._reactor.callWhenRunning(self._reactor.stop)  # type: ignore[attr-defined]
 
     def stopService(self) -> Deferred[None]:
-        """Take no new request, finish what was taken, and end.
+        """Accept no new request, finish those in flight, and stop.
 
-        :return: fires when everything has ended.
+        :return: fires when the service has stopped.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._signals.take(number, self.hurry)
-        return Deferred.fromCoroutine(self._stop())
+            self._signals.install(number, self.stop_at_once)
+        return Deferred.fromCoroutine(self._drain_and_stop())
 
-    async def _stop(self) -> None:
+    async def _drain_and_stop(self) -> None:
         await stop_listening(self._listeners)
         self._listeners = []
         closed = self._factory.finish()
-        await self._end()
+        await self._stop_engine()
         overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
         await closed
         if overdue.active():
             overdue.cancel()
-        self._signals.give_back()
+        self._signals.restore()
 
-    def hurry(self) -> None:
-        """End now: a second signal came while the service was finishing its work."""
-        self._log.warn("ending without waiting for what runs")
+    def stop_at_once(self) -> None:
+        """Stop without draining, since a second signal arrived."""
+        self._log.warn("stopping without waiting for running requests")
         self._engine.stop(0)
         self._factory.abort()
 
     def reload(self) -> None:
-        """Run the handlers with fresh code: the signal HUP came."""
+        """Load the handlers' code again, since the signal HUP arrived."""
         if not IReloadable.providedBy(self._engine):
             self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
             return
-        if not self._reloading.waiting:  # one that waits will find all that was changed before it begins
-            begun = self._reloading.acquire()
-            begun.addCallback(lambda _: Deferred.fromCoroutine(self._reload()))
-            begun.addErrback(self._bug)
-            begun.addBoth(lambda _: self._reloading.release())
+        if not self._reloading.waiting:  # a reload that waits will load all changes made before it starts
+            reloaded = self._reloading.acquire()
+            reloaded.addCallback(lambda _: Deferred.fromCoroutine(self._reload_engine()))
+            reloaded.addErrback(self._log_bug)
+            reloaded.addBoth(lambda _: self._reloading.release())
 
-    async def _reload(self) -> None:
+    async def _reload_engine(self) -> None:
         engine: Any = self._engine  # it is reloadable
         self._log.info("replacing the workers one by one")
         if await engine.reload():
             self._log.info("every worker was replaced")
-            await self._reloaded()
+            await self._after_reload()
         else:
-            self._log.error(
-                "a new worker did not come up, so the old ones stay; mend the handler and try again"
-            )
+            self._log.error("a new worker did not start, so the old ones stay; fix the handler and try again")
 
-    async def _reloaded(self) -> None:
-        """Take what else the fresh code brings."""
+    async def _after_reload(self) -> None:
+        """Apply whatever else depends on the new code."""
 
-    def _bug(self, failure: Failure) -> None:
+    def _log_bug(self, failure: Failure) -> None:
         self._log.failure("while reloading", failure)
 
-    async def _end(self) -> None:
-        """End what this service started, with its work done."""
+    async def _stop_engine(self) -> None:
+        """Stop the parts of this service, after they have finished their work."""
         await self._engine.stop(self._settings.drain_timeout)
 
 
-#: Seconds that connections get to take their last answers.
+#: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
 
 
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:
-    """Find out whether a worker can load its handlers, by loading them in a process of their own.
+    """Check that a worker can load its handlers, by loading them in a separate process.
 
     :return: the periodic tasks that they register; see :func:`uwsgitwisted.worker.handlers.spool.periodic`.
-    :raises StartupError: if it can't; its text says why.
+    :raises StartupError: if loading fails; its text says why.
     """
     told = replace(spec, masterpid=os.getpid())
     command: Sequence[str] = [sys.executable, "-m", "uwsgitwisted.worker.main", "--check", told.encode()]

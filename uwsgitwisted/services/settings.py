@@ -1,4 +1,4 @@
-"""What every service is told by its command line."""
+"""The settings of every service, from its command line."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from uwsgitwisted.worker.spec import Loader, OptionValues, WorkerSpec
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What every service is told.
+    """The settings that every service has.
 
     :param listen: endpoint descriptions.
     :param engine: where handlers run; see :mod:`uwsgitwisted.engines.descriptions`.
     :param timeout: seconds that a request may run.
-    :param drain_timeout: seconds that running requests get when the service is stopped.
+    :param drain_timeout: seconds that running requests get to finish when the service stops.
     :param max_queue: how many requests may wait for a worker.
-    :param max_requests: after so many requests a worker process is replaced; None for never.
+    :param max_requests: the number of requests after which a worker process is replaced; None for never.
     :param max_memory: how much memory a worker process may allocate, in bytes; None for no limit.
     :param max_message: the largest message in a session, in bytes.
-    :param networks: whose connections are accepted; None for everybody's.
-    :param tracebacks: whether callers are told the tracebacks of handlers' exceptions.
+    :param networks: the networks that may connect; None for all.
+    :param tracebacks: whether callers get the tracebacks of handlers' exceptions.
     :param node: this node's name, for logs and error texts.
-    :param limits: of the connections.
+    :param limits: the limits of connections.
     :param options: the options that were given, for ``uwsgi.opt``, without secrets.
     """
 
@@ -60,7 +60,7 @@ class ServerSettings:
         )
 
     def make_engine(self, reactor: IProcessReactor, spec: WorkerSpec) -> IEngine:
-        """Return the engine that runs the handlers of *spec*."""
+        """Make the engine that runs the handlers of *spec*."""
         return parse_engine(self.engine)(
             EngineSettings(
                 reactor=reactor, spec=spec, timeout=self.timeout, max_queue=self.max_queue, node=self.node

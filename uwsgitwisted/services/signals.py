@@ -1,4 +1,4 @@
-"""The signals that a service takes besides those that Twisted does."""
+"""Handles the signals that Twisted doesn't handle for a service."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 
 class Signals:
-    """Calls functions in the reactor's thread when signals come.
+    """Calls functions in the reactor's thread when signals arrive.
 
-    It does nothing where signals can't be taken, in another thread than the main one.
+    Only the main thread can install signal handlers; in any other thread it does nothing.
 
-    :param reactor: calls them.
+    :param reactor: calls the functions.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._previous: dict[int, Any] = {}
 
-    def take(self, number: int, call: Callable[[], object]) -> None:
-        """Call *call* when signal *number* comes, instead of what was to happen before."""
+    def install(self, number: int, call: Callable[[], object]) -> None:
+        """Call *call* when the signal *number* arrives, in place of its previous handler."""
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
             self._previous.setdefault(number, previous)
 
-    def give_back(self) -> None:
-        """Let happen again what was to happen before."""
+    def restore(self) -> None:
+        """Restore the previous handlers."""
         for number, previous in self._previous.items():
             signal.signal(number, previous if previous is not None else signal.SIG_DFL)
         self._previous = {}

@@ -1,4 +1,4 @@
-"""The service of a spooler, which keeps tasks on disk until a function of its module has run them."""
+"""The service of a spooler, which stores tasks on disk until its handler module has run them."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from uwsgitwisted.worker.spec import Loader
 class SpoolSettings:
     """The settings that only a spooler has.
 
-    :param spool: where the tasks are kept, such as ``sqlite:PATH``.
-    :param policy: how often a task is tried.
-    :param workers: how many tasks run at once of the queues that share workers.
-    :param queues: how many run at once of each queue that has workers of its own.
-    :param keep_results: how long a finished task is kept, in seconds.
-    :param bounds: what the queue holds at most.
-    :param periodic: tasks that are enqueued periodically.
+    :param spool: the store of the tasks, such as ``sqlite:PATH``.
+    :param policy: when to retry a task, and how often.
+    :param workers: how many tasks of the queues without workers of their own run at once.
+    :param queues: how many tasks run at once of each queue with workers of its own.
+    :param keep_results: how long to keep a finished task, in seconds.
+    :param bounds: the limits of the queue.
+    :param periodic: tasks to enqueue periodically.
     :param drain: a real uWSGI's spool directory, whose tasks are moved into the spool; None for none.
     :param managers: the networks whose peers may manage the queue.
-    :param http_vars: which variables of a web request enter the task that it asks for.
+    :param http_vars: the variables of a web request that its task gets.
     :param text: whether the function gets text instead of bytes.
-    :param return_codes: which uWSGI's numbers the function returns.
+    :param return_codes: the version of uWSGI whose return codes the function uses.
     """
 
     spool: str
@@ -68,7 +68,7 @@ class SpoolerService(ServerService):
 
     :param spooler: the queue; it owns the engine.
     :param periodic: enqueues periodic tasks.
-    :param renew: makes the scheduler of periodic tasks for fresh code; it blocks, since it loads the handlers.
+    :param renew: makes the scheduler of periodic tasks for new code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
     """
 
@@ -88,32 +88,32 @@ class SpoolerService(ServerService):
         self._renew = renew
         self._drain = drain
 
-    def _begin(self) -> Deferred[None]:
-        return self._spooler.start().addCallback(self._begin_to_add).addCallback(self._announce)
+    def _start_engine(self) -> Deferred[None]:
+        return self._spooler.start().addCallback(self._start_sources).addCallback(self._announce)
 
-    def _begin_to_add(self, _: None) -> None:
-        """Start to enqueue periodic tasks, and those of a spool directory."""
+    def _start_sources(self, _: None) -> None:
+        """Start to enqueue periodic tasks, and the tasks of a spool directory."""
         self._periodic.start()
         if self._drain is not None:
             self._drain.start()
 
-    async def _reloaded(self) -> None:
-        await deferToThread(self._renew).addCallback(self._renewed).addErrback(self._not_renewed)
+    async def _after_reload(self) -> None:
+        await deferToThread(self._renew).addCallback(self._replace_periodic).addErrback(self._keep_periodic)
 
-    def _renewed(self, fresh: PeriodicScheduler) -> None:
-        before, self._periodic = self._periodic, fresh
-        if before.running:  # else this service has not started yet, or has ended
-            before.stop()
-            fresh.start()
-            self._log.info("the periodic tasks are those of the fresh code")
+    def _replace_periodic(self, new: PeriodicScheduler) -> None:
+        old, self._periodic = self._periodic, new
+        if old.running:  # otherwise this service has not started yet, or has stopped
+            old.stop()
+            new.start()
+            self._log.info("the periodic tasks are those of the new code")
 
-    def _not_renewed(self, failure: Failure) -> None:
+    def _keep_periodic(self, failure: Failure) -> None:
         self._log.error(
-            "the fresh code has no usable periodic tasks, so the old ones stay: {reason}",
+            "the periodic tasks of the new code can't be used, so the old ones stay: {reason}",
             reason=failure.getErrorMessage(),
         )
 
-    async def _end(self) -> None:
+    async def _stop_engine(self) -> None:
         self._periodic.stop()
         if self._drain is not None:
             await self._drain.stop()
@@ -138,7 +138,7 @@ def make_spooler(
         spooling.policy,
         workers=spooling.workers,
         queues=spooling.queues,
-        # Prefetched tasks must not fill the engine's own queue.
+        # Prefetched tasks must leave room in the engine's queue.
         max_prefetch=min(MAX_PREFETCH, settings.max_queue // (2 * (1 + len(spooling.queues)))),
     )
 
@@ -169,15 +169,15 @@ def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> Direct
 
 
 def _decorated(name: str, cron: str = "", seconds: float = 0.0) -> PeriodicTask:
-    """Return the periodic task that the handler module registers with ``uwsgidecorators``."""
+    """Make the periodic task that the handler module has registered with ``uwsgidecorators``."""
     schedule = Cron(cron) if cron else Interval(seconds)
     return PeriodicTask(name, schedule, encode_vars({"ud_spool_func": name}))
 
 
 def check_store(store: ISpoolStore) -> None:
-    """Check that a store can be opened, by opening and closing it.
+    """Open and close a store to check that this works.
 
-    :raises StartupError: if it can't; its text says why.
+    :raises StartupError: if the store can't be opened; its text says why.
     """
     try:
         store.open(lambda: None)

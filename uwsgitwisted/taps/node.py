@@ -15,7 +15,7 @@ class Options(ServerOptions):
 
     synopsis = "[options] --handler MODULE"
     longdesc = (
-        "Answers marshalled objects (modifier1 33) with the function that the handler module puts in "
+        "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
         "uwsgi.message_manager_marshal."
     )
     default_listen = "tcp:3033"
@@ -25,11 +25,11 @@ class Options(ServerOptions):
     ]
 
     def postOptions(self) -> None:
-        """Check that there is a handler."""
+        """Check that a handler is given."""
         super().postOptions()
         self.require("handler", "my_server")
 
 
 def makeService(options: Options) -> IService:
-    """Return the service that the options describe."""
+    """Make the service from its options."""
     return make_node(installed_reactor(), options.settings(), options["handler"])

@@ -1,4 +1,4 @@
-"""The options that every service's ``twistd`` command has."""
+"""The options that the ``twistd`` commands of all services share."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 def convert(option: str, converter: Callable[[str], T], text: str) -> T:
-    """Return what *converter* makes of the text that *option* was given.
+    """Convert the value of an option.
 
-    :raises UsageError: if it raises ValueError; the text names the option, and what it was given.
+    :raises UsageError: if *converter* raises ValueError; the text has the option and its value.
     """
     try:
         return converter(text)
@@ -39,23 +39,23 @@ def convert(option: str, converter: Callable[[str], T], text: str) -> T:
 
 
 def converted(*rows: list[Any]) -> list[list[Any]]:
-    """Return *rows* of ``optParameters`` in which the errors of the converters name their options.
+    """Make the converters in *rows* of ``optParameters`` name their options in errors.
 
-    Twisted itself would say only that a type could not be enforced.
+    Twisted itself would only say that a type could not be enforced.
     """
     return [[*row[:4], *(partial(convert, row[0], converter) for converter in row[4:])] for row in rows]
 
 
 def count(text: str) -> int:
-    """Return a whole number from 1."""
+    """Parse a whole number of at least 1."""
     if not text.isascii() or not text.isdecimal() or not int(text):
         raise ValueError("not a whole number from 1")
     return int(text)
 
 
 def installed_reactor() -> IProcessReactor:
-    """Return the reactor that twistd has chosen."""
-    from twisted.internet import reactor  # importing it installs one, so not before twistd has
+    """Return the reactor that twistd has installed."""
+    from twisted.internet import reactor  # imported late: the import would install a reactor before twistd does
 
     return cast(IProcessReactor, reactor)
 
@@ -64,7 +64,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def size(text: str) -> int:
-    """Return a number of bytes, given as such or with K, M or G behind it."""
+    """Parse a number of bytes, which may end with K, M or G."""
     unit = _UNITS.get(text[-1:].upper(), 0)
     try:
         return count(text[:-1]) * unit if unit else count(text)
@@ -73,42 +73,42 @@ def size(text: str) -> int:
 
 
 def engine(text: str) -> str:
-    """Return an engine's description."""
+    """Check an engine's description, and return it."""
     parse_engine(text)
     return text
 
 
 class ServerOptions(usage.Options):
-    """What a node, a renderer and a spooler have in common.
+    """The common options of a node, a renderer and a spooler.
 
-    A subclass says :attr:`default_listen`, may say :attr:`default_timeout`, adds its own options, and makes its service of :meth:`settings`.
+    A subclass sets :attr:`default_listen`, may set :attr:`default_timeout`, adds its own options, and makes its service from :meth:`settings`.
     """
 
-    #: Where the service listens if it isn't told.
+    #: The default endpoint.
     default_listen = ""
-    #: How long a request may run if it isn't told, in seconds.
+    #: The default of ``--timeout``, in seconds.
     default_timeout = _DEFAULTS.timeout
 
     optParameters: list[list[Any]] = converted(
         ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
         ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", parse_timeout],
         ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", parse_timeout],
-        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused, and a peer may have three times as many as are free", count],
-        ["max-requests", None, None, "After so many requests a worker process is replaced (default: never)", count],
+        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused. One peer may have three times as many as are free", count],
+        ["max-requests", None, None, "The number of requests after which a worker process is replaced (default: never)", count],
         ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
         ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
-        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; beyond it the longest idle one is closed", count],
+        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
-        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that it gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may go without reading its answer", parse_timeout],
+        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
         ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
     )  # fmt: skip
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
-        ["no-tracebacks", None, "Don't tell callers the tracebacks of handlers' exceptions"],
+        ["no-tracebacks", None, "Don't send callers the tracebacks of handlers' exceptions"],
     ]
 
     def __init__(self) -> None:
@@ -122,8 +122,8 @@ class ServerOptions(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
 
-        Without interface= it is on loopback only, unless --allow says who may connect. A UNIX socket without mode=
-        is for its owner and group.
+        Without interface=, it listens on loopback only, unless --allow names who may connect. A UNIX socket without
+        mode= is for its owner and group.
         """
         convert("listen", check_endpoint, description)
         self["listen"].append(description)
@@ -133,7 +133,7 @@ class ServerOptions(usage.Options):
     def opt_allow(self, network: str) -> None:
         """Accept connections from this network only, such as 10.0.0.0/8; may be given again.
 
-        --listen tcp:PORT is then on every interface.
+        --listen tcp:PORT then listens on every interface.
         """
         self["allow"].append(convert("allow", parse_network, network))
 
@@ -143,15 +143,15 @@ class ServerOptions(usage.Options):
         raise SystemExit(0)
 
     def parseArgs(self, *surplus: str) -> None:
-        """Refuse what belongs to no option."""
+        """Refuse arguments that belong to no option."""
         if surplus:
             raise usage.UsageError(f"{surplus[0]!r} belongs to no option")
 
     def parseOptions(self, options: Any = None) -> None:
         """Parse the command line.
 
-        :raises UsageError: if it makes no sense.
-        :raises SystemExit: instead of that within twistd, which would print all of its own help before the reason.
+        :raises UsageError: if the command line is invalid.
+        :raises SystemExit: instead of UsageError under twistd, which would print its whole help before the reason.
         """
         line = sys.argv[1:] if options is None else options
         try:
@@ -178,28 +178,29 @@ class ServerOptions(usage.Options):
         return text
 
     def postOptions(self) -> None:
-        """Settle where to listen, and the pid file."""
+        """Set the defaults of the endpoint and of the pid file."""
         self["listen"] = self["listen"] or [self.default_listen]
         if self.parent is not None and "pidfile" in self.parent:
             self._settle_pid_file(self.parent)
 
     def _settle_pid_file(self, twistd: usage.Options) -> None:
-        """Replace twistd's default, one file for all services in a directory, of which only the first would start.
+        """Replace twistd's default pid file.
 
-        In the foreground none is needed: whoever started the service knows its process.
+        All services in a directory would share it, so only the first one would start. In the foreground no pid file
+        is needed: whoever started the service knows its process.
         """
         if twistd["pidfile"] == twistd.defaults["pidfile"]:
             in_foreground = twistd["nodaemon"] or twistd["debug"]
             twistd["pidfile"] = "" if in_foreground else f"{twistd.subCommand}-{self._place()}.pid"
 
     def _place(self) -> str:
-        """Return the first port where the service listens, or the name of its UNIX socket."""
+        """Return the service's first port, or the file name of its UNIX socket."""
         positional, keywords = split_description(self["listen"][0])
         kind, *arguments = *positional, *keywords.values()
         return os.path.basename(arguments[0] if arguments else kind)
 
     def settings(self) -> ServerSettings:
-        """Return what was given."""
+        """Make the settings from the options."""
         networks = tuple(self["allow"]) or None
         return ServerSettings(
             listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
@@ -228,7 +229,7 @@ class ServerOptions(usage.Options):
     def require(self, option: str, example: str) -> str:
         """Return the value of an option that has no default.
 
-        :raises UsageError: if it wasn't given.
+        :raises UsageError: if it isn't given.
         """
         value: str | None = self[option]
         if not value:

@@ -16,7 +16,7 @@ class Options(ServerOptions):
 
     synopsis = "[options] --templates DIRECTORY"
     longdesc = (
-        "Renders Mako templates for whoever sends (name, variables) as a marshalled object (modifier1 33)."
+        "Renders Mako templates for callers that send (name, variables) as a marshalled object (modifier1 33)."
     )
     default_listen = "tcp:3033"
 
@@ -30,7 +30,7 @@ class Options(ServerOptions):
     ]
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
-        ["strict", None, "Make a name that the caller didn't send an error"],
+        ["strict", None, "Raise an error for a name that the caller didn't send"],
     ]
 
     def __init__(self) -> None:
@@ -38,18 +38,18 @@ class Options(ServerOptions):
         self["templates"] = []
 
     def opt_templates(self, directory: str) -> None:
-        """Find templates in this directory; may be given again, the first that has a template wins."""
+        """Find templates in this directory; may be given again, and the first directory that has a template wins."""
         self["templates"].append(directory)
 
     def postOptions(self) -> None:
-        """Check that there is a directory."""
+        """Check that a directory is given."""
         super().postOptions()
         if not self["templates"]:
             raise usage.UsageError("--templates is missing; for example: --templates /srv/templates")
 
 
 def makeService(options: Options) -> IService:
-    """Return the service that the options describe."""
+    """Make the service from its options."""
     filters = [name.strip() for name in options["filters"].split(",") if name.strip()]
     return make_renderer(
         installed_reactor(),

@@ -48,7 +48,7 @@ class Options(ServerOptions):
     synopsis = "[options] --spool sqlite:PATH --handler MODULE"
     longdesc = (
         "Stores tasks (modifier1 17) on disk before it accepts them, and runs each with the function that the "
-        "handler module puts in uwsgi.spooler, until it succeeds or is set aside as a dead letter."
+        "handler module sets as uwsgi.spooler, until it succeeds or becomes a dead letter."
     )
     default_listen = "tcp:3034"
     default_timeout = 3_600.0
@@ -57,15 +57,15 @@ class Options(ServerOptions):
         ["handler", None, None, "The module that runs tasks, as an import statement names it"],
         ["spool", "s", None, "Where tasks are kept: sqlite:PATH, or postgresql://user:password@host/database, which several spoolers may share"],
         ["max-attempts", None, _POLICY.max_attempts, "How often a task is run before it becomes a dead letter", count],
-        ["max-crashes", None, _POLICY.max_crashes, "How many workers a task may crash before it becomes one", count],
+        ["max-crashes", None, _POLICY.max_crashes, "How many workers a task may crash before it becomes a dead letter", count],
         ["first-delay", None, _POLICY.first_delay, "Seconds until the first retry; doubled for each later one", parse_timeout],
-        ["max-delay", None, _POLICY.max_delay, "The longest time between two tries, in seconds", parse_timeout],
-        ["workers", "w", None, "How many tasks run at once, of all queues that have no workers of their own (default: one for each core)", count],
-        ["keep-results", None, KEEP_RESULTS, "Seconds for which the state and the result of a task that is over can be asked for; 0 for not at all", _keep],
+        ["max-delay", None, _POLICY.max_delay, "The longest delay before a retry, in seconds", parse_timeout],
+        ["workers", "w", None, "How many tasks run at once, of all queues without workers of their own (default: one per core)", count],
+        ["keep-results", None, KEEP_RESULTS, "Seconds for which the state and the result of a finished task are kept; 0 to keep none", _keep],
         ["max-tasks", None, None, "How many tasks may wait or run; more are refused (default: no limit)", count],
         ["max-spool-size", None, None, "How many bytes the tasks may take: bytes, or a number with K, M or G; more are refused (default: no limit)", size],
-        ["max-queues", None, MAX_QUEUES, "In how many queues without workers of their own tasks may wait; those of others are refused", _number],
-        ["http-vars", None, ",".join(HTTP_VARS), "Which variables of a web request that asks for a task (modifier2 1) enter the task"],
+        ["max-queues", None, MAX_QUEUES, "In how many queues without workers of their own tasks may wait; tasks for further queues are refused", _number],
+        ["http-vars", None, ",".join(HTTP_VARS), "Which variables of a web request (modifier2 1) its task gets"],
         ["return-codes", None, "2.0", "Which uWSGI's return codes the handler uses: 2.0 or 0.9", _return_codes],
     )  # fmt: skip
 
@@ -102,9 +102,9 @@ class Options(ServerOptions):
             raise usage.UsageError(f"--queue {text}: name the queue, for example --queue mail=2")
 
     def opt_cron(self, line: str) -> None:
-        """Enqueue a task again and again: five cron fields, then its keys and values, such as '*/5 * * * * job=cleanup'.
+        """Enqueue a task periodically: five cron fields, then its keys and values, such as '*/5 * * * * job=cleanup'.
 
-        May be given again. The times are of the local time zone.
+        May be given again. The times are in the local time zone.
         """
         try:
             self["periodic"].append(parse_cron(line))
@@ -112,7 +112,7 @@ class Options(ServerOptions):
             raise usage.UsageError(f"--cron {error}") from error
 
     def opt_drain(self, description: str) -> None:
-        """Move the tasks of a real uWSGI's spool directory into the queue, as they come: dir:PATH."""
+        """Move tasks from a real uWSGI's spool directory into the queue as they arrive: dir:PATH."""
         prefix, _, path = description.partition(":")
         if prefix != "dir" or not path:
             raise usage.UsageError(f"--drain {description}: write for example --drain dir:/var/spool/uwsgi")
@@ -126,7 +126,7 @@ class Options(ServerOptions):
         self["manage"].append(convert("manage", parse_network, network))
 
     def postOptions(self) -> None:
-        """Check that there is a handler and a spool, and settle how many tasks run at once."""
+        """Check that a handler and a spool are given, and set how many tasks run at once."""
         super().postOptions()
         self.require("handler", "my_tasks")
         self.require("spool", "sqlite:spool.sqlite")
@@ -150,7 +150,7 @@ class Options(ServerOptions):
 
 
 def makeService(options: Options) -> IService:
-    """Return the service that the options describe."""
+    """Make the service from its options."""
     return make_spooler(
         installed_reactor(),
         options.settings(),

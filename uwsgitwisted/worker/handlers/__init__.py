@@ -1,1 +1,1 @@
-"""What a worker does with a packet: plain blocking functions that know no Twisted."""
+"""Handlers: plain blocking functions that process packets in a worker, without Twisted."""

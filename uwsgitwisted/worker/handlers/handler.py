@@ -1,4 +1,4 @@
-"""What a table of handlers holds."""
+"""The type of the entries in a table of handlers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
 
 
-def _as_it_is(request: Packet) -> Packet:
+def _unchanged(request: Packet) -> Packet:
     return request
 
 
@@ -19,25 +19,26 @@ def _as_it_is(request: Packet) -> Packet:
 class Handler:
     """Runs the requests of one modifier1, in three steps.
 
-    They are apart for an engine in which a function may return a coroutine or a Deferred, and so that what
-    can't be read is the fault of who sent it, not of the user's function.
+    The steps are separate for two reasons: in some engines the user's function may return a coroutine or a
+    Deferred; and an error in decoding is the sender's fault, not the function's.
 
-    :param run: calls the user's function with what was read, and returns what that returns.
-    :param answer: makes the answer to the request of it.
-    :param read: decodes a request; its errors of ours are told as they are.
+    :param run: calls the user's function with the decoded request, and returns its result.
+    :param answer: encodes the result as the answer to the request.
+    :param read: decodes a request. Callers get its :class:`UwsgiError` exceptions unchanged.
     """
 
     run: Callable[[Any], object]
     answer: Callable[[Packet, object], Packet]
-    read: Callable[[Packet], Any] = _as_it_is
+    read: Callable[[Packet], Any] = _unchanged
 
     def __call__(self, request: Packet, node: str = "") -> Packet:
-        """Do all three, and return the answer.
+        """Do all three steps, and return the answer.
 
-        :param node: which node and worker this is.
-        :raises UwsgiError: if the request can't be read.
-        :raises RemoteError: if anything else went wrong. Its cause is the exception; also one of ours is
-            described as the function's own: the Busy of a node that it asked must not be taken for this one's.
+        :param node: the name of this node and worker.
+        :raises UwsgiError: if the request can't be decoded.
+        :raises RemoteError: if anything else fails. Its cause is the exception. An error of this package that
+            the function raises is described in the same way: the Busy of a node that the function called must
+            not look like this node's own.
         """
         try:
             value = self.read(request)

@@ -1,6 +1,6 @@
-"""Objects (modifier1 33): calls the function that the handler module put in ``uwsgi.message_manager_marshal``.
+"""Objects (modifier1 33): calls the function that the handler module sets as ``uwsgi.message_manager_marshal``.
 
-It is plain code that an engine loads, in a worker process or in the reactor's own.
+An engine loads this module, in a worker process or in the reactor's own process.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from uwsgitwisted.worker.handlers.module import load_handlers
 
 
 def load(module: str) -> dict[int, Handler]:
-    """Import the handler *module* and return what runs its requests, by modifier1.
+    """Import the handler *module* and return its handlers, by modifier1.
 
-    :raises StartupError: if it can't be imported, or sets no ``uwsgi.message_manager_marshal``.
+    :raises StartupError: if it can't be imported, or doesn't set ``uwsgi.message_manager_marshal``.
     """
     load_handlers(module, "message_manager_marshal")
     return {MARSHAL: Handler(run, answer, read)}
 
 
 def read(request: Packet) -> tuple[object, int]:
-    """Return the object in *request* and its modifier2.
+    """Decode *request*; return its object and its modifier2.
 
     :raises UnsafeObject: if the payload is not a plain marshalled object.
     """
@@ -31,11 +31,11 @@ def read(request: Packet) -> tuple[object, int]:
 
 
 def run(message: tuple[object, int]) -> object:
-    """Have an object and its modifier2 handled, and return what the module's function returns.
+    """Call the module's function with an object and its modifier2, and return its result.
 
-    The function is looked up now, so that a handler may set another one later.
+    The function is looked up at each call, so that a handler may replace it.
 
-    :raises UnknownModifier: if the handler module set no function.
+    :raises UnknownModifier: if the handler module has set no function.
     """
     function = install().message_manager_marshal
     if function is None:
@@ -48,8 +48,8 @@ def run(message: tuple[object, int]) -> object:
 
 
 def answer(request: Packet, result: object) -> Packet:
-    """Return the answer that carries *result*.
+    """Encode *result* as an answer.
 
-    :raises UnencodableMessage: if the function returned something that can't travel.
+    :raises UnencodableMessage: if the function's result can't be encoded.
     """
     return Packet(MARSHAL, request.modifier2, dumps(result))

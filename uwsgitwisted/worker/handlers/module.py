@@ -1,4 +1,4 @@
-"""Loads the module that ``--handler`` names: old uWSGI code, or new code written like it."""
+"""Loads the module that ``--handler`` names: existing uWSGI code, or new code in that style."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from uwsgitwisted.worker.handlers.source import import_from_source
 def load_module(name: str) -> ModuleType:
     """Import the handler module *name*.
 
-    The current directory comes first on ``sys.path``, and ``import uwsgi`` gives our module, except inside a
-    real uWSGI, whose own is never replaced. The module, and what it imports from outside of the library
-    directories, is compiled from its source.
+    The function puts the current directory first on ``sys.path``, and makes ``import uwsgi`` import our module,
+    except inside a real uWSGI, whose own module is never replaced. The handler module, and all that it imports
+    from outside the library directories, is compiled from its source.
 
-    :param name: as an import statement has it, such as ``my_server`` or ``package.my_server``.
-    :raises StartupError: if there is no such module, or it raises or exits while it is imported.
+    :param name: the name as in an import statement, such as ``my_server`` or ``package.my_server``.
+    :raises StartupError: if there is no such module, or importing it raises or exits.
     """
     _check_name(name)
     directory = os.getcwd()
@@ -47,10 +47,10 @@ def load_module(name: str) -> ModuleType:
 
 
 def load_handlers(name: str, function: str) -> ModuleType:
-    """Import the handler module *name* and check that it set the function that will be called.
+    """Import the handler module *name*, and check that it sets the service's function.
 
     :param function: the function's name in ``uwsgi``.
-    :raises StartupError: if :func:`load_module` does, or ``uwsgi`` holds no such function afterwards.
+    :raises StartupError: if :func:`load_module` raises it, or the module doesn't set the function.
     """
     module = load_module(name)
     serve_strangers()
@@ -66,7 +66,7 @@ _PURPOSES = {
 
 
 def _check_name(name: str) -> None:
-    """Refuse a file's name, with the module's name that is meant by it."""
+    """Refuse the name of a file, and suggest the name of its module."""
     is_file = "/" in name or name.endswith(".py")
     if is_file:
         path = PurePath(name)
@@ -93,7 +93,7 @@ def _raised(name: str, error: Exception) -> str:
 
 
 def _inside(frames: TracebackType | None) -> TracebackType | None:
-    """Return *frames* from the first one that is neither ours nor the import system's."""
+    """Drop the leading frames that belong to this module or to the import system."""
     ours = (__file__, importlib.__file__)
     while frames is not None:
         filename = frames.tb_frame.f_code.co_filename

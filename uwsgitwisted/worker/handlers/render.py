@@ -1,15 +1,15 @@
 """Templates (modifier1 33): renders the Mako template that a request names, with the variables that it sends.
 
-A request is the marshalled pair ``(name, variables)``, its answer the marshalled text. In the template,
-``attributes`` is the dict of the variables, as old uWSGI code has it (``${attributes['title']}``); those whose
-names Mako leaves free can be had by name as well (``${title}``).
+A request is the marshalled pair ``(name, variables)``; its answer is the marshalled text. In the template,
+``attributes`` is the dict of the variables, as in existing uWSGI code (``${attributes['title']}``). A variable
+whose name Mako doesn't reserve is also available by its name (``${title}``).
 
-Nothing is escaped unless the operator says so, because Mako doesn't, and a page is to come out as it did from
-``Template(filename=...).render(attributes=variables)``. ``default_filters=["h"]`` escapes for HTML, and
-``["decode.utf8"]`` shows the byte strings of Python 2 peers as text. Templates are read as UTF-8, unless one
-names another encoding in its first line.
+Nothing is escaped unless the operator configures it: Mako doesn't escape by default, and a page must be the
+same as from ``Template(filename=...).render(attributes=variables)``. ``default_filters=["h"]`` escapes for
+HTML, and ``["decode.utf8"]`` decodes the byte strings of Python 2 peers. Templates are read as UTF-8, unless
+one names another encoding in its first line.
 
-It is plain code that an engine loads, in a worker process or in the reactor's own.
+An engine loads this module, in a worker process or in the reactor's own process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from uwsgitwisted.worker.handlers.templates import (
     name_from,
 )
 
-#: Names that mean something of their own in a template. A variable of such a name is in ``attributes`` only.
+#: Names with a meaning of their own in a template. A variable with such a name is in ``attributes`` only.
 RESERVED = frozenset(RESERVED_NAMES) | {
     "attributes",
     "caller",
@@ -49,7 +49,7 @@ RESERVED = frozenset(RESERVED_NAMES) | {
     "buffer",
     "callable_",
     "tmpl",
-    # What the code that Mako makes of a template calls by these names.
+    # Names that the code which Mako generates from a template uses.
     "filters",
     "hasattr",
     "runtime",
@@ -64,16 +64,16 @@ def load(
     strict_undefined: bool = False,
     cache_size: int = CACHE_SIZE,
 ) -> dict[int, Handler]:
-    """Return what renders the templates in *directories*, by modifier1.
+    """Return the handler that renders the templates in *directories*, by modifier1.
 
-    Every argument is of a type that JSON has, since they travel to a worker on its command line.
+    Every argument has a JSON type, since a worker gets them on its command line.
 
-    :param directories: where templates are looked for, in that order.
-    :param default_filters: Mako's filters for each ``${...}`` that doesn't say ``| n``: ``["h"]`` to escape for
-        HTML. None leaves the text as it is.
-    :param strict_undefined: whether a name that nobody sent raises wherever it stands, also in ``% if name:``.
-    :param cache_size: how many templates to keep compiled, from 1.
-    :raises StartupError: if there is no directory, one isn't there, or *cache_size* is too small.
+    :param directories: the directories to search, in order.
+    :param default_filters: Mako's filters for each ``${...}`` that doesn't say ``| n``, such as ``["h"]`` to
+        escape for HTML. None applies no filter.
+    :param strict_undefined: whether each use of a name that the caller didn't send raises, even ``% if name:``.
+    :param cache_size: how many compiled templates to cache, at least 1.
+    :raises StartupError: if no directory is given, one doesn't exist, or *cache_size* is too small.
     """
     if cache_size < 1:
         raise StartupError(f"a cache of {cache_size} templates; it has to hold one at least")
@@ -96,7 +96,7 @@ def load(
 class Renderer:
     """Renders templates by name.
 
-    :param templates: where they are.
+    :param templates: finds and compiles the templates.
     """
 
     def __init__(self, templates: TemplateDirectories) -> None:
@@ -110,17 +110,17 @@ class Renderer:
         return self.render(*asked)
 
     def render(self, name: str, variables: Mapping[Any, object]) -> str:
-        """Return the text of the template *name*.
+        """Render the template *name* and return its text.
 
-        :param variables: what the template finds in ``attributes`` and, where the name is free, by name.
-        :raises TemplateRefused: if the name, or one that the template includes, can't be one of ours.
-        :raises TemplateMissing: if there is no such template, or one that it includes.
+        :param variables: the variables for ``attributes``, and by name where the name isn't reserved.
+        :raises TemplateRefused: if the name, or the name of an included template, is not allowed.
+        :raises TemplateMissing: if the template, or one that it includes, doesn't exist.
         :raises TemplateFailed: if a template can't be compiled, or raises.
         """
         template = self._templates.get_template(check_name(name))
         try:
             text: str = template.render_unicode(**context(variables))
-        except TemplateFailed:  # one that it includes; it names its own line
+        except TemplateFailed:  # an included template failed; the error has its line
             raise
         except Exception as error:
             raise failure(name, error) from error
@@ -128,7 +128,7 @@ class Renderer:
 
 
 def read(request: Packet) -> tuple[str, dict[object, object]]:
-    """Return the name and the variables that *request* asks to be rendered.
+    """Decode *request*; return the template's name and the variables.
 
     :raises UnsafeObject: if the payload is not a plain marshalled object.
     :raises MisuseError: as :func:`read_request`, which also raises TemplateRefused.
@@ -137,12 +137,12 @@ def read(request: Packet) -> tuple[str, dict[object, object]]:
 
 
 def read_request(message: object) -> tuple[str, dict[object, object]]:
-    """Return the name and the variables that a request's object holds.
+    """Return the template's name and the variables in a request's object.
 
-    Python 2 peers send their text as bytes: a name and keys are decoded, keys that are no UTF-8 left alone.
-    Values are the template's business.
+    Python 2 peers send text as bytes, so the name and the keys are decoded. Keys that are not UTF-8 stay bytes.
+    Values are left to the template.
 
-    :raises MisuseError: if it is not a pair of a name and a dict, or None for no variables.
+    :raises MisuseError: if *message* is not a pair of a name and a dict (or None for no variables).
     :raises TemplateRefused: if the name is not text.
     """
     if not isinstance(message, (tuple, list)) or len(message) != 2:
@@ -162,7 +162,7 @@ def read_request(message: object) -> tuple[str, dict[object, object]]:
 
 
 def context(variables: Mapping[Any, object]) -> dict[str, object]:
-    """Return the names that a template knows, with their values."""
+    """Return the names that are defined in a template, with their values."""
     names: dict[str, object] = {
         key: value for key, value in variables.items() if isinstance(key, str) and _is_free(key)
     }

@@ -1,7 +1,7 @@
-"""Tasks (modifier1 17): calls the function that the handler module put in ``uwsgi.spooler``.
+"""Tasks (modifier1 17): calls the function that the handler module sets as ``uwsgi.spooler``.
 
-It makes of a task the dict that a uWSGI spooler function gets, and of what the function returns a verdict and a
-result. What they lead to is the spooler's business.
+It converts a task to the dict that a uWSGI spooler function gets, and the function's return value to a verdict
+and a result. The spooler decides what follows from them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from uwsgitwisted.worker.compat.install import install
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.handlers.module import load_handlers
 
-#: The largest result that is kept, in bytes: each one stays in the store for a while.
+#: The largest result to keep, in bytes: each one stays in the store for a while.
 RESULT_LIMIT = 1024 * 1024
 
-#: uWSGI hands these two keys to Python 3 as text, all others as bytes.
+#: uWSGI passes these two keys to Python 3 as text, all others as bytes.
 TASK_NAME, BODY = "spooler_task_name", "body"
 
 _Function = Callable[[dict[str | bytes, str | bytes]], object]
 
 
 def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[int, Handler]:
-    """Import the handler *module* and return what runs its tasks, by modifier1.
+    """Import the handler *module* and return the handler of its tasks, by modifier1.
 
-    :param text: whether the function gets its keys and values as text, apart from the body. As uWSGI does it
-        on Python 3, they are bytes, except for the keys ``'spooler_task_name'`` and ``'body'``.
-    :param return_codes: which uWSGI's numbers the function returns, ``"2.0"`` or ``"0.9"``.
-    :raises StartupError: if it can't be imported, or sets no ``uwsgi.spooler``, or there are no such
-        return codes.
+    :param text: whether the function gets its keys and values as text, apart from the body. Otherwise they are
+        bytes, as in uWSGI on Python 3, except for the keys ``'spooler_task_name'`` and ``'body'``.
+    :param return_codes: the version of uWSGI whose return codes the function uses, ``"2.0"`` or ``"0.9"``.
+    :raises StartupError: if the module can't be imported, or doesn't set ``uwsgi.spooler``, or the return codes
+        are unknown.
     """
     verdicts = RETURN_CODES.get(return_codes)
     if verdicts is None:
@@ -60,10 +60,10 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
 
 
 def periodic() -> list[dict[str, str | float]]:
-    """Return the periodic tasks of the handler module that was loaded in this process.
+    """Return the periodic tasks of the handler module in this process.
 
-    Each has its ``name``, which its tasks carry as ``ud_spool_func``, and either ``cron``, five fields in local
-    time, or ``seconds``. The types are those of JSON, for a front that loads handlers in another process.
+    Each has a ``name``, which is the ``ud_spool_func`` of its tasks, and either ``cron``, five fields in local
+    time, or ``seconds``. All types are JSON types, for a front that loads handlers in another process.
     """
     return [
         {"name": one.name, "cron": one.cron} if one.cron else {"name": one.name, "seconds": one.seconds}
@@ -72,7 +72,7 @@ def periodic() -> list[dict[str, str | float]]:
 
 
 def _function_for(variables: Mapping[bytes, bytes]) -> _Function:
-    """Return what runs a task: the function that is set now, but for periodic tasks the one that knows them."""
+    """Return the function that runs a task: the one set now, or for periodic tasks that of uwsgidecorators."""
     name = variables.get(b"ud_spool_func", b"").decode(errors="surrogateescape")
     if name in decorators.periodic:
         return decorators.manage_spool_request
@@ -89,9 +89,9 @@ def _function_for(variables: Mapping[bytes, bytes]) -> _Function:
 def _task(
     identifier: int, variables: Mapping[bytes, bytes], body: bytes, text: bool
 ) -> dict[str | bytes, str | bytes]:
-    """Return the dict that a spooler function gets.
+    """Make the dict that a spooler function gets.
 
-    Bytes that are no UTF-8 become lone surrogates in text, so that none is lost.
+    In text, bytes that are not UTF-8 become lone surrogates, so that no byte is lost.
     """
     name = str(identifier)
     task: dict[str | bytes, str | bytes] = {}
@@ -111,16 +111,16 @@ def _to_text(value: bytes) -> str:
 
 
 def _returned(result: object, verdicts: Mapping[int, int]) -> Returned:
-    """Return what a function means that returned *result*: one of the numbers, or that it is done."""
+    """Interpret a function's return value: a return code, or else the result of a task that is done."""
     if isinstance(result, int) and result in verdicts:
         return Returned(verdicts[result])
     return Returned(DONE, result)
 
 
 def _result(request: Packet, value: object, notices: _Notices) -> bytes:
-    """Return a result as it is kept; nothing if it can't be, which the log says.
+    """Encode a result for the store; log a result that can't be kept, and return nothing.
 
-    :raises MisuseError: if the function has not run yet.
+    :raises MisuseError: if the result is awaitable, so that the function has not run yet.
     """
     if value is None:
         return b""

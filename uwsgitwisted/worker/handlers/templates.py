@@ -1,13 +1,13 @@
-"""The template directories: a name becomes a compiled template, and never leaves them.
+"""The template directories: finds and compiles templates by name, and never reads a file outside of them.
 
-A template is code of the operator's and may do what Python may. The name of one is anybody's: it comes from the
-network, or out of ``<%include file="${...}"/>`` in a template that got it from there. So every name, whoever
-asks, is opened by :func:`open_below`: each directory on the way is opened in the one before it, and a symbolic
-link is followed only after it was resolved and found to stay inside, by opening what it was resolved to in the
-same manner. Check and opening are one, so a link that is put there in between gains nothing. Not covered, since
-no name tells: hard links and mounts, which somebody who may write to the directory can put into it.
+A template is the operator's code and may do whatever Python can. Its name is not trusted: it comes from the
+network, or from ``<%include file="${...}"/>`` in a template that got it from the network. So every file is
+opened by :func:`open_below`, which opens each directory of the path relative to the one before it. It resolves
+a symbolic link, checks that the target is inside, and opens the target in the same way. Each check is part of
+opening the file, so it doesn't help an attacker to put a link there in between. Hard links and mounts are not
+detected; creating one takes the permission to write to the directory.
 
-Nothing is written to disk: the compiled form is kept in memory, for the templates used last.
+Nothing is written to disk: the compiled templates that were used last are cached in memory.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from mako.template import ModuleInfo, Template
 
 from uwsgitwisted.errors import MisuseError, UwsgiError
 
-#: A compiled template takes tens of kilobytes; few sites have more of them than this.
+#: How many compiled templates to cache. One takes tens of kilobytes, and few sites have more than this.
 CACHE_SIZE = 256
-#: In nanoseconds. A file that was changed this shortly before it was read may change again with the same size
-#: and the same times, since file systems count time in steps of up to two seconds: its status proves nothing.
+#: In nanoseconds. If a file was changed less than this before it was read, it may change again and keep its
+#: size and its times, since file systems count time in steps of up to two seconds. Its status then proves
+#: nothing.
 SETTLED_AFTER = 2_000_000_000
 
 _NAME_IN_ERRORS = 200
-#: Where a template's module keeps its own Python code, which holds the lines' numbers.
+#: The name in a template's module of its own Python code, which has the line numbers.
 _CODE = "_uwsgitwisted_code"
 
-# O_PATH needs the right to pass through a directory only, not to list it; it is Linux's own.
+# O_PATH needs only the permission to pass through a directory, not to list it. Only Linux has it.
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK: opening a pipe would wait for its other end.
+# O_NONBLOCK, since opening a pipe would wait for its other end.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-#: What a name must not be, and what to say then.
+#: Checks that refuse a name, and the reasons to give.
 _REFUSED: tuple[tuple[Callable[[str], object], str], ...] = (
     (lambda name: not name, "it is empty"),
     (_UNPRINTABLE.search, "it holds a character that doesn't print"),
@@ -56,7 +57,7 @@ _REFUSED: tuple[tuple[Callable[[str], object], str], ...] = (
 
 
 class NoTemplate(MisuseError, TemplateLookupException):  # type: ignore[misc]  # Mako has no types
-    """A name leads to no template. The text never tells where the directories are.
+    """No template has this name. The text never reveals where the directories are.
 
     :param name: the name.
     """
@@ -67,18 +68,18 @@ class NoTemplate(MisuseError, TemplateLookupException):  # type: ignore[misc]  #
 
 
 class TemplateRefused(NoTemplate):
-    """The name can't be that of a regular file below the template directories."""
+    """The name can't belong to a regular file below the template directories."""
 
 
 class TemplateMissing(NoTemplate):
-    """There is no such file, or it can't be opened."""
+    """The file doesn't exist or can't be opened."""
 
 
 class TemplateFailed(UwsgiError):
-    """A template can't be compiled, or raised while it was rendered.
+    """Compiling or rendering a template failed.
 
-    :param name: which one; of those that a page consists of, the one whose line it is.
-    :param line: its line, from 1; 0 if that isn't known.
+    :param name: the template that contains the line; a page may consist of several templates.
+    :param line: the line, from 1; 0 if it isn't known.
     """
 
     def __init__(self, text: str = "", *, name: str = "", line: int = 0, address: object = None) -> None:
@@ -88,7 +89,7 @@ class TemplateFailed(UwsgiError):
 
 
 def name_from(value: object) -> str:
-    """Return the name of a template as text: Python 2 peers send theirs as bytes.
+    """Return the name of a template as text; Python 2 peers send it as bytes.
 
     :raises TemplateRefused: if it is neither text nor UTF-8.
     """
@@ -105,9 +106,9 @@ def name_from(value: object) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return *name* if it may be looked for.
+    """Return *name* if it is allowed.
 
-    :raises TemplateRefused: if it may not; nothing was looked for.
+    :raises TemplateRefused: if it isn't; nothing was looked up.
     """
     for is_refused, reason in _REFUSED:
         if is_refused(name):
@@ -120,24 +121,24 @@ def _refusal(name: str, reason: str) -> TemplateRefused:
 
 
 def quote(name: str) -> str:
-    """Return *name* for an error's text: quoted, and not endless."""
+    """Quote *name* for an error's text, and shorten it if it is long."""
     return repr(name if len(name) <= _NAME_IN_ERRORS else f"{name[:_NAME_IN_ERRORS]}...")
 
 
 def open_below(directory: str, name: str) -> int:
     """Open the file *name* below *directory* for reading.
 
-    Symbolic links are followed where they lead to something below *directory*, which may be a link itself.
+    It follows symbolic links whose targets are below *directory*, which may be a link itself.
 
-    :param name: one that :func:`check_name` passed.
-    :return: its file descriptor.
+    :param name: a name that :func:`check_name` has accepted.
+    :return: the file descriptor.
     :raises TemplateRefused: if a symbolic link leads outside.
-    :raises OSError: if there is no such file or it can't be opened.
+    :raises OSError: if the file doesn't exist or can't be opened.
     """
     try:
         return _walk(directory, name)
     except OSError as error:
-        # What O_NOFOLLOW says of a link, without O_DIRECTORY and with it.
+        # The errors of O_NOFOLLOW at a symbolic link: ELOOP without O_DIRECTORY, ENOTDIR with it.
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
     root = os.path.realpath(directory)
@@ -148,7 +149,7 @@ def open_below(directory: str, name: str) -> int:
 
 
 def _walk(directory: str, name: str) -> int:
-    """Open *name* below *directory*, following no symbolic link on the way."""
+    """Open *name* below *directory*, without following symbolic links."""
     *parents, last = name.split("/")
     descriptor = os.open(directory, _DIRECTORY)
     try:
@@ -162,7 +163,7 @@ def _walk(directory: str, name: str) -> int:
 
 
 class _Stamp(NamedTuple):
-    """What tells one state of a file from another: ctime besides mtime, since nobody can set it back."""
+    """Identifies one state of a file. It includes ctime besides mtime, since nobody can set ctime back."""
 
     device: int
     inode: int
@@ -176,7 +177,7 @@ class _Stamp(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    """A template in memory, and the file that it was made of."""
+    """A compiled template, and the state of the file from which it was compiled."""
 
     template: Template
     source: bytes
@@ -185,15 +186,15 @@ class _Compiled(NamedTuple):
 
 
 class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has no types
-    """Finds templates by name in directories, compiles them, and sees when their files change.
+    """Finds templates by name in directories, compiles them, and notices when their files change.
 
-    It is Mako's interface for that, and shares no code with Mako's own ``TemplateLookup``: that one follows
-    symbolic links anywhere and compares times in whole seconds. Threads may share it.
+    It implements Mako's interface, and shares no code with Mako's ``TemplateLookup``, which follows symbolic
+    links anywhere and compares times in whole seconds. It is thread-safe.
 
-    :param directories: where to look, in that order.
-    :param default_filters: what ``${...}`` applies; None for Mako's own, which is no escaping.
-    :param strict_undefined: whether an unknown name raises where the template merely looks at it.
-    :param cache_size: how many templates to keep compiled, from 1.
+    :param directories: the directories to search, in order.
+    :param default_filters: the filters of each ``${...}``; None for Mako's default, which doesn't escape.
+    :param strict_undefined: whether each use of an unknown name raises, even a test of it.
+    :param cache_size: how many compiled templates to cache, at least 1.
     """
 
     def __init__(
@@ -211,18 +212,19 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
         }
         self._cache_size = cache_size
         self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
-        # Reentrant: the module-level code of a template runs while it is compiled, and may render another.
+        # The lock is reentrant: a template's module-level code runs while it is compiled, and may render
+        # another.
         self._lock = threading.RLock()
 
     def get_template(self, uri: object, relativeto: str | None = None) -> Template:
-        """Return the template of that name, compiled anew if its file has changed.
+        """Return the template *uri*, compiled again if its file has changed.
 
-        Mako calls it with what :meth:`adjust_uri` returned, and templates may call it with what they like.
+        Mako calls this with a name from :meth:`adjust_uri`; templates may call it with any value.
 
         :param uri: the name, below the template directories.
-        :raises TemplateRefused: if the name can't be one of ours.
-        :raises TemplateMissing: if there is no such file.
-        :raises TemplateFailed: if it can't be compiled.
+        :raises TemplateRefused: if the name is not allowed.
+        :raises TemplateMissing: if the file doesn't exist.
+        :raises TemplateFailed: if the template can't be compiled.
         """
         name = self.adjust_uri(uri, relativeto)
         with self._lock:
@@ -234,13 +236,14 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
         return current.template
 
     def adjust_uri(self, uri: object, relativeto: str | None) -> str:
-        """Return the name, below the template directories, that a template means by *uri*.
+        """Resolve *uri* to a name below the template directories.
 
-        As everywhere in Mako, ``/base.html`` is in the template directory, ``base.html``, ``./base.html`` and
-        ``../base.html`` are relative to the template that says so. The result has none of these signs.
+        As everywhere in Mako, ``/base.html`` is relative to the template directory, and ``base.html``,
+        ``./base.html`` and ``../base.html`` are relative to the template that contains them. The result has no
+        leading slash and no dots.
 
-        :param relativeto: the name of the template that says so; None for no one.
-        :raises TemplateRefused: if it climbs out of the template directory, or :func:`check_name` refuses it.
+        :param relativeto: the name of the template that contains *uri*; None if there is none.
+        :raises TemplateRefused: if *uri* leads out of the template directory, or :func:`check_name` refuses it.
         """
         name = name_from(uri)
         parts = [] if relativeto is None or name.startswith("/") else relativeto.split("/")[:-1]
@@ -254,7 +257,7 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
         return check_name("/".join(parts))
 
     def _load(self, name: str, previous: _Compiled | None) -> _Compiled:
-        """Return the template as its file is now: *previous*, unless that has changed."""
+        """Return the template: *previous* if its file hasn't changed, else compiled again."""
         descriptor = self._open(name)
         try:
             status = os.fstat(descriptor)
@@ -273,7 +276,7 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
         return _Compiled(self._compile(name, source), source, stamp, is_settled)
 
     def _open(self, name: str) -> int:
-        """Return the file descriptor of the first file of that name."""
+        """Open the first file with that name, and return its descriptor."""
         for directory in self.directories:
             try:
                 return open_below(directory, name)
@@ -298,9 +301,10 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
 
 
 def failure(name: str, error: Exception) -> UwsgiError:
-    """Return what to raise when rendering the template *name* raised *error*: the same and the template's line.
+    """Add the template's line to *error*, which rendering the template *name* raised.
 
-    :param name: the template that was asked for; the line may be in one that it includes or inherits.
+    :param name: the requested template; the line may be in one that it includes or inherits.
+    :return: the exception to raise.
     """
     where, line = _innermost_line(error, name)
     if isinstance(error, NoTemplate):
@@ -317,9 +321,10 @@ def _place(name: str, line: int) -> str:
 
 
 def _innermost_line(error: Exception, name: str) -> tuple[str, int]:
-    """Return the template and the line in it where *error* was raised; *name* and 0 if no template was at work.
+    """Return the template and its line where *error* was raised; *name* and 0 if no template was running.
 
-    Mako's own ``RichTraceback`` finds a module by a name in which ``a-b`` and ``a_b`` are the same.
+    Mako's ``RichTraceback`` doesn't serve: it finds modules by a name in which ``a-b`` and ``a_b`` are the
+    same.
     """
     innermost = None
     frames = error.__traceback__
@@ -334,8 +339,8 @@ def _innermost_line(error: Exception, name: str) -> tuple[str, int]:
 
 
 def _template_line(module: dict[str, Any], line: int) -> int:
-    """Return the line of the template that a line of its Python module was made of; 0 if it isn't known."""
-    # While the module's own code runs for the first time, only recent versions of Mako can tell it.
+    """Return the template's line for a line of its Python module; 0 if it isn't known."""
+    # While the module's own code runs for the first time, only recent versions of Mako know the line.
     loader = getattr(module.get("__loader__"), "get_source", None)
     code = module.get(_CODE) or (loader(module["__name__"]) if loader else None)
     if code is None:
