@@ -1,17 +1,12 @@
-"""Requests whose handlers run in an engine: marshalled objects (33), and what else its handlers answer."""
+"""Requests whose handlers run in an engine: marshalled objects (33), of a node or a renderer."""
 
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from uwsgitwisted.interfaces import IEngine, IResponder, Reply, Request
-from uwsgitwisted.wire.message import answers_raw
+from uwsgitwisted.interfaces import IEngine, IResponder, Request
 from uwsgitwisted.wire.packet import Packet
-
-
-def _payload(answer: Packet) -> bytes:
-    return answer.payload
 
 
 @implementer(IResponder)
@@ -26,13 +21,6 @@ class ForwardResponder:
         self._engine = engine
         self._idempotent = idempotent
 
-    def respond(self, request: Request) -> Reply:
-        """Return the handler's answer, or a Deferred that fires with it.
-
-        Where a plain peer reads the answer up to the end of the connection, it is the payload's bytes.
-        """
-        packet = request.packet
-        answer = self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)
-        if not answers_raw(packet.modifier1, packet.modifier2):
-            return answer
-        return answer.addCallback(_payload) if isinstance(answer, Deferred) else answer.payload
+    def respond(self, request: Request) -> Packet | Deferred[Packet]:
+        """Return the handler's answer, or a Deferred that fires with it."""
+        return self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)
