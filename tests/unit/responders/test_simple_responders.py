@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -36,17 +35,6 @@ class Engine:
         return self.answer
 
 
-class AtOnce(Engine):
-    """Has its answer at once, as the reactor's own engine may."""
-
-    def __init__(self, packet: Packet) -> None:
-        super().__init__()
-        self._packet = packet
-
-    def submit(self, request: Request) -> Packet:  # type: ignore[override]
-        return self._packet
-
-
 def test_interfaces() -> None:
     """Each is what the dispatcher expects."""
     for responder in (PingResponder(), EchoResponder(), ForwardResponder(Engine())):
@@ -69,18 +57,3 @@ def test_forward() -> None:
     request = Request(Packet(33, 9, b"not even marshal"), peer_at("192.0.2.7"), 2.0)
     assert ForwardResponder(engine).respond(request) is engine.answer
     assert engine.submitted == [request]
-
-
-@pytest.mark.parametrize(("modifier1", "modifier2"), [(173, 1), (0, 0)])
-def test_raw_answers(modifier1: int, modifier2: int) -> None:
-    """Where plain uwsgi answers without a header, the answer is the packet's payload, now or later."""
-    request = Request(Packet(modifier1, modifier2, b"x"))
-    page = Packet(modifier1, modifier2, b"page")
-    engine = Engine()
-    later = ForwardResponder(engine).respond(request)
-    assert isinstance(later, Deferred)
-    answers: list[object] = []
-    later.addCallback(answers.append)
-    engine.answer.callback(page)
-    assert answers == [b"page"]
-    assert ForwardResponder(AtOnce(page)).respond(request) == b"page"

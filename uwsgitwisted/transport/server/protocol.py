@@ -34,6 +34,7 @@ from uwsgitwisted.transport.server.connections import Connections
 from uwsgitwisted.transport.server.session import ServerSession
 from uwsgitwisted.transport.timer import Deadlines
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
+from uwsgitwisted.wire.message import answers_raw
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, decode_offer
 from uwsgitwisted.wire.vars import body_size
@@ -226,6 +227,7 @@ class ServerProtocol(Protocol):
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
         self._body: _Body | None = None
         self._answer: Deferred[Answer] | None = None
+        self._answers_raw = False
         self._session: ServerSession | None = None
         #: How many bytes came where nothing is expected; below 0 while a body is thrown away.
         self._ignored = 0
@@ -375,6 +377,7 @@ class ServerProtocol(Protocol):
 
     def _ask(self, packet: Packet, refused: UwsgiError | None = None) -> None:
         self._enter(_State.ANSWERING)
+        self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
         try:
             answer = self._factory.respond(Request(packet, self.peer, refused=refused))
         except Exception:
@@ -419,7 +422,7 @@ class ServerProtocol(Protocol):
             answer = answer.packet  # plain uwsgi has no place for a time
         if isinstance(answer, Packet):
             try:
-                answer = encode_packet(answer)
+                answer = answer.payload if self._answers_raw else encode_packet(answer)
             except MessageTooLarge as error:
                 self._factory.reports.report(
                     "large answer", "the answer for {peer} is too large: {error}", peer=self.peer, error=error

@@ -39,7 +39,7 @@ opt: dict[str, bytes | list[bytes] | bool] = {}
 class Process:
     """The process that the module is in.
 
-    :param masterpid: the process that starts the workers; 0 if there is none.
+    :param masterpid: the service's own process, which starts the workers or is one; 0 in a script.
     :param worker_id: which worker this is, from 1; 0 outside one.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
     """
@@ -190,7 +190,7 @@ def _text(value: object) -> str:
 
 
 def masterpid() -> int:
-    """Return the id of the process that starts the workers; 0 if there is none."""
+    """Return the id of the service's own process, which starts the workers or is one; 0 in a script."""
     return process.masterpid
 
 

@@ -43,7 +43,7 @@ def configure(
     Whatever loads handlers calls this before.
 
     :param worker_id: what ``uwsgi.worker_id()`` returns: 1 for the first worker, 0 outside one.
-    :param masterpid: what ``uwsgi.masterpid()`` returns: the process that starts the workers, 0 if none does.
+    :param masterpid: what ``uwsgi.masterpid()`` returns: the service's own process, 0 in a script.
     :param numproc: how many workers there are.
     :param options: what ``uwsgi.opt`` holds: the service's options by their long names without dashes in
         front. Texts become bytes there, as uWSGI on Python 3 has them; an option that was given several times

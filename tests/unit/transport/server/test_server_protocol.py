@@ -98,6 +98,15 @@ class TestPlain:
         client, _ = Bench(lambda request: request.packet.payload).ask(encode_packet(ASK))
         assert client.received == b"ask"
 
+    @pytest.mark.parametrize(("modifier1", "modifier2"), [(0, 0), (30, 0), (173, 1), (173, 2)])
+    def test_raw_packets(self, modifier1: int, modifier2: int) -> None:
+        """A packet goes out without its header where plain uwsgi has none, and may be larger than usual."""
+        page = b"x" * (MAX_PAYLOAD + 1)
+        bench = Bench(lambda request: request.packet._replace(payload=page))
+        client, _ = bench.ask(encode_packet(Packet(modifier1, modifier2, b"")))
+        assert client.received == page
+        assert client.lost is not None
+
     def test_later_answer(self) -> None:
         """An answer may come later, and nothing limits the time until then here."""
         later: Deferred[Packet] = Deferred()
