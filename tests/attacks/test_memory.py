@@ -162,6 +162,23 @@ def test_answers_that_nobody_takes(launch: Launcher) -> None:
     until(lambda: script(caller(node, MIB)) == MIB, "room for a large message")
 
 
+def test_large_answers_of_many_workers(launch: Launcher) -> None:
+    """Large answers that eight workers send at once don't fill the memory while they arrive."""
+    node = start(launch, 8)
+    growth = Growth(node)
+    with sessions(node, 8) as hostile, watching(lambda: blocking.ping(node.address)) as witness:
+        for session in hostile:
+            for request in range(1, 3):
+                session.session.send_request(request, Packet(MARSHAL, 2, marshal_packet(LARGE)[4:]))
+            session.flush()
+        deadline = time.monotonic() + ATTACK_TIME
+        while time.monotonic() < deadline:
+            growth.look()
+            time.sleep(0.005)
+    assert_unharmed(witness, growth)
+    until(lambda: script(caller(node, MIB)) == MIB, "room for a large message")
+
+
 def test_a_heavy_caller_within_its_share(launch: Launcher) -> None:
     """Requests that are together larger than one peer's share are read one after another, and all answered."""
     node = start(launch, 1)

@@ -53,6 +53,9 @@ class PipeOwner(Protocol):
     def on_retiring(self) -> None:
         """Replace the worker, which has asked for it."""
 
+    def on_transfer(self, size: int) -> None:
+        """Note how many bytes the answers have that arrive in pieces; 0 if there are none any more."""
+
 
 class Tokens:
     """The pipe of tokens. Both processes have its reading end; only the front has its writing end."""
@@ -108,6 +111,8 @@ class Pipe:
         self._in_flight: dict[int, Job] = {}
         self._recalled: set[int] = set()
         self._closed = False
+        # How many bytes the answers have that arrive in pieces.
+        self._arriving = 0
         # A request that is sent in pieces: a later request would overtake it.
         self._large: Job | None = None
         #: When the running request started, in the reactor's time.
@@ -201,6 +206,9 @@ class Pipe:
                     self._complete_job(event.id, event.error, event.took)
                 elif isinstance(event, ShutdownReceived):
                     self._owner.on_retiring()
+            if self._session.announced != self._arriving:
+                self._arriving = self._session.announced
+                self._owner.on_transfer(self._arriving)
             self._owner.on_progress()
 
     def _complete_job(self, request: int, result: Packet | Exception, took: float) -> None:

@@ -21,6 +21,7 @@ from zope.interface import implementer
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.supervisor import Supervisor
+from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, TimedAnswer
@@ -72,6 +73,7 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = FairQueue(max_queue)
+        self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
         self._check_timer = Timer(reactor, self._check_workers)
@@ -151,6 +153,7 @@ class ProcessEngine:
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
+        self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
         again = [job for job in started if self._may_run_again(job)]
@@ -168,6 +171,10 @@ class ProcessEngine:
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
+
+    def on_transfer(self, worker: WorkerProcess, size: int) -> None:
+        """Bound the large answers that arrive at once."""
+        self._transfers.update(worker, size)
 
     # Requests
 

@@ -40,6 +40,9 @@ class WorkerOwner(Protocol):
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace *worker*, which has asked for it."""
 
+    def on_transfer(self, worker: WorkerProcess, size: int) -> None:
+        """See whether *worker* may go on sending its large answers, which have *size* bytes."""
+
 
 class WorkerProcess(ProcessProtocol):
     """A worker process.
@@ -148,6 +151,18 @@ class WorkerProcess(ProcessProtocol):
     def on_retiring(self) -> None:
         """Have the owner replace this worker, which has asked for it."""
         self._owner.on_retiring(self)
+
+    def on_transfer(self, size: int) -> None:
+        """Tell the owner how much of large answers the worker is sending."""
+        self._owner.on_transfer(self, size)
+
+    def set_reading(self, reading: bool) -> None:
+        """Read from the worker, or stop for now, so that it waits in its write."""
+        if self._connection.connected:
+            if reading:
+                self._connection.startReading()
+            else:
+                self._connection.stopReading()
 
     @property
     def pid(self) -> int:
