@@ -202,13 +202,13 @@ class Worker:
         self.slices = slices
         self.left = steps
         self.seconds = seconds
-        slices.go_on(self.step)
+        slices.schedule(self.step)
 
     def step(self) -> None:
         self.clock.rightNow += self.seconds
         self.left -= 1
         if self.left:
-            self.slices.go_on(self.step)
+            self.slices.schedule(self.step)
 
 
 def test_slices_share() -> None:
@@ -238,7 +238,7 @@ def test_a_step_that_raises(logged: list[str]) -> None:
     """It is logged, and the others go on."""
     clock = TurningClock()
     slices = Slices(clock)
-    slices.go_on(Notes().failing)
+    slices.schedule(Notes().failing)
     worker = Worker(clock, slices, 1, 0)
     clock.turn()
     assert worker.left == 0
@@ -250,8 +250,8 @@ def test_a_step_is_waited_for_once() -> None:
     clock = TurningClock()
     slices = Slices(clock)
     notes = Notes()
-    slices.go_on(notes.first)
-    slices.go_on(notes.first)
+    slices.schedule(notes.first)
+    slices.schedule(notes.first)
     assert notes.done == []
     clock.turn()
     assert notes.done == ["first"]

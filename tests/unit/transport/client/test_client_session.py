@@ -313,7 +313,7 @@ class TestKeepalive:
         bench.clock.advance(10 * KEEPALIVE)
         bench.link.flush()
         assert [type(event) for event in bench.server.events] == [RequestReceived]
-        assert not bench.session.leaving
+        assert not bench.session.draining
 
 
 class TestWithdrawal:
@@ -416,7 +416,7 @@ class TestEnd:
         results = bench.ask(seconds=10)
         bench.link.cut()
         assert results[0].check(NoAnswer)
-        assert bench.session.leaving
+        assert bench.session.draining
         assert bench.protocol.lost.called
         assert not bench.clock.getDelayedCalls()
 
@@ -435,7 +435,7 @@ class TestEnd:
         results = bench.ask()
         bench.server.session.send_shutdown()
         bench.send()
-        assert bench.session.leaving
+        assert bench.session.draining
         assert not bench.server.lost
         bench.tell(1)
         assert results == [TOLD]
@@ -485,7 +485,7 @@ class TestOffer:
         link.flush()
         [session] = results
         assert isinstance(session, ClientSession)
-        assert session.leaving
+        assert session.draining
         assert protocol.answered
 
     def test_granted_byte_by_byte(self) -> None:

@@ -60,7 +60,7 @@ class Bench:
 
     def start(self, timeout: float = 30, packet: Packet = ASK) -> tuple[Deferred[Any], list[Any]]:
         results: list[Any] = []
-        deferred = self.node.ask(packet, timeout, decode=decode_answer)
+        deferred = self.node.call(packet, timeout, decode=decode_answer)
         deferred.addBoth(results.append)
         self.endpoint.flush()
         return deferred, results
@@ -108,7 +108,7 @@ def test_packets(server: Callable[[], Protocol] | None) -> None:
     """Whoever says nothing of what the answer means gets its packet."""
     bench = Bench(server)
     results: list[Any] = []
-    bench.node.ask(ASK, 30).addCallback(results.append)
+    bench.node.call(ASK, 30).addCallback(results.append)
     bench.endpoint.flush()
     if server is None:
         bench.tell(0)
@@ -305,7 +305,7 @@ class TestFailures:
         second, _ = bench.start()
         kinds: list[Any] = []
         first.addBoth(lambda _: second.cancel())
-        bench.node.ask(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
+        bench.node.call(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
         failed = Failure(ConnectionError("no route"))
         for waiting, _ in bench.endpoint.held:
             waiting.errback(failed)
@@ -361,7 +361,7 @@ class TestTime:
         reactor = MemoryReactorClock()
         node = Node(reactor, make(reactor, "192.0.2.1", 3_033), Terms(), plain=True)
         results: list[Any] = []
-        deferred = node.ask(ASK, 5)
+        deferred = node.call(ASK, 5)
         deferred.addBoth(results.append)
         reactor.advance(0)
         if cancel:

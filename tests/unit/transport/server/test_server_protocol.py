@@ -345,7 +345,7 @@ class TestBody:
                 link.client.write(bytes(2_000))
             link.flush()
         assert client.lost is not None
-        assert [event["late"] for event in logs] == ["still sends what nobody asked for"] * (end == "time")
+        assert [event["late"] for event in logs] == ["is still sending unexpected data"] * (end == "time")
         assert not bench.clock.getDelayedCalls()
 
     def test_no_answer_to_linger_for(self) -> None:
@@ -478,7 +478,7 @@ class TestTime:
             bench.clock.advance(0.2)
         link.flush()
         assert client.lost is not None
-        assert logs[0]["late"] == "sent no whole header"
+        assert logs[0]["late"] == "sent no complete header"
 
     def test_a_byte_a_second(self) -> None:
         """A slow body has as long as a missing one: bytes don't extend the time."""
@@ -508,7 +508,7 @@ class TestTime:
             bench.clock.advance(1)
         link.flush()
         assert client.lost is not None
-        assert logs[0]["late"] == "took nothing of its answer"
+        assert logs[0]["late"] == "did not read its answer"
 
 
 class TestAcceptance:
@@ -522,8 +522,8 @@ class TestAcceptance:
             assert bench.factory.buildProtocol(CLIENT) is None
             assert bench.factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 1)) is None
         assert [event["peer"].name for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1"]
-        assert logs[0]["reason"] == "1 connections of its address are open already"
-        assert logs[1]["reason"] == "1 connections are open already"
+        assert logs[0]["reason"] == "1 connections from its address are already open"
+        assert logs[1]["reason"] == "1 connections are already open"
         link.client.abortConnection()
         link.flush()
         assert bench.factory.buildProtocol(CLIENT) is not None
@@ -546,7 +546,7 @@ class TestAcceptance:
         bench = Bench(networks=[parse_network("10.0.0.0/8")])
         with capturedLogs() as logs:
             assert bench.factory.buildProtocol(CLIENT) is None
-        assert "none of the networks" in logs[0]["reason"]
+        assert "none of the allowed networks" in logs[0]["reason"]
         assert bench.factory.buildProtocol(IPv4Address("TCP", "10.9.9.9", 1)) is not None
 
 

@@ -334,7 +334,7 @@ class TestBrokenPeers:
             bench.link.flush()
         assert bench.client.lost is not None
         assert bench.cancelled == bench.waiting
-        assert "broke the protocol" in logs[0]["log_format"]
+        assert "violated the session protocol" in logs[0]["log_format"]
 
     def test_asked_twice(self) -> None:
         """The id of a running request can't be used for another."""
@@ -342,7 +342,7 @@ class TestBrokenPeers:
         bench.ask(1)
         with capturedLogs() as logs:
             bench.ask(1)
-        assert "asked twice" in str(logs[0]["reason"])
+        assert "sent twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
 
@@ -353,7 +353,7 @@ class TestBrokenPeers:
         bench.ask(8)
         with capturedLogs() as logs:
             bench.ask(8)
-        assert "asked twice" in str(logs[0]["reason"])
+        assert "sent twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
 
@@ -364,7 +364,7 @@ class TestBrokenPeers:
         bench.ask(1)
         with capturedLogs() as logs:
             bench.ask(1)
-        assert "asked twice" in str(logs[0]["reason"])
+        assert "sent twice" in str(logs[0]["reason"])
         bench.link.client.paused = False
         bench.settle()
         assert bench.client.lost is not None
@@ -497,7 +497,7 @@ class TestBackPressure:
         assert not bench.clock.getDelayedCalls()
 
     def test_cut_off_with_much_to_do(self) -> None:
-        """Nor has one that broke the protocol, even before its loss is noticed."""
+        """Nor has one that violated the protocol, even before its loss is noticed."""
         bench = Bench()
         for number in (0, *range(3 * SLICE_SIZE)):
             bench.client.session.send_request(number, ASK)
@@ -565,7 +565,7 @@ class TestBackPressure:
             bench.clock.advance(1)
         bench.link.flush()
         assert bench.client.lost is not None
-        assert "took nothing" in logs[0]["log_format"]
+        assert "did not read" in logs[0]["log_format"]
 
     def test_a_slow_peer(self) -> None:
         """One that takes a piece now and then is not."""
