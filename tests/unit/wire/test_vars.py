@@ -173,7 +173,7 @@ class TestBodySize:
         """What is no number in decimal digits is refused, by both functions, without being read as one."""
         block = encode_vars({"CONTENT_LENGTH": value})
         for function in (body_size, split_vars):
-            with pytest.raises(MalformedPacket, match="takes a number of bytes"):
+            with pytest.raises(MalformedPacket, match="must be a number of bytes"):
                 function(block)
 
     def test_no_block(self) -> None:
@@ -208,8 +208,8 @@ class TestSplit:
     @pytest.mark.parametrize(
         ("message", "text"),
         [
-            (SIZE + OTHER + SIZE + b"abc", "stands in the vars block twice"),
-            (SIZE + SIZE, "stands in the vars block twice"),
+            (SIZE + OTHER + SIZE + b"abc", "occurs twice in the vars block"),
+            (SIZE + SIZE, "occurs twice in the vars block"),
             (SIZE + b"ab", "ends within a key"),
             (SIZE + b"a", "ends within a length"),
             (SIZE + b"abcd", "ends within a key"),
