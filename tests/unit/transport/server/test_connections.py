@@ -8,7 +8,7 @@ from uwsgitwisted.transport.server.connections import Connections
 
 
 class FakeConnection:
-    """A connection that notes what is done to it."""
+    """A connection that records its calls."""
 
     def __init__(self, peer: Peer, idle_since: float | None = None) -> None:
         self.peer = peer

@@ -159,7 +159,7 @@ class TestPlain:
         assert client.lost is not None
 
     def test_bytes_after_the_request(self) -> None:
-        """What follows a plain request, as uWSGI's spooler bodies do, is ignored up to a limit."""
+        """Bytes after a plain request, such as uWSGI's spooler bodies, are ignored up to a limit."""
         later: Deferred[Packet] = Deferred()
         bench = Bench(lambda _: later, limits=Limits(max_ignored=10))
         client, link = bench.ask(encode_packet(ASK) + b"67890")
@@ -221,7 +221,7 @@ class TestPlain:
         assert client.lost is not None
 
     def test_disconnect(self) -> None:
-        """A peer that goes away has its request withdrawn."""
+        """When a peer disconnects, its request is cancelled."""
         cancelled: list[object] = []
         later: Deferred[Packet] = Deferred(cancelled.append)
         later.addErrback(lambda failure: failure.trap(CancelledError) and failure)
@@ -452,7 +452,7 @@ class TestBody:
         assert not bench.clock.getDelayedCalls()
 
     def test_bytes_behind(self) -> None:
-        """What follows a body is ignored up to the limit, in however many pieces."""
+        """Bytes after a body are ignored up to the limit, in however many pieces."""
         later: Deferred[Packet] = Deferred()
         client, link = self.bench(lambda _: later).ask(self.packet(5) + b"12345" + b"12345")
         link.client.write(b"12345")
@@ -529,9 +529,9 @@ class TestAcceptance:
         assert bench.factory.buildProtocol(CLIENT) is not None
 
     def test_half_closed(self) -> None:
-        """A connection whose peer may be gone makes room for another, and its request is withdrawn."""
-        withdrawn: list[Deferred[Packet]] = []
-        bench = Bench(lambda _: Deferred(withdrawn.append), limits=Limits(max_connections=1))
+        """A half-closed connection makes room for another, and its request is cancelled."""
+        cancelled: list[Deferred[Packet]] = []
+        bench = Bench(lambda _: Deferred(cancelled.append), limits=Limits(max_connections=1))
         client, link = bench.ask(encode_packet(ASK))
         link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
         link.flush()
@@ -539,7 +539,7 @@ class TestAcceptance:
         bench.connect()
         link.flush()
         assert client.lost is not None
-        assert len(withdrawn) == 1
+        assert len(cancelled) == 1
 
     def test_networks(self) -> None:
         """Only connections from the networks that are allowed are taken."""
@@ -556,7 +556,7 @@ class TestEnd:
         assert Bench().factory.finish().called
 
     def test_finish(self) -> None:
-        """What was asked is answered; connections that have asked nothing are dropped."""
+        """Requests in flight are answered; connections without one are closed."""
         later: Deferred[Packet] = Deferred()
         bench = Bench(lambda _: later)
         idle, idle_link = bench.ask(encode_packet(ASK)[:5])
