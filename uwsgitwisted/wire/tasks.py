@@ -251,9 +251,9 @@ def read_taken(answer: object, address: object = None) -> bool:
     :raises ProtocolError: if the answer is not that of a spooler.
     """
     if answer is False:
-        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
+        raise SpoolRefused("the spooler refused the task; its log says why", address=address)
     if answer is not True:
-        raise ProtocolError("what answers there is no spooler", address=address)
+        raise ProtocolError("the server at this address is not a spooler", address=address)
     return True
 
 
@@ -268,8 +268,8 @@ def read_accepted(answer: object, address: object = None, body: bytes = b"") -> 
         return answer
     if read_taken(answer, address) and body:
         raise ProtocolError(
-            "what answers there is another kind of spooler, which knows of no body; the task that it took is "
-            "not whole",
+            "the server at this address is another kind of spooler, which doesn't support bodies; it has "
+            "accepted the task without its body",
             address=address,
         )
     return None
@@ -277,7 +277,7 @@ def read_accepted(answer: object, address: object = None, body: bytes = b"") -> 
 
 def not_a_spooler(address: object) -> ProtocolError:
     """Return the error for an answer that is not that of a uwsgitwisted spooler."""
-    return ProtocolError("what answers there is no spooler of this kind", address=address)
+    return ProtocolError("the server at this address is not a uwsgitwisted spooler", address=address)
 
 
 class BatchItem(NamedTuple):
