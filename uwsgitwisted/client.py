@@ -92,7 +92,7 @@ class Client:
             node = self._find_node(address)
             check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
-            return node.ask(packet, timeout, address=address, idempotent=idempotent, decode=decode_answer)
+            return node.call(packet, timeout, address=address, idempotent=idempotent, decode=decode_answer)
         except UwsgiError as error:
             error.address = error.address or address
             return fail(error)

@@ -91,7 +91,7 @@ def test_refused_connections(launch: Launcher) -> None:
         began = time.monotonic()
         for _ in range(500):
             stack.enter_context(node.connect())
-        node.wait_for("connections of its address are open already")
+        node.wait_for("connections from its address are already open")
         assert len(node.log) < START + EACH_SECOND * (time.monotonic() - began + 2)
 
 

@@ -267,7 +267,7 @@ def test_a_slow_header(node: Service) -> None:
     """A byte from time to time doesn't prolong the header's time."""
     with node.connect() as connection:
         assert _trickle(connection, b"\x21\xff\xff", HEADER_TIMEOUT * 0.4) < HEADER_TIMEOUT + 5
-    node.wait_for("sent no whole header")
+    node.wait_for("sent no complete header")
 
 
 def test_a_slow_body(node: Service) -> None:
@@ -297,7 +297,7 @@ def test_a_session_that_does_not_read(launch: Launcher) -> None:
 
     def is_cut_off() -> bool:
         peaks.append(node.memory())
-        return "took nothing of its answers" in node.log
+        return "did not read its answers" in node.log
 
     with contextlib.closing(RawSession(node, receive_buffer=4_096)) as session:
         for number in range(200):
@@ -373,7 +373,7 @@ def test_a_broken_session(node: Service, data: bytes) -> None:
         with contextlib.suppress(OSError):
             session.connection.sendall(data)
         assert read_to_end(session.connection) == b""
-    node.wait_for("broke the protocol of its session")
+    node.wait_for("violated the session protocol")
 
 
 def test_an_id_that_is_in_use(node: Service) -> None:
@@ -410,7 +410,7 @@ def test_too_many_connections(launch: Launcher) -> None:
             busy.sendall(marshal_packet(("wait_for", "started", "go")))
         for _ in range(3):
             assert node.exchange(marshal_packet(("echo", 1))) == b""
-        assert node.log.count("5 connections of its address are open already") == 1
+        assert node.log.count("5 connections from its address are already open") == 1
         open_ones[0].close()
         ping, pong = (encode_packet(Packet(PING, modifier2)) for modifier2 in (0, 1))
         until(lambda: node.exchange(ping) == pong, "room for one more")
@@ -432,7 +432,7 @@ def test_networks_that_may_not_connect(launch: Launcher) -> None:
     for _ in range(3):
         with pytest.raises((NoAnswer, ConnectionError)):
             script(blocking.send_uwsgi_message, "127.0.0.1", port, 33, 17, ("echo", 1))
-    assert node.log.count("it is in none of the networks that may connect") == 1
+    assert node.log.count("its address is in none of the allowed networks") == 1
     # A UNIX socket is ruled by its file's permissions.
     assert node.ask(("echo", 1)) == 1
 

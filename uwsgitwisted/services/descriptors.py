@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from uwsgitwisted.transport.server.connections import LEAVING_PART
+from uwsgitwisted.transport.server.connections import EVICTED_PART
 
 #: Descriptors for the reactor, ports, logs and a store, and temporarily for starting a process.
 _RESERVE = 48
@@ -28,8 +28,8 @@ def allowed_connections(wanted: int, workers: int) -> int:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserve = _RESERVE + workers * _EACH_WORKER
-    needed = wanted + wanted // LEAVING_PART + reserve
+    needed = wanted + wanted // EVICTED_PART + reserve
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(_FEWEST, min(wanted, (soft - reserve) * LEAVING_PART // (LEAVING_PART + 1)))
+    return max(_FEWEST, min(wanted, (soft - reserve) * EVICTED_PART // (EVICTED_PART + 1)))

@@ -1,9 +1,11 @@
-"""Divides the reactor's time: gathers what little input causes, and spreads what much input causes.
+"""Divides the reactor's time: batches the output that a chunk of input causes, and slices long work.
 
-A chunk of input may hold fifty requests; their answers, and what is passed to the workers for them, are written
-when the chunk has been worked through, not fifty times. Outside of a chunk, everything is written at once.
+A chunk of input may hold fifty requests. Their answers, and the frames that pass them to the workers, are
+written once, when the chunk has been handled, instead of fifty times. Outside of a batch, everything is written
+at once.
 
-A chunk may also hold thousands of frames. What is too much for one turn of the reactor goes on in later ones.
+A chunk may also hold thousands of frames. Work that is too much for one turn of the reactor goes on in later
+turns.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from uwsgitwisted.transport.timer import Timer
 
 _T = TypeVar("_T")
 
-#: After so many things of one chunk, what they caused is written, so that the other end has something to do
-#: while the rest of the chunk is worked through.
+#: After this many items of one chunk, their output is written, so that the other end has something to do while
+#: the rest of the chunk is handled.
 SLICE_SIZE = 64
-#: For so many seconds of each turn of the reactor, what was too much for one turn goes on: long enough that the
-#: turn itself costs little beside it, and short enough that nobody notices the wait.
+#: How many seconds of each turn of the reactor go to scheduled work: long enough that the turn itself costs
+#: little beside it, and short enough that nobody notices the wait.
 SLICE_TIME = 0.001
 
 
 class Batch:
-    """Puts off calls while input is being worked through: ``with BATCH:`` around that work.
+    """Delays calls while input is handled: put ``with BATCH:`` around that.
 
-    There is one, :data:`BATCH`, as there is one reactor thread: input on one connection causes output on
-    others.
+    There is one batch, :data:`BATCH`, because there is one reactor thread, and input on one connection causes
+    output on others.
     """
 
     __slots__ = ("_calls", "_depth")
@@ -44,7 +46,7 @@ class Batch:
         self._calls: dict[Callable[[], None], None] = {}
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Call *call* once when the batch ends; if there is none, now, in a batch of its own."""
+        """Call *call* once when the batch ends; outside of a batch, call it now, in a batch of its own."""
         if self._depth:
             self._calls[call] = None
         else:
@@ -52,22 +54,22 @@ class Batch:
                 self._calls[call] = None
 
     def slices(self, things: list[_T]) -> Iterable[_T]:
-        """Yield *things*, and make the calls that were put off after every :data:`SLICE_SIZE` of them."""
+        """Yield *things*, and make the delayed calls after every :data:`SLICE_SIZE` of them."""
         return things if len(things) <= SLICE_SIZE else self._slices(things)
 
     def _slices(self, things: list[_T]) -> Iterator[_T]:
         for count, thing in enumerate(things, 1):
             yield thing
             if not count % SLICE_SIZE:
-                self._call()
+                self._make_calls()
 
-    def _call(self) -> None:
-        """Make the calls that were put off until now."""
+    def _make_calls(self) -> None:
+        """Make the calls that have been delayed so far."""
         calls, self._calls = self._calls, {}
         for call in calls:
             try:
                 call()
-            except Exception:  # a fault of one connection is none of the others'
+            except Exception:  # a bug on one connection must not affect the others
                 self._log.failure("at the end of a batch")
 
     def __enter__(self) -> None:
@@ -80,9 +82,9 @@ class Batch:
         exc_traceback: TracebackType | None,
     ) -> None:
         try:
-            # What a call causes is put off too, and done in the next round.
+            # A call may delay further calls; they are made in the next round.
             while self._depth == 1 and self._calls:
-                self._call()
+                self._make_calls()
         finally:
             self._depth -= 1
 
@@ -91,10 +93,10 @@ BATCH = Batch()
 
 
 class Slices:
-    """Does what is too much for one turn of the reactor, in steps, during a slice of each of the next turns.
+    """Does work that is too much for one turn of the reactor, step by step, in a slice of each later turn.
 
-    Whoever has such work shares the slice, a step each, so that no number of connections with much to do keeps
-    the reactor from the others.
+    All who have such work share the slice and take turns, a step each. So connections with much work, however
+    many, don't keep the reactor from the others.
 
     :param clock: provides ``callLater`` and ``seconds``.
     """
@@ -104,8 +106,8 @@ class Slices:
         self._steps: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._timer = Timer(clock, self._run)
 
-    def go_on(self, step: Callable[[], None]) -> None:
-        """Call *step* once, in a later turn of the reactor; it comes back if there is more to do."""
+    def schedule(self, step: Callable[[], None]) -> None:
+        """Call *step* once, in a later turn of the reactor; it schedules itself again to go on."""
         self._steps[step] = None
         if not self._timer.running:
             self._timer.set(0)

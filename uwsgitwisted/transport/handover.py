@@ -7,17 +7,17 @@ from typing import Protocol
 from twisted.internet.protocol import Protocol as TwistedProtocol
 
 
-class TakesData(Protocol):
-    """What goes on with a connection."""
+class DataReceiver(Protocol):
+    """Takes over a connection."""
 
     def data_received(self, data: bytes) -> None:
-        """Take what the connection brings."""
+        """Handle bytes from the connection."""
 
 
-def hand_over(protocol: TwistedProtocol, session: TakesData, rest: bytes) -> None:
-    """Have *session* take what the connection of *protocol* brings from now on, without a call between them.
+def hand_over(protocol: TwistedProtocol, session: DataReceiver, rest: bytes) -> None:
+    """Pass all further bytes of *protocol*'s connection to *session*, without a call between them.
 
-    :param rest: what has come behind the negotiation.
+    :param rest: the bytes that have come after the negotiation.
     """
     protocol.dataReceived = session.data_received  # type: ignore[method-assign]
     if rest:

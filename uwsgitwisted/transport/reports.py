@@ -1,4 +1,4 @@
-"""What peers cause, in a log that none can fill: a few lines for each kind, whoever causes it."""
+"""Logs the events that peers cause, a few lines for each kind, so that no peer can fill the log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.interfaces import Request
 
-#: Of each kind of event there is at most one line in this many seconds. While a kind goes on, the time between
-#: two of its lines doubles up to the limit, so that an hour of it leaves some seventy lines.
+#: Each kind of event gets at most one line in this many seconds. While a kind goes on, the interval doubles up
+#: to the limit, so that an hour of it makes some seventy lines.
 INTERVAL, MAX_INTERVAL = 1.0, 60.0
-#: How many kinds are known at once. There are a few dozen, but for the names of exceptions that handlers raise.
+#: How many kinds to keep. There are a few dozen, apart from the exceptions that handlers raise.
 _MAX_KINDS = 1_000
 
 
@@ -36,23 +36,23 @@ class Reports:
     def report(self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, **about: Any) -> None:
         """Log an event, or count it.
 
-        :param kind: events of another kind have lines of their own.
-        :param line: as for a logger, whose fields are *about*.
+        :param kind: each kind has its own limit.
+        :param line: a logger's format; its fields are *about*.
         """
-        if count := self._due(kind):
+        if count := self._count(kind):
             self._log.emit(level, line + _suffix(count), count=count, **about)
 
     def failed(self, failure: Failure, request: Request) -> None:
-        """Log that *request* failed: our own errors by what they say, others with their traceback now and then.
+        """Log that *request* failed: one of our errors by its text, any other with a traceback now and then.
 
-        One that was cancelled is nobody's failure, and leaves no line.
+        A cancelled request is not a failure, and is not logged.
         """
         error = failure.value
         if isinstance(error, (RequestCancelled, CancelledError)):
             return
-        # Another line that raises is another kind; there are as many as the code has.
+        # Each line of code that raises is a kind of its own; there are only so many.
         kind: Any = last_call(error.traceback) if isinstance(error, RemoteError) else failure.type
-        count = self._due(kind)
+        count = self._count(kind)
         if not count:
             return
         about: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Reports:
             "reason": failure.getErrorMessage(),
             "count": count,
         }
-        with_traceback = self._due(("traceback", kind), MAX_INTERVAL)
+        with_traceback = self._count(("traceback", kind), MAX_INTERVAL)
         if isinstance(error, RemoteError):
             line = "{peer}: the handler of modifier1 {modifier1} raised {reason}" + _suffix(count)
             if with_traceback:
@@ -73,8 +73,8 @@ class Reports:
         else:
             self._log.failure("{peer}: modifier1 {modifier1}: {reason}" + _suffix(count), failure, **about)
 
-    def _due(self, kind: Hashable, interval: float = INTERVAL) -> int:
-        """Count an event, and return for how many of its kind a line is to be written now; 0 for none.
+    def _count(self, kind: Hashable, interval: float = INTERVAL) -> int:
+        """Count an event; return how many events the next line covers, or 0 if no line is due.
 
         :param interval: seconds until the next line, if this is the first.
         """
@@ -97,11 +97,11 @@ class Reports:
 
 @dataclass(slots=True)
 class _Kind:
-    """What is known of a kind of event.
+    """The state of a kind of event.
 
     :param due: when its next line may be written.
-    :param interval: seconds between the last line and that.
-    :param unreported: how many events were not reported since.
+    :param interval: seconds from the last line until then.
+    :param unreported: how many events have not been logged since.
     """
 
     due: float
@@ -110,7 +110,7 @@ class _Kind:
 
 
 def last_call(traceback: str) -> str:
-    """Return where the last call of a *traceback* was, without the exception's text; empty if it is none."""
+    """Return the location of the last call in *traceback*, without the exception's text; empty if there is none."""
     return traceback.rpartition("\n  File ")[2].partition("\n")[0]
 
 

@@ -9,74 +9,74 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 
 class Timer:
-    """A timer that can be set again: one at most is running.
+    """A timer that can be set again; it has at most one delayed call.
 
     :param clock: provides ``callLater``.
-    :param ring: called when the time is over.
+    :param on_timeout: called when the time is up.
     """
 
-    __slots__ = ("_call", "_clock", "_ring")
+    __slots__ = ("_call", "_clock", "_on_timeout")
 
-    def __init__(self, clock: IReactorTime, ring: Callable[[], None]) -> None:
+    def __init__(self, clock: IReactorTime, on_timeout: Callable[[], None]) -> None:
         self._clock = clock
-        self._ring = ring
+        self._on_timeout = on_timeout
         self._call: IDelayedCall | None = None
 
     @property
     def running(self) -> bool:
-        """Whether it will ring."""
+        """Whether the timer is set."""
         return self._call is not None
 
     def set(self, seconds: float) -> None:
-        """Ring in *seconds*, instead of when it was to ring before."""
+        """Call ``on_timeout`` in *seconds*; this replaces an earlier setting."""
         if self._call is not None:
             self._call.reset(seconds)
         else:
-            self._call = self._clock.callLater(seconds, self._fire)
+            self._call = self._clock.callLater(seconds, self._on_time_up)
 
     def clear(self) -> None:
-        """Don't ring."""
+        """Stop the timer."""
         if self._call is not None:
             call, self._call = self._call, None
             call.cancel()
 
-    def _fire(self) -> None:
+    def _on_time_up(self) -> None:
         self._call = None
-        self._ring()
+        self._on_timeout()
 
 
 K = TypeVar("K", bound=Hashable)
 
 
 class Deadlines(Generic[K]):
-    """One time limit for many things, with one timer: they are due in the order in which they were added.
+    """One time limit for many things. They expire in the order of their addition, so one timer is enough.
 
     :param clock: provides ``callLater`` and ``seconds``.
     :param seconds: the limit.
-    :param ring: called with each thing that is not discarded within it.
+    :param on_timeout: called with each thing that is not discarded in time.
     """
 
-    __slots__ = ("_clock", "_due", "_ring", "_seconds", "_timer")
+    __slots__ = ("_clock", "_due", "_on_timeout", "_seconds", "_timer")
 
-    def __init__(self, clock: IReactorTime, seconds: float, ring: Callable[[K], None]) -> None:
+    def __init__(self, clock: IReactorTime, seconds: float, on_timeout: Callable[[K], None]) -> None:
         self._clock = clock
         self._seconds = seconds
-        self._ring = ring
+        self._on_timeout = on_timeout
         self._due: dict[K, float] = {}
-        self._timer = Timer(clock, self._ring_due)
+        self._timer = Timer(clock, self._expire_due)
 
     def add(self, thing: K) -> None:
-        """Begin its time."""
+        """Start the time of *thing*."""
         self._due[thing] = self._clock.seconds() + self._seconds
         if not self._timer.running:
             self._timer.set(self._seconds)
 
     def discard(self, thing: K) -> None:
-        """End its time, if it has any."""
+        """Stop the time of *thing*, if it runs."""
         if self._due.pop(thing, None) is not None and not self._due:
             self._timer.clear()
 
-    def _ring_due(self) -> None:
+    def _expire_due(self) -> None:
         now = self._clock.seconds()
         while self._due:
             thing, due = next(iter(self._due.items()))
@@ -84,4 +84,4 @@ class Deadlines(Generic[K]):
                 self._timer.set(due - now)
                 break
             del self._due[thing]
-            self._ring(thing)
+            self._on_timeout(thing)

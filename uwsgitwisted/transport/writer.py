@@ -1,7 +1,7 @@
-"""Writes to a Twisted transport at once where it can, and says when it can't.
+"""Writes to a Twisted transport immediately where possible, with back-pressure; also sets the sockets' options.
 
-Twisted's ``transport.write`` waits for the reactor's next turn. Where nothing waits in the transport, trying
-the socket right away saves that turn. What the socket doesn't take goes the usual way, and the transport's
+Twisted's ``transport.write`` waits for the reactor's next turn. If nothing waits in the transport, trying the
+socket right away saves that turn. Data that the socket doesn't accept goes the usual way, and the transport's
 buffer never holds more than that one piece.
 """
 
@@ -27,14 +27,13 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: How many bytes a socket is read for at once: usually, and while a large message arrives.
+#: How many bytes to read from a socket at once: usually, and while a large message arrives.
 READ_SIZE, LARGE_READ_SIZE = FileDescriptor.bufferSize, 4 * FileDescriptor.bufferSize
 
-#: How many bytes the kernel takes ahead, where it would take megabytes, for which a small message would wait
-#: behind a large one. On a way of 10 ms, this bounds one connection to about 50 MB/s.
+#: How many received bytes the kernel buffers. Its default is megabytes, and a small message would wait for all
+#: of them behind a large one. With a latency of 10 ms, this limits one connection to about 50 MB/s.
 RECEIVE_BUFFER = 512 * 1024
-#: How many bytes the kernel takes ahead that it can't send yet, for the same reason; what is on its way is not
-#: bounded by this.
+#: How many unsent bytes the kernel buffers, for the same reason. Bytes already on the way don't count.
 UNSENT = 128 * 1024
 
 
@@ -44,45 +43,48 @@ def _is_tcp(transport: object) -> TypeGuard[ITCPTransport]:
 
 
 def set_nodelay(transport: object) -> None:
-    """Have small packets go out at once where *transport* is TCP.
+    """Send small packets without delay if *transport* is TCP.
 
-    With Nagle's algorithm they wait for the peer's delayed acknowledgements; with the kernel's usual buffer,
-    behind megabytes of a large message.
+    With Nagle's algorithm they would wait for the peer's delayed acknowledgements; with the kernel's default
+    buffer, behind megabytes of a large message.
     """
     if _is_tcp(transport):
         transport.setTcpNoDelay(True)
-        _set(transport, socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", None), UNSENT)
+        _set_option(transport, socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", None), UNSENT)
 
 
 def bound_buffer(transport: object) -> None:
-    """Have the kernel take no more than :data:`RECEIVE_BUFFER` of a TCP connection ahead of us."""
+    """Limit the kernel's receive buffer of a TCP connection to :data:`RECEIVE_BUFFER`."""
     if _is_tcp(transport):
-        _set(transport, socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        _set_option(transport, socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
-def _set(transport: object, level: int, option: int | None, value: int) -> None:
-    """Set an option of a socket, if the system has it and the transport, which may be TLS, has the socket."""
+def _set_option(transport: object, level: int, option: int | None, value: int) -> None:
+    """Set a socket option, if the system has it.
+
+    A transport that gives no access to its socket, as TLS may not, is left alone.
+    """
     connection = getattr(transport, "getHandle", lambda: None)()
     if option is not None and isinstance(connection, socket.socket):
         connection.setsockopt(level, option, value)
 
 
 def read_more_at_once(transport: object, more: bool) -> None:
-    """Have a socket's transport read larger chunks while a large message arrives."""
+    """Make a socket's transport read larger chunks, for the time in which a large message arrives."""
     if isinstance(transport, FileDescriptor):
         transport.bufferSize = LARGE_READ_SIZE if more else READ_SIZE
 
 
 def set_keepalive(transport: object) -> None:
-    """Have a TCP connection probed, so that a peer whose machine lost its power is noticed in minutes."""
+    """Enable TCP keep-alive, which detects within minutes a peer whose machine has lost power."""
     if _is_tcp(transport):
         transport.setTcpKeepAlive(True)
         for option, value in _PROBES:
-            _set(transport, socket.IPPROTO_TCP, option, value)
+            _set_option(transport, socket.IPPROTO_TCP, option, value)
 
 
 def enable_keepalive(listener: socket.socket) -> None:
-    """Have the TCP connections probed that *listener* accepts."""
+    """Enable TCP keep-alive on the connections that *listener* accepts."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _PROBES:
         if option is not None:
@@ -90,7 +92,7 @@ def enable_keepalive(listener: socket.socket) -> None:
 
 
 def has_unread(transport: object) -> bool:
-    """Whether bytes have arrived on a socket that were not read yet."""
+    """Whether a socket has received bytes that have not been read yet."""
     connection = getattr(transport, "getHandle", lambda: None)()
     if not isinstance(connection, socket.socket):
         return False
@@ -99,7 +101,7 @@ def has_unread(transport: object) -> bool:
     return unread[0] > 0
 
 
-#: After a minute of silence a probe every 15 seconds, and the end after four that nobody answers.
+#: After a minute of silence, a probe every 15 seconds; after four unanswered probes, the connection is lost.
 _PROBES = (
     (getattr(socket, "TCP_KEEPIDLE", None), 60),
     (getattr(socket, "TCP_KEEPINTVL", None), 15),
@@ -111,31 +113,40 @@ _PROBES = (
 class Writer:
     """Owns the writing side of one connection.
 
-    :param transport: what to write to. A socket's own transport is written eagerly; another, such as TLS, in
-        its own time.
-    :param drained: called when the transport has passed on what waited.
+    :param transport: the transport to write to. A socket's own transport is written immediately; another, such
+        as TLS, when it is ready.
+    :param on_drained: called when the transport has written the bytes that waited.
     """
 
-    __slots__ = ("_closed", "_drained", "_eager", "_ended", "_half_closing", "_size", "_transport", "waiting")
+    __slots__ = (
+        "_closed",
+        "_eager",
+        "_ended",
+        "_half_closing",
+        "_on_drained",
+        "_size",
+        "_transport",
+        "waiting",
+    )
 
-    def __init__(self, transport: ITransport, drained: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, transport: ITransport, on_drained: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
-        self._drained = drained
+        self._on_drained = on_drained
         self._closed = False
-        # Under TLS, what is written must pass through the encryption first.
+        # With TLS, the data must be encrypted first.
         self._eager: FileDescriptor | None = None
         if isinstance(transport, FileDescriptor) and not getattr(transport, "TLS", False):
             self._eager = transport
         self._ended = False
         self._half_closing = False
         self._size = 0
-        #: Whether bytes wait in the transport: write nothing large until ``drained`` is called.
+        #: Whether bytes wait in the transport: write nothing large until ``on_drained`` is called.
         self.waiting = False
         if self._eager is None:
             transport.registerProducer(self, True)  # type: ignore[attr-defined]
 
     def write(self, data: bytes) -> None:
-        """Write *data*, at once if nothing waits before it."""
+        """Write *data*, immediately if nothing waits before it."""
         if self._eager is None or self.waiting:
             self._size = len(data)
             self._transport.write(data)
@@ -143,24 +154,24 @@ class Writer:
         written = self._eager.writeSomeData(data)
         if isinstance(written, int) and written == len(data):
             return
-        # Only a part went out; or the connection is broken, which the transport will find out and report.
+        # Only a part was written; or the connection is broken, which the transport will find out and report.
         self._eager.write(data[written:] if isinstance(written, int) else data)
         self._size = len(data)
-        # A pull producer is asked for more whenever the buffer is empty, and once at its registration.
+        # A transport calls a pull producer whenever its buffer is empty, and once at the registration.
         self._eager.registerProducer(self, False)
         self.waiting = True
 
     @property
     def pending(self) -> int:
-        """About how many bytes wait in the transport: the last write, if it could not be passed on."""
+        """Roughly how many bytes wait in the transport: the size of the last write, if it has not finished."""
         return self._size if self.waiting else 0
 
     def pauseProducing(self) -> None:
-        """Note that the transport's buffer is full; a socket's transport never calls this."""
+        """Stop writing: the transport's buffer is full. A socket's transport never calls this."""
         self.waiting = True
 
     def resumeProducing(self) -> None:
-        """Note that the transport's buffer is empty, and say so."""
+        """Go on: the transport's buffer is empty."""
         if not self.waiting:
             return
         self.waiting = False
@@ -168,13 +179,13 @@ class Writer:
             self._eager.unregisterProducer()
         if self._half_closing:
             self.half_close()
-        self._drained()
+        self._on_drained()
 
     def stopProducing(self) -> None:
-        """Do nothing: the protocol learns of the loss of its connection by itself."""
+        """Do nothing: the protocol's ``connectionLost`` is called too."""
 
     def half_close(self) -> None:
-        """Tell the peer, when all that was written is out, that nothing more comes. TLS can't say that."""
+        """Close the sending side when all data is written. TLS can't."""
         transport = self._transport
         if self.waiting:
             self._half_closing = True
@@ -182,15 +193,15 @@ class Writer:
             transport.loseWriteConnection()  # type: ignore[attr-defined]
 
     def close(self) -> bool:
-        """Close the connection when all that was written is out.
+        """Close the connection when all data is written.
 
-        :return: whether that is so already, so that it closes with this turn of the reactor.
+        :return: whether nothing waits, so that the connection closes in this turn of the reactor.
         """
         if self._closed:
             return self._ended
         self._closed = True
         if self._eager is not None and not self.waiting:
-            # loseConnection would wait until the socket is writable, to find that there is nothing to write.
+            # loseConnection would wait until the socket is writable, only to find nothing to write.
             self._ended = True
             self._eager.stopReading()
             clock = cast(IReactorTime, self._eager.reactor)
@@ -202,6 +213,6 @@ class Writer:
         return False
 
     def abort(self) -> None:
-        """Close the connection now, whatever waits."""
-        if not self._ended:  # else it is closed with this turn of the reactor
+        """Close the connection now and drop the data that waits."""
+        if not self._ended:  # otherwise it closes in this turn of the reactor
             self._transport.abortConnection()  # type: ignore[attr-defined]

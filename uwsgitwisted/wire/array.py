@@ -1,7 +1,7 @@
 """The array block of an RPC call: repeated ``u16 length, item``, the function's name first.
 
-uWSGI drops empty items, so that later arguments move up, is killed by an empty last one, and takes 254
-arguments at most. What we send is therefore checked harder than what we accept.
+uWSGI drops empty items, so that later arguments move up; crashes on an empty last item; and accepts at most 254
+arguments. So the encoder is stricter than the decoder.
 """
 
 from __future__ import annotations

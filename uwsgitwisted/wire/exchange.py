@@ -1,7 +1,8 @@
-"""One request in plain uwsgi, as bytes that go out and bytes that come in.
+"""One plain uwsgi request and its answer, sans-IO.
 
-Whoever owns the connection sends :attr:`PlainExchange.outgoing`, hands in what it receives until
-:attr:`PlainExchange.done`, then closes. The blocking call, its fan-out and the Deferred client all drive this.
+The owner of the connection sends :attr:`PlainExchange.outgoing`, passes received bytes to
+:meth:`PlainExchange.receive` until :attr:`PlainExchange.done`, and closes. The blocking call, its fan-out and
+the Deferred client all use this.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from uwsgitwisted.wire.message import RPC, answers_raw, decode_answer, needs_ses
 from uwsgitwisted.wire.packet import ECHO, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.vars import decode_vars
 
-#: The most bytes of an answer that has no size in front: far more than a page or a file of templates takes.
+#: The most bytes of an answer without a size field: far more than a page or a template file has.
 MAX_RAW_ANSWER = 16 * 1024 * 1024
 
-#: The modifier2 of an RPC's answer whose payload is a vars block with the size of the raw bytes behind it:
-#: how uWSGI answers more than 65535 bytes.
+#: The modifier2 of an RPC's answer whose payload is a vars block with the size of the raw bytes that follow.
+#: uWSGI sends answers of more than 65535 bytes in this form.
 _LONG_ANSWER = 5
 
 
 class PlainExchange:
-    """A request and its answer, alone on their connection.
+    """A request and its answer, on a connection of their own.
 
-    :param request: what to ask.
-    :param limit: the most bytes to take of a raw answer, or of an RPC's long one.
+    :param request: the request.
+    :param limit: the most bytes to accept of a raw answer, or of an RPC's long answer.
     :raises MessageTooLarge: if the request's payload is over 65535 bytes.
-    :raises MisuseError: if it is a task with a body, which a plain spooler would take for something else.
+    :raises MisuseError: if the request is a task with a body, which a plain spooler would misread.
     """
 
     __slots__ = ("_chunks", "_decoder", "_limit", "_need", "_raw", "_request", "_size", "answer", "outgoing")
@@ -33,12 +34,12 @@ class PlainExchange:
     def __init__(self, request: Packet, *, limit: int = MAX_RAW_ANSWER) -> None:
         if needs_session(request):
             raise MisuseError(
-                "a task with a body can be sent to a spooler of ours only; what is there grants no session, or "
-                "not now"
+                "only a uwsgitwisted spooler accepts a task with a body; the server at this address grants no "
+                "session, or not now"
             )
         #: The request's bytes.
         self.outgoing = encode_packet(request)
-        #: The answer; None until it is whole. A raw one has no header, and gets the request's modifiers.
+        #: The answer; None until it is complete. A raw answer has no header, and gets the request's modifiers.
         self.answer: Packet | None = None
         self._request = request
         self._limit = limit
@@ -50,16 +51,16 @@ class PlainExchange:
 
     @property
     def done(self) -> bool:
-        """Whether the answer is whole."""
+        """Whether the answer is complete."""
         return self.answer is not None
 
     @property
     def begun(self) -> bool:
-        """Whether a part of the answer has come."""
+        """Whether a part of the answer has arrived."""
         return self.done or self._size > 0 or self._need is not None or not self._decoder.empty
 
     def receive(self, data: bytes) -> None:
-        """Take bytes that the peer sent. What follows a whole answer is ignored.
+        """Handle bytes from the peer. Bytes after a complete answer are ignored.
 
         :raises PacketTooLarge: if the answer is over the limit.
         :raises MalformedPacket: if the size of a long answer can't be read.
@@ -67,17 +68,17 @@ class PlainExchange:
         if self.done:
             return
         if self._raw:
-            self._add(data)
+            self._add_raw(data)
             return
         packets = self._decoder.receive(data)
         if packets:
-            self._take(packets[0])
+            self._handle_packet(packets[0])
 
     def receive_eof(self) -> None:
-        """Note that the peer sends nothing more, which ends a raw answer.
+        """Handle the end of the connection, which completes a raw answer.
 
-        :raises NoAnswer: if it sent nothing at all.
-        :raises ConnectionFailed: if it sent a part of an answer.
+        :raises NoAnswer: if the peer sent nothing at all.
+        :raises ConnectionFailed: if it sent only a part of an answer.
         """
         if self.done:
             return
@@ -89,36 +90,36 @@ class PlainExchange:
             raise NoAnswer("the connection ended without an answer; the server's log says why")
 
     def result(self) -> object:
-        """Return what the answer means: see :func:`~uwsgitwisted.wire.message.decode_answer`.
+        """Return the decoded answer: see :func:`~uwsgitwisted.wire.message.decode_answer`.
 
         :raises UnsafeObject: if it is a marshalled object that is not plain data.
         """
-        assert self.answer is not None, "asked for a result before the answer was whole"
+        assert self.answer is not None, "the answer is not complete"
         return decode_answer(self.answer)
 
     def _echoes_nothing(self) -> bool:
         return self._request.modifier1 == ECHO and not self._request.payload
 
-    def _take(self, packet: Packet) -> None:
-        """Take a framed answer, which may be the announcement of a long one."""
+    def _handle_packet(self, packet: Packet) -> None:
+        """Handle a framed answer, which may announce a long one."""
         if self._request.modifier1 != RPC or packet.modifier2 != _LONG_ANSWER:
             self.answer = packet
             return
         self._raw = True
         self._need = _content_length(packet.payload)
-        self._check(self._need)
-        self._add(self._decoder.rest())
+        self._check_limit(self._need)
+        self._add_raw(self._decoder.rest())
 
-    def _add(self, data: bytes) -> None:
-        """Take raw bytes, up to the announced size if there is one."""
+    def _add_raw(self, data: bytes) -> None:
+        """Add raw bytes, up to the announced size if there is one."""
         self._chunks.append(data)
         self._size += len(data)
         if self._need is None:
-            self._check(self._size)
+            self._check_limit(self._size)
         elif self._size >= self._need:
             self.answer = Packet(RPC, 0, b"".join(self._chunks)[: self._need])
 
-    def _check(self, size: int) -> None:
+    def _check_limit(self, size: int) -> None:
         if size > self._limit:
             raise PacketTooLarge(
                 f"an answer of at least {size} bytes, {self._limit} are accepted", size=size, limit=self._limit

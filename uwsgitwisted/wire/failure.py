@@ -1,9 +1,9 @@
-"""An exception as bytes, and back: what a session's error frame carries.
+"""Encodes and decodes exceptions, for the error frames of a session.
 
 The form is a vars block with the keys ``class``, ``text``, ``type``, ``message``, ``traceback`` and ``node``,
-and the facts that an error of ours has as attributes. An exception of ours is made again from a fixed list of
-classes; every other one is described by a :class:`~uwsgitwisted.errors.RemoteError`, so that no name that a
-peer sent is ever imported.
+and the attributes of our own errors. One of our errors is restored from a fixed list of classes. Any other
+exception becomes a :class:`~uwsgitwisted.errors.RemoteError` that describes it, so that no name from a peer is
+ever imported.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from uwsgitwisted import errors
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
-#: Long enough for any traceback that a person reads, and five of them fit well under a packet's 65535 bytes.
+#: Long enough for any traceback that a person reads; five texts of this size fit in a packet's 65535 bytes.
 MAX_TEXT = 8_000
 
-#: What a server may say of a request besides that its handler raised.
+#: The errors that a server may send, in addition to exceptions of handlers.
 _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
     cls.__name__.encode(): cls
     for cls in (
@@ -44,21 +44,22 @@ _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
 }
 
 
-#: The attributes of these classes that travel, besides the text, and what reads them.
+#: The attributes of these classes that are sent along with the text, and how to parse them.
 _FACTS: dict[type[errors.UwsgiError], dict[str, Callable[[bytes], float]]] = {
     errors.MessageTooLarge: {"size": int, "limit": int},
     errors.RequestTimeout: {"seconds": float},
     errors.UnknownModifier: {"modifier1": int},
 }
-#: A number as a peer may send it: one that takes no time to read, and that every float can hold.
+#: A number that a peer may send: short enough to parse in no time, and within the range of a float.
 _NUMBER = re.compile(rb"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
 def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = True) -> bytes:
     """Return the vars block that describes *error*.
 
-    :param node: which node and worker it happened on.
-    :param tracebacks: whether a handler's traceback is told. It names files and lines of the server's code.
+    :param node: the node and worker where it happened.
+    :param tracebacks: whether to include a handler's traceback, which names files and lines of the server's
+        code.
     """
     name = type(error).__name__.encode()
     if _CLASSES.get(name) is type(error):
@@ -80,21 +81,21 @@ def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = T
 def no_keepalive(silent: float) -> errors.NoAnswer:
     """Return the error of requests to a server that hangs.
 
-    :param silent: seconds for which it has sent nothing.
+    :param silent: seconds of its silence.
     """
     return errors.NoAnswer(
-        f"the server has sent nothing for {silent:.0f} s, not even the answer to a ping: it hangs, or is cut "
-        "off. Whether it has begun the request is not known"
+        f"the server has sent nothing for {silent:.0f} s, not even the answer to a ping: it hangs or is cut "
+        "off, and may have started the request"
     )
 
 
 def no_grant(silent: float) -> errors.ConnectionFailed:
-    """Return the error of requests to a node that has granted sessions before, and leaves an offer unanswered.
+    """Return the error of requests to a node that has granted sessions before, and doesn't answer an offer.
 
-    :param silent: seconds for which it has sent nothing.
+    :param silent: seconds of its silence.
     """
     return errors.ConnectionFailed(
-        f"the node takes connections, and has sent nothing for {silent:.0f} s: it hangs. Nothing was asked"
+        f"the node accepts connections but has sent nothing for {silent:.0f} s: it hangs. No request was sent"
     )
 
 
@@ -109,28 +110,28 @@ def describe(error: BaseException, *, node: str = "") -> errors.RemoteError:
 
 
 def decode_failure(block: bytes) -> errors.UwsgiError:
-    """Return the exception that *block* describes, to be raised at the caller.
+    """Return the exception that *block* describes, for the caller to raise.
 
     :raises MalformedPacket: if *block* is not a vars block.
     """
-    told = decode_vars(block)
+    variables = decode_vars(block)
 
     def text(key: bytes) -> str:
-        return told.get(key, b"").decode("utf-8", "replace")
+        return variables.get(key, b"").decode("utf-8", "replace")
 
-    cls = _CLASSES.get(told.get(b"class", b""))
+    cls = _CLASSES.get(variables.get(b"class", b""))
     if cls is not None:
-        return cls(text(b"text"), **_facts(cls, told))
+        return cls(text(b"text"), **_facts(cls, variables))
     return errors.RemoteError(
         type=text(b"type"), message=text(b"message"), traceback=text(b"traceback"), node=text(b"node")
     )
 
 
-def _facts(cls: type[errors.UwsgiError], told: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Return the attributes that a peer has told; one that is broken is left out."""
+def _facts(cls: type[errors.UwsgiError], variables: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the attributes that a peer has sent, without the malformed ones."""
     facts = {}
     for name, read in _FACTS.get(cls, {}).items():
-        value = told.get(name.encode(), b"")
+        value = variables.get(name.encode(), b"")
         if _NUMBER.fullmatch(value):
             with suppress(ValueError):  # an integer with a fraction
                 facts[name] = read(value)
@@ -140,11 +141,11 @@ def _facts(cls: type[errors.UwsgiError], told: Mapping[bytes, bytes]) -> dict[st
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # an exception of the user's whose __str__ raises
+    except Exception as broken:  # a user's exception whose __str__ raises
         return f"(its text can't be had: {type(broken).__name__})"
 
 
 def _clip(text: str) -> bytes:
-    """Return the end of *text*: a traceback's last lines are the ones that tell."""
+    """Return the end of *text*: a traceback's last lines are the important ones."""
     data = text.encode("utf-8", "backslashreplace")
     return data if len(data) <= MAX_TEXT else b"... " + data[4 - MAX_TEXT :]

@@ -1,14 +1,14 @@
 """Refuses dict keys and set members that were chosen to collide in CPython's hash tables.
 
-The hashes of str and bytes are keyed at random in each process (unless ``PYTHONHASHSEED`` takes that away),
-so that nobody else can choose them. Those of numbers, and of tuples and frozensets of numbers, are not. Keys
-of equal hash are one way to make a table slow. Another needs no equal hashes: a probe sequence uses a hash up
-after a dozen steps, and all keys that reach the same slot then go on along the same path. Either way, each
-insertion walks over all the ones before, and n keys cost n squared steps.
+The hashes of str and bytes are keyed at random in each process (unless ``PYTHONHASHSEED`` prevents it), so that
+no peer can choose them. Those of numbers, and of tuples and frozensets of numbers, are not. Keys of equal hash
+are one way to make a table slow. Another needs no equal hashes: a probe sequence has used up a hash after a
+dozen steps, and all keys that reach the same slot then follow the same path. Either way, each insertion passes
+all earlier keys, and n keys cost n squared steps.
 
-So the insertion is simulated here, with the hashes and the table sizes that the real one will have, and given
-up as soon as it takes more steps than a number in proportion to the keys. The bytes have passed the walk in
-:mod:`~uwsgitwisted.wire.marshal_check` before.
+So this module simulates the insertion, with the hashes and table sizes of the real one. It gives up as soon as
+the steps exceed a limit in proportion to the keys. The bytes have already passed the walk in
+:mod:`~uwsgitwisted.wire.marshal_check`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from typing import Final, NamedTuple
 
 from uwsgitwisted.errors import UnsafeObject
 
-#: Up to this many keys of one container are not looked at: among so few, each is compared with few others.
+#: A container with up to this many keys is not checked: each key is compared with few others.
 FEW_KEYS: Final = 16
-#: How many keys of equal hash a key may be compared with on average, if they are all of its size. There are
-#: good ones: hash(-1) is hash(-2), so that the 8 points whose 3 coordinates are either have one hash.
+#: How many keys of equal hash and size a key may be compared with on average. Harmless keys can have equal
+#: hashes: hash(-1) is hash(-2), so the 8 points whose 3 coordinates are -1 or -2 have one hash.
 COMPARISONS_PER_KEY: Final = 8
-#: How many sets may be within each other as members: as many as ``dumps`` writes, and the one around them.
+#: How many nested sets may be members: as many as ``dumps`` writes, and the one around them.
 MAX_KEY_DEPTH: Final = 6
-#: How many steps more than their share the first keys may take.
+#: How many extra steps the first keys may take.
 _SLACK: Final = 2_000
-#: Numbers that lie within so many times their number have a slot of their own each, or nearly so.
+#: Distinct numbers in a range of up to this many times their count have a slot each, or nearly so.
 _DENSE: Final = 4
-#: What references to containers may add to the keys of a message, besides as many bytes as it has itself.
+#: How many bytes references to containers may add to the keys of a message, in addition to the message's own
+#: size.
 MAX_KEY_SHARED: Final = 65_536
 
 _FLAG: Final = 0x80
@@ -47,20 +48,21 @@ _CONTAINERS: Final = {
     ord(">"): (_SET, 5),
     ord("{"): (_DICT, 1),
 }
-#: The widths of numbers that nothing refers to, by type code; 0 for everything else.
+#: The widths of unflagged numbers, by type code; 0 for everything else.
 _WIDTHS: Final = tuple(
     {ord("i"): 5, ord("I"): 9, ord("g"): 9, ord("y"): 17}.get(code, 0) for code in range(256)
 )
 #: The widths of the other values of a fixed size.
 _OTHER_WIDTHS: Final = {**dict.fromkeys(b"NTF0", 1), ord("r"): 5}
-#: The keys that nobody can choose to collide, and those of which there are only three.
+#: The types of keys that no peer can choose to collide, and None, True and False, of which there are only
+#: three.
 _SAFE: Final = frozenset(b"sutaAzZNTF")
 _unpack_length = struct.Struct("<I").unpack_from
 _unpack_count = struct.Struct("<i").unpack_from
 
 
 def _end_of(data: bytes, position: int) -> int:
-    """Return where the value at *position*, which is no container, ends."""
+    """Return the end of the value at *position*, which is not a container."""
     code = data[position] & ~_FLAG
     width = _WIDTHS[code] or _OTHER_WIDTHS.get(code)
     if width:
@@ -76,12 +78,12 @@ def _end_of(data: bytes, position: int) -> int:
 
 
 class _Container:
-    """A container that has not ended.
+    """An unfinished container.
 
-    :param start: where it begins.
-    :param left: how many items it still has; in a dict this counts down from -1.
+    :param start: its position.
+    :param left: how many of its items are left; in a dict this counts down from -1.
     :param as_key: whether it is a key itself.
-    :param key_depth: of how many containers it is in a key.
+    :param key_depth: how many keys enclose it.
     :param reference: its number among the values that can be referred to; None if it can't.
     """
 
@@ -96,53 +98,53 @@ class _Container:
         self.as_key = as_key
         self.key_depth = key_depth
         self.reference = reference
-        #: Where its keys begin and end, in turn.
+        #: The start and end of each key, in turn.
         self.keys: list[int] = []
-        #: How many of them can be chosen to collide.
+        #: How many of its keys can be chosen to collide.
         self.risky = 0
 
     @property
     def at_key(self) -> bool:
-        """Whether the item that was counted last is a key."""
+        """Whether the last counted item is a key."""
         return self.kind == _SET or (self.kind == _DICT and not self.left & 1)
 
     def add(self, start: int, end: int, safe: bool) -> None:
-        """Note a key."""
+        """Add a key."""
         self.keys += (start, end)
         self.risky += not safe
 
 
 class _References:
-    """The values that can be referred to, in the order in which they begin, and the references to them."""
+    """The values that can be referred to, in the order of their positions, and the references to them."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._spans: list[tuple[int, int]] = []
-        #: How many bytes more than its own each would have if references were written out; -1 for an atom.
+        #: How many bytes each value would gain if its references were written out; -1 for an atom.
         self._added: list[int] = []
         self._tokens: list[int] = []
         self._in_keys = 0
 
     def begin(self, start: int, end: int = 0) -> int:
-        """Note a value, and return its number.
+        """Add a value; return its number.
 
-        :param end: where it ends; 0 for a container, of which this is said later.
+        :param end: its end; 0 for a container, whose end follows later.
         """
         self._spans.append((start, end))
         self._added.append(-1)
         return len(self._spans) - 1
 
     def end(self, number: int, end: int) -> None:
-        """Note where a container ends."""
+        """Record the end of a container."""
         start = self._spans[number][0]
         self._spans[number] = start, end
         self._added[number] = sum(self._size_of(token) - 5 for token in self._within(start, end))
 
     def refer(self, position: int, *, in_key: bool) -> None:
-        """Note a reference.
+        """Add a reference.
 
-        :raises UnsafeObject: if references to containers add too much to keys. Comparing keys walks over all
-            that they hold, as often as they hold it.
+        :raises UnsafeObject: if references to containers add too much to keys. A comparison of keys visits each
+            of their values as often as it occurs.
         """
         self._tokens.append(position)
         if in_key and self._added[self._number_of(position)] >= 0:
@@ -154,7 +156,7 @@ class _References:
                 )
 
     def written_out(self, start: int, end: int) -> bytes:
-        """Return the bytes from *start* to *end* with what is referred to in place of each reference."""
+        """Return the bytes from *start* to *end* with each reference replaced by its value."""
         pieces = []
         for token in self._within(start, end):
             pieces.append(self._data[start:token])
@@ -178,7 +180,7 @@ class _References:
 
 
 def check_keys(data: bytes) -> None:  # noqa: C901 - one loop, as the walk
-    """See that inserting the keys of every dict and set in *data* takes time linear in their number and bytes.
+    """Check that inserting the keys of each dict and set in *data* takes time linear in their number and bytes.
 
     :param data: one marshalled value that has passed the walk.
     :raises UnsafeObject: if it doesn't, or if keys are nested too deeply within keys.
@@ -191,7 +193,7 @@ def check_keys(data: bytes) -> None:  # noqa: C901 - one loop, as the walk
         while inner.left:
             code = data[position]
             width = _WIDTHS[code]
-            if width:  # most numbers; this is what takes the time in a large dict
+            if width:  # most numbers; most of the time for a large dict is spent here
                 inner.left -= 1
                 if inner.kind == _SET or (inner.kind == _DICT and not inner.left & 1):
                     inner.keys += (position, position + width)
@@ -220,7 +222,7 @@ def check_keys(data: bytes) -> None:  # noqa: C901 - one loop, as the walk
 
 
 def _take_atom(data: bytes, start: int, end: int, container: _Container, references: _References) -> None:
-    """Note what a value that is no container means to keys and references."""
+    """Record a value that is not a container, if it is a key, a reference, or can be referred to."""
     code = data[start] & ~_FLAG
     if data[start] & _FLAG:
         references.begin(start, end)
@@ -231,7 +233,7 @@ def _take_atom(data: bytes, start: int, end: int, container: _Container, referen
 
 
 def _open(data: bytes, start: int, outer: _Container, references: _References) -> tuple[_Container, int]:
-    """Return the container at *start* and where its items begin."""
+    """Return the container at *start*, and the position of its first item."""
     kind, head = _CONTAINERS[data[start] & ~_FLAG]
     left = -1 if kind == _DICT else int.from_bytes(data[start + 1 : start + head], "little")
     number = references.begin(start) if data[start] & _FLAG else None
@@ -247,7 +249,7 @@ def _check_container(container: _Container, references: _References) -> None:
     joined = b"".join((b"(", struct.pack("<I", len(keys)), *keys))
     try:
         hashes = list(map(hash, marshal.loads(joined)))  # noqa: S302 - they have passed the walk
-    except (TypeError, ValueError) as error:  # no text, or a list or dict among the keys
+    except (TypeError, ValueError) as error:  # invalid text, or a list or dict among the keys
         raise UnsafeObject(f"marshalled bytes refused by Python: {error}") from error
     if max(hashes) - min(hashes) < _DENSE * len(hashes) and len(set(hashes)) == len(hashes):
         return
@@ -258,21 +260,21 @@ def _check_container(container: _Container, references: _References) -> None:
         )
 
 
-#: Puts a key into a slot: ``(used, hashes, sizes, index, budget)`` gives what is left of *budget*, which is
-#: below 0 if it was given up. Each slot of *used* has the index of its key, or -1. The slot where the key's
-#: hash leads first is not free. *sizes* is empty where the key is known to differ from the others.
+#: Puts a key into a slot: ``(used, hashes, sizes, index, budget)`` returns the rest of *budget*, which is
+#: negative if it gave up. Each slot of *used* has the index of its key, or -1. The first slot of the key's
+#: probe sequence is not free. *sizes* is empty if the key is known to differ from the others.
 _Place = Callable[[list[int], Sequence[int], Sequence[int], int, int], int]
 
 
 class Table(NamedTuple):
-    """How one of CPython's hash tables grows and is searched.
+    """How one of CPython's hash tables grows and probes.
 
     :param place: puts a key into a slot.
-    :param capacity: how many keys go into so many slots before the table grows.
-    :param grown: how many slots it then has at least, with so many keys.
-    :param steps: how many looks at used slots a key may take on average. Keys at random take one or two,
-        numbers with dozens of low bits in common half as many as this: multiples of 2**44, or times to a
-        millisecond.
+    :param capacity: how many keys fit into a number of slots before the table grows.
+    :param grown: the least number of slots that it then has, for a number of keys.
+    :param steps: how many used slots a key may probe on average. Random keys take one or two; numbers with
+        dozens of low bits in common, such as multiples of 2**44 or times with millisecond precision, take half
+        as many as this.
     """
 
     place: _Place
@@ -298,7 +300,7 @@ def _place_in_dict(
 
 
 def _place_in_set(used: list[int], hashes: Sequence[int], sizes: Sequence[int], index: int, budget: int) -> int:
-    """Put a key into a slot of a set, which looks at some neighbours before each jump."""
+    """Put a key into a slot of a set, which probes some neighbours before each jump."""
     mask, key_hash = len(used) - 1, hashes[index]
     perturb = key_hash & _UNSIGNED
     slot = perturb & mask
@@ -315,7 +317,7 @@ def _place_in_set(used: list[int], hashes: Sequence[int], sizes: Sequence[int], 
     return budget
 
 
-#: How many bytes of a key are compared in about the time that a look at a slot takes.
+#: How many bytes of a key can be compared in roughly the time of one probe.
 _COMPARED: Final = 4
 _UNSIGNED: Final = 0xFFFF_FFFF_FFFF_FFFF
 _NEIGHBOURS: Final = 9
@@ -330,10 +332,10 @@ SET_TABLE: Final = Table(
 
 
 def fits(table: Table, hashes: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Return whether inserting keys into a new *table* takes few enough steps, up to each of them.
+    """Return whether the insertion of keys into a new *table* stays within its budget of steps at every key.
 
-    A step is a look at a used slot. A comparison of two keys of equal hash takes one more for every
-    ``_COMPARED`` bytes of the shorter.
+    A step is a probe of a used slot. A comparison of two keys of equal hash takes one more step for every
+    ``_COMPARED`` bytes of the shorter key.
 
     :param hashes: of the keys, in the order in which they are inserted.
     :param sizes: how many bytes each key has.
@@ -349,7 +351,7 @@ def fits(table: Table, hashes: Sequence[int], sizes: Sequence[int]) -> bool:
             if used[slot] < 0:
                 used[slot] = index
                 continue
-            # Those that a smaller table had are known to differ.
+            # Keys that a smaller table had are known to differ.
             budget = table.place(used, hashes, sizes if index >= start else (), index, budget)
             if budget < 0:
                 return False

@@ -1,8 +1,9 @@
-"""The walk over marshalled bytes that comes before C's ``marshal.loads``.
+"""Checks marshalled bytes before C's ``marshal.loads`` sees them.
 
-C trusts its input: it builds code objects, allocates what a count announces before it reads on, and follows
-references into containers that are not finished. So the type codes are walked here first, once, with a stack of
-our own. The codes are those of CPython's ``Python/marshal.c``, in the versions 0 to 4 and as Python 2 had them.
+C trusts its input: it builds code objects, allocates memory for any announced count before it reads on, and
+follows references into unfinished containers. So this module walks over the type codes first, once, with a
+stack of its own. The codes are those of CPython's ``Python/marshal.c``, in the versions 0 to 4 and in that of
+Python 2.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from typing import Final, NamedTuple
 from uwsgitwisted.errors import UnsafeObject
 from uwsgitwisted.wire.key_check import FEW_KEYS, check_keys
 
-#: How deep containers may be nested, references followed. C's own limit is 2000 (1000 in some builds), past
-#: which it raises or crashes; code that recurses over a value, such as ``repr`` or ``copy``, ends before that.
+#: How deep containers may be nested, with references followed. C's own limit is 2000 (1000 in some builds),
+#: past which it raises or crashes; code that recurses over a value, such as ``repr`` or ``copy``, fails before
+#: that.
 MAX_DEPTH: Final = 100
-#: How many bytes references may add to the value if it were written out without them. They cost no memory here,
-#: but a handler that walks, compares or writes the value meets its full size, and 40 references that each hold
-#: the one before twice would make it 2**40. Sixteen MiB is a thousand times the same 16 KiB string.
+#: How many bytes references may add to the value, as if it were written without them. They cost no memory here,
+#: but a handler that walks, compares or writes the value faces its full size, and 40 references that each
+#: contain the one before twice would make it 2**40. Sixteen MiB is a thousand times the same 16 KiB string.
 MAX_SHARED: Final = 16 * 1024 * 1024
 
-#: From how many items on a sequence is compared as a whole before it is walked.
+#: A sequence of at least this many items is compared as a whole before it is walked.
 _MIN_RUN: Final = 4
-#: Version 3 on: this bit in a type code says that later bytes may refer to the value.
+#: In version 3 and later, this bit in a type code says that later bytes may refer to the value.
 _FLAG: Final = 0x80
 
-# What the walk does at a type code. Anything below _BYTES is the full width of a value.
+# The action of the walk at a type code. A number below _BYTES is the full width of a value.
 _BYTES: Final = 32  # four bytes of length, then the content
 _SHORT: Final = 33  # one byte of length, then the content
 _SEQUENCE: Final = 34  # four bytes of count, then the items
@@ -43,7 +45,7 @@ _unpack_count = struct.Struct("<i").unpack_from
 
 
 def _kinds() -> tuple[int, ...]:
-    """Return what to do, for each of the 256 type codes."""
+    """Return the action for each of the 256 type codes."""
     kinds = [_RARE] * 256
     for codes, kind in (
         (b"NTF", 1),
@@ -85,7 +87,7 @@ def _unsafe(position: int, reason: str) -> UnsafeObject:
 
 
 def _long_end(data: bytes, position: int) -> int:
-    """Return where the int at *position* ends: digits of 15 bits, the lowest first; the count has its sign."""
+    """Return the end of the int at *position*: 15-bit digits, the lowest first; the sign is in the count."""
     count: int = _unpack_count(data, position + 1)[0]
     start = position + 5
     end = start + 2 * abs(count)
@@ -111,11 +113,11 @@ def _short_end(data: bytes, position: int) -> int:
 
 
 def _complex_end(data: bytes, position: int) -> int:
-    # Two numbers as text, of which only the first has the type code.
+    # Two numbers as text; only the first has the type code.
     return _short_end(data, _short_end(data, position) - 1)
 
 
-#: Where a value without items ends. None, True and False are missing: a flag means nothing to them.
+#: Return the end of a value without items. None, True and False are missing: a flag has no meaning for them.
 _ENDS: Final[dict[int, Callable[[bytes, int], int]]] = {
     **dict.fromkeys(b"iIgy", _fixed_end),
     **dict.fromkeys(b"sutaA", _bytes_end),
@@ -126,7 +128,7 @@ _ENDS: Final[dict[int, Callable[[bytes, int], int]]] = {
 
 
 class _Open(NamedTuple):
-    """A container that later bytes may refer to, and that has not ended."""
+    """An unfinished container that later bytes may refer to."""
 
     depth: int
     number: int
@@ -135,9 +137,9 @@ class _Open(NamedTuple):
 
 
 class _Rare:
-    """The type codes that most streams are without: odd numbers, references, and what Python 2 interned.
+    """The type codes that most streams don't have: rare numbers, references, interned strings of Python 2.
 
-    References of versions 3 and 4 count the flagged values in the order in which they begin; those of Python 2
+    References of versions 3 and 4 count the flagged values in the order of their first bytes; those of Python 2
     count its interned strings. No stream has both.
     """
 
@@ -164,17 +166,17 @@ class _Rare:
         self._sizes: list[int] = []  # of the flagged values; 0 while one is unfinished
         self._heights: dict[int, int] = {}  # of the containers among them: how many deep they are
         self._open: list[_Open] = []
-        self._deepest = 0  # the depth reached since the innermost of those began
-        self._modern = False  # whether a code of version 3 or 4 was met
+        self._deepest = 0  # the depth reached since the start of the innermost of those
+        self._modern = False  # whether there was a code of version 3 or 4
         self._interned: list[int] = []
         self._interned_references: list[int] = []
         #: Whether a reference is to a container.
         self.refers_to_containers = False
 
     def take(self, code: int, position: int, depth: int) -> tuple[int, int]:
-        """Step over the value at *position*, which lies in *depth* containers.
+        """Step over the value at *position*, which is inside *depth* containers.
 
-        :return: where it ends and ``_DONE``; or, for a container, where it begins and its kind.
+        :return: its end and ``_DONE``; or, for a container, its start and its kind.
         """
         find_end = _ENDS.get(code & ~_FLAG)
         if code & _FLAG:
@@ -203,12 +205,12 @@ class _Rare:
         return find_end(self._data, position), _DONE
 
     def enter(self, depth: int) -> None:
-        """Note that the walk is in *depth* containers now."""
+        """Record that the walk is now inside *depth* containers."""
         if depth > self._deepest:
             self._deepest = depth
 
     def leave(self, depth: int, position: int) -> None:
-        """Note that the container at *depth* ended at *position*."""
+        """Record that the container at *depth* ended at *position*."""
         if self._open and self._open[-1].depth == depth:
             _, number, start, deepest = self._open.pop()
             self._sizes[number] = position + self._shared - start
@@ -248,13 +250,13 @@ class _Rare:
             raise _unsafe(position, f"references add more than {self._shared_limit} bytes")
 
     def rewrite(self, modern: bool) -> bytes:
-        """Return the bytes with what Python 2 interned in a form that Python 3 reads, as bytes.
+        """Return the bytes with the interned strings of Python 2 in a form that Python 3 reads as bytes.
 
-        Python 3 takes a ``t`` for text and knows no ``R``. A flagged ``s`` and an ``r`` say the same, in as
-        many bytes. Up to 3.11, Python 3 could write an unflagged ``t`` for text too, but hardly ever without
-        any code that Python 2 has not.
+        Python 3 reads a ``t`` as text and doesn't have ``R``. A flagged ``s`` and an ``r`` have the same
+        meaning and size. Up to 3.11, Python 3 could write an unflagged ``t`` for text too, but hardly ever
+        without any code that Python 2 doesn't have.
 
-        :param modern: whether the walk met such codes on its own.
+        :param modern: whether the walk itself has found such codes.
         """
         if not self._interned:
             return self._data
@@ -271,33 +273,33 @@ class _Rare:
 
 
 def _is_run(data: bytes, position: int, count: int) -> bool:
-    """Return whether *count* values of one code and width, such as ints, begin at *position*.
+    """Return whether *count* values of one code and width, such as ints, start at *position*.
 
-    One comparison in C. It costs no more than the bytes that *count* stands for, since those must be there.
+    This is one comparison in C. Its cost is bounded by the bytes that *count* announces, which must be present.
     """
     code = data[position]
     width = _KINDS[code]
     return width < _BYTES and data[position : position + count * width : width] == _CODES[code] * count
 
 
-#: What reading past the end raises.
+#: The exceptions of a read past the end.
 OVERRUN: Final = (IndexError, struct.error)
 
 
 def walk(  # noqa: C901 - calls would double its time
     data: bytes, depth_limit: int, shared_limit: int, *, plain: bool = False
 ) -> bytes:
-    """Return *data* as C is to get it, after a walk over all of it.
+    """Walk over all of *data*; return it in the form for C's ``loads``.
 
-    A position past the end is not looked for at each step: reading there raises one of :data:`OVERRUN`.
+    The steps don't check for a position past the end: reading there raises one of :data:`OVERRUN`.
 
-    :param plain: whether sets, and containers as keys, are refused.
+    :param plain: whether to refuse sets, and containers as keys.
     """
     size = len(data)
-    position = owed = 0  # owed: how many values the containers around the innermost still wait for
-    left = 1  # how many the innermost waits for; in a dict it counts down from -1
+    position = owed = 0  # owed: how many values the containers around the innermost still need
+    left = 1  # how many the innermost needs; in a dict it counts down from -1
     outer: list[int] = []  # the same for the containers around it
-    risky = 0  # how many keys and members are no strings, or more
+    risky = 0  # an upper bound of the number of keys and members that are not strings
     modern = False
     rare: _Rare | None = None
     while True:
@@ -378,5 +380,5 @@ def walk(  # noqa: C901 - calls would double its time
 
 
 def overrun(data: bytes) -> UnsafeObject:
-    """Return the error that :data:`OVERRUN` means."""
+    """Return the error for one of :data:`OVERRUN`."""
     return _unsafe(len(data), "the bytes end within a value")

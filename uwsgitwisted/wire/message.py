@@ -1,7 +1,7 @@
-"""What the original calls do with a value: how it travels, and what its answer is.
+"""Encodes the messages of uWSGI's original calls, and decodes their answers.
 
-One table says how the message of each modifier1 is encoded, for every client and for the ``uwsgi`` module
-that old code imports.
+One table says how to encode the message of each modifier1, for every client and for the ``uwsgi`` module that
+old code imports.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_item, enc
 #: WSGI as 0, but the server takes SCRIPT_NAME off PATH_INFO.
 WSGI_STRIPPED = 30
 RPC = 173
-#: The modifier2 of an RPC whose answer is raw bytes; nginx needs this one.
+#: The modifier2 of an RPC whose answer is raw bytes, as nginx needs it.
 RPC_RAW = 1
-#: The modifier2 of an RPC that is asked and answered as HTTP.
+#: The modifier2 of an RPC whose request and answer are HTTP.
 RPC_HTTP = 2
 
-#: An id, as the answer to a task brings it.
+#: A task's id, in the answer of a spooler.
 _ID = re.compile(rb"[1-9][0-9]{0,18}")
 
 
@@ -47,7 +47,7 @@ def _task(message: object) -> bytes:
     try:
         decode_vars(message)
     except MalformedPacket as error:
-        raise UnencodableMessage(f"a task given as bytes has to be a vars block: {error}") from error
+        raise UnencodableMessage(f"a task in bytes must be a vars block: {error}") from error
     return message
 
 
@@ -86,15 +86,15 @@ _BYTE = range(0x100)
 def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
     """Return the request that carries *message*.
 
-    :param modifier1: what is asked for. 33 marshals the message; 17 takes a dict, bytes that are a vars block,
-        or a :class:`TaskMessage`; 100 and 101 take bytes or None; 173 takes a list of the function's name and
-        its arguments. Any other sends a dict as a vars block, bytes as they are, text as UTF-8, and marshals
-        the rest.
-    :param modifier2: for the handler to read, 0 to 255.
+    :param modifier1: the kind of request. 33 marshals the message; 17 takes a dict, bytes that are a vars
+        block, or a :class:`TaskMessage`; 100 and 101 take bytes or None; 173 takes a list of the function's
+        name and its arguments. Any other sends a dict as a vars block, bytes unchanged, text as UTF-8, and
+        marshals everything else.
+    :param modifier2: a detail for the handler, 0 to 255.
     :raises MisuseError: if a modifier is out of range.
-    :raises UnencodableMessage: if the message can't travel that way.
-    :raises MessageTooLarge: if a key or value is over 65535 bytes. The message as a whole is measured by
-        what sends it.
+    :raises UnencodableMessage: if the message can't be encoded in that way.
+    :raises MessageTooLarge: if a key or value is over 65535 bytes. The sender checks the size of the whole
+        message.
     """
     if (
         type(modifier1) is not int
@@ -120,20 +120,19 @@ _DECODERS: dict[int, Callable[[Packet], object]] = {ANSWER: _yes_or_no, MARSHAL:
 
 
 def decode_answer(packet: Packet) -> object:
-    """Return what the answer *packet* means to the caller.
+    """Return the value of the answer *packet*.
 
-    :return: True or False for a 255, or the id that its yes brings; the object for a 33, the payload's bytes
-        for anything else.
-    :raises UnsafeObject: if a 33 carries bytes that are not a plain marshalled object.
+    :return: for a 255, True, False, or the id in a yes; for a 33, the object; for anything else, the payload.
+    :raises UnsafeObject: if the payload of a 33 is not a plain marshalled object.
     """
     decoder = _DECODERS.get(packet.modifier1)
     return packet.payload if decoder is None else decoder(packet)
 
 
 def needs_session(packet: Packet) -> bool:
-    """Whether *packet* must not go to a plain peer: it is a task with a body.
+    """Whether *packet* must not go to a plain peer, because it is a task with a body.
 
-    uWSGI ignores the modifier2, so that it would take the body for variables, or store the task without it.
+    uWSGI ignores the modifier2, so it would read the body as variables, or store the task without its body.
     """
     return (
         packet.modifier1 == SPOOL
@@ -143,7 +142,7 @@ def needs_session(packet: Packet) -> bool:
 
 
 def answers_raw(modifier1: int, modifier2: int) -> bool:
-    """Whether a plain peer answers such a request with bytes up to the end of the connection, not a packet."""
+    """Whether a plain peer answers such a request not with a packet but with raw bytes up to the end."""
     if modifier1 == RPC:
         return modifier2 in (RPC_RAW, RPC_HTTP)
     return modifier1 in (WSGI, WSGI_STRIPPED, ECHO)

@@ -1,11 +1,11 @@
-"""Python objects as marshal bytes, with the bytes of a stranger checked before C's ``marshal`` sees them.
+"""Python objects as marshal bytes. Untrusted bytes are checked before C's ``marshal`` sees them.
 
-The format is read in the versions 0 to 4, as every Python since 2.5 writes it, and written in version 2, which
-all of those read. What may pass: None, bool, int, float, complex, str, bytes, tuple, list, dict, set and
-frozenset. What Python 2 wrote as ``str`` comes back as bytes, whether it was interned there or not.
+It reads the versions 0 to 4 of the format, which every Python since 2.5 writes, and writes version 2, which all
+of those read. The allowed types are None, bool, int, float, complex, str, bytes, tuple, list, dict, set and
+frozenset. A ``str`` of Python 2 becomes bytes, whether it was interned or not.
 
-Loading takes time linear in the bytes: dict keys and set members that were chosen to collide are refused, see
-:mod:`~uwsgitwisted.wire.key_check`. How many bytes may come at all is for the caller to limit.
+Loading takes time linear in the bytes: dict keys and set members that were chosen to collide are refused; see
+:mod:`~uwsgitwisted.wire.key_check`. Callers limit the number of bytes.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from uwsgitwisted.wire.marshal_check import MAX_DEPTH, MAX_SHARED, OVERRUN, over
 
 __all__ = ["MAX_DEPTH", "MAX_SET_DEPTH", "MAX_SHARED", "VERSION", "dumps", "loads", "loads_plain"]
 
-#: What we write: the newest version without references, which Python 2.5 reads as well as every later one.
+#: The version that we write: the newest one without references, which Python 2.5 and all later versions read.
 VERSION: Final = 2
-#: How many sets within each other are written. From 3.11 on, C's ``dumps`` writes each member of a set twice,
-#: to sort them, so that every set around doubles the time; and without a limit to its depth, until it crashes.
+#: How many nested sets ``dumps`` writes. From 3.11 on, C's ``dumps`` writes each member of a set twice, to sort
+#: them, so that each enclosing set doubles the time. It has no limit to the depth either, and crashes in the
+#: end.
 MAX_SET_DEPTH: Final = 5
 
 
 def loads(data: bytes, *, depth_limit: int = MAX_DEPTH, shared_limit: int = MAX_SHARED) -> object:
-    """Return the value that *data* holds.
+    """Return the value in *data*.
 
-    :param data: one marshalled value, of any version up to 4; what follows it is refused.
+    :param data: one marshalled value, of any version up to 4, and nothing after it.
     :param depth_limit: how deep containers may be nested.
-    :param shared_limit: how many bytes references may add to the value if it were written without them.
-    :raises UnsafeObject: if the bytes are broken, hold anything but the allowed types, or have keys that were
-        chosen to collide.
+    :param shared_limit: how many bytes references may add to the value, as if it were written without them.
+    :raises UnsafeObject: if the bytes are malformed, have any other than the allowed types, or have keys that
+        were chosen to collide.
     """
     return _load(data, depth_limit, shared_limit)
 
 
 def loads_plain(data: bytes) -> object:
-    """Return the value that *data* holds, for a service that loads it in its own process.
+    """Return the value in *data*, for a service that loads it in its own process.
 
-    There is nothing in it that takes longer to load than a few times its bytes: no references, no sets, no
-    containers as keys.
+    It refuses everything that may be slow to load for its size: references, sets, and containers as keys.
 
-    :raises UnsafeObject: as :func:`loads`, and if there is one of these.
+    :raises UnsafeObject: as :func:`loads`, and for one of these.
     """
     return _load(data, MAX_DEPTH, 0, plain=True)
 
@@ -66,26 +66,26 @@ _SETS: Final = frozenset({set, frozenset})
 _CONTAINERS: Final = _SETS | {list, tuple, dict}
 _ALLOWED: Final = _ATOMS | _CONTAINERS
 
-#: From how many containers of one depth on it pays to look whether some are the same. A list that holds itself
-#: twice doubles at each depth until then.
+#: With more containers than this at one depth, it pays to remove duplicates. Until then, a list that contains
+#: itself twice doubles at each depth.
 _MANY: Final = 16
-#: Up to so many members of a container are rather looked at one by one than first all together.
+#: Up to this many members of a container, it is faster to check each than to check all of them together first.
 _FEW: Final = 4
-#: Up to this depth, the quick look goes; each level may double its time if a value holds itself twice.
+#: The depth of the quick check; each level may double its time if a value contains itself twice.
 _SHALLOW: Final = 8
 
 
 def dumps(value: Any) -> bytes:
     """Return *value* as marshal bytes of version 2.
 
-    Types are taken exactly. An instance of a subclass, such as a named tuple, an ``IntEnum`` or an
-    ``OrderedDict``, is refused, since the other end would get something else; so is what C would write as
-    bytes because it has a buffer: a ``bytearray``, and the float of NumPy. What passes here, :func:`loads`
-    accepts, unless the keys of a dict, or the members of a set, collide by the thousand; good ones don't.
+    The types must match exactly. An instance of a subclass, such as a named tuple, an ``IntEnum`` or an
+    ``OrderedDict``, is refused, since the other end would get another type. So is an object that C would write
+    as bytes because it has a buffer: a ``bytearray``, or a NumPy float. :func:`loads` accepts everything that
+    passes here, unless the keys of a dict or the members of a set collide by the thousand; well-meant ones
+    don't.
 
-    :raises UnencodableMessage: if something in it is not of an allowed type, is nested deeper than
-        ``MAX_DEPTH`` or within itself, or is a set within ``MAX_SET_DEPTH`` sets; the text says what, and
-        where in the value.
+    :raises UnencodableMessage: if a value in it is not of an allowed type, is nested deeper than ``MAX_DEPTH``
+        or within itself, or is a set within ``MAX_SET_DEPTH`` sets; the text says what, and where in the value.
     """
     if not _is_shallow_and_plain(value) and not _is_plain(value):
         obstacle = _find_obstacle(value)
@@ -96,16 +96,16 @@ def dumps(value: Any) -> bytes:
     except ValueError as error:
         raise UnencodableMessage(f"marshal can't write the value: {error}") from error
     except MemoryError as error:
-        # From 3.11 on, also for two members of a set that have the same bytes and no order: complex NaNs.
+        # From 3.11 on, this is also raised for set members with equal bytes and no order: complex NaNs.
         raise UnencodableMessage("marshal can't write the value: no memory, or NaNs in a set") from error
 
 
 def _is_shallow_and_plain(value: object, depth: int = _SHALLOW) -> bool:
-    """Return whether *value* is plain and of few levels, without sets in sets: nearly every value is.
+    """Return whether *value* is plain and shallow, without sets in sets, as nearly every value is.
 
-    It takes half the time that :func:`_is_plain` does.
+    It takes half the time of :func:`_is_plain`.
 
-    :param depth: how many containers may still be within each other.
+    :param depth: how many further levels of containers there may be.
     """
     kind = type(value)
     members: Any
@@ -129,10 +129,10 @@ def _is_shallow_and_plain(value: object, depth: int = _SHALLOW) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether *value* can surely be written; if not, :func:`_find_obstacle` looks closer.
+    """Return whether *value* can be written for certain; if not, :func:`_find_obstacle` looks closer.
 
-    It stands before C's ``dumps``, which deeply nested sets can crash. All containers of one depth are taken
-    together, each once, and the types of all their members are collected at C speed.
+    It protects C's ``dumps``, which deeply nested sets can crash. It handles all containers of one depth
+    together, each once, and collects the types of all their members at C speed.
     """
     members: list[Any] = [value]
     kinds: set[type] = {type(value)}
@@ -161,13 +161,13 @@ class _Place(NamedTuple):
 
     value: object
     parent: _Place | None = None
-    step: str = ""  # how to go there from the parent; {} stands for the key
+    step: str = ""  # the way from the parent; {} stands for the key
     key: object = None
     depth: int = 1
-    sets: int = 0  # how many are around it
+    sets: int = 0  # how many sets enclose it
 
     def obstacle(self) -> str:
-        """Return what keeps the value from being written, apart from its members; '' if nothing does."""
+        """Return why the value itself, without its members, can't be written; '' if it can."""
         kind = type(self.value)
         if kind not in _ALLOWED:
             return f"its type, {kind.__module__}.{kind.__qualname__}, is not one that can be sent"
@@ -178,7 +178,7 @@ class _Place(NamedTuple):
         return ""
 
     def members(self) -> Iterator[_Place]:
-        """Give the places within this one."""
+        """Yield the places of the value's members."""
         value = self.value
         depth = self.depth + 1
         sets = self.sets + (type(value) in _SETS)
@@ -194,7 +194,7 @@ class _Place(NamedTuple):
                 yield _Place(member, self, " (a member)", None, depth, sets)
 
     def path(self) -> str:
-        """Return the way to the value from the outermost, such as ``[1]['key']``; cut where it is long."""
+        """Return the path to the value from the outermost one, such as ``[1]['key']``; cut if it is long."""
         steps: list[str] = []
         place: _Place | None = self
         while place:
@@ -205,7 +205,7 @@ class _Place(NamedTuple):
 
 
 def _short_repr(key: object) -> str:
-    """Return a few letters that tell *key* from its neighbours; Python refuses to print a very large int."""
+    """Return a short text that identifies *key*. Python refuses to print a very large int."""
     if isinstance(key, (str, bytes)):
         return repr(key[:30])
     if isinstance(key, float) or (isinstance(key, int) and key.bit_length() < 64):
@@ -214,7 +214,7 @@ def _short_repr(key: object) -> str:
 
 
 def _find_obstacle(value: object) -> str:
-    """Return why *value* can't be written, and where in it that is; '' if nothing is found."""
+    """Return why *value* can't be written, and where in it the obstacle is; '' if there is none."""
     pending: list[Iterator[_Place]] = [iter([_Place(value)])]
     while pending:
         place = next(pending[-1], None)

@@ -1,4 +1,4 @@
-"""What one side of a session has to send: whole frames, and large messages whose pieces take turns."""
+"""The send queue of one side of a session: single frames, and large messages whose pieces take turns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from uwsgitwisted.wire.frame import FIRST_PIECE, FRAME, ID, MORE, NEXT_PIECE, SHORT_FRAME
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, encode_packet
 
-#: About how many bytes Python's objects take for a frame or a held message, besides what it carries. A peer
-#: could otherwise have much more memory used than it sends.
+#: Roughly how many bytes Python's objects take for a frame or a held message, in addition to its payload.
+#: Without this, a peer could make us use much more memory than it sends.
 OVERHEAD = 128
 
 _PONG = encode_packet(Packet(PING, 1))
@@ -41,14 +41,14 @@ class Message:
 
     @property
     def remaining(self) -> int:
-        """How many bytes of it are in no frame yet."""
+        """How many bytes are in no frame yet."""
         return len(self.packet.payload) - self.position
 
 
 class Outgoing:
-    """Frames in their order, and behind them the pieces of large messages, by turns.
+    """The queue: frames in their order, and behind them the pieces of large messages, which take turns.
 
-    :param limit: how many bytes the messages that have begun may have together: what the peer takes.
+    :param limit: the most bytes that unfinished messages may have together, by the peer's terms.
     """
 
     def __init__(self, limit: int) -> None:
@@ -56,7 +56,7 @@ class Outgoing:
         self._frames: deque[bytes] = deque()
         self._frames_size = 0
         self._pong_due = False
-        # Large messages by their ids, so that one can be cancelled whatever the number of the others.
+        # Large messages by id, so that cancelling one takes the same time however many there are.
         self._waiting: OrderedDict[int, Message] = OrderedDict()
         self._sending: OrderedDict[int, Message] = OrderedDict()
         self._sending_size = 0
@@ -68,36 +68,36 @@ class Outgoing:
         return bool(self._frames or self._sending or self._waiting or self._pong_due)
 
     def __contains__(self, request: object) -> bool:
-        """Whether pieces of the message of that id are still to be sent."""
+        """Whether the message with this id has unsent pieces."""
         return request in self._sending or request in self._waiting
 
     @property
     def size(self) -> int:
-        """About how many bytes are to be sent."""
+        """Roughly how many bytes wait to be sent."""
         return self._frames_size + OVERHEAD * len(self._frames) + self._remaining
 
     @property
     def memory(self) -> int:
-        """About how many bytes of memory all this takes."""
+        """Roughly how many bytes of memory the queue takes."""
         return self._frames_size + OVERHEAD * len(self._frames) + self._messages_size
 
     def add(self, frame: bytes) -> None:
-        """Send a frame behind those that there are, ahead of the pieces that wait."""
+        """Queue a frame behind the other frames, ahead of the pieces of large messages."""
         self._frames.append(frame)
         self._frames_size += len(frame)
 
     def add_message(self, message: Message) -> None:
-        """Send a message in pieces."""
+        """Queue a message that is sent in pieces."""
         self._waiting[message.id] = message
         self._remaining += len(message.packet.payload)
         self._messages_size += len(message.packet.payload)
 
     def add_pong(self) -> None:
-        """Answer the pings that have come; one answer does for all of them."""
+        """Queue a keep-alive; one is enough for all pings that have come."""
         self._pong_due = True
 
     def cancel(self, request: int) -> None:
-        """Send no further piece of the message of that id."""
+        """Drop the unsent pieces of the message with this id."""
         message = self._waiting.pop(request, None)
         if message is None:
             message = self._sending.pop(request, None)
@@ -108,9 +108,9 @@ class Outgoing:
         self._messages_size -= len(message.packet.payload)
 
     def take(self, size: int = MAX_PAYLOAD) -> bytes:
-        """Return bytes to write, or none.
+        """Remove and return the next bytes to write, or none.
 
-        :param size: about how many; a piece of a large message comes among them if there is one.
+        :param size: roughly how many. They include a piece of a large message, if there is one.
         """
         frames = self._frames
         if self._pong_due:
@@ -123,13 +123,13 @@ class Outgoing:
                 return frames.popleft()
             return self._take_frames(size) if frames else b""
         self._begin_waiting()
-        self._add_piece()  # one at least, however many small frames there are
+        self._add_piece()  # at least one, however many small frames there are
         while self._sending and self._frames_size < size:
             self._add_piece()
         return self._take_frames(size)
 
     def _add_piece(self) -> None:
-        """Make a frame of the next piece, of the message whose turn it is."""
+        """Queue the next piece of the message whose turn it is."""
         request, message = self._sending.popitem(last=False)
         position = message.position
         self.add(message.next_frame())
@@ -142,7 +142,7 @@ class Outgoing:
             self._begin_waiting()
 
     def _begin_waiting(self) -> None:
-        """Let waiting messages begin while all that have begun are together within what the peer takes."""
+        """Start waiting messages while the peer's limit has room for them."""
         while self._waiting:
             request, message = next(iter(self._waiting.items()))
             size = len(message.packet.payload)
@@ -153,7 +153,7 @@ class Outgoing:
             self._sending_size += size
 
     def _take_frames(self, size: int) -> bytes:
-        """Return frames of about *size* bytes together, or all if there are not many more."""
+        """Remove and return frames of roughly *size* bytes together, or all if there are not many more."""
         frames = self._frames
         if self._frames_size <= 4 * size:
             data = b"".join(frames)

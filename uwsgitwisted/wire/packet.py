@@ -1,7 +1,7 @@
 """The uwsgi packet: four bytes of header, then at most 65535 bytes of payload.
 
 The header is ``<BHB``: modifier1, the payload's size, modifier2 (https://uwsgi-docs.readthedocs.io, "The uwsgi
-protocol"). What a payload means is the business of the modules beside this one.
+protocol"). The other modules of this folder interpret payloads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PAYLOAD = 0xFFFF
 
 _HEADER = struct.Struct("<BHB")
 _pack_header = _HEADER.pack
-#: Takes a buffer and a position, and returns modifier1, the payload's size and modifier2.
+#: Called with a buffer and a position; returns modifier1, the payload's size and modifier2.
 unpack_header = _HEADER.unpack_from
 
 # The modifiers that this package speaks.
@@ -31,17 +31,17 @@ ECHO = 101
 ANSWER = 255
 
 
-#: So many chunks are kept apart at most: each takes some 40 bytes besides its own.
+#: The most chunks to keep unjoined: each takes some 40 bytes in addition to its data.
 _MAX_CHUNKS = 64
-#: More bytes than ever come.
+#: More bytes than will ever arrive.
 _NEVER = sys.maxsize
 
 
 class Packet(NamedTuple):
     """One request or one answer.
 
-    A tuple, because one is made for every message and a frozen dataclass costs three times as much to make.
-    On the wire its payload is at most 65535 bytes; within a session it may be longer.
+    It is a tuple because one is made for every message, and making a frozen dataclass costs three times as
+    much. On the wire its payload is at most 65535 bytes; in a session it may be longer.
     """
 
     modifier1: int
@@ -62,7 +62,7 @@ def encode_packet(packet: Packet) -> bytes:
     size = len(payload)
     if size > MAX_PAYLOAD:
         raise MessageTooLarge(
-            f"{size} bytes don't fit one uwsgi packet, which takes {MAX_PAYLOAD}",
+            f"{size} bytes don't fit one uwsgi packet, which holds {MAX_PAYLOAD}",
             size=size,
             limit=MAX_PAYLOAD,
         )
@@ -70,10 +70,10 @@ def encode_packet(packet: Packet) -> bytes:
 
 
 class ReceiveBuffer:
-    """The bytes that have come and are not read yet, from a position on.
+    """The received bytes that are not read yet.
 
-    While too few are there to go on, they are kept as they came and joined when there are enough, so that the
-    work is linear in the bytes, however they are cut.
+    As long as there are too few to go on, the chunks are kept as they came. They are joined when there are
+    enough, so that the work is linear in the bytes, however they are cut.
     """
 
     __slots__ = ("_chunks", "_position", "needed", "size")
@@ -83,13 +83,13 @@ class ReceiveBuffer:
         self._position = 0
         #: How many bytes there are.
         self.size = 0
-        #: How many there have to be to go on.
+        #: How many bytes the reader needs to go on.
         self.needed = HEADER_SIZE
 
     def take(self, data: bytes) -> tuple[bytes, int]:
-        """Give up all bytes, with *data* behind them, and the position from which they are to be read.
+        """Add *data*; remove and return all bytes, and the position of the first unread one.
 
-        While there are too few, they are kept, and what is returned is empty.
+        As long as there are too few, it keeps the bytes and returns none.
         """
         chunks = self._chunks
         if data:
@@ -110,13 +110,13 @@ class ReceiveBuffer:
         return whole, position
 
     def keep(self, data: bytes, position: int, needed: int) -> None:
-        """Keep what *data* has from *position* on.
+        """Keep the bytes of *data* from *position* on.
 
-        :param needed: how many bytes there have to be to go on.
+        :param needed: how many bytes the reader needs to go on.
         """
         self.needed = needed
         self.size = len(data) - position
-        if self.size < needed:  # it may be kept for long, and must not keep what is before it
+        if self.size < needed:  # they may be kept for long, and must not keep the bytes before them in memory
             data, position = data[position:], 0
         self._chunks = [data]
         self._position = position
@@ -127,9 +127,9 @@ class PacketDecoder:
 
     It keeps at most one unfinished packet and takes time linear in the bytes, however they are cut.
 
-    :param limit: the largest payload to accept, in bytes. A header that announces more raises at once.
-    :param count: how many packets to cut before leaving the bytes alone, as a plain request needs, where raw
-        bytes may follow the only packet; None for all.
+    :param limit: the largest payload to accept, in bytes. A header that announces more raises immediately.
+    :param count: how many packets to cut; None for all. Later bytes are left alone, as plain uwsgi needs it,
+        where raw bytes may follow the only packet.
     """
 
     __slots__ = ("_buffer", "_limit", "_remaining")
@@ -143,18 +143,18 @@ class PacketDecoder:
 
     @property
     def header_seen(self) -> bool:
-        """Whether the packet that is under way has its header."""
+        """Whether the header of the unfinished packet has arrived."""
         return HEADER_SIZE < self._buffer.needed < _NEVER
 
     @property
     def empty(self) -> bool:
-        """Whether no byte is waiting here."""
+        """Whether it keeps no bytes."""
         return not self._buffer.size
 
     def receive(self, data: bytes) -> list[Packet]:
-        """Take *data* and return the packets that it completes.
+        """Add *data*; return the packets that it completes.
 
-        :raises PacketTooLarge: if a header announces more than the limit. The decoder is of no use then.
+        :raises PacketTooLarge: if a header announces more than the limit. Don't use the decoder after that.
         """
         buffer, position = self._buffer.take(data)
         if not buffer:
@@ -184,7 +184,7 @@ class PacketDecoder:
         return packets
 
     def rest(self) -> bytes:
-        """Give up the bytes that belong to no packet yet."""
+        """Remove and return the bytes that belong to no packet."""
         self._buffer.needed = 0
         rest, position = self._buffer.take(b"")
         return rest[position:]

@@ -3,11 +3,11 @@
 A sans-IO state machine: bytes in, events out; values in, bytes out. Client connections, server connections and
 the pipe to a worker process all run this one. ``docs/protocol.md`` describes the bytes.
 
-A session begins after the client's first packet, a ping whose payload offers it, was answered with a ping whose
-payload has the server's :class:`Terms`. Every other server ignores a ping's payload, so that the offer costs
-nothing where it isn't understood.
+The client's first packet is a ping whose payload offers a session. The session starts when the server answers
+with a ping whose payload has the server's :class:`Terms`. Any other server ignores a ping's payload, so the
+offer costs nothing if the server doesn't understand it.
 
-Within it everything is a uwsgi packet of modifier1 34; modifier2 tells the kind of frame. A message that
+All frames of a session are uwsgi packets of modifier1 34; modifier2 is the kind of frame. A message that
 doesn't fit one frame is sent in pieces, and the pieces of several messages take turns.
 """
 
@@ -56,10 +56,10 @@ _unpack_begin = BEGIN.unpack_from
 _BEGIN_SIZE = BEGIN.size
 _ID_SIZE = ID.size
 
-# Makes a named tuple in half the time that calling its class takes.
+# Makes a named tuple in half the time of a call of its class.
 _new = tuple.__new__
 
-#: More frames than ever come at once.
+#: No limit to the number of frames.
 _ALL = sys.maxsize
 
 MAX_ID = 0xFFFFFFFF
@@ -76,10 +76,10 @@ class Role(enum.Enum):
 
 
 class RequestReceived(NamedTuple):
-    """A whole request arrived.
+    """A complete request has arrived.
 
-    ``seconds`` is how long its sender goes on waiting, None for no limit; ``idempotent`` whether it may be run
-    again if the worker that runs it dies.
+    ``seconds`` is the time until its deadline, None for no limit. ``idempotent`` says whether it may run again
+    if its worker dies.
     """
 
     id: int
@@ -89,7 +89,7 @@ class RequestReceived(NamedTuple):
 
 
 class AnswerReceived(NamedTuple):
-    """A whole answer arrived. ``took`` is how long its handler ran, in seconds; 0 if that isn't told."""
+    """A complete answer has arrived. ``took`` is how long its handler ran, in seconds; 0 if not known."""
 
     id: int
     packet: Packet
@@ -97,7 +97,7 @@ class AnswerReceived(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """The answer is that the request failed. ``took`` is as for an answer."""
+    """The request has failed. ``took`` is as for an answer."""
 
     id: int
     error: UwsgiError
@@ -105,28 +105,28 @@ class ErrorReceived(NamedTuple):
 
 
 class CancelReceived(NamedTuple):
-    """The sender of the request doesn't wait for its answer any more."""
+    """The peer has cancelled the request."""
 
     id: int
 
 
 class RequestRefused(NamedTuple):
-    """A request began to arrive that is not admitted; its pieces are thrown away."""
+    """A request has begun to arrive, and there is no room for it. Its pieces are dropped."""
 
     id: int
     size: int
 
 
 class ShutdownReceived(NamedTuple):
-    """The peer takes no further request, or sends none; what is in flight will still be answered."""
+    """The peer drains: it accepts, or sends, no further requests. Those in flight will still be answered."""
 
 
 class PingReceived(NamedTuple):
-    """The peer wants to know whether this side lives; the session has queued the answer."""
+    """The peer checks whether this side is alive; the session has queued the answer."""
 
 
 class PongReceived(NamedTuple):
-    """The peer lives."""
+    """The peer is alive."""
 
 
 Event = (
@@ -143,28 +143,30 @@ Event = (
 
 @dataclass(slots=True)
 class _Incoming:
-    """A message of which some pieces have arrived."""
+    """A message that has arrived in part."""
 
     kind: int
     head: tuple[int, int, int, int, int]
     have: int = 0
-    #: Takes each piece at once: new memory for the pieces and then for the whole would cost more than all else.
+    #: Collects the pieces as they arrive: memory for each piece and then for the whole would cost more than the
+    #: rest.
     payload: BytesIO = field(default_factory=BytesIO)
 
 
 class Session:
     """One side of a session.
 
-    Give :meth:`receive` what the connection brings and act on its events; say what to send with the ``send_``
-    methods, and write what :meth:`data_to_send` returns until it returns nothing.
+    Pass received bytes to :meth:`receive`, and handle the events that it returns. Queue frames with the
+    ``send_`` methods, and write the bytes that :meth:`data_to_send` returns until it returns none.
 
     :param role: which side this is.
-    :param ours: what this side takes.
-    :param theirs: what the peer takes, from its ping.
-    :param awaited: the ids of a client's requests that still want an answer. What begins to arrive for another
-        one, with whose cancel it raced, is not kept: the peer, told so, may never finish it.
-    :param admits: whether a server has room for a message of so many bytes that comes in pieces; it is asked
-        when the first piece is there. None for any.
+    :param ours: the terms of this side.
+    :param theirs: the terms of the peer, from its ping.
+    :param awaited: the ids of a client's requests that still need an answer. A large answer to any other
+        request has raced with its cancel, and is dropped: the peer, once it knows of the cancel, may never
+        finish it.
+    :param admits: says whether a server has room for a message of so many bytes that comes in pieces; called
+        when the first piece has arrived. None to admit any.
     """
 
     def __init__(
@@ -183,13 +185,13 @@ class Session:
         self._admits = admits
         self._buffer = ReceiveBuffer()
         self._incoming: dict[int, _Incoming] = {}
-        #: How many bytes the messages have that are not whole yet.
+        #: The sizes of all unfinished incoming messages together, in bytes.
         self.announced = 0
-        #: How many bytes have arrived of messages that are not whole yet.
+        #: How many bytes of them have arrived.
         self.unfinished = 0
         self._outgoing = Outgoing(self._limit)
         self._add_frame = self._outgoing.add
-        #: Returns bytes to write, or none: see :meth:`~uwsgitwisted.wire.outgoing.Outgoing.take`.
+        #: Returns the next bytes to write, if any: see :meth:`~uwsgitwisted.wire.outgoing.Outgoing.take`.
         self.data_to_send = self._outgoing.take
         self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
@@ -208,16 +210,17 @@ class Session:
     # Receiving
 
     def receive(self, data: bytes = b"", most: int = _ALL) -> list[Event]:
-        """Take *data* from the connection and return what it completes.
+        """Handle *data* from the connection; return the events that it completes.
 
-        :param most: how many frames to read at most. If :attr:`more` is true then, others are there to be read.
-        :raises ProtocolError: if the peer breaks the protocol; the connection must be closed then.
+        :param most: the most frames to read. If :attr:`more` is true afterwards, further frames are left to
+            read.
+        :raises ProtocolError: if the peer violates the protocol; close the connection then.
         """
         events: list[Event] = []
         position = 0
         if self._buffer.size:
             data, position = self._buffer.take(data)
-        # Whole requests and answers are nearly all of a busy session's frames: they are taken at once.
+        # Nearly all frames of a busy session are complete requests and answers: this is the fast path for them.
         whole, limit, available = self._whole_kinds, self.ours.max_message, len(data)
         while available - position >= _FRAME_SIZE and len(events) < most:
             session, size, kind, request, modifier1, modifier2, length, time = _unpack_frame(data, position)
@@ -239,7 +242,7 @@ class Session:
         return events
 
     def _receive_others(self, data: bytes, position: int, most: int, events: list[Event]) -> None:
-        """Take frames of any kind, and keep what is not read."""
+        """Handle frames of any kind, and keep the bytes that are left."""
         available = len(data)
         needed = HEADER_SIZE
         for _ in range(most):
@@ -259,11 +262,11 @@ class Session:
 
     @property
     def more(self) -> bool:
-        """Whether frames have come that :meth:`receive` has not read, so that it can go on without new data."""
+        """Whether :meth:`receive` has left frames, so that it can go on without new data."""
         return self._buffer.size >= self._buffer.needed
 
     def _read(self, modifier1: int, kind: int, payload: bytes) -> Event | None:
-        """Take a frame of any kind."""
+        """Handle a frame of any kind."""
         if modifier1 == SESSION and kind in self._readers:
             return self._readers[kind](payload, kind)
         if modifier1 == PING:
@@ -277,7 +280,7 @@ class Session:
         head = _unpack_begin(payload)
         size = head[3]
         if have == size:
-            return self._whole(kind, head, payload[_BEGIN_SIZE:])
+            return self._complete_message(kind, head, payload[_BEGIN_SIZE:])
         if have > size:
             raise MalformedPacket(f"a message of {size} bytes has a piece of {have}")
         if have < MIN_PIECE:
@@ -302,26 +305,26 @@ class Session:
 
     def _read_more(self, payload: bytes, kind: int) -> Event | None:
         incoming = self._incoming.get(_id_of(payload))
-        if incoming is None:  # the rest of a message whose request was cancelled
+        if incoming is None:  # the rest of a message that was cancelled or refused
             return None
         piece = memoryview(payload)[_ID_SIZE:]
         size = incoming.head[3]
         if incoming.have + len(piece) > size:
-            raise MalformedPacket(f"the pieces of a message don't add up to its {size} bytes")
+            raise MalformedPacket(f"the pieces of a message of {size} bytes are too long")
         self._add(incoming, piece)
         if incoming.have < size:
             if len(piece) < MIN_PIECE:
                 raise MalformedPacket(f"a message of {size} bytes has a piece of {len(piece)}")
             return None
         self._forget_incoming(incoming.head[0])
-        return self._whole(incoming.kind, incoming.head, incoming.payload.getvalue())
+        return self._complete_message(incoming.kind, incoming.head, incoming.payload.getvalue())
 
     def _add(self, incoming: _Incoming, piece: memoryview) -> None:
         incoming.payload.write(piece)
         incoming.have += len(piece)
         self.unfinished += len(piece)
 
-    def _whole(self, kind: int, head: tuple[int, int, int, int, int], payload: bytes) -> Event:
+    def _complete_message(self, kind: int, head: tuple[int, int, int, int, int], payload: bytes) -> Event:
         request, modifier1, modifier2, size, time = head
         if size > self.ours.max_message and kind != ERROR:
             raise PacketTooLarge(
@@ -330,7 +333,7 @@ class Session:
                 limit=self.ours.max_message,
             )
         if kind == ERROR:
-            self._outgoing.cancel(request)  # the peer has refused it before its end
+            self._outgoing.cancel(request)  # the peer may have refused it before its last piece
             return ErrorReceived(request, decode_failure(payload), time / 1_000_000)
         packet = Packet(modifier1, modifier2, payload)
         if kind == ANSWER:
@@ -361,56 +364,56 @@ class Session:
     # Sending
 
     def check_size(self, size: int) -> None:
-        """See that the peer takes a message of *size* bytes.
+        """Check that the peer accepts a message of *size* bytes.
 
         :raises MessageTooLarge: if it doesn't.
         """
         if size > self._limit:
             raise MessageTooLarge(
-                f"a message of {size} bytes; the peer takes {self._limit}", size=size, limit=self._limit
+                f"a message of {size} bytes; the peer accepts {self._limit}", size=size, limit=self._limit
             )
 
     def send_request(
         self, request: int, packet: Packet, seconds: float | None = None, *, idempotent: bool = False
     ) -> None:
-        """Ask.
+        """Queue a request.
 
         :param request: an id that no request in flight has, at most :data:`MAX_ID`.
-        :param seconds: how long the answer is waited for; None for ever.
-        :param idempotent: whether it may be run again if the worker that runs it dies.
-        :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
+        :param seconds: the time until its deadline; None for no deadline.
+        :param idempotent: whether it may run again if its worker dies.
+        :raises MessageTooLarge: if the peer doesn't accept a message of this size; nothing is sent.
         """
         milliseconds = 0 if seconds is None else int(max(1.0, min(seconds * 1000, _MAX_TIME)))
         self._send(IDEMPOTENT if idempotent else REQUEST, request, packet, milliseconds)
 
     def send_answer(self, request: int, packet: Packet, took: float = 0.0) -> None:
-        """Answer a request.
+        """Queue the answer to a request.
 
-        :param took: how long its handler ran, in seconds.
-        :raises MessageTooLarge: if the peer doesn't take a message of that size; nothing is sent.
+        :param took: how long the handler ran, in seconds.
+        :raises MessageTooLarge: if the peer doesn't accept a message of this size; nothing is sent.
         """
         self._send(ANSWER, request, packet, min(int(took * 1_000_000), _MAX_TIME) if took else 0)
 
     def send_error(self, request: int, failure: bytes, took: float = 0.0) -> None:
-        """Answer a request with a failure, in the form of :mod:`~uwsgitwisted.wire.failure`."""
+        """Answer a request with a failure, encoded by :mod:`~uwsgitwisted.wire.failure`."""
         self._send(ERROR, request, Packet(0, 0, failure), min(int(took * 1_000_000), _MAX_TIME))
 
     def send_cancel(self, request: int) -> None:
-        """Tell the peer that nobody waits for an answer any more. None may come all the same."""
+        """Cancel a request. An answer may still arrive, if it raced with the cancel."""
         self._forget_incoming(request)
         self._outgoing.cancel(request)
         self._add_frame(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
     def send_shutdown(self) -> None:
-        """Tell the peer that no further request is sent, or taken."""
+        """Send a shutdown notice: this side sends, or accepts, no further requests."""
         self._add_frame(encode_packet(Packet(SESSION, SHUTDOWN)))
 
     def send_pong(self) -> None:
-        """Tell the peer that this side lives, whether it asks or not."""
+        """Send a keep-alive, whether the peer has sent a ping or not."""
         self._outgoing.add_pong()
 
     def send_ping(self) -> None:
-        """Ask the peer for a keep-alive."""
+        """Ping the peer, which answers with a keep-alive."""
         self._add_frame(encode_packet(Packet(PING, 0)))
 
     def _send(self, kind: int, request: int, packet: Packet, time: int) -> None:
@@ -424,22 +427,22 @@ class Session:
         self._outgoing.add_message(Message(kind, request, packet, time))
 
     def is_sending(self, request: int) -> bool:
-        """Whether a message of that id is being sent in pieces."""
+        """Whether a message with this id is being sent in pieces."""
         return request in self._outgoing
 
     @property
     def sending(self) -> bool:
-        """Whether :meth:`data_to_send` has something."""
+        """Whether :meth:`data_to_send` has bytes to write."""
         return bool(self._outgoing)
 
     @property
     def backlog(self) -> int:
-        """About how many bytes wait to be sent."""
+        """Roughly how many bytes wait to be sent."""
         return self._outgoing.size
 
     @property
     def backlog_memory(self) -> int:
-        """About how many bytes of memory what waits to be sent takes: a message goes when its end is sent."""
+        """Roughly how much memory the waiting bytes take. A message is freed when its last piece is sent."""
         return self._outgoing.memory
 
 

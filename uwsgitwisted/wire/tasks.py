@@ -1,6 +1,6 @@
-"""Tasks on the wire: between who enqueues them and the spooler, and between the spooler and a worker.
+"""Tasks on the wire: from clients to the spooler, and from the spooler to a worker.
 
-The Deferred client, the blocking calls, the spooler and the worker share this; sending is theirs.
+The Deferred client, the blocking calls, the spooler and the worker share this, and do the sending themselves.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, SPOOL, Packet
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, VarsValue, encode_vars, to_bytes
 
-#: What a handler gets of a task, besides its body: a dict whose keys are text or bytes. A type checker that was
-#: told so could not tell which of the two a dict with values of several types is to be.
+#: The variables of a task: a dict whose keys are text or bytes. With exact key types, a type checker could not
+#: decide between the two for a dict with values of several types.
 Variables = Mapping[Any, VarsValue]
-#: One of several tasks: its variables, or these and its body.
+#: One of several tasks: its variables, or its variables and its body.
 TaskLike = Variables | tuple[Variables, bytes]
 
-#: How many tasks one request may bring: they are stored in one transaction, which holds up everybody else's.
+#: The most tasks in one request: they are stored in one transaction, for which all others have to wait.
 MAX_BATCH = 10_000
-#: How many seconds there are at least to ask for a large result when the task is over.
+#: The least timeout, in seconds, of the request for a large result when the task has finished.
 LEAST_TIMEOUT = 1.0
 
-#: The modifier2 of a task whose answer brings its id, and that a body may follow.
+#: The modifier2 of a task that may have a body, and whose answer has its id.
 SPOOL_WITH_ID = 2
 
-# What a handler says about a task when it returns: the modifier2 of the answer ``Packet(ANSWER, code)``.
-#: Not mine: leave it (uWSGI's ``SPOOL_IGNORE``).
+# A handler's decision about a task: the modifier2 of its answer ``Packet(ANSWER, code)``.
+#: The task is not for this handler: leave it alone (uWSGI's ``SPOOL_IGNORE``).
 IGNORE = 0
-#: Done: forget it (``SPOOL_OK``).
+#: The task is done: delete it (``SPOOL_OK``).
 DONE = 1
-#: Run it again later (``SPOOL_RETRY``).
+#: Run the task again later (``SPOOL_RETRY``).
 RETRY = 2
-#: It is to run for ever: run it again after the usual pause, and count this run for nothing.
+#: The task runs for ever: run it again after the usual pause, and don't count this run.
 AGAIN = 3
 
-#: What the numbers mean that a spooler function returns; every other value means done. Of uWSGI 2.0, where
-#: anything unknown, None included, runs again for ever, only the three numbers are kept.
+#: The meaning of the numbers that a spooler function returns; any other value means done. uWSGI 2.0 reruns a
+#: task for ever on any other value, None included; we only keep its three numbers.
 RETURN_CODES: dict[str, Mapping[int, int]] = {
     "2.0": {-2: DONE, -1: RETRY, 0: IGNORE},
     "0.9": {17: RETRY},
 }
 
-#: What stands before a task's vars block on its way to a worker: its id, and the size of the block.
+#: The head of a task that is sent to a worker: its id, and the size of its vars block.
 _RUN_HEAD = struct.Struct("<QH")
-#: What stands before each task of a batch: the sizes of its parts.
+#: The head of each task of a batch: the sizes of its parts.
 _SIZES = struct.Struct("<III")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskMessage:
-    """A task and its body: what modifier1 17 takes, besides a dict, with the modifier2 :data:`SPOOL_WITH_ID`.
+    """A task with a body, for modifier1 17 with the modifier2 :data:`SPOOL_WITH_ID`.
 
-    :param variables: what says what is to be done, under keys of text or bytes.
-    :param body: what its handler gets besides.
+    :param variables: say what to do, under keys of text or bytes.
+    :param body: further data for the handler.
     """
 
     variables: Mapping[Any, VarsValue]
@@ -76,7 +76,7 @@ class TaskMessage:
     def block(self) -> bytes:
         """Return the vars block.
 
-        :raises UnencodableMessage: if the variables can't travel.
+        :raises UnencodableMessage: if the variables can't be encoded.
         :raises MessageTooLarge: if they are over 65535 bytes.
         """
         if not isinstance(self.variables, Mapping) or not isinstance(self.body, bytes):
@@ -87,25 +87,29 @@ class TaskMessage:
         return _check_size(encode_vars(self.variables.items()))
 
     def encode(self) -> bytes:
-        """Return the vars block, and behind it the body, whose size the block's first key says.
+        """Return the vars block and the body. The block's first key is the size of the body.
 
-        :raises UnencodableMessage: if the variables say a size themselves, or can't travel.
+        :raises UnencodableMessage: if the variables have a CONTENT_LENGTH themselves, or can't be encoded.
         :raises MessageTooLarge: if the variables are over 65535 bytes; the body may be longer.
         """
         block = self.block()
         if CONTENT_LENGTH in map(to_bytes, self.variables):
-            raise UnencodableMessage("a task's key CONTENT_LENGTH says the size of its body; leave it out")
+            raise UnencodableMessage(
+                "the key CONTENT_LENGTH is reserved for the size of the body; leave it out"
+            )
         if not self.body:
             return block
         return _check_size(encode_vars([(CONTENT_LENGTH, len(self.body))]) + block) + self.body
 
 
 def _check_size(block: bytes) -> bytes:
-    """Return a task's vars *block*, which is to fit one packet."""
+    """Return a task's vars *block* if it fits one packet.
+
+    :raises MessageTooLarge: if it doesn't.
+    """
     if len(block) > MAX_PAYLOAD:
         raise MessageTooLarge(
-            f"a task's variables are {len(block)} bytes; at most {MAX_PAYLOAD} are taken. The body takes "
-            "what is large",
+            f"a task's variables have {len(block)} bytes, over {MAX_PAYLOAD}. Put large data in the body",
             size=len(block),
             limit=MAX_PAYLOAD,
         )
@@ -114,20 +118,20 @@ def _check_size(block: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """What a spooler knows of a task. All times are in unix seconds.
+    """The status of a task in a spooler. All times are Unix timestamps in seconds.
 
-    :param state: ``scheduled`` if it waits for its time, ``ready``, ``running``, ``done``, ``dead`` if it was
-        given up, or ``cancelled``.
+    :param state: ``scheduled`` if it waits for its time, ``ready``, ``running``, ``done``, ``dead`` if it is a
+        dead letter, or ``cancelled``.
     :param queue: the name of its queue; empty if it has none.
-    :param attempts: how often it was run to an end that counts.
-    :param crashes: how often it took its worker with it.
+    :param attempts: how many of its runs count as attempts.
+    :param crashes: how often it crashed its worker.
     :param created: when it was accepted.
     :param at: when it may run.
-    :param started: when it last began to run; None if it never did.
-    :param finished: when it was done, given up or cancelled; None before that.
+    :param started: when it last started to run; None if it never did.
+    :param finished: when it was done, dead-lettered or cancelled; None before that.
     :param error: the last line of its last error; empty if there was none.
-    :param result: what its handler returned, besides a return code; None for nothing. If that isn't safe to
-        load, it is a text that says so.
+    :param result: the return value of its handler, apart from return codes; None if there is none. If it isn't
+        safe to load, a text that says so.
     """
 
     id: int
@@ -144,21 +148,21 @@ class TaskStatus:
 
     @property
     def done(self) -> bool:
-        """Whether it ran to its end."""
+        """Whether it ran successfully."""
         return self.state == "done"
 
     @property
     def failed(self) -> bool:
-        """Whether it was given up: it is a dead letter."""
+        """Whether it is a dead letter."""
         return self.state == "dead"
 
     @property
     def over(self) -> bool:
-        """Whether it won't run any more unless somebody asks for it."""
+        """Whether it has finished, so that it only runs again if somebody asks for it."""
         return self.state in ("done", "dead", "cancelled")
 
 
-#: The types that a field may have. An int stands for a float where the store gives one.
+#: The types of the fields. Some stores give an int for a float.
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (int,),
     "state": (str,),
@@ -177,8 +181,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def read_status(answer: object, address: object = None) -> TaskStatus:
     """Return the status in an answer.
 
-    :param address: who answered, for the error.
-    :raises ProtocolError: if it is none.
+    :param address: the spooler's address, for the error.
+    :raises ProtocolError: if the answer is not a status.
     """
     if not isinstance(answer, dict):
         raise not_a_spooler(address)
@@ -192,28 +196,28 @@ def read_status(answer: object, address: object = None) -> TaskStatus:
 
 
 def load_result(result: bytes | None) -> object:
-    """Return what a handler returned, of which a spooler passes on the marshalled bytes.
+    """Return the return value of a handler, from the marshalled bytes that the spooler passes on.
 
-    :param result: those; empty for nothing, None if they were left out.
+    :param result: these bytes; empty if there is no value, None if the spooler left it out.
     """
     if not result:
         return None
     try:
         return loads(result)
-    except UnsafeObject as error:  # keys that collide, or a store that was changed behind the spooler's back
+    except UnsafeObject as error:  # colliding keys, or somebody else has changed the store
         return f"(the result can't be read: {error})"
 
 
 def lacks_result(answer: object) -> bool:
-    """Whether the result was too large for the answer to a wait, and is to be asked for with ``status``."""
+    """Whether the result was too large for the answer to a wait; request it with ``status``."""
     return isinstance(answer, dict) and answer.get("result", b"") is None
 
 
 def read_single(answer: object, identifier: int, address: object = None) -> TaskStatus:
     """Return the status in an answer to a question about one task.
 
-    :raises NoSuchTask: if it is empty.
-    :raises ProtocolError: if it is no such answer.
+    :raises NoSuchTask: if the answer is empty.
+    :raises ProtocolError: if it is not such an answer.
     """
     if not isinstance(answer, list):
         raise not_a_spooler(address)
@@ -225,7 +229,7 @@ def read_single(answer: object, identifier: int, address: object = None) -> Task
 def read_ids(answer: object, address: object = None) -> list[int]:
     """Return the ids in an answer.
 
-    :raises ProtocolError: if it has something else.
+    :raises ProtocolError: if the answer has anything else.
     """
     if not isinstance(answer, list) or not all(type(item) is int for item in answer):
         raise not_a_spooler(address)
@@ -233,23 +237,23 @@ def read_ids(answer: object, address: object = None) -> list[int]:
 
 
 def read_changed(answer: object, address: object = None) -> list[int]:
-    """Return the ids of the tasks that a change has changed.
+    """Return the ids of the changed tasks.
 
-    :raises ProtocolError: if the answer is to something else.
+    :raises ProtocolError: if it is not the answer to a change.
     """
     return read_ids(answer.get("changed") if isinstance(answer, dict) else None, address)
 
 
 def read_taken(answer: object, address: object = None) -> bool:
-    """Return True: a task was accepted.
+    """Return True if a task was accepted.
 
     :raises SpoolRefused: if it was not.
-    :raises ProtocolError: if what answers is no spooler.
+    :raises ProtocolError: if the answer is not that of a spooler.
     """
     if answer is False:
-        raise SpoolRefused("the spooler did not take the task; its log says why", address=address)
+        raise SpoolRefused("the spooler refused the task; its log says why", address=address)
     if answer is not True:
-        raise ProtocolError("what answers there is no spooler", address=address)
+        raise ProtocolError("the server at this address is not a spooler", address=address)
     return True
 
 
@@ -258,31 +262,31 @@ def read_accepted(answer: object, address: object = None, body: bytes = b"") -> 
 
     :param body: the task's body.
     :raises SpoolRefused: if it was not accepted.
-    :raises ProtocolError: if what answers is no spooler, or none that knows of bodies.
+    :raises ProtocolError: if the answer is not that of a spooler, or the spooler doesn't support bodies.
     """
     if type(answer) is int:
         return answer
     if read_taken(answer, address) and body:
         raise ProtocolError(
-            "what answers there is another kind of spooler, which knows of no body; the task that it took is "
-            "not whole",
+            "the server at this address is another kind of spooler, which doesn't support bodies; it has "
+            "accepted the task without its body",
             address=address,
         )
     return None
 
 
 def not_a_spooler(address: object) -> ProtocolError:
-    """Return the error that says that an answer isn't that of a spooler of ours."""
-    return ProtocolError("what answers there is no spooler of this kind", address=address)
+    """Return the error for an answer that is not that of a uwsgitwisted spooler."""
+    return ProtocolError("the server at this address is not a uwsgitwisted spooler", address=address)
 
 
 class BatchItem(NamedTuple):
     """One of several tasks that travel together.
 
     :param variables: its vars block.
-    :param body: what its handler gets besides.
-    :param settings: a vars block whose keys ``at``, ``priority``, ``spooler`` and ``idempotency_key`` tell the
-        spooler what to do with it, instead of those in *variables*; empty for these.
+    :param body: further data for the handler.
+    :param settings: a vars block whose keys ``at``, ``priority``, ``spooler`` and ``idempotency_key`` replace
+        those in *variables*; empty to use the latter.
     """
 
     variables: bytes
@@ -291,9 +295,9 @@ class BatchItem(NamedTuple):
 
 
 def batch_items(tasks: Iterable[TaskLike]) -> list[BatchItem]:
-    """Return several tasks in the form in which they travel.
+    """Return the items of a batch.
 
-    :raises MisuseError: if there are too many, or one can't travel; the text says which, counted from 0.
+    :raises MisuseError: if there are too many tasks, or one can't be encoded; the text has its index from 0.
     """
     items: list[BatchItem] = []
     for place, task in enumerate(tasks):
@@ -308,9 +312,9 @@ def batch_items(tasks: Iterable[TaskLike]) -> list[BatchItem]:
 
 
 def encode_batch(items: Iterable[BatchItem]) -> bytes:
-    """Return the bytes of several tasks: one after the other, each behind the sizes of its three parts.
+    """Return the bytes of several tasks, one after the other, each with the sizes of its three parts in front.
 
-    They travel as bytes, so that whoever receives them has nothing to unmarshal, however large they are.
+    They are sent as plain bytes, so that the receiver has nothing to unmarshal, however large they are.
     """
     return b"".join(part for item in items for part in (_SIZES.pack(*map(len, item)), *item))
 
@@ -318,7 +322,7 @@ def encode_batch(items: Iterable[BatchItem]) -> bytes:
 def decode_batch(batch: bytes) -> list[BatchItem]:
     """Return the tasks of a batch.
 
-    :raises MalformedPacket: if the bytes are none, or bring more than MAX_BATCH.
+    :raises MalformedPacket: if the bytes are not a batch, or have more than MAX_BATCH tasks.
     """
     items: list[BatchItem] = []
     position = 0
@@ -336,7 +340,7 @@ def decode_batch(batch: bytes) -> list[BatchItem]:
 
 
 def encode_run(identifier: int, variables: bytes, body: bytes) -> Packet:
-    """Return the request that has a worker run a task.
+    """Return the request to a worker to run a task.
 
     :param identifier: the task's id.
     :param variables: its vars block.
@@ -347,7 +351,7 @@ def encode_run(identifier: int, variables: bytes, body: bytes) -> Packet:
 def decode_run(packet: Packet) -> tuple[int, bytes, bytes]:
     """Return the id, the vars block and the body of a task that a worker gets.
 
-    :raises MalformedPacket: if it is none.
+    :raises MalformedPacket: if the packet is not such a request.
     """
     payload = packet.payload
     if len(payload) < _RUN_HEAD.size:

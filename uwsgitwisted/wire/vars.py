@@ -1,7 +1,7 @@
 """The vars block: repeated ``u16 length, key, u16 length, value``, little-endian.
 
-Web requests, spooled tasks and the terms of a session travel in it. Behind it there may be a *body*: as many
-bytes as the block has under ``CONTENT_LENGTH``.
+It carries web requests, spooled tasks and the terms of a session. A *body* may follow it, whose size in bytes
+is the block's ``CONTENT_LENGTH``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _LENGTH = struct.Struct("<H")
 _pack_length = _LENGTH.pack
 _unpack_length = _LENGTH.unpack_from
 
-#: The variable that says how many bytes of body come behind the block.
+#: The variable with the size of the body.
 CONTENT_LENGTH = b"CONTENT_LENGTH"
-#: The most digits that it may have, so that nobody makes us read a number of 60,000.
+#: The most digits that it may have, so that no peer makes us parse a number of 60,000 digits.
 _MAX_DIGITS = 20
 
-#: What a vars block takes as a key or value besides bytes: text as UTF-8, numbers as their decimal digits,
-#: which is what uWSGI's own spooler makes of them.
+#: A key or value of a vars block: bytes, text as UTF-8, or a number in decimal digits, as uWSGI's own spooler
+#: encodes it.
 VarsValue = bytes | str | int | float
 
 
 def to_bytes(value: VarsValue) -> bytes:
-    """Return *value* as the bytes that stand for it in a vars block.
+    """Return *value* as bytes for a vars block.
 
     :raises UnencodableMessage: if it is not bytes, text or a number, or is text with lone surrogates.
     """
@@ -41,26 +41,25 @@ def to_bytes(value: VarsValue) -> bytes:
     if isinstance(value, (int, float)):
         return str(value).encode()
     raise UnencodableMessage(
-        f"a key or value of type {type(value).__name__}; use bytes, text or a number, in the form that the "
-        "handler expects"
+        f"a key or value of type {type(value).__name__}; use bytes, text or a number, as the handler expects"
     )
 
 
 def encode_item(item: bytes) -> bytes:
-    """Return *item* behind its length.
+    """Return *item* with its length in front.
 
     :raises MessageTooLarge: if it is over 65535 bytes.
     """
     size = len(item)
     if size > MAX_PAYLOAD:
         raise MessageTooLarge(
-            f"an item of {size} bytes; {MAX_PAYLOAD} is the most that one takes", size=size, limit=MAX_PAYLOAD
+            f"an item of {size} bytes; the limit is {MAX_PAYLOAD}", size=size, limit=MAX_PAYLOAD
         )
     return _pack_length(size) + item
 
 
 def decode_items(block: bytes) -> list[bytes]:
-    """Cut *block* into the items of which it consists.
+    """Cut *block* into its items.
 
     :raises MalformedPacket: if a length points past the end.
     """
@@ -85,8 +84,8 @@ def encode_vars(
     """Return the vars block of *variables*.
 
     :raises UnencodableMessage: if a key is empty or something is neither bytes, text nor a number.
-    :raises MessageTooLarge: if a key or value is over 65535 bytes. The block as a whole has no limit here: the
-        packet that carries it has.
+    :raises MessageTooLarge: if a key or value is over 65535 bytes. The size of the whole block is limited by
+        the packet that carries it, not here.
     """
     pairs = variables.items() if isinstance(variables, Mapping) else variables
     parts: list[bytes] = []
@@ -100,7 +99,7 @@ def encode_vars(
 
 
 def decode_vars(block: bytes) -> dict[bytes, bytes]:
-    """Return what *block* holds; of a key that stands there twice, the last value, as uWSGI has it.
+    """Return the variables in *block*. If a key occurs twice, the last value counts, as in uWSGI.
 
     :raises MalformedPacket: if the lengths don't fill the block, a key has no value, or a key is empty.
     """
@@ -114,25 +113,25 @@ def decode_vars(block: bytes) -> dict[bytes, bytes]:
 
 
 def body_size(block: bytes) -> int:
-    """Return how many bytes of body *block* announces: its CONTENT_LENGTH, or 0 if that is absent or empty.
+    """Return the size of the body that *block* announces: its CONTENT_LENGTH, or 0 if that is absent or empty.
 
-    :param block: a vars block with nothing behind it.
-    :raises MalformedPacket: if *block* is no vars block, or its CONTENT_LENGTH no number of bytes.
+    :param block: a vars block, without a body.
+    :raises MalformedPacket: if *block* is not a vars block, or its CONTENT_LENGTH is not a number of bytes.
     """
     return _number(decode_vars(block).get(CONTENT_LENGTH, b""))
 
 
 def split_vars(message: bytes) -> tuple[bytes, bytes, int]:
-    """Cut *message* into its vars block and the body behind that.
+    """Cut *message* into its vars block and its body.
 
-    The block ends where exactly as many bytes are left as its CONTENT_LENGTH says. Where the body is there, no
-    other place can be the end: before it, keys and values are left besides. A second CONTENT_LENGTH would make
-    it a matter of opinion, so it is refused.
+    The block ends where exactly as many bytes are left as its CONTENT_LENGTH says. If the body is present, this
+    end is unique: at any earlier place, further keys and values are left as well. A second CONTENT_LENGTH would
+    make the end ambiguous, so it is refused.
 
-    :return: the block, the body, and how many bytes are missing: 0, or all if the body isn't there.
-    :raises MalformedPacket: if there is no such place, or a CONTENT_LENGTH is no number of bytes, or there are
-        two. What is in the block otherwise is for :func:`decode_vars` to check.
-    :raises MessageTooLarge: if the block is over 65535 bytes. No more of *message* is looked at.
+    :return: the block, the body, and how many bytes are missing: 0, or all if there is no body.
+    :raises MalformedPacket: if there is no such end, a CONTENT_LENGTH is not a number of bytes, or there are
+        two. :func:`decode_vars` checks everything else in the block.
+    :raises MessageTooLarge: if the block is over 65535 bytes. The rest of *message* is not read.
     """
     left = len(message)
     announced: int | None = None
@@ -140,11 +139,11 @@ def split_vars(message: bytes) -> tuple[bytes, bytes, int]:
         key_at, value_at, end = _pair_at(message, len(message) - left)
         if value_at - key_at == _KEY_SPAN and message.startswith(CONTENT_LENGTH, key_at):
             if announced is not None:
-                raise MalformedPacket("CONTENT_LENGTH stands in the vars block twice")
+                raise MalformedPacket("CONTENT_LENGTH occurs twice in the vars block")
             announced = _number(message[value_at:end])
         if end > MAX_PAYLOAD:
             raise MessageTooLarge(
-                f"a vars block of over {MAX_PAYLOAD} bytes; put what is large in the body",
+                f"a vars block of over {MAX_PAYLOAD} bytes; put large data in the body",
                 size=end,
                 limit=MAX_PAYLOAD,
             )
@@ -158,7 +157,7 @@ _KEY_SPAN = len(CONTENT_LENGTH) + 2
 
 
 def _pair_at(message: bytes, position: int) -> tuple[int, int, int]:
-    """Return where the key of the pair at *position* begins, where its value begins, and where that ends."""
+    """Return where the key of the pair at *position* starts, where its value starts, and where that ends."""
     available = len(message)
     key_at = position + 2
     if key_at > available:
@@ -173,9 +172,11 @@ def _pair_at(message: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _number(text: bytes) -> int:
-    """Return the number of bytes that a CONTENT_LENGTH says."""
+    """Parse a CONTENT_LENGTH."""
     if not text:
         return 0
     if not text.isdigit() or len(text) > _MAX_DIGITS:
-        raise MalformedPacket(f"CONTENT_LENGTH is {text[:40]!r}; it takes a number of bytes, in decimal digits")
+        raise MalformedPacket(
+            f"CONTENT_LENGTH is {text[:40]!r}; it must be a number of bytes, in decimal digits"
+        )
     return int(text)

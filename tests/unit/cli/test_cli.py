@@ -399,7 +399,7 @@ class TestAddress:
         feed(monkeypatch, '{"variables": {}}')
         said, _ = self.ask(run, answer, *command)
         assert said.status == 1
-        assert "what answers there is no spooler of this kind" in said.err
+        assert "the server at this address is not a uwsgitwisted spooler" in said.err
 
     def test_nobody_there(self, run: Callable[..., Said]) -> None:
         """Where nobody listens, one line says so."""

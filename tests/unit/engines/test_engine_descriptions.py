@@ -81,7 +81,7 @@ def test_descriptions(description: str, kind: type[Any], told: str) -> None:
     ],
 )
 def test_mistakes(description: str, text: str) -> None:
-    """What is no description is refused with what would be one."""
+    """An invalid description is refused, with a list of valid ones."""
     with pytest.raises(ValueError, match=text):
         parse_engine(description)
 
@@ -111,7 +111,7 @@ class Greenlets:
 
 
 def parse_greenlets(argument: str) -> EngineMaker:
-    """Read what stands behind ``greenlets:``."""
+    """Parse the text after ``greenlets:``."""
     if not argument:
         raise ValueError("how many?")
     return lambda settings: Greenlets(f"greenlets:{argument} on {settings.node}")

@@ -305,7 +305,7 @@ def test_busy() -> None:
 
 
 def test_cancelling() -> None:
-    """A request that is withdrawn is withdrawn from the executor."""
+    """Cancelling a request cancels it in the executor."""
     running = Running()
     outcome = running.ask()
     outcome.deferred.cancel()
@@ -384,7 +384,7 @@ def test_stopping() -> None:
 
 
 def test_an_executor_that_does_not_end() -> None:
-    """One whose shutdown takes too long is left behind; what it says then is of no interest."""
+    """An executor that takes too long to shut down is left behind; its late outcome is ignored."""
     running = Running()
     stopped = Outcome(running.engine.stop(5))
     assert running.executor.shut_down.wait(PATIENCE)
@@ -421,7 +421,7 @@ def test_an_executor_whose_shutdown_raises() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_stopping_interrupts(again: bool) -> None:
-    """What isn't done in time, or when no more time is given, is interrupted; the executor is shut down."""
+    """Unfinished requests are interrupted when the time is up or cut short; the executor is shut down."""
     running = Running()
     running.executor.go_on.set()
     outcome = running.ask()

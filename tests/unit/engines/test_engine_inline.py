@@ -44,7 +44,7 @@ def load(**arguments: object) -> HandlerTable:
 
 
 class Running:
-    """An engine on a clock, whose handler does what it is told."""
+    """An engine on a clock, whose handler the test controls."""
 
     def __init__(self, run: Callable[[bytes], object]) -> None:
         globals()["_run"] = run
@@ -230,7 +230,7 @@ def test_busy() -> None:
 
 
 def test_cancelling() -> None:
-    """A caller that withdraws its request has the handler's Deferred cancelled."""
+    """Cancelling a request cancels the handler's Deferred."""
     running, _, cancelled = _hanging()
     outcome = running.ask(b"a")
     outcome.deferred.cancel()
@@ -262,7 +262,7 @@ def test_stopping_with_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_stopping_interrupts(again: bool) -> None:
-    """What is still under way when the time is over, or when no more time is given, is interrupted."""
+    """Requests still in flight are interrupted when the time is up or cut short."""
     running, _, cancelled = _hanging()
     outcome = running.ask(b"a")
     stopped = Outcome(running.engine.stop(5))

@@ -36,7 +36,7 @@ def failures(answers: list[Deferred[Packet]]) -> list[type[BaseException]]:
 
 
 def test_many_withdrawn() -> None:
-    """Withdrawing a request takes no longer where many others wait, and makes room."""
+    """Cancelling a request takes no longer if many others wait, and makes room."""
     waiting = engine(24_000)
     answers = submit(waiting, 18_000)
     found = failures([*answers, *submit(waiting, 1)])
@@ -50,7 +50,7 @@ def test_many_withdrawn() -> None:
 
 
 def test_stopped() -> None:
-    """What waits when the time to stop is over is refused, without what was withdrawn."""
+    """The requests that still wait when the stop times out fail, except for cancelled ones."""
     waiting = engine(10)
     answers = submit(waiting, 3)
     found = failures(answers)

@@ -70,7 +70,7 @@ def test_put_back() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([ANN, BOB, EVE]), st.integers(0, 3))))
 def test_any_order(steps: list[tuple[Peer, int]]) -> None:
-    """Whatever is appended, taken out, withdrawn and put back: all of it is there once, and counted."""
+    """Whatever is appended, removed, cancelled and put back: each job is there once, and counted."""
     queue = FairQueue(1_000)
     waiting: list[Job] = []
     taken: list[Job] = []

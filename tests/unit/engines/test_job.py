@@ -18,7 +18,7 @@ PACKET = Packet(33, 0, b"N")
 
 
 def _job(**known: Any) -> tuple[Job, list[Job], list[Any]]:
-    """Return a job, whom it was cancelled from, and its results."""
+    """Return a job, the jobs whose cancel was reported, and its results."""
     cancelled: list[Job] = []
     results: list[Any] = []
     job = Job(Request(PACKET, **known), 100.0, cancelled.append)
@@ -48,7 +48,7 @@ def test_settling(result: Any) -> None:
 
 
 def test_cancelling() -> None:
-    """Its caller's cancel withdraws it once and fails with our error; an answer that comes then is dropped."""
+    """A cancel is reported once and fails with our error; a later answer is dropped."""
     job, cancelled, results = _job()
     job.answer.cancel()
     assert cancelled == [job]

@@ -1,4 +1,4 @@
-"""Keeping workers alive: who is started when, after which pause, and who takes over from whom."""
+"""Keeping workers alive: which one starts when, after which pause, and which one it replaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uwsgitwisted.engines.supervisor import Supervisor
 
 
 class FakeChild:
-    """A worker process of which the test says what it does."""
+    """A worker process that the test controls."""
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
@@ -20,7 +20,7 @@ class FakeChild:
         self.ended: Deferred[str] = Deferred()
         self.retired = False
 
-    def come_up(self) -> None:
+    def become_ready(self) -> None:
         self.ready.callback(self)
 
     def end(self, how: str = "it was killed") -> None:
@@ -47,12 +47,12 @@ class Run:
             self.clock,  # type: ignore[arg-type]
             size,
             self._start,  # type: ignore[arg-type]
-            self._came_up,  # type: ignore[arg-type]
+            self._on_ready,  # type: ignore[arg-type]
             lambda child, how: self.down.append(child),  # type: ignore[arg-type]
         )
         self.supervisor.start()
 
-    def _came_up(self, child: FakeChild) -> None:
+    def _on_ready(self, child: FakeChild) -> None:
         self.up.append(child)
         if self.impatient:
             self.impatient = False
@@ -68,7 +68,7 @@ class Run:
     def all_up(self) -> None:
         for child in self.children:
             if not child.ready.called:
-                child.come_up()
+                child.become_ready()
 
     def pause_until_next(self) -> float:
         """Let time pass until another child is started, and return how much it was."""
@@ -91,7 +91,7 @@ def test_starting() -> None:
     """All are started at once, with their numbers, and each is reported when it is up."""
     run = Run(3)
     assert [child.worker_id for child in run.children] == [1, 2, 3]
-    run.children[1].come_up()
+    run.children[1].become_ready()
     assert run.up == [run.children[1]]
 
 
@@ -114,28 +114,28 @@ def test_one_that_does_not_come_up() -> None:
         run.children[-1].end()
         pauses.append(run.pause_until_next())
     assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
-    run.children[-1].come_up()
+    run.children[-1].become_ready()
     run.clock.advance(2)
     run.children[-1].end()
     assert run.pause_until_next() == 0
 
 
 def test_one_that_ends_young() -> None:
-    """One that comes up and is ended soon, by what it is asked, waits no more than a second."""
+    """A worker that starts and is soon crashed by its requests restarts within a second."""
     run = Run(1)
     pauses = []
     for _ in range(5):
-        run.children[-1].come_up()
+        run.children[-1].become_ready()
         run.children[-1].end()
         pauses.append(run.pause_until_next())
     assert pauses == [0, 0.5, 1, 1, 1]
 
 
 def test_one_that_is_killed_while_it_starts() -> None:
-    """Young ends before don't count: a worker that has come up is known to be able to."""
+    """Early exits don't count as failed starts: the worker has shown that it can start."""
     run = Run(1)
     for _ in range(8):
-        run.children[-1].come_up()
+        run.children[-1].become_ready()
         run.children[-1].end()
         run.pause_until_next()
     run.children[-1].end()
@@ -166,7 +166,7 @@ def test_replacing() -> None:
     replaced = _results(run.supervisor.replace(1))
     new = run.children[1]
     assert not old.retired
-    new.come_up()
+    new.become_ready()
     assert (replaced, old.retired, run.up) == ([True], True, [old, new])
     old.end("it ended with status 0")
     assert run.down == [old]
@@ -180,7 +180,7 @@ def test_replacing_twice_at_once() -> None:
     run.all_up()
     results = [_results(run.supervisor.replace(1)) for _ in range(2)]
     assert run.attempts == 2
-    run.children[1].come_up()
+    run.children[1].become_ready()
     assert results == [[True], [True]]
 
 
@@ -197,7 +197,7 @@ def test_a_successor_that_does_not_come_up() -> None:
 
 @pytest.mark.parametrize("comes_up", [True, False])
 def test_one_that_ends_while_its_successor_starts(comes_up: bool) -> None:
-    """No third is started while the successor is coming; if it doesn't come up, one is."""
+    """No third worker is started while the replacement starts; if that fails, one is."""
     run = Run(1)
     run.all_up()
     run.clock.advance(5)
@@ -206,7 +206,7 @@ def test_one_that_ends_while_its_successor_starts(comes_up: bool) -> None:
     run.clock.advance(0)
     assert run.attempts == 2
     if comes_up:
-        run.children[1].come_up()
+        run.children[1].become_ready()
         run.clock.advance(60)
         assert run.attempts == 2
     else:
@@ -225,23 +225,23 @@ def test_replacing_all() -> None:
         assert run.attempts == 2 + number
         assert run.children[-1].worker_id == number
         assert done == []
-        run.children[-1].come_up()
+        run.children[-1].become_ready()
     assert done == [True]
     assert [child.retired for child in run.children] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("comes_up", [True, False])
 def test_replacing_all_while_one_is_starting(comes_up: bool) -> None:
-    """What is starting already may have loaded the old code: it is waited for, and then replaced as well."""
+    """A worker that is already starting may have loaded the old code: it is awaited, then replaced too."""
     run = Run(1)
     done = _results(Deferred.fromCoroutine(run.supervisor.replace_all()))
     assert (run.attempts, done) == (1, [])
     if comes_up:
-        run.children[0].come_up()
+        run.children[0].become_ready()
     else:
         run.children[0].end("it ended with status 1")
     assert (run.attempts, done) == (2, [])
-    run.children[1].come_up()
+    run.children[1].become_ready()
     assert done == [True]
     assert run.children[0].retired == comes_up
     run.clock.advance(60)
@@ -249,15 +249,15 @@ def test_replacing_all_while_one_is_starting(comes_up: bool) -> None:
 
 
 def test_replacing_as_soon_as_it_is_up() -> None:
-    """Whoever wants a worker replaced in the moment in which it comes up gets another one."""
+    """Replacing a worker in the moment in which it is ready starts another one."""
     run = Run(1)
     run.impatient = True
-    run.children[0].come_up()
+    run.children[0].become_ready()
     assert run.attempts == 2
 
 
 def test_replacing_all_stops_at_the_first_failure() -> None:
-    """If a successor doesn't come up, it and all after it stay as they are."""
+    """If a replacement fails to start, that worker and all after it stay."""
     run = Run(2)
     run.all_up()
     done = _results(Deferred.fromCoroutine(run.supervisor.replace_all()))
@@ -276,7 +276,7 @@ def test_replacing_all_without_a_process_to_be_had() -> None:
 
 
 def test_stopping() -> None:
-    """Every process is told to end, the one that is starting too; it is over when all have."""
+    """Every process is retired, the starting one too; the Deferred fires when all have ended."""
     run = Run(2)
     run.all_up()
     run.clock.advance(5)
@@ -308,7 +308,7 @@ def test_one_that_comes_up_during_the_end() -> None:
     """It gets no requests and is told to end."""
     run = Run(1)
     stopped = _results(run.supervisor.stop())
-    run.children[0].come_up()
+    run.children[0].become_ready()
     assert (run.up, run.children[0].retired) == ([], True)
     run.children[0].end()
     assert stopped == [None]

@@ -1,4 +1,4 @@
-"""The end of a batch: what was put off is done, once, in order, whatever happened meanwhile."""
+"""The end of a batch: delayed calls are made once and in order, whatever has happened."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_call_that_raises(logged: list[str]) -> None:
 
 
 def test_an_exception_within_a_batch() -> None:
-    """It goes on to whoever began the batch; what was put off before it is done, and the batch is over."""
+    """The exception propagates; the calls delayed before it are made, and the batch ends."""
     batch, notes = Batch(), Notes()
 
     def work() -> None:
@@ -144,7 +144,7 @@ def test_an_exception_within_a_batch() -> None:
 
 
 def test_an_interrupt_at_the_end() -> None:
-    """One that is no fault, such as Ctrl-C, ends the batch, which isn't stuck afterwards."""
+    """Ctrl-C, which is not an error, ends the batch, and the next batch works."""
     batch, notes = Batch(), Notes()
 
     def interrupt() -> None:
@@ -202,13 +202,13 @@ class Worker:
         self.slices = slices
         self.left = steps
         self.seconds = seconds
-        slices.go_on(self.step)
+        slices.schedule(self.step)
 
     def step(self) -> None:
         self.clock.rightNow += self.seconds
         self.left -= 1
         if self.left:
-            self.slices.go_on(self.step)
+            self.slices.schedule(self.step)
 
 
 def test_slices_share() -> None:
@@ -238,7 +238,7 @@ def test_a_step_that_raises(logged: list[str]) -> None:
     """It is logged, and the others go on."""
     clock = TurningClock()
     slices = Slices(clock)
-    slices.go_on(Notes().failing)
+    slices.schedule(Notes().failing)
     worker = Worker(clock, slices, 1, 0)
     clock.turn()
     assert worker.left == 0
@@ -250,8 +250,8 @@ def test_a_step_is_waited_for_once() -> None:
     clock = TurningClock()
     slices = Slices(clock)
     notes = Notes()
-    slices.go_on(notes.first)
-    slices.go_on(notes.first)
+    slices.schedule(notes.first)
+    slices.schedule(notes.first)
     assert notes.done == []
     clock.turn()
     assert notes.done == ["first"]

@@ -93,7 +93,7 @@ def test_what_goes_on(reports: Reports, clock: Clock, logs: list[dict[str, Any]]
 
 
 def test_a_traceback_a_minute(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
-    """A traceback is told once a minute, its error more often."""
+    """A traceback is logged once a minute, its error more often."""
     told = RemoteError(type="KeyError", message="x", traceback='Traceback:\n  File "y", line 3\nKeyError: x')
     for error in (told, ZeroDivisionError("ours")):
         logs.clear()

@@ -1,4 +1,4 @@
-"""Writing at once: what the socket takes, what it doesn't, and what happens when it is broken."""
+"""Writing immediately: to a socket that accepts the data, to a full one, and to a broken one."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestEager:
         assert not pipe.reactor.writers
 
     def test_partly(self, pipe: Pipe) -> None:
-        """What it doesn't take follows in order, and the end of it is told once."""
+        """The data that a full socket refuses follows in order, and on_drained is called once."""
         data = bytes(range(256)) * 20_000
         pipe.writer.write(data)
         assert pipe.writer.waiting

@@ -69,5 +69,5 @@ class TestDecode:
 
     @given(st.lists(st.binary(min_size=1, max_size=300), max_size=20))
     def test_round_trip(self, items: list[bytes]) -> None:
-        """What was encoded is decoded."""
+        """Decoding reverses encoding."""
         assert decode_array(encode_array(items)) == items

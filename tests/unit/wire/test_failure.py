@@ -1,4 +1,4 @@
-"""Exceptions on the wire: which ones come back as themselves, and what is told of all others."""
+"""Exceptions on the wire: which ones are restored, and how all others are described."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_facts_of_a_hostile_peer(value: bytes) -> None:
 
 
 def test_the_remote_traceback_is_printed_first() -> None:
-    """Whoever doesn't catch a handler's exception sees where it was raised there, and once."""
+    """An uncaught exception of a handler shows its remote traceback, once."""
     for error in (sent(raised(KeyError("name"))), pickle.loads(pickle.dumps(sent(raised(KeyError("name")))))):
         printed = "".join(traceback.format_exception(raised(error)))
         there, direct_cause, here = printed.partition("The above exception was the direct cause of")
@@ -144,7 +144,7 @@ def test_others_of_ours_are_described() -> None:
 
 
 def test_long_texts_are_clipped() -> None:
-    """Texts of any length fit one packet; of a long one the end is told."""
+    """Texts of any length fit one packet; of a long one, the end is sent."""
     long = "x" * 100_000 + "the end"
     remote = errors.RemoteError(type=long, message=long, traceback=long, node=long)
     block = encode_failure(remote)
@@ -166,7 +166,7 @@ def test_text_that_has_no_utf8_form() -> None:
 
 
 def test_an_exception_without_a_text() -> None:
-    """An exception whose own text can't be had is told nevertheless."""
+    """An exception whose __str__ raises is described all the same."""
 
     class Broken(Exception):
         def __str__(self) -> str:
@@ -188,7 +188,7 @@ def test_no_name_is_imported() -> None:
 
 
 def test_nothing_told() -> None:
-    """A failure that says nothing is a RemoteError all the same; bytes that are no vars block are refused."""
+    """An empty failure is a RemoteError; bytes that are not a vars block are refused."""
     assert type(decode_failure(b"")) is errors.RemoteError
     with pytest.raises(errors.MalformedPacket):
         decode_failure(b"\x09\x00a")

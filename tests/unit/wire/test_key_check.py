@@ -179,7 +179,7 @@ def test_texts_among_risky_keys_count() -> None:
 
 
 def test_a_key_many_times() -> None:
-    """The same key again and again, as no Python writes it, is taken for what it looks like."""
+    """The same key again and again, as no Python writes it, is treated like colliding keys."""
     with pytest.raises(UnsafeObject, match="collide"):
         loads(_as_set([10**30] * 10_000))
 

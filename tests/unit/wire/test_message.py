@@ -59,12 +59,12 @@ def test_how_messages_travel(modifier1: int, message: object, payload: bytes) ->
     ("modifier1", "message", "reason"),
     [
         (17, ["no", "dict"], "a task is a dict, not list"),
-        (17, b"\xff", "has to be a vars block: the block ends within a length"),
+        (17, b"\xff", "must be a vars block: the block ends within a length"),
         (17, {"": "v"}, "an empty key"),
         (17, TaskMessage({"": "v"}), "an empty key"),
         (17, TaskMessage({"k": "v"}, "text"), "its body bytes, not dict and str"),  # type: ignore[arg-type]
         (17, TaskMessage(VARS), "a task is a dict, and its body bytes, not bytes and bytes"),  # type: ignore[arg-type]
-        (17, TaskMessage({"CONTENT_LENGTH": "4"}, b"body"), "CONTENT_LENGTH says the size of its body"),
+        (17, TaskMessage({"CONTENT_LENGTH": "4"}, b"body"), "CONTENT_LENGTH is reserved for the size"),
         (33, object(), "object"),
         (7, "\ud800", "no UTF-8 form"),
         (100, "text", "takes bytes or None, not str"),
@@ -120,7 +120,7 @@ def test_an_unsafe_answer() -> None:
 def test_a_large_task(size: int) -> None:
     """A task's variables fit one packet, as a spool file has it; its body may be larger."""
     assert len(encode_request(17, 2, TaskMessage({}, bytes(size))).payload) == size + 4 + 14 + 5
-    with pytest.raises(MessageTooLarge, match="The body takes what is large") as caught:
+    with pytest.raises(MessageTooLarge, match="Put large data in the body") as caught:
         encode_request(17, 2, TaskMessage({"k": bytes(33_000), "l": bytes(33_000)}))
     assert caught.value.limit == 65_535
 

@@ -58,7 +58,7 @@ def exact(value: object) -> object:
 
 
 def only_allowed(value: object) -> bool:
-    """Return whether everything in *value* is exactly of an allowed type. What is shared is visited once."""
+    """Return whether everything in *value* is exactly of an allowed type; shared values are visited once."""
     waiting = [value]
     seen = set()
     while waiting:
@@ -299,7 +299,7 @@ REFUSED = [
 class TestRefused:
     @pytest.mark.parametrize(("data", "offset", "reason"), REFUSED)
     def test_reason(self, data: bytes, offset: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is not accepted is refused with the offset and the reason, and C never sees it."""
+        """Anything else is refused with the offset and the reason, and C never sees it."""
         monkeypatch.setattr(objects.marshal, "loads", pytest.fail)
         with pytest.raises(UnsafeObject, match=f"offset {offset}: .*{reason}"):
             loads(data)
@@ -405,7 +405,7 @@ class TestDepth:
             loads(data, depth_limit=7)
 
     def test_reference_to_the_neighbour_of_a_deep_value(self) -> None:
-        """A container is not taken for deeper because of one that came before it."""
+        """An earlier container doesn't add to the depth of a later one."""
         deep = b"\xa9\x01" * 5 + b"N"
         data = b"[\x03\x00\x00\x00" + deep + b"\xa9\x00" + b")\x01" * 4 + b"r\x05\x00\x00\x00"
         assert loads(data, depth_limit=6)
@@ -434,7 +434,7 @@ class TestShared:
         assert len(dumps(value)) < len(self.laughs(12)) * 2 + MAX_SHARED
 
     def test_argument(self) -> None:
-        """Each reference adds the size of what it refers to."""
+        """Each reference adds the size of its value."""
         data = b"[\x03\x00\x00\x00\xda\x03abcr\x00\x00\x00\x00r\x00\x00\x00\x00"
         assert loads(data, shared_limit=10) == ["abc"] * 3
         with pytest.raises(UnsafeObject, match="add more than 9 bytes"):
@@ -562,7 +562,7 @@ def nest(levels: int, kind: Any, value: object) -> object:
 class TestDumps:
     @given(values)
     def test_round_trip(self, value: object) -> None:
-        """What was written is read."""
+        """Loading reverses dumping."""
         data = dumps(value)
         assert exact(loads(data)) == exact(value)
         assert check(data) is data
@@ -574,7 +574,7 @@ class TestDumps:
             assert len(cast("set[object]", loads(dumps(value)))) == 2
 
     def test_version(self) -> None:
-        """What is written is version 2: no references, and no short strings."""
+        """It writes version 2: no references, and no short strings."""
         assert dumps(EXAMPLE) == (
             b"(\x02\x00\x00\x00u\x0e\x00\x00\x00mytemplate.txt{u\x0c\x00\x00\x00fib_sequence[\x07\x00\x00\x00"
             + b"".join(b"i" + u32(number) for number in (1, 1, 2, 3, 5, 8, 13))
@@ -673,7 +673,7 @@ class TestPlain:
 
     @given(values)
     def test_what_is_accepted_is_the_same(self, value: object) -> None:
-        """A value either means what it always does, or is refused for what it holds."""
+        """A value either keeps its meaning, or is refused."""
         data = dumps(value)
         try:
             loaded = loads_plain(data)

@@ -119,14 +119,14 @@ class TestDecode:
         assert joined == [HEADER_SIZE, len(data)]
 
     def test_a_rest_keeps_nothing_before_it(self) -> None:
-        """What is kept of a packet that isn't whole yet is that alone."""
+        """Only the bytes of the unfinished packet are kept."""
         buffer = ReceiveBuffer()
         buffer.keep(bytes(100_000) + b"rest", 100_000, 5)
         assert buffer._chunks == [b"rest"]
         assert buffer.take(b"!") == (b"rest!", 0)
 
     def test_more_behind_what_is_not_read(self) -> None:
-        """Bytes that come before all of those that there were are read follow them."""
+        """New bytes follow the unread ones."""
         buffer = ReceiveBuffer()
         buffer.keep(b"read, not read", 6, HEADER_SIZE)
         assert buffer.take(b", new") == (b"not read, new", 0)

@@ -61,7 +61,7 @@ class TestItems:
 
     @given(st.lists(st.binary(max_size=300)))
     def test_round_trip(self, items: list[bytes]) -> None:
-        """What was encoded is decoded."""
+        """Decoding reverses encoding."""
         assert decode_items(b"".join(map(encode_item, items))) == items
 
     @given(st.binary(max_size=200))
@@ -128,13 +128,13 @@ class TestDecode:
         ],
     )
     def test_tail(self, tail: bytes, text: str) -> None:
-        """What follows the last value is refused with the reason."""
+        """Trailing bytes are refused with the reason."""
         with pytest.raises(MalformedPacket, match=text):
             decode_vars(BLOCK + tail)
 
     @given(st.dictionaries(st.binary(min_size=1, max_size=50), st.binary(max_size=300)))
     def test_round_trip(self, variables: dict[bytes, bytes]) -> None:
-        """What was encoded is decoded, in the same order."""
+        """Decoding reverses encoding, and keeps the order."""
         assert list(decode_vars(encode_vars(list(variables.items()))).items()) == list(variables.items())
 
     @given(st.binary(max_size=100))
@@ -170,10 +170,10 @@ class TestBodySize:
 
     @pytest.mark.parametrize("value", ["-1", "+1", " 1", "1_0", "0x1", "1.0", "\u0661", "9" * 21])
     def test_no_number(self, value: str) -> None:
-        """What is no number in decimal digits is refused, by both functions, without being read as one."""
+        """Both functions refuse anything but decimal digits, without parsing it."""
         block = encode_vars({"CONTENT_LENGTH": value})
         for function in (body_size, split_vars):
-            with pytest.raises(MalformedPacket, match="takes a number of bytes"):
+            with pytest.raises(MalformedPacket, match="must be a number of bytes"):
                 function(block)
 
     def test_no_block(self) -> None:
@@ -202,14 +202,14 @@ class TestSplit:
         ],
     )
     def test_split(self, block: bytes, body: bytes, missing: int) -> None:
-        """The body is what is behind the block, whatever it looks like and wherever its size stands."""
+        """The body follows the block, whatever it looks like and wherever its size is."""
         assert split_vars(block + body) == (block, body, missing)
 
     @pytest.mark.parametrize(
         ("message", "text"),
         [
-            (SIZE + OTHER + SIZE + b"abc", "stands in the vars block twice"),
-            (SIZE + SIZE, "stands in the vars block twice"),
+            (SIZE + OTHER + SIZE + b"abc", "occurs twice in the vars block"),
+            (SIZE + SIZE, "occurs twice in the vars block"),
             (SIZE + b"ab", "ends within a key"),
             (SIZE + b"a", "ends within a length"),
             (SIZE + b"abcd", "ends within a key"),

@@ -338,7 +338,7 @@ class TestReceive:
             session.receive(begin(REQUEST, 4, piece, size))
 
     def test_unfinished(self) -> None:
-        """What has arrived of unfinished messages is counted, until they are whole or withdrawn."""
+        """The bytes of unfinished messages are counted until the messages are complete or cancelled."""
         session = server()
         for request in (1, 2):
             session.receive(begin(REQUEST, request, bytes(MIN_PIECE), 3 * MIN_PIECE))
@@ -476,7 +476,7 @@ class TestSend:
         assert session.backlog == 0
 
     def test_backlog_of_small_ones(self) -> None:
-        """Each frame counts with what Python's objects take besides its bytes."""
+        """Each frame counts with the size of Python's objects."""
         session = server()
         for request in range(100):
             session.send_answer(request, Packet(33, 0))
@@ -596,7 +596,7 @@ class TestCancel:
         pair.check()
 
     def test_answer_partly_received(self) -> None:
-        """What was received is forgotten, and what still comes is ignored."""
+        """The received pieces are dropped, and later ones are ignored."""
         pair = Pair()
         pair.awaited.add(1)
         pair.server.send_answer(1, LARGE)

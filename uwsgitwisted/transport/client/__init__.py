@@ -1,1 +1,1 @@
-"""The calling side of a connection."""
+"""The client's side of a connection."""

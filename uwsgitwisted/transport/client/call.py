@@ -1,4 +1,4 @@
-"""A request that waits for its answer in a session."""
+"""A client's request and the Deferred of its answer."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from uwsgitwisted.errors import ProtocolError, RequestCancelled, RequestTimeout,
 from uwsgitwisted.wire.packet import Packet
 
 
-def as_it_is(packet: Packet) -> object:
+def identity(packet: Packet) -> object:
     """Return the packet."""
     return packet
 
 
 class Call:
-    """A request, and the Deferred that fires with what its answer means.
+    """A request, and the Deferred that fires with its decoded answer.
 
-    One is made for every request of a client, so it does itself what would cost more in callbacks.
+    A client makes one for every request, so a call decodes its answer itself: further callbacks would cost
+    more.
 
-    :param packet: what is asked.
-    :param deadline: until when its answer is waited for, in the reactor's time.
-    :param allowed: the seconds that ``RequestTimeout`` names.
+    :param packet: the request.
+    :param deadline: when the call times out, in the reactor's time.
+    :param allowed: the timeout in seconds that ``RequestTimeout`` names.
     :param address: the address that errors name.
-    :param idempotent: whether it may be run again if the worker that runs it dies.
-    :param decode: makes of the answer what the Deferred fires with; it may raise ``ProtocolError``.
+    :param idempotent: whether the request may run again if its worker dies.
+    :param decode: turns the answer into the result of the Deferred; it may raise ``ProtocolError``.
     """
 
     __slots__ = (
         "_decode",
-        "_withdraw",
+        "_on_cancel",
         "address",
         "allowed",
         "answer",
@@ -51,7 +52,7 @@ class Call:
         *,
         address: object = None,
         idempotent: bool = False,
-        decode: Callable[[Packet], object] = as_it_is,
+        decode: Callable[[Packet], object] = identity,
     ) -> None:
         self.packet = packet
         self.deadline = deadline
@@ -59,25 +60,25 @@ class Call:
         self.address = address
         self.idempotent = idempotent
         self._decode = decode
-        #: How long its handler ran, in seconds, once it is answered; 0 where the node doesn't tell.
+        #: How long the handler ran, in seconds; 0 before the answer, and if the node doesn't say.
         self.took = 0.0
-        #: Its number in the session.
+        #: The request's id in its session.
         self.id = 0
-        self._withdraw: Callable[[Call], None] | None = None
-        #: Fires once. Cancelling it withdraws the request.
+        self._on_cancel: Callable[[Call], None] | None = None
+        #: Fires once. Cancelling it cancels the request.
         self.answer: Deferred[Any] = Deferred(self._cancel)
 
-    def enter(self, request: int, withdraw: Callable[[Call], None]) -> None:
-        """Note that it is in a session now.
+    def attach(self, request: int, on_cancel: Callable[[Call], None]) -> None:
+        """Attach the call to the session that sends it.
 
-        :param request: its number there.
-        :param withdraw: called with it when it is cancelled.
+        :param request: the request's id there.
+        :param on_cancel: called with this call when it is cancelled.
         """
         self.id = request
-        self._withdraw = withdraw
+        self._on_cancel = on_cancel
 
     def succeed(self, packet: Packet) -> None:
-        """Fire with what *packet* means."""
+        """Fire with the decoded *packet*, or fail if it can't be decoded."""
         try:
             value = self._decode(packet)
         except ProtocolError as error:
@@ -86,17 +87,17 @@ class Call:
             self.answer.callback(value)
 
     def fail(self, error: Exception) -> None:
-        """Fail."""
+        """Fail with *error*, and add the address to it if it has none."""
         if isinstance(error, UwsgiError) and error.address is None:
             error.address = self.address
         self.answer.errback(error)
 
-    def expire(self) -> None:
-        """Fail since the time is over."""
+    def time_out(self) -> None:
+        """Fail with ``RequestTimeout``."""
         self.fail(RequestTimeout(f"no answer within {self.allowed:g} s", seconds=self.allowed))
 
     def _cancel(self, answer: Deferred[Any]) -> None:
-        if self._withdraw is not None:
-            self._withdraw(self)
+        if self._on_cancel is not None:
+            self._on_cancel(self)
         if not answer.called:
             self.fail(RequestCancelled("the request was cancelled"))

@@ -1,4 +1,4 @@
-"""Offers a session on a new connection."""
+"""Negotiates a session on a new connection."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed
-from uwsgitwisted.transport.handover import TakesData, hand_over
+from uwsgitwisted.transport.handover import DataReceiver, hand_over
 from uwsgitwisted.wire.packet import PacketDecoder
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 
 
-class NegotiatedSession(TakesData, Protocol):
-    """What goes on with the connection when a session was granted."""
+class NegotiatedSession(DataReceiver, Protocol):
+    """Takes over the connection when the peer grants a session."""
 
     def connection_lost(self) -> None:
-        """End, since the connection has."""
+        """Handle the loss of the connection."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 S = TypeVar("S", bound=NegotiatedSession)
 
 
 class NegotiationProtocol(TwistedProtocol, Generic[S]):
-    """Offers a session and passes the connection on to it.
+    """Offers a session, and hands the connection over to it.
 
-    It sets no TCP_NODELAY, since the connection may be a pipe to a worker: who connects by TCP does.
+    It doesn't set TCP_NODELAY, since the connection may be a pipe to a worker. Callers that connect by TCP set
+    it.
 
-    :param ours: what this side takes; the offer says it.
-    :param begin: makes the session of the transport and the peer's terms.
+    :param ours: the terms of this side, for the offer.
+    :param begin: makes the session from the transport and the peer's terms.
     """
 
     def __init__(self, ours: Terms, begin: Callable[[ITransport, Terms], S]) -> None:
@@ -44,21 +45,21 @@ class NegotiationProtocol(TwistedProtocol, Generic[S]):
         self._begin = begin
         self._decoder = PacketDecoder(count=1)
         self._session: S | None = None
-        #: Fires with the session, or with None if the peer closed the connection, or answered otherwise, as one
-        #: that speaks only plain uwsgi does.
+        #: Fires with the session. Fires with None if the peer closes the connection or sends any other answer,
+        #: as a peer does that speaks plain uwsgi only.
         self.negotiated: Deferred[S | None] = Deferred()
-        #: Whether the peer sent a packet, whatever it was.
+        #: Whether the peer sent a packet of any kind.
         self.answered = False
         #: Fires when the connection is lost.
         self.lost: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
-        """Offer."""
+        """Send the offer."""
         assert self.transport is not None
         self.transport.write(encode_offer(self._ours))
 
     def dataReceived(self, data: bytes) -> None:
-        """Find out whether there is a session; it takes what comes behind that."""
+        """Handle the peer's answer. A session gets the bytes that follow it."""
         packets = self._decoder.receive(data)
         if packets:
             self.answered = True
@@ -76,7 +77,7 @@ class NegotiationProtocol(TwistedProtocol, Generic[S]):
             hand_over(self, self._session, self._decoder.rest())
 
     def close(self) -> None:
-        """Close the connection; if nothing is negotiated yet, that fails."""
+        """Close the connection. If the negotiation is not finished, it fails."""
         assert self.transport is not None
         if self._session is not None:
             self._session.close()
@@ -86,7 +87,7 @@ class NegotiationProtocol(TwistedProtocol, Generic[S]):
             self.negotiated.errback(ConnectionFailed("the client was closed"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell whoever waits."""
+        """Tell the session, or fire ``negotiated`` with None."""
         if self._session is not None:
             self._session.connection_lost()
         elif not self.negotiated.called:

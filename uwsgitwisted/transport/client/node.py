@@ -1,4 +1,4 @@
-"""One node that a client talks to: by a session if the peer grants one, else a connection a request."""
+"""One node that a client calls: in a session if it grants one, otherwise with one connection per request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
-from uwsgitwisted.transport.client.call import Call, as_it_is
+from uwsgitwisted.transport.client.call import Call, identity
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
@@ -28,12 +28,12 @@ _T = TypeVar("_T")
 
 
 class Node:
-    """An address and what is known of it.
+    """An address, and what the client has learned about the node there.
 
     :param clock: keeps the time.
-    :param endpoint: connects to it.
-    :param ours: what this side takes.
-    :param plain: whether it is known to speak plain uwsgi only, so that it is never offered a session.
+    :param endpoint: connects to the node.
+    :param ours: the terms of this side.
+    :param plain: whether the node speaks plain uwsgi only; it is never offered a session then.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Node:
         self._endpoint = endpoint
         self._ours = ours
         self._plain_until = math.inf if plain else 0.0
-        #: Until when the peer is known to be one that grants sessions, so that it hangs if it is silent.
-        self._ours_until = 0.0
+        #: Until when the node is expected to grant sessions: if it is silent before that, it hangs.
+        self._grants_until = 0.0
         self._session: ClientSession | None = None
         self._negotiating = False
         self._waiting: list[Deferred[ClientSession | None]] = []
@@ -52,23 +52,23 @@ class Node:
         self._closed = False
         self._connections: set[NegotiationProtocol[ClientSession] | PlainProtocol] = set()
 
-    def ask(
+    def call(
         self,
         packet: Packet,
         timeout: float,
         *,
         address: object = None,
         idempotent: bool = False,
-        decode: Callable[[Packet], object] = as_it_is,
+        decode: Callable[[Packet], object] = identity,
     ) -> Deferred[Any]:
         """Send a request.
 
-        :param timeout: seconds for all of it: connecting, finding out what the peer speaks, the answer.
+        :param timeout: seconds for everything: connecting, negotiating a session, and the answer.
         :param address: the address that errors name.
-        :param idempotent: whether it may be run again if the worker that runs it dies.
-        :param decode: makes of the answer's packet what the Deferred fires with.
-        :return: fires with the answer; fails with one of our errors. Cancelling it withdraws the request.
-        :raises MessageTooLarge: if the peer doesn't take so large a message.
+        :param idempotent: whether the request may run again if its worker dies.
+        :param decode: turns the answer's packet into the result of the Deferred.
+        :return: fires with the decoded answer; fails with one of our errors. Cancelling it cancels the request.
+        :raises MessageTooLarge: if the peer doesn't accept a message of this size.
         """
         call = Call(
             packet,
@@ -79,27 +79,27 @@ class Node:
             decode=decode,
         )
         session = self._session
-        if session is None or session.leaving:
-            self._find_way(call)
+        if session is None or session.draining:
+            self._send_without_session(call)
         else:
             session.send(call)
         return call.answer
 
-    def _find_way(self, call: Call, refusal: Unavailable | None = None) -> None:
-        """Settle a call for which there is no session.
+    def _send_without_session(self, call: Call, refusal: Unavailable | None = None) -> None:
+        """Send a call for which there is no session yet, or no longer.
 
-        :param refusal: why the session refused it that it was in, for the case that its time is over.
+        :param refusal: the error of the session that refused the call, which fails if it has timed out as well.
         """
         if refusal is not None and call.deadline <= self._clock.seconds():
             call.fail(refusal)
             return
-        way = Deferred.fromCoroutine(self._ask(call))
-        call.enter(0, lambda _: way.cancel())
-        way.addErrback(_fail, call)
+        sending = Deferred.fromCoroutine(self._connect_and_send(call))
+        call.attach(0, lambda _: sending.cancel())
+        sending.addErrback(_fail_call, call)
 
-    async def _ask(self, call: Call) -> None:
+    async def _connect_and_send(self, call: Call) -> None:
         if self._clock.seconds() >= self._plain_until:
-            session = await self._wait(self._new_session(), call)
+            session = await self._wait(self._get_session(), call)
             if session is not None:
                 session.send(call)
                 return
@@ -111,7 +111,7 @@ class Node:
         call.succeed(exchange.answer)
 
     async def _wait(self, deferred: Deferred[_T], call: Call) -> _T:
-        """Wait for *deferred*, as long as the call has time."""
+        """Wait for *deferred* until the call's deadline."""
         deferred.addTimeout(max(call.deadline - self._clock.seconds(), 0), self._clock)
         try:
             return await deferred
@@ -123,48 +123,51 @@ class Node:
 
     # Connections
 
-    def _new_session(self) -> Deferred[ClientSession | None]:
-        """Return a Deferred that fires with a session, or with None if the peer grants none."""
+    def _get_session(self) -> Deferred[ClientSession | None]:
+        """Negotiate a session, once for all callers that wait.
+
+        :return: fires with the session, or with None if the peer grants none.
+        """
         waiting: Deferred[ClientSession | None] = Deferred()
         self._waiting.append(waiting)
         if not self._negotiating:
             self._negotiating = True
-            Deferred.fromCoroutine(self._negotiate()).addBoth(self._negotiated)
+            Deferred.fromCoroutine(self._negotiate()).addBoth(self._on_negotiated)
         return waiting
 
-    def _negotiated(self, result: ClientSession | Failure | None) -> None:
+    def _on_negotiated(self, result: ClientSession | Failure | None) -> None:
         self._negotiating = False
         waiting, self._waiting = self._waiting, []
         if isinstance(result, ClientSession):
             self._session = result
-        for deferred in waiting:  # one whose caller has given up takes no notice
+        for deferred in waiting:  # a cancelled one ignores this
             deferred.callback(result)
 
     async def _negotiate(self) -> ClientSession | None:
-        protocol = negotiate(self._clock, self._ours, self._find_way)
+        protocol = negotiate(self._clock, self._ours, self._send_without_session)
         await self._connect(protocol)
-        hangs_if_silent = self._clock.seconds() < self._ours_until
-        patience = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
-        protocol.negotiated.addTimeout(patience, self._clock)
-        late = False
+        expects_grant = self._clock.seconds() < self._grants_until
+        grant_timeout = 2 * KEEPALIVE if expects_grant else OFFER_TIMEOUT
+        protocol.negotiated.addTimeout(grant_timeout, self._clock)
+        timed_out = False
         try:
             session = await protocol.negotiated
         except DeferredTimeout:
             protocol.close()
-            session, late = None, True
+            session, timed_out = None, True
         now = self._clock.seconds()
         if session is not None:
             protocol.lost.addCallback(self._remember_session)
         elif protocol.answered:
             self._plain_until = now + PLAIN_FOR
-        elif late and hangs_if_silent:
-            raise no_grant(patience)
+        elif timed_out and expects_grant:
+            raise no_grant(grant_timeout)
         else:
             self._plain_until = now + SILENT_FOR
         return session
 
     def _remember_session(self, _: None) -> None:
-        self._ours_until = self._clock.seconds() + PLAIN_FOR
+        self._grants_until = self._clock.seconds() + PLAIN_FOR
 
     def _connect(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> Deferred[None]:
         """Connect; the Deferred fails with ``ConnectionFailed``."""
@@ -172,14 +175,14 @@ class Node:
             return fail(ConnectionFailed("the client is closed"))
         connecting = self._endpoint.connect(Factory.forProtocol(lambda: protocol))
         self._connecting.add(connecting)
-        connecting.addBoth(self._end_connecting, connecting)
-        return connecting.addCallbacks(self._connected, self._explain)
+        connecting.addBoth(self._forget_attempt, connecting)
+        return connecting.addCallbacks(self._on_connected, self._translate_error)
 
-    def _end_connecting(self, result: _T, connecting: Deferred[Any]) -> _T:
+    def _forget_attempt(self, result: _T, connecting: Deferred[Any]) -> _T:
         self._connecting.discard(connecting)
         return result
 
-    def _connected(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> None:
+    def _on_connected(self, protocol: NegotiationProtocol[ClientSession] | PlainProtocol) -> None:
         set_nodelay(protocol.transport)
         set_keepalive(protocol.transport)
         bound_buffer(protocol.transport)
@@ -187,9 +190,9 @@ class Node:
         protocol.lost.addCallback(lambda _: self._connections.discard(protocol))
 
     def close(self) -> Deferred[None]:
-        """Close every connection; what is in flight fails.
+        """Close every connection; the calls in flight fail.
 
-        :return: fires when they are closed.
+        :return: fires when all connections are closed.
         """
         self._closed = True
         for connecting in list(self._connecting):
@@ -202,17 +205,17 @@ class Node:
             protocol.close()
         return DeferredList(lost).addCallback(lambda _: None)
 
-    def _explain(self, failure: Failure) -> Failure:
+    def _translate_error(self, failure: Failure) -> Failure:
         if failure.check(CancelledError, ConnectingCancelledError) is None:
             reason = (
-                "the host's name has no address" if failure.check(DNSLookupError) else failure.getErrorMessage()
+                "the host name has no address" if failure.check(DNSLookupError) else failure.getErrorMessage()
             )
             return Failure(ConnectionFailed(f"no connection: {reason}"))
-        # An endpoint that is cancelled fails with an error of its own.
+        # A cancelled endpoint fails with an error of its own.
         return Failure(ConnectionFailed("the client was closed") if self._closed else CancelledError())
 
 
-def _fail(failure: Failure, call: Call) -> None:
+def _fail_call(failure: Failure, call: Call) -> None:
     if not call.answer.called:
         assert isinstance(failure.value, Exception)
         call.fail(failure.value)

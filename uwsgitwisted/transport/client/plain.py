@@ -1,4 +1,4 @@
-"""One request in plain uwsgi on a Twisted connection of its own."""
+"""One plain uwsgi request on a Twisted connection of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uwsgitwisted.wire.exchange import PlainExchange
 
 
 class PlainProtocol(Protocol):
-    """Sends a request as soon as it is connected, and closes when the answer is whole.
+    """Sends a request when it is connected, and closes the connection when the answer is complete.
 
     :param exchange: the request.
     """
@@ -22,8 +22,8 @@ class PlainProtocol(Protocol):
         self._exchange = exchange
         #: Fires when the connection is lost.
         self.lost: Deferred[None] = Deferred()
-        #: Fires with the exchange when its answer is whole; fails with one of our errors. Cancelling it closes
-        #: the connection.
+        #: Fires with the exchange when its answer is complete; fails with one of our errors. Cancelling it
+        #: closes the connection.
         self.finished: Deferred[PlainExchange] = Deferred(lambda _: self._close())
 
     def connectionMade(self) -> None:
@@ -33,7 +33,7 @@ class PlainProtocol(Protocol):
         self.transport.write(self._exchange.outgoing)
 
     def dataReceived(self, data: bytes) -> None:
-        """Take a part of the answer."""
+        """Handle a part of the answer."""
         try:
             self._exchange.receive(data)
         except UwsgiError as error:
@@ -43,7 +43,7 @@ class PlainProtocol(Protocol):
             self._conclude(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Note that no more comes."""
+        """Complete the request with the answer that has come, or with an error."""
         try:
             if not reason.check(ConnectionDone):
                 raise ConnectionFailed(f"the connection broke: {reason.getErrorMessage()}")
@@ -55,7 +55,7 @@ class PlainProtocol(Protocol):
         self.lost.callback(None)
 
     def close(self) -> None:
-        """Give up."""
+        """Fail the request, and close the connection."""
         self._conclude(ConnectionFailed("the client was closed before the answer came"))
 
     def _conclude(self, error: UwsgiError | None) -> None:

@@ -1,7 +1,7 @@
 """The client's side of a session on a Twisted connection: requests out, Deferreds back.
 
-The client's connections are this. The pipes to worker processes, where requests can be had back, are
-:mod:`uwsgitwisted.engines.pipe`.
+This is for a client's connections. :mod:`uwsgitwisted.engines.pipe` is for the pipes to worker processes, from
+which requests can be recalled.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from uwsgitwisted.wire.session import (
 )
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
-#: After a look for calls whose time is over, seconds until the next: a look costs time for each call.
+#: Seconds between two searches for calls that have timed out: a search looks at every call.
 _EXPIRY_STEP = 0.01
-#: How many frames are taken in a turn of the reactor: at least a millisecond's work.
+#: How many frames to handle in a turn of the reactor: at least a millisecond's work.
 _MOST_FRAMES = 4 * SLICE_SIZE
 
 
-#: Takes a call, and the error that refused it.
+#: Sends a call again; its arguments are the call and the error of the session that refused it.
 Retry = Callable[[Call, Unavailable], None]
 
 
 class ClientSession:
     """Sends requests on one connection and fires their Deferreds.
 
-    The owner passes on what the connection brings and its loss.
+    The owner calls :meth:`data_received` and :meth:`connection_lost`.
 
     :param transport: the connection.
     :param clock: provides ``callLater`` and ``seconds`` for the time limits.
-    :param ours: what this side takes.
-    :param theirs: what the peer takes.
-    :param retry: takes over a call that has raced with the peer's shutdown notice, so that it was not begun.
+    :param ours: the terms of this side.
+    :param theirs: the terms of the peer.
+    :param retry: takes over a call that raced with the peer's shutdown notice; the peer has not started it.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class ClientSession:
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
         self._transport = transport
-        self._writer = Writer(transport, self._drained)
+        self._writer = Writer(transport, self._on_drained)
         self._clock = clock
-        self._timer = Timer(clock, self._expire)
+        self._timer = Timer(clock, self._on_deadline)
         self._timer_at = math.inf
         self._ids = itertools.count(1)
-        #: The ids of those that the peer has no room for yet, in order.
+        #: The ids of the calls that wait here because the peer has no room for them yet, in order.
         self._held: OrderedDict[int, None] = OrderedDict()
         self._keepalive = Timer(clock, self._check_keepalive)
         self._heard = 0.0
@@ -78,30 +78,31 @@ class ClientSession:
         self._lost = False
         self._paused = False
         self._reading_more = False
-        #: Whether the peer, or this side, said that no further request will be taken.
-        self.leaving = False
+        #: Whether the session accepts no further requests, because either side has sent a shutdown notice, or
+        #: the connection is lost.
+        self.draining = False
 
     @property
     def pending(self) -> int:
-        """How many requests wait for their answers."""
+        """How many requests have no answer yet."""
         return len(self._pending)
 
     def send(self, call: Call) -> None:
-        """Ask, and settle *call* with the answer.
+        """Send the request of *call*, and complete the call with its answer.
 
-        It fails with what the peer says, ``RequestTimeout``, or ``NoAnswer`` if the connection is lost.
-        Cancelling it tells the peer.
+        The call fails with the peer's error, with ``RequestTimeout``, or with ``NoAnswer`` if the connection is
+        lost. If it is cancelled, the peer is told.
 
-        :raises MessageTooLarge: if the peer doesn't take so large a message.
+        :raises MessageTooLarge: if the peer doesn't accept a message of this size.
         """
         request = self._next_id()
         now = self._clock.seconds()
         if len(self._pending) < self._session.theirs.max_requests:
             self._send(request, call, now)
-        else:  # more would only wait there, and keep the peer from reading what is behind them
+        else:  # it would only wait there, and stop the peer from reading later frames
             self._session.check_size(len(call.packet.payload))
             self._held[request] = None
-        call.enter(request, self._withdraw)
+        call.attach(request, self._cancel_call)
         self._pending[request] = call
         if call.deadline < self._timer_at:
             self._timer_at = call.deadline
@@ -116,9 +117,10 @@ class ClientSession:
         self._session.send_request(request, call.packet, left, idempotent=call.idempotent)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the connection brings; a peer that breaks the protocol has it aborted.
+        """Handle bytes from the peer. If they violate the protocol, abort the connection.
 
-        What is too much for one turn of the reactor is taken in later ones; until then nothing more is read.
+        Frames that are too many for one turn of the reactor are handled in later turns; until then, reading is
+        paused.
         """
         self._heard = self._clock.seconds()
         self._receive(data)
@@ -133,27 +135,27 @@ class ClientSession:
                 return
             for event in BATCH.slices(events):
                 if isinstance(event, AnswerReceived):
-                    self._settle(event.id, event.packet, event.took)
+                    self._complete_call(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
-                    self._settle(event.id, event.error, event.took)
+                    self._complete_call(event.id, event.error, event.took)
                 elif isinstance(event, ShutdownReceived):
-                    self.leaving = True
+                    self.draining = True
             if self._held:
                 self._send_held()
             if (self._session.unfinished > 0) != self._reading_more:
                 self._reading_more = not self._reading_more
                 read_more_at_once(self._transport, self._reading_more)
-            if self.leaving and not self._pending:
+            if self.draining and not self._pending:
                 self.close()
             else:
                 BATCH.at_end(self.flush)
-                self._read_the_rest()
+                self._plan_rest()
 
-    def _read_the_rest(self) -> None:
-        """Go on later with frames that have come and were not taken."""
+    def _plan_rest(self) -> None:
+        """Schedule the handling of frames that are left, and pause reading until then."""
         more = self._session.more
         if more:
-            self._slices.go_on(self._receive_more)
+            self._slices.schedule(self._receive_more)
         if more != self._paused:
             self._paused = more
             if more:
@@ -166,36 +168,37 @@ class ClientSession:
             self._receive()
 
     def connection_lost(self, error: Exception | None = None) -> None:
-        """Fail what is pending."""
-        self._lost = self.leaving = True
+        """Fail the pending calls."""
+        self._lost = self.draining = True
         self._timer.clear()
         self._keepalive.clear()
         self._held.clear()
-        while self._pending:  # one that fails may cancel others
+        while self._pending:  # the failure of one may cancel others
             call = self._pending.pop(next(iter(self._pending)))
             call.fail(error or NoAnswer("the connection was lost before the answer came"))
 
     def close(self) -> None:
-        """Announce the shutdown, and close when all that was sent is out; pending requests fail."""
-        self.leaving = True
+        """Send a shutdown notice, and close the connection when all data is written; pending calls fail."""
+        self.draining = True
         self._session.send_shutdown()
         self.flush()
         self._writer.close()
 
     def flush(self) -> None:
-        """Write what there is to send, as far as the connection takes it."""
+        """Write queued frames until the connection is full."""
         while self._session.sending and not self._lost and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
 
-    def _drained(self) -> None:
-        """Note that the peer has read something, and go on writing."""
+    def _on_drained(self) -> None:
+        """Go on writing: the peer has read something, so it is alive."""
         self._heard = self._clock.seconds()
         self.flush()
 
     def _check_keepalive(self) -> None:
-        """While answers are waited for, see that the server is there: one that is answers pings, however busy.
+        """Ping a silent server while calls are pending, and fail them if it stays silent.
 
-        One that neither sends nor reads anything is not: what is to be sent to it would only pile up.
+        A live server answers pings, however busy it is. One that neither sends nor reads hangs or is cut off,
+        and data for it would pile up.
         """
         if not self._pending:
             return
@@ -209,19 +212,19 @@ class ClientSession:
             BATCH.at_end(self.flush)
         self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
-    def _settle(self, request: int, result: Packet | UwsgiError, took: float) -> None:
+    def _complete_call(self, request: int, result: Packet | UwsgiError, took: float) -> None:
         call = self._pending.pop(request, None)
-        if call is None:  # cancelled or expired
+        if call is None:  # cancelled, or timed out
             return
         call.took = took
         if isinstance(result, Packet):
             call.succeed(result)
-        elif isinstance(result, Unavailable) and self.leaving and self._retry is not None:
+        elif isinstance(result, Unavailable) and self.draining and self._retry is not None:
             self._retry(call, result)
         else:
             call.fail(result)
 
-    def _withdraw(self, call: Call) -> None:
+    def _cancel_call(self, call: Call) -> None:
         del self._pending[call.id]
         if call.id in self._held:
             del self._held[call.id]
@@ -231,17 +234,17 @@ class ClientSession:
         BATCH.at_end(self.flush)
 
     def _send_held(self) -> None:
-        """Send requests that were held back, as far as the peer works on so many."""
+        """Send held requests while the peer has room for more."""
         while self._held and len(self._pending) - len(self._held) < self._session.theirs.max_requests:
             request, _ = self._held.popitem(last=False)
             self._send(request, self._pending[request], self._clock.seconds())
 
-    def _expire(self) -> None:
+    def _on_deadline(self) -> None:
         now = self._clock.seconds()
         for call in list(self._pending.values()):
-            if call.deadline <= now and call.id in self._pending:  # one that fails may cancel others
-                self._withdraw(call)
-                call.expire()
+            if call.deadline <= now and call.id in self._pending:  # the failure of one may cancel others
+                self._cancel_call(call)
+                call.time_out()
         self._timer_at = min((call.deadline for call in self._pending.values()), default=math.inf)
         if self._timer_at < math.inf:
             self._timer.set(max(_EXPIRY_STEP, self._timer_at - now))
@@ -256,10 +259,10 @@ class ClientSession:
 def negotiate(
     clock: IReactorTime, ours: Terms, retry: Retry | None = None
 ) -> NegotiationProtocol[ClientSession]:
-    """Return the protocol of a connection on which an :class:`ClientSession` is to begin.
+    """Return a protocol that negotiates a :class:`ClientSession` on its connection.
 
     :param clock: for the session's time limits.
-    :param ours: what this side takes.
+    :param ours: the terms of this side.
     :param retry: see :class:`ClientSession`.
     """
     return NegotiationProtocol(

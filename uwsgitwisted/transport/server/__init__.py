@@ -1,1 +1,1 @@
-"""The serving side of a connection."""
+"""The server's side of a connection."""

@@ -1,11 +1,11 @@
-"""The serving side of a connection: bytes to requests, answers to bytes, with a limit on everything.
+"""The server's side of a connection: bytes to requests, answers to bytes, with a limit on everything.
 
-A connection begins plain, as uWSGI has it: one request, one answer, then it is closed. A first packet that
-offers a session (see :mod:`uwsgitwisted.wire.session`) is answered with our terms, and the connection goes on
-as an :class:`~uwsgitwisted.transport.server.session.ServerSession`.
+A connection starts as plain uwsgi: one request, one answer, then it is closed. If the first packet offers a
+session (see :mod:`uwsgitwisted.wire.session`), the server answers with its terms, and a
+:class:`~uwsgitwisted.transport.server.session.ServerSession` takes over the connection.
 
-Behind a plain packet a body may follow, as nginx sends it. A responder gets both as one message, as it would in
-a session.
+A body may follow a plain packet, as nginx sends it. A responder gets both as one message, as it would in a
+session.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, decode_offer
 from uwsgitwisted.wire.vars import body_size
 
-#: For as many further bytes of a body, its sender has the limit's time.
+#: The body timeout starts again after this many bytes of a body.
 _BODY_STEP = MAX_PAYLOAD
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection, one peer, and all of them together, may take.
+    """The limits of one connection, of one peer, and of all peers together.
 
-    :param header_timeout: seconds until a connection's first packet has its header; uWSGI gives 4.
-    :param body_timeout: seconds until the rest of that packet is there, whatever its pace; until each further
-        65535 bytes of a body behind it, and in a session each further piece of a large message.
-    :param write_timeout: seconds until a peer has taken its plain answer; in a session, how many it may go
-        without taking any of what waits for it.
+    :param header_timeout: seconds for the header of a connection's first packet; uWSGI allows 4.
+    :param body_timeout: seconds for the rest of that packet, at whatever pace; for each further 65535 bytes of
+        a body behind it; and, in a session, for each further piece of a large message.
+    :param write_timeout: seconds for a peer to read its plain answer; in a session, the longest time for which
+        a peer may read nothing while data waits for it.
     :param idle_timeout: seconds that a session may be silent.
-    :param max_connections: how many connections are open at once; beyond it the longest idle one is closed, and
-        if none is idle, the new one.
-    :param max_peer_connections: how many of them may belong to one peer; None for three quarters of them.
+    :param max_connections: how many connections may be open at once. One more closes the longest idle one; if
+        none is idle, the new one is closed.
+    :param max_peer_connections: how many of them one peer may have; None for three quarters.
     :param max_packet: the largest plain payload, in bytes.
-    :param max_ignored: how many bytes may follow a plain request, where nothing is expected.
-    :param max_buffered: how many bytes are held for all peers together; None for a quarter of the memory. See
+    :param max_ignored: how many unexpected bytes may follow a plain request.
+    :param max_buffered: how many bytes to hold for all peers together; None for a quarter of the memory. See
         :mod:`uwsgitwisted.transport.server.budget`.
     """
 
@@ -81,17 +81,17 @@ class Limits:
 
 
 class _State(enum.Enum):
-    """Where a connection is. :data:`_BEHAVIOUR` says what it does there."""
+    """The states of a connection. :data:`_BEHAVIOUR` says what a connection does in each."""
 
     HEADER = enum.auto()
     PACKET = enum.auto()
     BODY = enum.auto()
     ANSWERING = enum.auto()
-    #: As before, but the peer has closed its sending side.
+    #: The same, but the peer has closed its sending side.
     HALF_CLOSED = enum.auto()
-    #: The answer is written; what the peer still sends is thrown away.
+    #: The answer is written; whatever the peer still sends is dropped.
     LINGERING = enum.auto()
-    #: The answer is on its way out.
+    #: The answer is being sent.
     CLOSING = enum.auto()
     SESSION = enum.auto()
     CLOSED = enum.auto()
@@ -108,32 +108,32 @@ class _Body:
     def __init__(self, packet: Packet, size: int) -> None:
         self._packet = packet
         self._data = bytearray(packet.payload)
-        #: How many bytes are still to come.
+        #: How many bytes have not arrived.
         self.missing = size
 
     def add(self, data: bytes) -> int:
-        """Take bytes of the body, and return how many of them don't belong to it any more."""
+        """Add bytes to the body; return how many of them came after its end."""
         taken = min(len(data), self.missing)
         self._data += data if taken == len(data) else data[:taken]
         self.missing -= taken
         return len(data) - taken
 
     def message(self) -> Packet:
-        """Return the packet with its body behind its payload."""
+        """Return the packet with its body appended to its payload."""
         return self._packet._replace(payload=bytes(self._data))
 
 
 class ServerFactory(Factory):
-    """Makes the connections of one service and knows them.
+    """Makes the connections of one service and keeps track of them.
 
     :param clock: for the time limits.
     :param respond: answers a request; see :meth:`uwsgitwisted.interfaces.IResponder.respond`.
-    :param terms: what a session is granted; None to serve plain uwsgi only.
-    :param limits: see there.
-    :param networks: whose connections are accepted; None for everybody's.
-    :param tracebacks: whether peers are told the tracebacks of handlers' exceptions.
-    :param bodies: the modifiers of packets that a body follows; its size is the CONTENT_LENGTH in their vars
-        block. If it can't be taken, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
+    :param terms: the terms on which it grants sessions; None to serve plain uwsgi only.
+    :param limits: see :class:`Limits`.
+    :param networks: the networks from which it accepts connections; None for all.
+    :param tracebacks: whether to send peers the tracebacks of handlers' exceptions.
+    :param bodies: the modifiers of packets with a body; the CONTENT_LENGTH in their vars block is its size. If
+        the server can't take it, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
     """
 
     noisy = False
@@ -161,9 +161,10 @@ class ServerFactory(Factory):
         self.reports = Reports(self._log)
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
-        #: In which the sessions do what is too much for one turn of the reactor.
+        #: Where sessions put work that is too much for one turn of the reactor.
         self.slices = Slices(clock)
-        #: The connections that have not sent a header, the rest of a packet or body, or taken the whole answer.
+        #: The connections that still owe a header, still owe the rest of a packet or body, or still have to
+        #: read their answer.
         self.headers = Deadlines(clock, limits.header_timeout, ServerProtocol.time_out)
         self.bodies = Deadlines(clock, limits.body_timeout, ServerProtocol.time_out)
         self.answers = Deadlines(clock, limits.write_timeout, ServerProtocol.time_out)
@@ -173,7 +174,7 @@ class ServerFactory(Factory):
         assert addr is not None
         peer = Peer(addr)
         if self._networks is not None and not peer.is_allowed(self._networks):
-            reason: str | None = "it is in none of the networks that may connect"
+            reason: str | None = "its address is in none of the allowed networks"
         else:
             reason = self.connections.refusal(peer)
         if reason is None:
@@ -187,11 +188,11 @@ class ServerFactory(Factory):
             return 0
         try:
             return body_size(packet.payload)
-        except MalformedPacket:  # its responder finds this too, and answers
+        except MalformedPacket:  # its responder finds the same error, and answers
             return 0
 
     def finish(self) -> Deferred[None]:
-        """Let every connection finish what it has in flight.
+        """Drain every connection: let it finish its requests in flight.
 
         :return: fires when all are closed.
         """
@@ -209,9 +210,9 @@ class ServerFactory(Factory):
 class ServerProtocol(Protocol):
     """One connection of a :class:`ServerFactory`.
 
-    What it does with what happens depends on its state: see :data:`_BEHAVIOUR`.
+    Its state decides how it reacts to events: see :data:`_BEHAVIOUR`.
 
-    :param peer: who is at the other end.
+    :param peer: the other end.
     """
 
     _log = Logger()
@@ -229,17 +230,17 @@ class ServerProtocol(Protocol):
         self._answer: Deferred[Answer] | None = None
         self._answers_raw = False
         self._session: ServerSession | None = None
-        #: How many bytes came where nothing is expected; below 0 while a body is thrown away.
+        #: How many unexpected bytes have come; negative while a body is being dropped.
         self._ignored = 0
         self._writer: Writer | None = None
 
     def connectionMade(self) -> None:
-        """Start to wait for a header."""
+        """Wait for a header."""
         self._factory.connections.add(self)
         self._enter(_State.HEADER)
 
     def _enter(self, state: _State) -> None:
-        """Begin a state, and its time limit, if it has one."""
+        """Enter a state, and start its time limit, if it has one."""
         if self._deadlines is not None:
             self._deadlines.discard(self)
         self._state = state
@@ -247,29 +248,29 @@ class ServerProtocol(Protocol):
         if self._deadlines is not None:
             self._deadlines.add(self)
 
-    # What happens to it
+    # Events
 
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes. A session takes its bytes itself."""
+        """Handle bytes from the peer. Those of a session go directly to the session."""
         _BEHAVIOUR[self._state].receive(self, data)
 
     def readConnectionLost(self) -> None:
-        """Go on answering a peer that has only closed its sending side, if its request is whole."""
+        """Go on answering a peer that has only closed its sending side, if its request is complete."""
         _BEHAVIOUR[self._state].half_close(self)
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: the loss of the connection follows."""
+        """Do nothing: ``connectionLost`` follows."""
 
     def time_out(self) -> None:
-        """Close the connection, whose peer is late."""
+        """Close the connection: the time limit of its state has expired."""
         late = _BEHAVIOUR[self._state].late
         self._factory.reports.report(
-            late, "{peer} {late}; its connection is closed", level=LogLevel.info, peer=self.peer, late=late
+            late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
         )
         self.abort()
 
     def finish(self) -> None:
-        """Answer what was asked, then close; take nothing more."""
+        """Answer the requests in flight, then close; accept nothing more."""
         _BEHAVIOUR[self._state].finish(self)
 
     def abort(self) -> None:
@@ -283,7 +284,7 @@ class ServerProtocol(Protocol):
             self.transport.abortConnection()  # type: ignore[attr-defined]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Withdraw what runs: nobody waits for it any more."""
+        """Cancel the requests in flight: nobody waits for their answers any more."""
         self._enter(_State.CLOSED)
         self._body = None
         if self._session is not None:
@@ -297,16 +298,16 @@ class ServerProtocol(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it has waited for nothing, in the reactor's time; None if it is in use.
+        """Since when the connection has been idle, in the reactor's time; None if it is in use.
 
-        A peer that has closed its sending side may be gone altogether: the system doesn't tell.
+        A half-closed connection counts as idle: its peer may be gone, and the system doesn't say.
         """
         if self._session is not None:
             return self._session.idle_since
         return self._since if self._state in (_State.HALF_CLOSED, _State.LINGERING) else None
 
     def evict(self) -> None:
-        """Close the connection, which is idle, to make room for another."""
+        """Close this idle connection to make room for another."""
         if self._session is not None:
             self._session.finish()
         else:
@@ -322,11 +323,11 @@ class ServerProtocol(Protocol):
             self.abort()
             return
         if packets:
-            self._begin(packets[0])
+            self._handle_packet(packets[0])
         elif self._state is _State.HEADER and self._decoder.header_seen:
             self._enter(_State.PACKET)
 
-    def _begin(self, packet: Packet) -> None:
+    def _handle_packet(self, packet: Packet) -> None:
         theirs = decode_offer(packet)
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
@@ -335,25 +336,25 @@ class ServerProtocol(Protocol):
         refused = self._refusal(len(packet.payload) + size) if size else None
         if refused is not None:
             self._ignored = len(self._decoder.rest()) - size
-            self._ask(packet, refused)
+            self._call_responder(packet, refused)
         elif size:
             self._begin_body(_Body(packet, size))
         else:
             self._account.set(len(packet.payload))
             self._ignored = len(self._decoder.rest())
-            self._ask(packet)
+            self._call_responder(packet)
 
     def _refusal(self, size: int) -> UwsgiError | None:
-        """Return why a request of *size* bytes with its body is not taken, or None if it is."""
+        """Return why a request of *size* bytes, including its body, is refused, or None if it is not."""
         limit = self._factory.max_message
         if size > limit:
             return MessageTooLarge(
-                f"a request of {size} bytes with its body; {limit} are taken (--max-message)",
+                f"a request of {size} bytes, including its body; the limit is {limit} (--max-message)",
                 size=size,
                 limit=limit,
             )
         if not self._account.admits(size):
-            return Busy(f"there is no room for a request of {size} bytes now (--max-buffered); try again later")
+            return Busy(f"no room for a request of {size} bytes now (--max-buffered); try again later")
         self._account.set(size)
         return None
 
@@ -371,22 +372,22 @@ class ServerProtocol(Protocol):
         self._ignored += body.add(data)
         if not body.missing:
             self._body = None
-            self._ask(body.message())
+            self._call_responder(body.message())
         elif body.missing // _BODY_STEP < pieces_missing:
             self._enter(_State.BODY)
 
-    def _ask(self, packet: Packet, refused: UwsgiError | None = None) -> None:
+    def _call_responder(self, packet: Packet, refused: UwsgiError | None = None) -> None:
         self._enter(_State.ANSWERING)
         self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
         try:
             answer = self._factory.respond(Request(packet, self.peer, refused=refused))
         except Exception:
-            # The responders have logged it; plain uwsgi has no errors but a closed connection.
-            self._finish(b"")
+            # The responders have logged it. In plain uwsgi, the only error is a closed connection.
+            self._write_and_close(b"")
             return
         if isinstance(answer, Deferred):
             self._answer = answer
-            answer.addCallbacks(self._send_answer, lambda _: self._finish(b""))
+            answer.addCallbacks(self._send_answer, lambda _: self._write_and_close(b""))
         else:
             self._send_answer(answer)
 
@@ -419,7 +420,7 @@ class ServerProtocol(Protocol):
 
     def _send_answer(self, answer: Answer) -> None:
         if isinstance(answer, TimedAnswer):
-            answer = answer.packet  # plain uwsgi has no place for a time
+            answer = answer.packet  # plain uwsgi has no field for the time
         if isinstance(answer, Packet):
             try:
                 answer = answer.payload if self._answers_raw else encode_packet(answer)
@@ -428,13 +429,13 @@ class ServerProtocol(Protocol):
                     "large answer", "the answer for {peer} is too large: {error}", peer=self.peer, error=error
                 )
                 answer = b""
-        self._finish(answer)
+        self._write_and_close(answer)
 
-    def _finish(self, data: bytes) -> None:
-        """Write *data* and close the connection when it is out.
+    def _write_and_close(self, data: bytes) -> None:
+        """Write *data*, and close the connection when all of it is sent.
 
-        Where the peer sends more than was asked for, that waits: the system would answer what is still unread
-        with a reset, on which the peer may lose the answer. A peer that has read it closes by itself.
+        If the peer sends more than it should, linger before the close. The system would answer unread bytes
+        with a reset, which may destroy the answer. A peer that has read its answer closes by itself.
         """
         self._answer = None
         if self._state not in (_State.ANSWERING, _State.HALF_CLOSED):  # closed meanwhile
@@ -452,14 +453,14 @@ class ServerProtocol(Protocol):
     def _linger(self, writer: Writer) -> None:
         self._since = self._factory.clock.seconds()
         self._enter(_State.LINGERING)
-        if self._ignored >= 0:  # else it is a body, whose end is known
+        if self._ignored >= 0:  # otherwise it is a body, which has a known end
             writer.half_close()
 
     def _half_close(self) -> None:
         self._since = self._factory.clock.seconds()
         self._enter(_State.HALF_CLOSED)
 
-    def _ignore(self, data: bytes) -> None:
+    def _drop(self, data: bytes) -> None:
         whole_body = self._ignored < 0 <= self._ignored + len(data)
         self._ignored += len(data)
         if self._ignored > self._limits.max_ignored:
@@ -472,17 +473,17 @@ class ServerProtocol(Protocol):
         self._enter(_State.CLOSED if self._writer.close() else _State.CLOSING)
 
     def _do_nothing(self) -> None:
-        """Leave things as they are."""
+        """Do nothing."""
 
 
 class _Behaviour(NamedTuple):
     """What a connection does in a state.
 
-    :param receive: with bytes that arrive.
-    :param half_close: when the peer closes its sending side.
-    :param finish: when the service stops.
+    :param receive: handles bytes from the peer.
+    :param half_close: handles the end of the peer's sending side.
+    :param finish: handles the stop of the service.
     :param deadlines: the time limit of the state.
-    :param late: what the peer has not done when that is over.
+    :param late: what the peer has done wrong when the limit expires, for the log.
     """
 
     receive: Callable[[ServerProtocol, bytes], None]
@@ -495,7 +496,7 @@ class _Behaviour(NamedTuple):
 _P = ServerProtocol
 _BEHAVIOUR = {
     _State.HEADER: _Behaviour(
-        _P._receive_first, _P.abort, _P.abort, attrgetter("headers"), "sent no whole header"
+        _P._receive_first, _P.abort, _P.abort, attrgetter("headers"), "sent no complete header"
     ),
     _State.PACKET: _Behaviour(
         _P._receive_first, _P.abort, _P.abort, attrgetter("bodies"), "did not send the rest of its packet"
@@ -507,14 +508,14 @@ _BEHAVIOUR = {
         attrgetter("bodies"),
         "did not send the rest of its body",
     ),
-    _State.ANSWERING: _Behaviour(_P._ignore, _P._half_close, _P._do_nothing),
-    _State.HALF_CLOSED: _Behaviour(_P._ignore, _P._do_nothing, _P._do_nothing),
+    _State.ANSWERING: _Behaviour(_P._drop, _P._half_close, _P._do_nothing),
+    _State.HALF_CLOSED: _Behaviour(_P._drop, _P._do_nothing, _P._do_nothing),
     _State.LINGERING: _Behaviour(
-        _P._ignore, _P._close, _P._close, attrgetter("answers"), "still sends what nobody asked for"
+        _P._drop, _P._close, _P._close, attrgetter("answers"), "is still sending unexpected data"
     ),
     _State.CLOSING: _Behaviour(
-        _P._ignore, _P._do_nothing, _P._do_nothing, attrgetter("answers"), "took nothing of its answer"
+        _P._drop, _P._do_nothing, _P._do_nothing, attrgetter("answers"), "did not read its answer"
     ),
-    _State.SESSION: _Behaviour(_P._ignore, _P.abort, _P._finish_session),
-    _State.CLOSED: _Behaviour(_P._ignore, _P._do_nothing, _P._do_nothing),
+    _State.SESSION: _Behaviour(_P._drop, _P.abort, _P._finish_session),
+    _State.CLOSED: _Behaviour(_P._drop, _P._do_nothing, _P._do_nothing),
 }

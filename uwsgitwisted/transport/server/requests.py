@@ -1,4 +1,4 @@
-"""The requests of one session: those that run, and those that are held until there is room for them."""
+"""The requests of one session: those that run, and those that are held until there is room to start them."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from uwsgitwisted.wire.session import RequestReceived
 
 
 def cost(event: RequestReceived) -> int:
-    """Return about how many bytes of memory a request takes."""
+    """Return roughly how many bytes of memory a request takes."""
     return len(event.packet.payload) + OVERHEAD
 
 
 class Requests:
-    """What a session has taken and not answered, by the ids of the requests.
+    """The requests that a session has accepted and not answered, by their ids.
 
     :param clock: keeps the time.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # With the bytes that each takes.
+        # Each with its size in bytes.
         self._running: dict[int, tuple[Deferred[Answer], int]] = {}
         self._running_size = 0
-        # With the times at which they came.
+        # Each with its time of arrival.
         self._held: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
-        #: How many bytes those that are held take.
+        #: How many bytes the held requests take.
         self.held_size = 0
 
     @property
     def running(self) -> int:
-        """How many run."""
+        """How many requests run."""
         return len(self._running)
 
     @property
     def held(self) -> int:
-        """How many are held."""
+        """How many requests are held."""
         return len(self._held)
 
     @property
     def size(self) -> int:
-        """How many bytes all of them take."""
+        """How many bytes all requests take."""
         return self._running_size + self.held_size
 
     def __contains__(self, request: int) -> bool:
@@ -55,12 +55,12 @@ class Requests:
         return bool(self._running or self._held)
 
     def hold(self, event: RequestReceived) -> None:
-        """Keep a request until there is room for it."""
+        """Hold a request until there is room to start it."""
         self._held[event.id] = (event, self._clock.seconds())
         self.held_size += cost(event)
 
     def release(self) -> RequestReceived:
-        """Return the first of those that are held, with the time that its caller still waits."""
+        """Remove and return the first held request, with the time left until its deadline."""
         event, arrived = self._held.popitem(last=False)[1]
         self.held_size -= cost(event)
         if event.seconds is None:
@@ -68,15 +68,15 @@ class Requests:
         return event._replace(seconds=event.seconds - (self._clock.seconds() - arrived))
 
     def begin(self, event: RequestReceived, answer: Deferred[Answer]) -> None:
-        """Add one that runs."""
+        """Add a running request."""
         size = cost(event)
         self._running[event.id] = answer, size
         self._running_size += size
 
     def end(self, request: int, answer: Deferred[Answer]) -> bool:
-        """Remove one whose answer is there; return whether that is waited for.
+        """Remove an answered request; return whether its *answer* is still wanted.
 
-        One that was cancelled may fire all the same, when its request's id is that of another.
+        The Deferred of a cancelled request may fire after all, when another request already has its id.
         """
         running, size = self._running.get(request, (None, 0))
         if running is not answer:
@@ -86,7 +86,7 @@ class Requests:
         return True
 
     def cancel(self, request: int) -> None:
-        """Remove one that nobody waits for any more."""
+        """Remove a cancelled request, and cancel its answer."""
         if request in self._running:
             running, size = self._running.pop(request)
             self._running_size -= size
@@ -95,7 +95,7 @@ class Requests:
             self.held_size -= cost(self._held.pop(request)[0])
 
     def cancel_all(self) -> None:
-        """Remove all of them."""
+        """Remove and cancel all requests."""
         self._held.clear()
         self.held_size = 0
         for request in list(self._running):

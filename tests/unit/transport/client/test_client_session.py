@@ -209,7 +209,7 @@ class TestHolding:
         assert results == [[TOLD]] * 4
 
     def test_withdrawn(self) -> None:
-        """One that is held back is withdrawn without a word, and one that is sent makes room."""
+        """A held request is cancelled silently; the cancel of a sent one makes room."""
         bench = Bench(theirs=Terms(max_requests=1))
         answers = [bench.request(ASK) for _ in range(3)]
         for answer in answers:
@@ -223,7 +223,7 @@ class TestHolding:
         assert [event.id for event in bench.server.events if isinstance(event, CancelReceived)] == [1]
 
     def test_what_is_left_of_its_time(self) -> None:
-        """A request that was held back travels with what is left of its time."""
+        """A held request is sent with the time left until its deadline."""
         bench = Bench(theirs=Terms(max_requests=1))
         bench.ask()
         bench.ask(seconds=10)
@@ -232,7 +232,7 @@ class TestHolding:
         assert bench.server.events[-1] == RequestReceived(2, ASK, 6.0)
 
     def test_too_large(self) -> None:
-        """One that the peer would not take is refused at once, also while it would be held back."""
+        """A request that is too large for the peer fails at once, even if it would be held."""
         bench = Bench(theirs=Terms(max_requests=1, max_message=10))
         bench.ask()
         with pytest.raises(MessageTooLarge):
@@ -253,7 +253,7 @@ class TestTime:
 
 class TestKeepalive:
     def test_a_peer_that_neither_reads_nor_speaks(self) -> None:
-        """One that takes nothing and says nothing is given up: what it is to get would pile up."""
+        """A server that neither reads nor sends is treated as dead: data for it would pile up."""
         bench = Bench()
         bench.link.server.paused = True
         results = bench.ask(Packet(33, 0, bytes(10_000_000)))
@@ -264,7 +264,7 @@ class TestKeepalive:
 
     @pytest.mark.parametrize("how", ["reads a little", "says that it lives"])
     def test_a_peer_that_hardly_reads(self, how: str) -> None:
-        """One that reads slowly, or that has no room for more and says that it lives, is kept."""
+        """A server that reads slowly, or is full but sends keep-alives, is kept."""
         bench = Bench()
         bench.link.server.paused = True
         results = bench.ask(Packet(33, 0, bytes(10_000_000)))
@@ -293,7 +293,7 @@ class TestKeepalive:
         assert results == [TOLD]
 
     def test_a_dead_peer(self) -> None:
-        """One that doesn't even answer pings is given up, with what waits for it."""
+        """A server that doesn't even answer pings is treated as dead, and its calls fail."""
         bench = Bench()
         results = bench.ask()
         bench.clock.advance(KEEPALIVE)
@@ -313,12 +313,12 @@ class TestKeepalive:
         bench.clock.advance(10 * KEEPALIVE)
         bench.link.flush()
         assert [type(event) for event in bench.server.events] == [RequestReceived]
-        assert not bench.session.leaving
+        assert not bench.session.draining
 
 
 class TestWithdrawal:
     def test_cancel(self) -> None:
-        """Cancelling tells the peer, and an answer that comes all the same is dropped."""
+        """A cancel is sent to the peer, and an answer that raced with it is dropped."""
         bench = Bench()
         results: list[Any] = []
         deferred = bench.request(ASK).addErrback(results.append)
@@ -331,7 +331,7 @@ class TestWithdrawal:
         assert bench.session.pending == 0
 
     def test_cancel_crosses_large_answers(self) -> None:
-        """Beginnings of answers that nobody waits for use up nothing of what may be under way."""
+        """First pieces of cancelled answers take nothing of the window."""
         large = Packet(33, 0, bytes(3 * FIRST_PIECE))
         bench = Bench(ours=Terms(max_message=len(large.payload)))
         for number in (1, 2, 3):
@@ -348,7 +348,7 @@ class TestWithdrawal:
         assert results == [large]
 
     def test_timeout(self) -> None:
-        """A request whose time is over fails, and the peer is told; others go on."""
+        """A request that times out fails and is cancelled at the peer; others go on."""
         bench = Bench()
         late, early, endless = bench.ask(seconds=8), bench.ask(seconds=4), bench.ask()
         bench.clock.advance(3.9)
@@ -374,7 +374,7 @@ class TestWithdrawal:
         assert results[0].value.seconds == 30
 
     def test_the_alarm_after_an_answer(self) -> None:
-        """Requests that were answered in time don't ring."""
+        """Answered requests don't time out."""
         bench = Bench()
         first = bench.ask(seconds=10)
         bench.tell(1)
@@ -411,17 +411,17 @@ class TestWithdrawal:
 
 class TestEnd:
     def test_loss(self) -> None:
-        """When the connection is lost, what is pending fails, and no timer is left."""
+        """When the connection is lost, pending calls fail, and no timer is left."""
         bench = Bench()
         results = bench.ask(seconds=10)
         bench.link.cut()
         assert results[0].check(NoAnswer)
-        assert bench.session.leaving
+        assert bench.session.draining
         assert bench.protocol.lost.called
         assert not bench.clock.getDelayedCalls()
 
     def test_protocol_error(self) -> None:
-        """A peer that breaks the protocol is cut off, and what is pending fails with what it did."""
+        """A peer that violates the protocol is disconnected, and pending calls fail with the reason."""
         bench = Bench()
         results = bench.ask()
         bench.link.server.write(encode_packet(ASK))
@@ -435,7 +435,7 @@ class TestEnd:
         results = bench.ask()
         bench.server.session.send_shutdown()
         bench.send()
-        assert bench.session.leaving
+        assert bench.session.draining
         assert not bench.server.lost
         bench.tell(1)
         assert results == [TOLD]
@@ -450,7 +450,7 @@ class TestEnd:
         assert bench.server.lost
 
     def test_close(self) -> None:
-        """Closing announces its shutdown; what is pending fails."""
+        """Closing sends a shutdown notice; pending calls fail."""
         bench = Bench()
         results = bench.ask()
         bench.protocol.close()
@@ -477,7 +477,7 @@ class TestOffer:
         assert results == []
 
     def test_granted(self) -> None:
-        """The peer's terms make a session; what follows them in the same chunk is taken."""
+        """The peer's terms make a session, which gets the bytes that follow in the same chunk."""
         grant = encode_packet(Packet(PING, 1, Terms().encode()))
         peer = Session(Role.SERVER, Terms(), Terms())
         peer.send_shutdown()
@@ -485,7 +485,7 @@ class TestOffer:
         link.flush()
         [session] = results
         assert isinstance(session, ClientSession)
-        assert session.leaving
+        assert session.draining
         assert protocol.answered
 
     def test_granted_byte_by_byte(self) -> None:
@@ -528,7 +528,7 @@ class TestOffer:
 
     @pytest.mark.parametrize("answer", [Packet(PING, 1), Packet(PING, 1, Terms().encode())])
     def test_an_answer_that_comes_too_late(self, answer: Packet) -> None:
-        """It changes nothing: whoever waited has gone on."""
+        """A late grant changes nothing: the caller has timed out."""
         server = ScriptedServer(encode_packet(answer), close=False)
         protocol, results, link = self.negotiate(server)
         protocol.negotiated.cancel()

@@ -60,7 +60,7 @@ class Bench:
 
     def start(self, timeout: float = 30, packet: Packet = ASK) -> tuple[Deferred[Any], list[Any]]:
         results: list[Any] = []
-        deferred = self.node.ask(packet, timeout, decode=decode_answer)
+        deferred = self.node.call(packet, timeout, decode=decode_answer)
         deferred.addBoth(results.append)
         self.endpoint.flush()
         return deferred, results
@@ -123,10 +123,10 @@ class BusyServer(ScriptedServer):
 
 @pytest.mark.parametrize("server", [None, UwsgiServer])
 def test_packets(server: Callable[[], Protocol] | None) -> None:
-    """Whoever says nothing of what the answer means gets its packet."""
+    """Without a decoder, a call returns the packet."""
     bench = Bench(server)
     results: list[Any] = []
-    bench.node.ask(ASK, 30).addCallback(results.append)
+    bench.node.call(ASK, 30).addCallback(results.append)
     bench.endpoint.flush()
     if server is None:
         bench.tell(0)
@@ -165,7 +165,7 @@ class TestSessions:
         bench = Bench()
         first = bench.ask()
         link = bench.shut_down_unseen()
-        crossing = bench.ask(20)
+        racing = bench.ask(20)
         bench.clock.advance(5)
         link.client.paused = False
         bench.endpoint.flush()
@@ -174,19 +174,19 @@ class TestSessions:
         assert bench.requests[1].seconds == 15
         bench.tell(0)
         bench.tell(1)
-        assert (first, crossing) == (["told"], ["told"])
+        assert (first, racing) == (["told"], ["told"])
         assert link.server.connected is False
 
     def test_a_request_that_races_with_a_shutdown_too_late(self) -> None:
-        """One whose time is over by then fails with what the peer said, or with the time."""
+        """A refused call that has timed out fails with the peer's error, or with a timeout."""
         bench = Bench()
         bench.ask()
         link = bench.shut_down_unseen()
-        crossing = bench.ask(5)
+        racing = bench.ask(5)
         bench.advance(5)
         link.client.paused = False
         bench.endpoint.flush()
-        assert crossing[0].check(RequestTimeout)
+        assert racing[0].check(RequestTimeout)
         assert bench.endpoint.attempts == 1
 
     def test_unavailable(self) -> None:
@@ -223,7 +223,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("server", [NoPingServer, BusyServer])
     def test_silence(self, server: type[ScriptedServer]) -> None:
-        """One that doesn't pong is taken for plain for a short while, once the offer has had its time."""
+        """A peer that doesn't answer the offer in time counts as plain for a short while."""
         bench = Bench(server)
         results = bench.ask()
         if server is BusyServer:
@@ -307,7 +307,7 @@ class TestFailures:
         second, _ = bench.start()
         kinds: list[Any] = []
         first.addBoth(lambda _: second.cancel())
-        bench.node.ask(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
+        bench.node.call(ASK, 5).addErrback(lambda failure: kinds.append(failure.type))
         failed = Failure(ConnectionError("no route"))
         for waiting, _ in bench.endpoint.held:
             waiting.errback(failed)
@@ -333,7 +333,7 @@ class TestTime:
         assert results[0].check(RequestTimeout)
 
     def test_answer(self) -> None:
-        """The node is told what is left, the caller what was allowed."""
+        """The node gets the time left, the caller's error the whole timeout."""
         bench = Bench()
         bench.endpoint.held = []
         results = bench.ask(10)
@@ -363,7 +363,7 @@ class TestTime:
         reactor = MemoryReactorClock()
         node = Node(reactor, make(reactor, "192.0.2.1", 3_033), Terms(), plain=True)
         results: list[Any] = []
-        deferred = node.ask(ASK, 5)
+        deferred = node.call(ASK, 5)
         deferred.addBoth(results.append)
         reactor.advance(0)
         if cancel:
@@ -429,7 +429,7 @@ class TestClose:
         assert bench.endpoint.attempts == 1
 
     def test_session(self) -> None:
-        """What is in flight fails, and nothing is asked any more."""
+        """Calls in flight fail, and no more are sent."""
         bench = Bench()
         results = bench.ask()
         self.close(bench)

@@ -75,7 +75,7 @@ def test_closing() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.integers(0, 100)), max_size=200))
 def test_never_more(steps: list[tuple[int, str, int]]) -> None:
-    """Whatever peers ask for, what is admitted stays within the limit, but for a small message a connection."""
+    """Whatever peers ask for, the budget is kept, apart from one small message a connection."""
     pool = Budget(1_000)
     accounts: dict[tuple[int, str], Account] = {}
     for number, group, size in steps:

@@ -8,7 +8,7 @@ from uwsgitwisted.transport.server.connections import Connections
 
 
 class FakeConnection:
-    """A connection that notes what is done to it."""
+    """A connection that records its calls."""
 
     def __init__(self, peer: Peer, idle_since: float | None = None) -> None:
         self.peer = peer
@@ -50,12 +50,12 @@ def test_limits() -> None:
     assert [bench.connect("10.0.0.1") for _ in range(3)] == [
         None,
         None,
-        "2 connections of its address are open already",
+        "2 connections from its address are already open",
     ]
     assert [bench.connect(host) for host in ("10.0.0.2", "fd00::1", "fd00:0:0:1::1")] == [
         None,
         None,
-        "4 connections are open already",
+        "4 connections are already open",
     ]
     bench.connections.remove(bench.added[0])
     assert bench.connect("10.0.0.1") is None
@@ -72,7 +72,7 @@ def test_a_peer_makes_room_with_its_own() -> None:
     assert bench.evicted == [2]
     assert bench.connect("10.0.0.1") is None
     assert bench.evicted == [1, 2]
-    assert bench.connect("10.0.0.1") == "3 connections of its address are open already"
+    assert bench.connect("10.0.0.1") == "3 connections from its address are already open"
 
 
 def test_one_ipv6_network_is_one_peer() -> None:
@@ -102,7 +102,7 @@ def test_whoever_has_most_makes_room() -> None:
     bench.connections.remove(bench.added[1])
     assert bench.evicted == [1, 2]
     assert bench.added[2].calls == ["evict", "abort"]
-    assert bench.connect("10.0.0.1") == "7 connections are open already"
+    assert bench.connect("10.0.0.1") == "7 connections are already open"
     assert sum(bool(connection.calls) for connection in bench.added) == 2
 
 
@@ -112,7 +112,7 @@ def test_nobody_loses_to_whoever_has_more() -> None:
     bench.connect("10.0.0.1", idle_since=0.0)
     for _ in range(3):
         bench.connect("10.0.0.2")
-    assert bench.connect("10.0.0.2") == "4 connections are open already"
+    assert bench.connect("10.0.0.2") == "4 connections are already open"
     assert bench.evicted == []
 
 
@@ -145,7 +145,7 @@ def test_evicted_ones_that_stay() -> None:
         bench.connect("10.0.0.1", float(number))
     assert [bench.connect("10.0.0.1") for _ in range(5)] == [None] * 5
     assert bench.evicted == list(range(5))
-    assert bench.connect("10.0.0.1") == "80 connections of its address are open already"
+    assert bench.connect("10.0.0.1") == "80 connections from its address are already open"
     assert bench.connect("10.0.0.2") is None
     assert bench.evicted == list(range(7))
     cut_off = [number for number, connection in enumerate(bench.added) if "abort" in connection.calls]

@@ -168,7 +168,7 @@ class TestPlain:
         assert client.lost is not None
 
     def test_bytes_after_the_request(self) -> None:
-        """What follows a plain request, as uWSGI's spooler bodies do, is ignored up to a limit."""
+        """Bytes after a plain request, such as uWSGI's spooler bodies, are ignored up to a limit."""
         later: Deferred[Packet] = Deferred()
         bench = Bench(lambda _: later, limits=Limits(max_ignored=10))
         client, link = bench.ask(encode_packet(ASK) + b"67890")
@@ -230,7 +230,7 @@ class TestPlain:
         assert client.lost is not None
 
     def test_disconnect(self) -> None:
-        """A peer that goes away has its request withdrawn."""
+        """When a peer disconnects, its request is cancelled."""
         cancelled: list[object] = []
         later: Deferred[Packet] = Deferred(cancelled.append)
         later.addErrback(lambda failure: failure.trap(CancelledError) and failure)
@@ -354,7 +354,7 @@ class TestBody:
                 link.client.write(bytes(2_000))
             link.flush()
         assert client.lost is not None
-        assert [event["late"] for event in logs] == ["still sends what nobody asked for"] * (end == "time")
+        assert [event["late"] for event in logs] == ["is still sending unexpected data"] * (end == "time")
         assert not bench.clock.getDelayedCalls()
 
     def test_no_answer_to_linger_for(self) -> None:
@@ -461,7 +461,7 @@ class TestBody:
         assert not bench.clock.getDelayedCalls()
 
     def test_bytes_behind(self) -> None:
-        """What follows a body is ignored up to the limit, in however many pieces."""
+        """Bytes after a body are ignored up to the limit, in however many pieces."""
         later: Deferred[Packet] = Deferred()
         client, link = self.bench(lambda _: later).ask(self.packet(5) + b"12345" + b"12345")
         link.client.write(b"12345")
@@ -487,7 +487,7 @@ class TestTime:
             bench.clock.advance(0.2)
         link.flush()
         assert client.lost is not None
-        assert logs[0]["late"] == "sent no whole header"
+        assert logs[0]["late"] == "sent no complete header"
 
     def test_a_byte_a_second(self) -> None:
         """A slow body has as long as a missing one: bytes don't extend the time."""
@@ -517,7 +517,7 @@ class TestTime:
             bench.clock.advance(1)
         link.flush()
         assert client.lost is not None
-        assert logs[0]["late"] == "took nothing of its answer"
+        assert logs[0]["late"] == "did not read its answer"
 
 
 class TestAcceptance:
@@ -531,16 +531,16 @@ class TestAcceptance:
             assert bench.factory.buildProtocol(CLIENT) is None
             assert bench.factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 1)) is None
         assert [event["peer"].name for event in logs] == ["192.0.2.7:40001", "192.0.2.8:1"]
-        assert logs[0]["reason"] == "1 connections of its address are open already"
-        assert logs[1]["reason"] == "1 connections are open already"
+        assert logs[0]["reason"] == "1 connections from its address are already open"
+        assert logs[1]["reason"] == "1 connections are already open"
         link.client.abortConnection()
         link.flush()
         assert bench.factory.buildProtocol(CLIENT) is not None
 
     def test_half_closed(self) -> None:
-        """A connection whose peer may be gone makes room for another, and its request is withdrawn."""
-        withdrawn: list[Deferred[Packet]] = []
-        bench = Bench(lambda _: Deferred(withdrawn.append), limits=Limits(max_connections=1))
+        """A half-closed connection makes room for another, and its request is cancelled."""
+        cancelled: list[Deferred[Packet]] = []
+        bench = Bench(lambda _: Deferred(cancelled.append), limits=Limits(max_connections=1))
         client, link = bench.ask(encode_packet(ASK))
         link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
         link.flush()
@@ -548,14 +548,14 @@ class TestAcceptance:
         bench.connect()
         link.flush()
         assert client.lost is not None
-        assert len(withdrawn) == 1
+        assert len(cancelled) == 1
 
     def test_networks(self) -> None:
         """Only connections from the networks that are allowed are taken."""
         bench = Bench(networks=[parse_network("10.0.0.0/8")])
         with capturedLogs() as logs:
             assert bench.factory.buildProtocol(CLIENT) is None
-        assert "none of the networks" in logs[0]["reason"]
+        assert "none of the allowed networks" in logs[0]["reason"]
         assert bench.factory.buildProtocol(IPv4Address("TCP", "10.9.9.9", 1)) is not None
 
 
@@ -565,7 +565,7 @@ class TestEnd:
         assert Bench().factory.finish().called
 
     def test_finish(self) -> None:
-        """What was asked is answered; connections that have asked nothing are dropped."""
+        """Requests in flight are answered; connections without one are closed."""
         later: Deferred[Packet] = Deferred()
         bench = Bench(lambda _: later)
         idle, idle_link = bench.ask(encode_packet(ASK)[:5])

@@ -188,7 +188,7 @@ class TestRequests:
         assert [(event.id, event.packet[1]) for event in bench.client.events] == [(3, 2), (1, 0), (2, 1)]  # type: ignore[union-attr]
 
     def test_responder_raises(self) -> None:
-        """An exception is told with its text and traceback, and the session goes on."""
+        """An exception is sent with its text and traceback, and the session goes on."""
 
         def respond(_: Request) -> Packet:
             raise KeyError("x")
@@ -246,7 +246,7 @@ class TestRequests:
         assert bench.ids[2:] == [4, 3]
 
     def test_a_bug_of_ours(self) -> None:
-        """An answer that is none is logged, and the connection closed, so that nobody waits in vain."""
+        """An invalid answer is logged, and the connection is closed, so that nobody waits in vain."""
         bench = Bench()
         bench.ask(1)
         with capturedLogs() as logs:
@@ -270,7 +270,7 @@ class TestWithdrawal:
         assert bench.client.events == [AnswerReceived(2, TOLD, 0.0)]
 
     def test_a_late_answer(self) -> None:
-        """A responder that goes on after the cancel has its answer dropped."""
+        """The answer of a responder that ignores its cancel is dropped."""
         bench = Bench()
         inner: Deferred[Packet] = Deferred(lambda deferred: deferred.callback(TOLD))
         bench.respond = lambda _: succeed(None).addCallback(lambda _: inner)
@@ -299,7 +299,7 @@ class TestWithdrawal:
         assert bench.client.events == [AnswerReceived(1, TOLD, 0.0)]
 
     def test_disconnect(self) -> None:
-        """A connection that is lost has all its requests withdrawn, and late answers go nowhere."""
+        """When a connection is lost, its requests are cancelled, and late answers are dropped."""
         bench = Bench()
         bench.ask(1, 2)
         bench.link.cut()
@@ -326,7 +326,7 @@ class TestBrokenPeers:
         ],
     )
     def test_protocol_error(self, data: bytes) -> None:
-        """A peer that breaks the protocol is cut off, and what it had asked is withdrawn."""
+        """A peer that violates the protocol is disconnected, and its requests are cancelled."""
         bench = Bench()
         bench.ask(1)
         bench.link.client.write(data)
@@ -334,7 +334,7 @@ class TestBrokenPeers:
             bench.link.flush()
         assert bench.client.lost is not None
         assert bench.cancelled == bench.waiting
-        assert "broke the protocol" in logs[0]["log_format"]
+        assert "violated the session protocol" in logs[0]["log_format"]
 
     @pytest.mark.parametrize(
         "asked", [pytest.param((1,), id="that runs"), pytest.param((7, 8), id="that is held")]
@@ -345,7 +345,7 @@ class TestBrokenPeers:
         bench.ask(*asked)
         with capturedLogs() as logs:
             bench.ask(asked[-1])
-        assert "asked twice" in str(logs[0]["reason"])
+        assert "sent twice" in str(logs[0]["reason"])
         assert bench.client.lost is not None
         assert len(bench.requests) == 1
 
@@ -356,7 +356,7 @@ class TestBrokenPeers:
         bench.ask(1)
         with capturedLogs() as logs:
             bench.ask(1)
-        assert "asked twice" in str(logs[0]["reason"])
+        assert "sent twice" in str(logs[0]["reason"])
         bench.link.client.paused = False
         bench.settle()
         assert bench.client.lost is not None
@@ -401,7 +401,7 @@ class TestBackPressure:
         assert len(bench.requests) == 3
 
     def test_held_requests(self) -> None:
-        """A held request is withdrawn by its cancel, and is not begun when its caller's time is over."""
+        """A held request can be cancelled, and doesn't start when it has timed out."""
         bench = Bench(ours=Terms(max_requests=1))
         bench.ask(1)
         bench.client.session.send_request(2, ASK, 5.0)
@@ -464,7 +464,7 @@ class TestBackPressure:
         assert sorted(bench.ids) == list(range(1, 3 * SLICE_SIZE))
 
     def test_a_long_answer_to_a_fast_peer(self) -> None:
-        """What is written in one turn is bounded, however fast the peer takes it."""
+        """The data written in one turn is bounded, however fast the peer reads."""
         bench = Bench(lambda _: bytes(10_000_000))
         bench.link.server.capacity = 1 << 30
         bench.link.client.paused = True
@@ -489,7 +489,7 @@ class TestBackPressure:
         assert not bench.clock.getDelayedCalls()
 
     def test_cut_off_with_much_to_do(self) -> None:
-        """Nor has one that broke the protocol, even before its loss is noticed."""
+        """Nor has one that violated the protocol, even before its loss is noticed."""
         bench = Bench()
         for number in (0, *range(3 * SLICE_SIZE)):
             bench.client.session.send_request(number, ASK)
@@ -521,7 +521,7 @@ class TestBackPressure:
         assert bench.client.lost is not None
 
     def test_tiny_requests_are_counted(self) -> None:
-        """An empty request that is held counts with what it costs."""
+        """An empty held request counts with its memory."""
         bench = Bench(ours=Terms(max_message=20 * OVERHEAD))
         for number in range(_FIRST_REQUESTS + 30):
             bench.ask(number, packet=Packet(33, 0))
@@ -546,7 +546,7 @@ class TestBackPressure:
         assert bench.client.lost is not None
 
     def test_a_peer_that_does_not_read(self) -> None:
-        """One that takes nothing of its answers for too long is cut off."""
+        """A peer that reads none of its answers for too long is disconnected."""
         bench = Bench(lambda _: bytes(200_000), limits=Limits(write_timeout=20))
         bench.link.client.paused = True
         bench.ask(1)
@@ -557,10 +557,10 @@ class TestBackPressure:
             bench.clock.advance(1)
         bench.link.flush()
         assert bench.client.lost is not None
-        assert "took nothing" in logs[0]["log_format"]
+        assert "did not read" in logs[0]["log_format"]
 
     def test_a_slow_peer(self) -> None:
-        """One that takes a piece now and then is not."""
+        """A peer that reads a piece now and then is not."""
         bench = Bench(lambda _: bytes(1_000_000), limits=Limits(write_timeout=20))
         bench.link.client.paused = True
         bench.ask(1)
@@ -633,7 +633,7 @@ class TestBudget:
         assert bench.link.server.paused
 
     def test_keepalives_while_nothing_is_read(self) -> None:
-        """A peer that is not read from, so that its pings aren't seen, is told that this side lives."""
+        """While reading is paused, and pings are not seen, the peer gets keep-alives."""
         bench = self.bench()
         bench.ask(*range(1, 31), packet=Packet(33, 5, bytes(60_000)))
         bench.client.events.clear()
