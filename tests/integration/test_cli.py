@@ -96,7 +96,7 @@ def test_spool_a_body(shared_spooler: Service, tmp_path: Path) -> None:
 
 
 def test_looking_after_a_queue(spooler: Service) -> None:
-    """Dead letters are found, read and tried again; tasks are taken back; a queue is paused and goes on."""
+    """Dead letters are found, read and retried; tasks are cancelled; a queue is paused and resumed."""
     where = spooler.address
     dead = json.loads(command("spool", where, "do=fail", "--json"))["id"]
     until(lambda: rows("queue", "dead", where, "--json"), "the dead letter")
@@ -106,7 +106,7 @@ def test_looking_after_a_queue(spooler: Service) -> None:
     assert "my_handler.py" in shown
     assert command("queue", "retry", where, str(dead)) == "1 task will run again\n"
     until(lambda: rows("queue", "dead", where, "--json"), "the dead letter again")
-    assert command("queue", "drop", where, "--all", "--state", "dead", "--yes") == "1 task forgotten\n"
+    assert command("queue", "drop", where, "--all", "--state", "dead", "--yes") == "1 task deleted\n"
     assert rows("queue", "dead", where, "--json") == []
 
     command("queue", "pause", where, "mail")
@@ -123,11 +123,11 @@ def test_looking_after_a_queue(spooler: Service) -> None:
 
 
 def test_the_spool_of_a_stopped_spooler(launch: Launcher, spooler: Service) -> None:
-    """The file of a spooler that runs is its own; when it has ended, the command works on the file."""
+    """A running spooler owns its file; after it has stopped, the command works on the file."""
     identifier = command("spool", spooler.address, "a=b", "at=4000000000").strip()
     file = f"sqlite:{spooler.directory}/spool.db"
     said = command("queue", "list", file, status=1)
-    assert "in use by a spooler that runs; name that one's address instead" in said
+    assert "in use by a running spooler; name its address instead" in said
     spooler.terminate()
     (task,) = rows("queue", "list", file, "--json")
     assert (str(task["id"]), task["state"]) == (identifier, "scheduled")

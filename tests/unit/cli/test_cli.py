@@ -162,7 +162,7 @@ def test_show_as_json(empty: Spool) -> None:
 def test_show_what_is_not_there(spool: Spool) -> None:
     """A task that isn't there is said to be so, the others are shown."""
     said = spool("show", "99", "1", "--json")
-    assert (said.status, said.err) == (1, "there is no task 99, or not any more\n")
+    assert (said.status, said.err) == (1, "there is no task 99, or no longer\n")
     assert [row["id"] for row in said.rows] == [1]
 
 
@@ -224,13 +224,13 @@ def test_without_rich(spool: Spool, command: list[str], monkeypatch: pytest.Monk
     [
         (["cancel", "5", "6"], "2 tasks cancelled\n", {5: "cancelled", 6: "cancelled"}),
         (["retry", "2"], "1 task will run again\n", {2: "ready"}),
-        (["drop", "1", "2", "3"], "3 tasks forgotten\n", {1: None, 2: None, 3: None}),
+        (["drop", "1", "2", "3"], "3 tasks deleted\n", {1: None, 2: None, 3: None}),
         (["retry", "--all"], "1 task will run again\n", {2: "ready"}),
         (["retry", "--all", "--state", "cancelled"], "1 task will run again\n", {3: "ready"}),
-        (["drop", "--all", "--yes"], "3 tasks forgotten\n", {1: None, 2: None, 3: None}),
-        (["drop", "--all", "--yes", "--state", "dead"], "1 task forgotten\n", {2: None}),
+        (["drop", "--all", "--yes"], "3 tasks deleted\n", {1: None, 2: None, 3: None}),
+        (["drop", "--all", "--yes", "--state", "dead"], "1 task deleted\n", {2: None}),
         (["cancel", "--all", "--yes", "--state", "ready"], "1 task cancelled\n", {5: "cancelled"}),
-        (["drop", "--all", "--yes", "--queue", "mail"], "0 tasks forgotten\n", {}),
+        (["drop", "--all", "--yes", "--queue", "mail"], "0 tasks deleted\n", {}),
         (["cancel", "--all", "--yes", "--queue", "nobody"], "0 tasks cancelled\n", {}),
     ],
 )
@@ -308,7 +308,7 @@ def test_nobody_to_ask(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     before = spool.states()
     said = spool("drop", "--all")
     assert (said.status, said.out) == (2, "")
-    assert "say --yes" in said.err
+    assert "add --yes" in said.err
     assert spool.states() == before
 
 
@@ -318,12 +318,12 @@ def test_nothing_to_ask_about(empty: Spool) -> None:
 
 
 def test_pause(spool: Spool) -> None:
-    """A queue is paused and goes on; a name that no task has may be a mistake."""
+    """A queue is paused and resumed; a name that no task has may be a mistake."""
     said = spool("pause", "mail")
     assert (said.status, said.err) == (0, "")
-    assert said.out == "the queue 'mail' is paused: its tasks wait; what runs goes on\n"
-    assert spool("resume", "mail").out == "the queue 'mail' goes on\n"
-    assert spool("pause", "mial").err == "no task is in it\n"
+    assert said.out == "the queue 'mail' is paused: its tasks wait; running tasks finish\n"
+    assert spool("resume", "mail").out == "the queue 'mail' is resumed\n"
+    assert spool("pause", "mial").err == "the queue has no tasks\n"
 
 
 def test_progress(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_a_spool_in_use(spool: Spool) -> None:
     said = spool("stats")
     store.close()
     assert said.status == 1
-    assert "in use by a spooler that runs; name that one's address instead" in said.err
+    assert "in use by a running spooler; name its address instead" in said.err
 
 
 @pytest.mark.integration
@@ -438,7 +438,7 @@ class TestAddress:
         """A spooler that gives no ids can't be waited for."""
         with ScriptedServer(answering(frame(255, 1))) as server:
             said = run("spool", f"127.0.0.1:{server.port}", "a=b")
-            assert (said.status, said.out, said.err) == (0, "", "enqueued; this spooler gives no ids\n")
+            assert (said.status, said.out, said.err) == (0, "", "enqueued; this spooler assigns no ids\n")
             assert run("spool", f"127.0.0.1:{server.port}", "a=b", "--wait").status == 1
 
     @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ class TestAddress:
             assert (said.status, said.rows[0]["state"]) == (status, told["state"])
 
     def test_spool_and_wait_too_long(self, run: Callable[..., Said]) -> None:
-        """A task that isn't over in time goes on, and that is said."""
+        """A task that doesn't finish in time is not cancelled, and the error says so."""
 
         def answer(server: ScriptedServer, connection: Any) -> None:
             if server.read_request(connection)[0] == 17:
@@ -480,7 +480,7 @@ class TestAddress:
         with ScriptedServer(answer) as server:
             said = run("spool", f"127.0.0.1:{server.port}", "a=b", "--wait", "--timeout", "0.3")
         assert (said.status, said.out) == (1, "17\n")
-        assert said.err == "uwsgitwisted: task 17 is not over after 0.3 s; it goes on\n"
+        assert said.err == "uwsgitwisted: task 17 has not finished after 0.3 s; it is not cancelled\n"
 
 
 # The command line.
@@ -553,7 +553,7 @@ def test_usage_of_changes(spool: Spool, line: list[str]) -> None:
 def test_usage_of_spool(run: Callable[..., Said], pair: str) -> None:
     """So does a variable without a name."""
     said = run("spool", "127.0.0.1:1", pair)
-    assert (said.status, said.err) == (2, f"uwsgitwisted: {pair!r} is no key=value\n")
+    assert (said.status, said.err) == (2, f"uwsgitwisted: {pair!r} is not key=value\n")
 
 
 def test_options_may_stand_anywhere(spool: Spool, tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ def test_interrupted(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(places.OpenStore, "ask", interrupt)
+    monkeypatch.setattr(places.OpenStore, "call", interrupt)
     said = spool("stats")
     assert (said.status, said.err) == (1, "uwsgitwisted: interrupted\n")
 
@@ -580,7 +580,7 @@ def test_errors_are_one_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*arguments: object, **more: object) -> None:
         raise SpoolError("one\ntwo\x1b[31m")
 
-    monkeypatch.setattr(places.OpenStore, "ask", fail)
+    monkeypatch.setattr(places.OpenStore, "call", fail)
     said = spool("stats")
     assert (said.status, said.err) == (1, "uwsgitwisted: one\\ntwo\\x1b[31m\n")
 

@@ -79,7 +79,7 @@ def test_export_overwrites_nothing(spool: Spool, tmp_path: Path) -> None:
     target.write_text("mine")
     said = spool("export", str(target))
     assert (said.status, target.read_text()) == (2, "mine")
-    assert "is there already" in said.err
+    assert "already exists" in said.err
 
 
 def test_export_is_whole_or_not_there(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,12 +159,12 @@ def test_import_of_what_was_written_by_hand(empty: Spool, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("junk", "it is no JSON"),
-        (b"\xff", "it is no JSON"),
-        ("[" * 100_000, "it is no JSON"),
-        ("[]", 'it is no object with "variables"'),
-        ("{}", 'it is no object with "variables"'),
-        ('{"variables": {}, "prioritty": 1}', "it has prioritty, which means nothing here"),
+        ("junk", "it is not JSON"),
+        (b"\xff", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("[]", 'it is not an object with "variables"'),
+        ("{}", 'it is not an object with "variables"'),
+        ('{"variables": {}, "prioritty": 1}', "it has unknown names: prioritty"),
         ('{"variables": []}', "a task is a dict"),
         ('{"variables": {"a": null}}', "a key or value of type NoneType"),
         ('{"variables": {"": "b"}}', "an empty key"),
@@ -173,7 +173,7 @@ def test_import_of_what_was_written_by_hand(empty: Spool, monkeypatch: pytest.Mo
         ('{"variables": {}, "at": "never"}', "is no time"),
         ('{"variables": {}, "priority": 1.5}', "is no priority"),
         ('{"variables": {}, "queue": "\\u0000"}', "zero byte"),
-        ('{"variables": {}, "body": 1.5, "body_base64": 1}', "what is in base64 is text"),
+        ('{"variables": {}, "body": 1.5, "body_base64": 1}', "a value in base64 must be text"),
         ('{"variables": {}, "body_base64": "x"}', "its base64 is broken"),
         ('{"variables_base64": "eA=="}', "the block ends within a length"),
     ],
