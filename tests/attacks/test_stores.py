@@ -1,4 +1,4 @@
-"""Attacks on the queue on disk: what fills it, takes its turns or opens it twice, and what others notice."""
+"""Attacks on the queue on disk: they fill it, take all its cycles or open it twice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def start(launch: Launcher, *options: str, spool: str = "sqlite:spool.db") -> Se
 
 
 def enqueue(service: Service, **task: object) -> bool:
-    """Enqueue a task as every uwsgi client does, and return whether it was taken."""
+    """Enqueue a task as every uwsgi client does, and return whether it was accepted."""
     variables = {key: str(value) for key, value in task.items()}
     return script(blocking.send_message, service.address, SPOOL, 0, variables) is True
 
@@ -79,7 +79,7 @@ class Pool:
 
 
 def ask_plainly_over_http(service: Service) -> bytes:
-    """Ask for a task as nginx does, and return the answer."""
+    """Enqueue a task as nginx does, and return the answer."""
     return service.exchange(
         encode_packet(Packet(SPOOL, SPOOL_OVER_HTTP, encode_vars({"REQUEST_METHOD": "POST"})))
     )
@@ -97,7 +97,7 @@ def count(service: Service, where: str = "true") -> int:
 
 
 def test_results_of_an_idle_spooler(launch: Launcher) -> None:
-    """A result is gone when its time is over, though nothing else happens."""
+    """A result is deleted after --keep-results, even if nothing else happens."""
     service = start(launch, "--keep-results", "1")
     assert enqueue(service, key="value")
     until(lambda: count(service, "state = 3"), "the end of the task")
@@ -106,7 +106,7 @@ def test_results_of_an_idle_spooler(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("how", ["hard link", "lock removed", "moved"])
 def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
-    """A second spooler on the same file doesn't start, however it comes to it, and the first goes on."""
+    """A second spooler on the same file doesn't start, by whatever path, and the first keeps running."""
     service = start(launch)
     path = service.directory / "spool.db"
     assert enqueue(service, key="before", at=FAR_AHEAD)
@@ -152,7 +152,7 @@ def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
 
 
 def test_a_flood_of_queue_names(launch: Launcher) -> None:
-    """Tasks in a thousand queues don't take all turns: some names are taken, the others are refused."""
+    """Tasks in a thousand queues don't starve others: some names are accepted, the others refused."""
     service = start(launch, "--max-queues", "20", "--workers", "1")
     assert enqueue(service, key="blocks", wait="go")
     with closing(Pool(service)) as pool:
