@@ -204,7 +204,7 @@ def run(terminal: Terminal, scratch: Path) -> None:
             killed = services.stop()
         if killed:
             names = ", ".join(service.name for service in killed)
-            raise DemoFailed(f"these did not stop when they were told to and had to be killed: {names}")
+            raise DemoFailed(f"these did not stop at SIGTERM and had to be killed: {names}")
 
 
 @contextmanager

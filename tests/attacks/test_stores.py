@@ -127,7 +127,7 @@ def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
 
 
 def ask_over_http(service: Service, spooler: str, key: str) -> int:
-    """Ask for a task as nginx does for a browser that sends an idempotency key, and return its id."""
+    """Enqueue a task as nginx does for a browser with an idempotency key, and return its id."""
     variables = {
         "REQUEST_METHOD": "POST",
         "spooler": spooler,
@@ -141,7 +141,7 @@ def ask_over_http(service: Service, spooler: str, key: str) -> int:
 
 
 def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
-    """The key that a browser chose keeps no task from being stored but one of its own queue's browsers."""
+    """A browser's idempotency key merges only tasks of browsers in the same queue."""
     service = start(launch)
     first = ask_over_http(service, "web", "order-17")
     assert ask_over_http(service, "web", "order-17") == first
@@ -165,7 +165,7 @@ def test_a_flood_of_queue_names(launch: Launcher) -> None:
 
 
 def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
-    """Above the bound tasks are refused, those there run, and then there is room again."""
+    """Above the limit tasks are refused, stored ones run, and then there is room again."""
     service = start(launch, "--max-tasks", "50", "--first-delay", "0.05")
     assert enqueue(service, key="blocks", wait="go")
     with closing(Pool(service)) as pool:
@@ -193,7 +193,7 @@ def test_a_retry_in_a_full_queue(launch: Launcher) -> None:
 
 @pytest.mark.needs("postgresql")
 def test_more_tasks_than_are_wanted_of_two_spoolers(launch: Launcher) -> None:
-    """Spoolers that share a database have one bound, which the end of one of them doesn't change."""
+    """Spoolers that share a database have one limit, which the end of one of them doesn't change."""
     with postgres_server() as server:
         first, second = (start(launch, "--max-tasks", "50", spool=server.url()) for _ in range(2))
         with closing(Pool(first)) as pool:
@@ -208,7 +208,7 @@ def test_more_tasks_than_are_wanted_of_two_spoolers(launch: Launcher) -> None:
 
 
 def test_more_bytes_than_are_wanted(launch: Launcher) -> None:
-    """Above the bound large tasks are refused, and the file stays below it."""
+    """Above the limit large tasks are refused, and the file stays below it."""
     service = start(launch, "--max-spool-size", "4M")
     with closing(Pool(service)) as pool:
         taken = pool.enqueue_all([{"x": "x" * 60_000, "at": str(FAR_AHEAD)}] * 150)
@@ -238,7 +238,7 @@ STRANGE = [
 
 
 def test_hostile_variables(launch: Launcher) -> None:
-    """What a task can't mean is refused, what it can is stored, and the next task runs."""
+    """Invalid tasks are refused, odd but valid ones stored, and the next task runs."""
     service = start(launch)
 
     def taken(variables: Mapping[str, str | bytes]) -> bool:
@@ -252,7 +252,7 @@ def test_hostile_variables(launch: Launcher) -> None:
 
 
 def test_a_full_disk(launch: Launcher) -> None:
-    """While nothing can be written, tasks are refused in a short log; what ended is written down later."""
+    """While nothing can be written, tasks are refused in a short log; outcomes are stored later."""
     service = start(launch)
     assert enqueue(service, wait="go")
     until(lambda: count(service, "state = 2"), "the start of the task")
@@ -274,7 +274,7 @@ def test_a_full_disk(launch: Launcher) -> None:
 
 
 def test_space_after_a_flood(launch: Launcher) -> None:
-    """When what a flood left is done, the file becomes small again while the spooler is idle."""
+    """When a flood's tasks are done, the file shrinks while the spooler is idle."""
     service = start(launch, "--keep-results", "0")
     path = service.directory / "spool.db"
     assert enqueue(service, key="blocks", wait="go")

@@ -96,7 +96,7 @@ def show_tasks(place: Place, options: Namespace) -> int:
         display.show(*(display.task_details(task, time.time()) for task in found))
     unknown = sorted(set(options.ids) - {task["id"] for task in found})
     for identifier in unknown:
-        note(f"there is no task {identifier}, or no longer")
+        note(f"there is no task {identifier}, or not any more")
     return 1 if unknown else 0
 
 

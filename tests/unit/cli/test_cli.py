@@ -162,7 +162,7 @@ def test_show_as_json(empty: Spool) -> None:
 def test_show_what_is_not_there(spool: Spool) -> None:
     """A missing task is reported; the others are shown."""
     said = spool("show", "99", "1", "--json")
-    assert (said.status, said.err) == (1, "there is no task 99, or no longer\n")
+    assert (said.status, said.err) == (1, "there is no task 99, or not any more\n")
     assert [row["id"] for row in said.rows] == [1]
 
 
