@@ -69,7 +69,7 @@ class TestNumbers:
 @pytest.mark.parametrize(("make", "arguments", "port"), COMMANDS)
 class TestCommon:
     def test_defaults(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
-        """With only the required options, a service listens on loopback with the documented limits."""
+        """A service that is told only what it must be listens on loopback with the documented limits."""
         settings = parse(make, *arguments).settings()
         expected = ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
         if make is spooler.Options:
