@@ -1,1 +1,1 @@
-"""How fast this package is beside what else there is; docs/performance.md says how to read the tables."""
+"""Benchmarks of this package against its alternatives; docs/performance.md explains the tables."""

@@ -1,7 +1,8 @@
-"""Small calls beside uWSGI's own, Pyro5 and AMP: ``python -m benchmarks.calls``.
+"""Compares small calls with uWSGI's own, Pyro5 and AMP: ``python -m benchmarks.calls``.
 
-One after another, with both processes on one core, where a call costs what its code costs; the same on all
-cores, where it costs the wake-up of the other one, whatever the code; and with many in flight.
+There are three cases. In the first, calls run one after another, with both processes on one core, so a call
+costs what its code costs. In the second, they use all cores, so a call costs the wake-up of the other process,
+whatever the code. In the third, many calls are in flight.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _UNIT = "calls/s"
 
 
 class _Runs:
-    """Makes runs; a server is started when it is first needed, since a peer may be missing."""
+    """Makes runs. It starts a server when it is first needed, since a peer may not be installed."""
 
     def __init__(self, servers: Servers, scale: Scale) -> None:
         self._servers = servers
@@ -70,7 +71,7 @@ def _in_flight(runs: _Runs) -> Table:
 
 
 def run(scale: Scale) -> list[Table]:
-    """Make the three comparisons."""
+    """Run the three comparisons."""
     with Servers(a_core()) as servers:
         runs = _Runs(servers, scale)
         title = "Calls one after another, both processes on one core"

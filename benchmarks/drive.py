@@ -1,6 +1,6 @@
 """Runs one driver and prints its figures: ``python -m benchmarks.drive MODULE:FUNCTION PORT SECONDS ...``.
 
-A real uWSGI runs this file, too, so nothing is imported here that isn't in Python itself.
+A real uWSGI runs this file too, so it imports only the standard library.
 """
 
 from __future__ import annotations

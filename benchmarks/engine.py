@@ -1,4 +1,4 @@
-"""Tiny tasks through two worker processes beside Python's own pools: ``python -m benchmarks.engine``."""
+"""Compares tiny tasks in two worker processes with Python's own pools: ``python -m benchmarks.engine``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.processes import Servers
 
 
 def run(scale: Scale) -> list[Table]:
-    """Make the comparisons: the engine by itself, and through a node."""
+    """Run the comparisons: the engine by itself, and through a node."""
     with Servers() as servers:
         node = servers.node("processes:2")
 

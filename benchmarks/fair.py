@@ -1,7 +1,7 @@
-"""How long small requests take while a large answer arrives on their connection: ``python -m benchmarks.fair``.
+"""Measures small requests while a large answer arrives on their connection: ``python -m benchmarks.fair``.
 
-The time is the caller's: loading the large object, which the ``Client`` can't interrupt, is in it. So the same
-is measured with bytes that nobody loads, in both directions.
+The times are measured at the caller, so they include loading the large object, which the ``Client`` can't
+interrupt. The same is therefore measured with bytes that nobody loads, in both directions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _measure(servers: Servers, engine: str, scale: Scale) -> Table:
 
 
 def run(scale: Scale) -> list[Table]:
-    """Measure with the two engines: in one the handler itself holds up the node, in the other it can't."""
+    """Measure with two engines: in one, the handler itself blocks the node; in the other, it can't."""
     with Servers() as servers:
         return [_measure(servers, engine, scale) for engine in ("processes:2", "reactor")]
 

@@ -1,4 +1,4 @@
-"""What the nodes of the benchmarks run."""
+"""The handler of the benchmarks' nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.messages import COMPUTE, MAKE
 
 
 def handle(message: object, modifier2: int) -> object:
-    """Return *message*, or compute for so many seconds, or return so many bytes."""
+    """Return *message*, compute for that many seconds, or return that many bytes."""
     if modifier2 == COMPUTE:
         assert isinstance(message, float)
         end = time.monotonic() + message

@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders that run in turn, tables of their figures, the command line."""
+"""The harness of all benchmarks: runs contenders in turn, prints tables of figures, parses the command line."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-#: How to install the peers.
+#: The commands that install the peers.
 HOW_TO_INSTALL = "pip install '.[bench]'"
 _PEERS = ("Twisted", "Pyro5", "uWSGI", "huey")
 
 
 class MissingError(Exception):
-    """A peer can't take part; the text says why, and what to do."""
+    """A peer can't take part; the text says why, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured.
+    """The scale of a benchmark.
 
     :param rounds: how often each contender runs.
     :param seconds: how long one run takes.
-    :param sessions: how many idle sessions are opened.
-    :param tasks: how many tasks are enqueued and run.
-    :param waiting: among how many tasks others are enqueued and claimed.
+    :param sessions: how many idle sessions to open.
+    :param tasks: how many tasks to enqueue and run.
+    :param waiting: how many tasks wait while others are enqueued and claimed.
     """
 
     rounds: int
@@ -42,7 +42,7 @@ class Scale:
 
     @property
     def smallest(self) -> bool:
-        """Whether what can't be made short is to be left out."""
+        """Whether to omit the runs that can't be made short."""
         return self.rounds == 1
 
 
@@ -55,11 +55,11 @@ SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of those that a table compares.
+    """A contender in a table.
 
-    :param name: what stands in the table.
-    :param measure: makes one run and returns its figure; raises :class:`MissingError` if that can't be done.
-    :param wanted: what the ratio in its row is to be, in words.
+    :param name: its name in the table.
+    :param measure: makes one run and returns its figure; raises :class:`MissingError` if it can't run.
+    :param wanted: the target for the ratio in its row, in words.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Contender:
 
 
 class Relation(enum.Enum):
-    """What a table's ratios are; the value heads their column."""
+    """The meaning of a table's ratios; the value is the title of their column."""
 
     OURS_FIRST = "ours / this"
     PEER_FIRST = "this / first"
@@ -77,7 +77,7 @@ class Relation(enum.Enum):
 
 @dataclass(slots=True)
 class Row:
-    """The figures of one contender, one a round."""
+    """The figures of one contender, one per round."""
 
     name: str
     wanted: str = ""
@@ -86,12 +86,12 @@ class Row:
 
 @dataclass(slots=True)
 class Table:
-    """What one comparison found.
+    """The outcome of one comparison.
 
-    :param title: what was measured.
-    :param unit: what a figure is.
+    :param title: the quantity measured.
+    :param unit: the unit of the figures.
     :param relation: whether the first row is ours and the others are peers', or the other way round.
-    :param left_out: why contenders are missing.
+    :param left_out: the reasons why contenders are missing.
     """
 
     title: str
@@ -101,17 +101,17 @@ class Table:
     left_out: list[str] = field(default_factory=list)
 
     def ratio(self, row: Row) -> float:
-        """Return what our figure is of the peer's, of the first row and *row*.
+        """Return the ratio of our figure to the peer's, from the first row and *row*.
 
-        It is the median of the rounds' own ratios: a round's runs are next to each other in time, so that a
-        machine that gets slower meanwhile does so for both.
+        It is the median of the rounds' ratios. A round's runs follow each other closely, so a machine that
+        slows down affects both.
         """
         first = self.rows[0]
         ours, peer = (first, row) if self.relation is Relation.OURS_FIRST else (row, first)
         return statistics.median(a / b for a, b in zip(ours.samples, peer.samples, strict=True))
 
     def markdown(self) -> str:
-        """Return the table, and who is missing in it."""
+        """Format the table, and list the missing contenders."""
         lines = [
             f"| {self.title} | {self.unit}, median | lowest - highest | {self.relation.value} | wanted |",
             "|---|---:|---:|---:|---|",
@@ -136,9 +136,9 @@ def compare(
     rounds: int,
     relation: Relation = Relation.OURS_FIRST,
 ) -> Table:
-    """Let *contenders* run in turn, A B C A B C, so that a noisy machine is noisy for all of them.
+    """Run *contenders* in turn, A B C A B C, so that noise on the machine affects all of them.
 
-    One that can't take part is left out, with the reason.
+    Contenders that can't run are omitted, with the reason.
     """
     table = Table(title, unit, relation)
     rows = {contender.name: Row(contender.name, contender.wanted) for contender in contenders}
@@ -156,13 +156,13 @@ def compare(
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """Return what so many percent of *samples* are at most."""
+    """Return a percentile of *samples*."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 def machine() -> str:
-    """Return what the figures depend on, in one line."""
+    """Describe the machine and the versions in one line."""
     cores = len(os.sched_getaffinity(0))
     parts = [f"{platform.system()} {platform.machine()}, {cores} cores", f"Python {platform.python_version()}"]
     for name in _PEERS:
@@ -174,7 +174,7 @@ def machine() -> str:
 
 
 def scale_from(description: str | None, arguments: Sequence[str] | None = None) -> Scale:
-    """Return the scale that the command line asks for."""
+    """Return the scale from the command line."""
     parser = argparse.ArgumentParser(description=description)
     choice = parser.add_mutually_exclusive_group()
     add = partial(choice.add_argument, dest="scale", action="store_const")
@@ -185,7 +185,7 @@ def scale_from(description: str | None, arguments: Sequence[str] | None = None) 
 
 def main(description: str | None, benchmark: Callable[[Scale], list[Table]]) -> None:
     """Run one benchmark as a script and print its tables."""
-    # So that being terminated ends what was started, too.
+    # SIGTERM must also end the started processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     scale = scale_from(description)
     print(f"{machine()}\n")

@@ -1,4 +1,4 @@
-"""The same task for Huey, whose queue is a file in the directory where it runs, fsynced at each commit."""
+"""The same task for Huey, whose queue is a file in its working directory, fsynced at each commit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Many idle sessions on one node, and an active one beside them: ``python -m benchmarks.idle [--quick]``.
+"""Measures idle sessions on one node, and an active one beside them: ``python -m benchmarks.idle [--quick]``.
 
-The sessions belong to this process. It and the node need a file descriptor for each.
+The sessions belong to this process. Both it and the node need a file descriptor for each session.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.processes import HOST, Server, Servers
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 
-#: File descriptors that a process needs for other things.
+#: File descriptors that a process needs for other purposes.
 _OTHERS = 100
 
 
@@ -45,7 +45,7 @@ def _open_session(port: int) -> socket.socket:
 
 
 class _Observer:
-    """Asks one small request after another, and looks at how long they take."""
+    """Sends small requests one after another, and measures them."""
 
     def __init__(self, servers: Servers, node: Server, scale: Scale) -> None:
         self._servers = servers
@@ -53,7 +53,7 @@ class _Observer:
         self._scale = scale
 
     def row(self, name: str, wanted: str = "") -> Row:
-        """Return the median times, one a round, in milliseconds."""
+        """Return the median times, one per round, in milliseconds."""
         samples = [
             statistics.median(self._servers.drive("latency:call", self._node.port, self._scale.seconds))
             for _ in range(self._scale.rounds)
@@ -62,7 +62,7 @@ class _Observer:
 
 
 def run(scale: Scale) -> list[Table]:
-    """Measure before, while and after the sessions are open."""
+    """Measure before the sessions are open, while they are, and afterwards."""
     number = _descriptors(scale.sessions)
     with Servers() as servers, contextlib.ExitStack() as sessions:
         connections = str(scale.sessions + _OTHERS)

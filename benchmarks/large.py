@@ -1,4 +1,4 @@
-"""Large objects, sent and got back, beside marshal and a plain socket: ``python -m benchmarks.large``."""
+"""Compares round trips of large objects with marshal on a plain socket: ``python -m benchmarks.large``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from benchmarks.harness import Contender, Relation, Scale, Table, compare, main
 from benchmarks.processes import Server, Servers
 
 _MEGABYTE = 1_000_000
-#: The tiniest run leaves out the last.
+#: The smallest scale omits the last one.
 _OBJECTS = [
     ("1 MB of bytes", "bytes", _MEGABYTE),
     ("1 MB of rows (int, str, float)", "rows", _MEGABYTE),
     ("50 MB of bytes", "bytes", 50 * _MEGABYTE),
 ]
-#: A run of 50 MB is long by itself.
+#: One round trip of 50 MB already takes long.
 _ROUNDS = 3
 
 
@@ -34,7 +34,7 @@ def _compare(
 
 
 def run(scale: Scale) -> list[Table]:
-    """Make a comparison for each object."""
+    """Run a comparison for each object."""
     with Servers() as servers:
         nodes = {engine: servers.node(engine) for engine in ("reactor", "processes:2")}
         nodes["bare"] = servers.peer("marshal_socket")

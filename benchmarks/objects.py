@@ -1,4 +1,4 @@
-"""What checking costs: our loads and dumps beside marshal's bare ones: ``python -m benchmarks.objects``."""
+"""Measures the cost of checking: our loads and dumps against marshal's: ``python -m benchmarks.objects``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {
 
 
 def microseconds(function: Callable[[], object], seconds: float) -> float:
-    """Return the least time that a call took, over five parts of so many seconds."""
+    """Return the shortest time of a call, over five parts of that many seconds."""
     best = float("inf")
     calls = 1
     for _ in range(5):

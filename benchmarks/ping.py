@@ -1,7 +1,7 @@
-"""How long a ping takes while all workers compute: ``python -m benchmarks.ping``.
+"""Measures pings while all workers compute: ``python -m benchmarks.ping``.
 
-Each ping has a connection of its own, as a monitor's has. A real uWSGI is no peer here: a ping there
-waits for a worker.
+Each ping uses a new connection, as a monitor's does. A real uWSGI is not compared, since a ping waits for a
+worker there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _WORKERS = 2
 
 
 def run(scale: Scale) -> list[Table]:
-    """Measure with idle and with busy workers in turn."""
+    """Measure with idle and with busy workers."""
     percents = {"median": 50, "99th percentile": 99}
     table = Table(f"A ping of a node, engine `processes:{_WORKERS}`", "ms", Relation.NONE)
     rows = {

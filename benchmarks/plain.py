@@ -1,10 +1,10 @@
-"""Plain uwsgi, a connection a request, beside a real uWSGI: ``python -m benchmarks.plain``.
+"""Compares plain uwsgi, one connection per request, with a real uWSGI: ``python -m benchmarks.plain``.
 
-uWSGI answers no marshalled objects any more, so its RPC stands against them: both call a Python function with
-the same object, marshalled. A ping calls nothing on either side. The same generator loads both.
+uWSGI no longer answers marshalled objects, so they are compared with its RPC: both call a Python function with
+the same marshalled object. A ping calls no function on either side. The same load generator drives both.
 
-The generator needs about as much of a core as a server does. So the servers' own processor time is taken, too:
-what one core would do if nothing but the server ran on it.
+The generator needs about as much of a core as a server does. So the servers' processor time is measured too: it
+tells how many requests one core would serve if only the server ran on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.processes import Server, Servers
 
 
 class _Run:
-    """Loads one server with one kind of request, and keeps what its processor time says."""
+    """Drives one server with one kind of request, and records the rates by its processor time."""
 
     def __init__(self, servers: Servers, server: Callable[[], Server], kind: str, seconds: float) -> None:
         self._servers = servers
@@ -27,7 +27,7 @@ class _Run:
         self._busy: list[float] = []
 
     def rate(self) -> float:
-        """Return how many requests were answered a second."""
+        """Return the answered requests per second."""
         server = self._server()
         before = server.processor_seconds
         rate, number = self._servers.drive("plain:run", server.port, self._seconds, self._kind)
@@ -35,7 +35,7 @@ class _Run:
         return rate
 
     def busy_rate(self) -> float:
-        """Return how many were answered in a second of the server's own time, in the next of those runs."""
+        """Return the answered requests per second of the server's processor time, of the next of those runs."""
         if not self._busy:
             self.rate()
         return self._busy.pop(0)
@@ -51,7 +51,7 @@ def _tables(title: str, runs: list[tuple[str, _Run, str]], rounds: int) -> list[
 
 
 def run(scale: Scale) -> list[Table]:
-    """Make the comparisons."""
+    """Run the comparisons."""
     with Servers() as servers:
         ours = servers.node("reactor")
         bare = servers.peer("bare_plain")

@@ -1,4 +1,4 @@
-"""Starts the servers and the drivers of a benchmark as processes of their own, and ends them by their ids."""
+"""Starts the servers and drivers of a benchmark as processes, and ends them by their ids."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from types import TracebackType
 from benchmarks.harness import HOW_TO_INSTALL, MissingError
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The address that everything uses; no machine but this one reaches it.
+#: The address of all servers, which only this machine can reach.
 HOST = "127.0.0.1"
-#: What stands before a driver's figures.
+#: The prefix of a driver's figures.
 RESULT = "result "
 
 _START_TIME, _END_TIME = 20.0, 10.0
-#: Seconds that a driver may take beyond what it was told.
+#: Seconds that a driver may take beyond its given time.
 _PATIENCE = 60.0
 _POLL = 0.01
 
@@ -36,12 +36,12 @@ def _environment() -> dict[str, str]:
 
 
 def _pinned(core: int | None) -> Callable[[], None] | None:
-    """Return what a new process does first so as to stay on one core, as ``taskset`` has it."""
+    """Make the function by which a new process pins itself to one core, as ``taskset`` does."""
     return None if core is None else lambda: os.sched_setaffinity(0, {core})
 
 
 def a_core() -> int:
-    """Return the core on which both sides run when they share one: the last, with the fewest interrupts."""
+    """Return the core that both sides share: the last one, which has the fewest interrupts."""
     return max(os.sched_getaffinity(0))
 
 
@@ -72,11 +72,11 @@ def require(module: str) -> None:
 
 
 class Server:
-    """A server that was started.
+    """A started server.
 
     :param command: its command line.
-    :param port: where it will listen.
-    :param directory: where it runs, and its log is.
+    :param port: its port.
+    :param directory: its working directory, which has its log.
     :param core: the only core it may use; None for all.
     """
 
@@ -100,9 +100,9 @@ class Server:
         return self._process.pid
 
     def wait(self) -> None:
-        """Return when it takes connections.
+        """Wait until it accepts connections.
 
-        :raises RuntimeError: if it doesn't; the text is what it has said.
+        :raises RuntimeError: if it doesn't; the text is its log.
         """
         deadline = time.monotonic() + _START_TIME
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -113,17 +113,17 @@ class Server:
 
     @property
     def processor_seconds(self) -> float:
-        """How long its main thread has run so far."""
+        """The processor time of its main thread so far."""
         return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
 
     @property
     def memory(self) -> int:
-        """How many bytes of memory it occupies."""
+        """Its memory in bytes."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self) -> None:
-        """End it."""
+        """End the server."""
         self._process.terminate()
         try:
             self._process.wait(_END_TIME)
@@ -155,14 +155,14 @@ class Servers:
         self._ends.close()
 
     def node(self, engine: str, *options: str) -> Server:
-        """Start a node of ours."""
+        """Start one of our nodes."""
         port = free_port()
         twistd = str(Path(sys.executable).with_name("twistd"))
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.handlers", "--engine", engine]
         return self._start([twistd, "-n", "--pidfile=", "uwsgi-node", *listen, *options], port)
 
     def spooler(self, *options: str) -> Server:
-        """Start a spooler of ours, with a file of its own."""
+        """Start one of our spoolers, with its own file."""
         port = free_port()
         twistd = str(Path(sys.executable).with_name("twistd"))
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.spool_tasks"]
@@ -176,7 +176,7 @@ class Servers:
         self._ends.callback(Server(command, 0, self._directory, self._core).stop)
 
     def uwsgi(self) -> Server:
-        """Start a real uWSGI of one process that has an RPC function and logs no requests."""
+        """Start a real uWSGI with one process, which has an RPC function and logs no requests."""
         port = free_port()
         application = str(ROOT / "benchmarks" / "uwsgi_functions.py")
         options = ["--socket", f"{HOST}:{port}", "--import", application, "--disable-logging", "--die-on-term"]
@@ -202,7 +202,7 @@ class Servers:
         return self._run([sys.executable, "-m", "benchmarks.drive", *texts], seconds)
 
     def drive_in_uwsgi(self, driver: str, port: int, seconds: float) -> list[float]:
-        """Run a driver within a real uWSGI, whose ``uwsgi`` module exists nowhere else."""
+        """Run a driver in a real uWSGI, since only there its ``uwsgi`` module exists."""
         program = str(ROOT / "benchmarks" / "drive.py")
         arguments = ["--enable-threads", "--pyrun", program, "--pyargv", f"{driver} {port} {seconds}"]
         return self._run([uwsgi_binary(), *arguments], seconds)

@@ -14,7 +14,7 @@ BENCHMARKS: tuple[ModuleType, ...] = (calls, engine, plain, large, idle, ping, f
 
 
 def main() -> int:
-    """Run them one after another, and print each one's tables as soon as they are there.
+    """Run all benchmarks one after another, and print each one's tables when it ends.
 
     :return: how many have failed; the others' tables are printed all the same.
     """

@@ -17,12 +17,12 @@ def _set_nodelay(transport: Any) -> None:
 
 
 def bare(port: int) -> None:
-    """Twisted without a protocol: each chunk is an object; written at once, the connection stays."""
+    """Twisted without a protocol: each chunk is an object, and is echoed; the connection stays open."""
     _serve_chunks(port, keep=True)
 
 
 def bare_plain(port: int) -> None:
-    """The same, a connection a request, in uwsgi's framing."""
+    """The same with one connection per request, in uwsgi's framing."""
     _serve_chunks(port, keep=False)
 
 
@@ -76,7 +76,7 @@ def pyro_thread(port: int) -> None:
 
 
 def pyro_multiplex(port: int) -> None:
-    """Pyro5 with one thread for all."""
+    """Pyro5 with one thread for all connections."""
     _serve_pyro(port, "multiplex")
 
 
@@ -96,7 +96,7 @@ def _serve_pyro(port: int, kind: str) -> None:
 
 
 def marshal_socket(port: int) -> None:
-    """Marshal over a blocking socket, the size before it: what is the least that large objects cost."""
+    """Marshal over a blocking socket, after the size: the lower bound of the cost of large objects."""
     with socket.create_server((HOST, port)) as listener:
         while True:
             connection, _ = listener.accept()

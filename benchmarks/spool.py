@@ -1,6 +1,6 @@
-"""The spooler beside Huey, both with a file that is fsynced: ``python -m benchmarks.spool [--quick]``.
+"""Compares the spooler with Huey, both with a file that is fsynced: ``python -m benchmarks.spool [--quick]``.
 
-Our tasks come over the network and are run by worker processes; Huey's are written by the program itself.
+Our tasks arrive over the network and run in worker processes; Huey's are written by the program itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _among(servers: Servers, scale: Scale) -> list[Table]:
 
 
 def run(scale: Scale) -> list[Table]:
-    """Make the comparisons."""
+    """Run the comparisons."""
     with Servers() as servers:
         enqueued = _enqueue(servers, servers.spooler(), scale)
         return [enqueued, _enqueue_and_run(scale), *_among(servers, scale)]

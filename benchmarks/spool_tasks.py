@@ -1,4 +1,4 @@
-"""The no-op task of the spooler's benchmark: it leaves a mark, so that it can be seen outside that it ran."""
+"""The no-op task of the spooler's benchmark: it appends a byte to a file, by which others see that it ran."""
 
 from __future__ import annotations
 

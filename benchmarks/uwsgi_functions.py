@@ -1,4 +1,4 @@
-"""What a real uWSGI runs: a function for its RPC, which echoes a marshalled object."""
+"""The RPC function of a real uWSGI, which echoes a marshalled object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uwsgi
 
 
 def echo(data: bytes) -> bytes:
-    """Load and dump, as a function that does something with the object would."""
+    """Load and dump the object, as a function that uses it would."""
     return marshal.dumps(marshal.loads(data))
 
 

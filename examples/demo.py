@@ -2,9 +2,9 @@
 
     python examples/demo.py
 
-It starts a renderer, a hand-written node that does the same, three front nodes, five nodes that compute and a
-spooler, each a twistd process on a free port of 127.0.0.1, and stops all of them at its end, whatever comes.
-It ends with status 0 if everything was as expected, with 1 and a text that says what was not otherwise.
+It starts a renderer, a hand-written node that does the same, three front nodes, five computing nodes and a
+spooler, each as a twistd process on a free port of 127.0.0.1. At its end it stops all of them in any case. It
+exits with status 0 if everything was as expected; otherwise it prints what was not, and exits with status 1.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from fan_out import fan_out  # noqa: E402
 from uwsgitwisted.blocking import send_uwsgi_message  # noqa: E402
 from uwsgitwisted.errors import UwsgiError  # noqa: E402
 
-#: One worker process for each service: there are eleven of them on this one machine.
+#: One worker process per service, since all eleven services run on one machine.
 ONE_WORKER = ("--engine", "processes:1")
-#: The page that the front nodes make. The time is fixed, so that two pages of it can be compared.
+#: The query for the front nodes. The time is fixed, so that the pages can be compared.
 QUERY = "n=12&time=1.5"
-#: Seconds between the acceptance of the second task and its time. The spooler is killed within.
+#: Seconds from the acceptance of the second task to its time. The spooler is killed in between.
 TASK_DELAY = 3
 #: Seconds for a task to run once its time has come.
 TASK_LIMIT = 30
@@ -51,9 +51,9 @@ class Cluster(NamedTuple):
 
 
 def describe(services: Services, scratch: Path) -> Cluster:
-    """Say which services there are.
+    """Describe the services of the demo.
 
-    :param scratch: where the spool and the log of its tasks are.
+    :param scratch: the directory of the spool and of its tasks' log.
     """
     mako, cpu, spool = (EXAMPLES / name for name in ("mako_cluster", "cpu_fanout", "central_spooler"))
     node = ("uwsgi-node", *ONE_WORKER, "--handler")
@@ -96,7 +96,7 @@ def start(terminal: Terminal, services: Services, cluster: Cluster) -> None:
 
 
 def remote_templates(terminal: Terminal, cluster: Cluster) -> None:
-    """Scenario 1: three front nodes have the same page rendered, each by both nodes that can."""
+    """Scenario 1: three front nodes get the same page from each of the two nodes that render."""
     terminal.headline("1. Remote templates")
     terminal.say(
         "Each front node gets a query string, computes the Fibonacci sequence and has the page rendered "
@@ -122,7 +122,7 @@ def remote_templates(terminal: Terminal, cluster: Cluster) -> None:
 
 
 def cpu_fan_out(terminal: Terminal, cluster: Cluster) -> None:
-    """Scenario 2: five nodes compute at the same time."""
+    """Scenario 2: five nodes compute in parallel."""
     cores = available_cores()
     expected = min(cores, len(cluster.computing))
     terminal.headline("2. CPU fan-out")
@@ -144,7 +144,7 @@ def cpu_fan_out(terminal: Terminal, cluster: Cluster) -> None:
 
 
 def central_spooler(terminal: Terminal, services: Services, cluster: Cluster) -> None:
-    """Scenario 3: a task runs, and another one survives the spooler's sudden end."""
+    """Scenario 3: a task runs, and another one survives when the spooler is killed."""
     spooler = cluster.spooler
     terminal.headline("3. Central spooler")
     accept(terminal, cluster, {"key1": "value1", "key2": "value2"})
@@ -167,7 +167,7 @@ def central_spooler(terminal: Terminal, services: Services, cluster: Cluster) ->
 
 
 def accept(terminal: Terminal, cluster: Cluster, task: dict[str, str]) -> None:
-    """Hand a task to the spooler."""
+    """Enqueue a task."""
     answer = enqueue(HOST, cluster.spooler.port, task)
     if answer is not True:
         raise DemoFailed(f"the spooler answered {answer!r} to the task {task}, not True")
@@ -175,7 +175,7 @@ def accept(terminal: Terminal, cluster: Cluster, task: dict[str, str]) -> None:
 
 
 def wait_for_task(cluster: Cluster, text: str) -> None:
-    """Return when the task that writes *text* has run."""
+    """Wait until the task that writes *text* has run."""
     wait_for(
         lambda: text in cluster.tasks_log.read_text(), TASK_DELAY + TASK_LIMIT, f"the task {text!r} to run"
     )
@@ -204,12 +204,12 @@ def run(terminal: Terminal, scratch: Path) -> None:
             killed = services.stop()
         if killed:
             names = ", ".join(service.name for service in killed)
-            raise DemoFailed(f"these did not stop when they were told to and had to be killed: {names}")
+            raise DemoFailed(f"these did not stop at SIGTERM and had to be killed: {names}")
 
 
 @contextmanager
 def explained(terminal: Terminal, services: Services) -> Iterator[None]:
-    """Show what the services have logged of errors, if one stops the demo."""
+    """If an error stops the demo, show the ends of the logs that contain errors."""
     try:
         yield
     except (DemoFailed, UwsgiError):
@@ -220,7 +220,7 @@ def explained(terminal: Terminal, services: Services) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run the demo and return the status to end with."""
+    """Run the demo and return the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     terminal = Terminal(sys.stdout)
@@ -238,7 +238,7 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Have everything stopped; a second signal is not to disturb that."""
+    """Stop everything; a second signal must not interrupt that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What demo.py stands on: twistd processes that are stopped for sure, and readable output."""
+"""Support for demo.py: starts twistd processes, stops them in any case, and prints readable output."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from uwsgitwisted.blocking import ping
 from uwsgitwisted.errors import ConnectionFailed, NoAnswer, RequestTimeout
 
 HOST = "127.0.0.1"
-#: Seconds for a service to come up. Twelve of them share the processors while they start.
+#: Seconds that a service may take to start. Twelve of them share the processors meanwhile.
 START_LIMIT = 120.0
-#: Seconds for a service to end after SIGTERM.
+#: Seconds that a service may take to end after SIGTERM.
 STOP_LIMIT = 20.0
-#: What a service logs when its workers are up.
+#: A service logs this when its workers are ready.
 READY = b" takes requests on "
-#: Seconds between two looks at something that is waited for.
+#: Seconds between two checks of a condition.
 PAUSE = 0.05
 
 
 class DemoFailed(Exception):
-    """Something was not as expected; the text says what."""
+    """The demo did not run as expected; the text says why."""
 
 
 @dataclass(slots=True)
 class Service:
-    """A twistd process, and all that is needed to start it again.
+    """A twistd process, with all that starting it again needs.
 
-    :param name: what the demo calls it.
-    :param port: where it listens on loopback.
+    :param name: its name in the demo's output.
+    :param port: its port on loopback.
     :param command: its command line.
-    :param directory: where it runs; its handler module is there.
-    :param environment: what it has besides ours.
-    :param log: where its output goes.
-    :param process: what runs, once it was started.
-    :param log_start: where in the log its present life begins.
+    :param directory: its working directory, which contains its handler module.
+    :param environment: its environment variables besides ours.
+    :param log: the file of its output.
+    :param process: the running process, once it has been started.
+    :param log_start: the position in the log at which the current process begins.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has said that its workers are up, and answers a ping."""
+        """Whether it has logged that its workers are ready, and answers a ping."""
         with self.log.open("rb") as log:
             log.seek(self.log_start)
             if READY not in log.read():
@@ -76,7 +76,7 @@ class Service:
         return False
 
     def last_lines(self, count: int = 15) -> str:
-        """Return the end of what it logged."""
+        """Return the end of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-count:])
 
@@ -84,7 +84,7 @@ class Service:
 class Services:
     """Starts twistd processes on free loopback ports; leaving its ``with`` block stops every one.
 
-    :param logs: a directory for what they log.
+    :param logs: a directory for their logs.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -113,10 +113,10 @@ class Services:
         """Describe a service; :meth:`start_all` starts it.
 
         :param command: ``uwsgi-node``, ``uwsgi-renderer`` or ``uwsgi-spooler``.
-        :param options: what stands behind it on the command line, besides ``--listen``.
+        :param options: its further arguments, besides ``--listen``.
         """
         port = self._free_port()
-        # Twistd writes a pid file even when it stays in the foreground; two in one directory would quarrel.
+        # twistd may write a pid file even in the foreground; two services in one directory would clash.
         line = (self._twistd, "-n", "--pidfile=", command, "--listen", f"tcp:{port}:interface={HOST}", *options)
         log = self._logs / f"{len(self._services):02}.log"
         service = Service(name, port, line, directory, environment or {}, log)
@@ -124,7 +124,7 @@ class Services:
         return service
 
     def start_all(self) -> Iterator[Service]:
-        """Start what was added, all at once; yields each when it takes requests."""
+        """Start all added services in parallel; yield each one when it accepts requests."""
         while self._held:
             self._held.pop().close()
         for service in self._services:
@@ -144,11 +144,11 @@ class Services:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the demo, which then stops them in order
+                start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the services in order
             )
 
     def wait_until_up(self, service: Service) -> None:
-        """Return when a service takes requests.
+        """Wait until a service accepts requests.
 
         :raises DemoFailed: if it ends instead, or takes too long.
         """
@@ -158,17 +158,17 @@ class Services:
             if service.process.poll() is not None:
                 raise DemoFailed(f"the {service.name} did not start")
             if time.monotonic() > limit:
-                raise DemoFailed(f"the {service.name} did not come up in {START_LIMIT:g} s")
+                raise DemoFailed(f"the {service.name} did not start within {START_LIMIT:g} s")
             time.sleep(PAUSE)
 
     def kill(self, service: Service) -> None:
-        """End a service as a power failure would: it can't do anything about it."""
+        """Kill a service as a power failure would, without a chance to clean up."""
         assert service.process is not None, "not started"
         service.process.send_signal(signal.SIGKILL)
         service.process.wait()
 
     def stop(self) -> list[Service]:
-        """Stop what was started and return those that had to be killed."""
+        """Stop all services; return those that had to be killed."""
         while self._held:
             self._held.pop().close()
         running = [s for s in self._services if s.process is not None and s.process.poll() is None]
@@ -177,7 +177,7 @@ class Services:
         return [service for service in running if not self._has_ended(service)]
 
     def complaints(self) -> dict[str, str]:
-        """Return the end of the log of each service that has logged an error, by the service's name."""
+        """Return the ends of the logs that contain errors, by the service's name."""
         ends = {service.name: service.last_lines() for service in self._services}
         return {name: end for name, end in ends.items() if "error" in end.lower()}
 
@@ -191,7 +191,7 @@ class Services:
         return True
 
     def _free_port(self) -> int:
-        """Return a port that is free, and stays so until the services start."""
+        """Reserve a free port until the services start."""
         holder = socket.socket()
         holder.bind((HOST, 0))
         self._held.append(holder)
@@ -200,9 +200,9 @@ class Services:
 
 
 def find_twistd() -> str:
-    """Return the path of the twistd that belongs to this Python.
+    """Return the path of this Python's twistd.
 
-    :raises DemoFailed: if there is none.
+    :raises DemoFailed: if it isn't installed.
     """
     beside = Path(sys.executable).with_name("twistd")
     found = str(beside) if beside.exists() else shutil.which("twistd")
@@ -212,9 +212,9 @@ def find_twistd() -> str:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Return when *condition* is true.
+    """Wait until *condition* is true.
 
-    :raises DemoFailed: if it is not within *seconds*.
+    :raises DemoFailed: if it isn't after *seconds*.
     """
     limit = time.monotonic() + seconds
     while not condition():
@@ -224,9 +224,9 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Terminal:
-    """Writes what happens: colours and a moving sign on a terminal, plain lines anywhere else.
+    """Prints the demo's progress: with colours and a spinner on a terminal, as plain lines anywhere else.
 
-    :param stream: where to.
+    :param stream: the output.
     """
 
     _SIGNS = "|/-\\"
@@ -243,20 +243,20 @@ class Terminal:
         return time.monotonic() - self._began
 
     def headline(self, text: str) -> None:
-        """Begin a part."""
+        """Print a headline."""
         self._write(f"\n{self._paint('1;36', text)}\n{self._paint('36', '-' * len(text))}\n")
 
     def say(self, text: str) -> None:
-        """Write an ordinary line."""
+        """Print a paragraph of text."""
         self._write(textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  ") + "\n")
 
     def show(self, lines: Iterable[str]) -> None:
-        """Write lines as they are, set off from the rest."""
+        """Print lines verbatim, with a bar at the left."""
         bar = self._paint("90", "|")
         self._write("\n" + "".join(f"  {bar} {line}".rstrip() + "\n" for line in lines) + "\n")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Write columns; the first row is their heads."""
+        """Print a table; the first row has the column titles."""
         self._write("\n")
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for place, row in enumerate(rows):
@@ -265,16 +265,16 @@ class Terminal:
         self._write("\n")
 
     def good(self, text: str) -> None:
-        """Write that something is as expected."""
+        """Report a success."""
         self._write(f"  {self._paint('32', 'ok')}  {text}\n")
 
     def bad(self, text: str) -> None:
-        """Write that something is not."""
+        """Report a failure."""
         self._write(f"\n  {self._paint('1;31', 'FAILED')}  {text}\n")
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show that something goes on; gives a function that says how far it is."""
+        """Show a spinner while something runs; yield a function that updates its state."""
         began = time.monotonic()
         state = [""]
         done = threading.Event()

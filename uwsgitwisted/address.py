@@ -219,7 +219,7 @@ def _place(names: tuple[str, ...], positional: list[str], options: dict[str, str
         else:
             raise _Unacceptable(f"it has no {name}")
     if waiting:
-        raise _Unacceptable(f"{waiting[0]!r} is too much")
+        raise _Unacceptable(f"{waiting[0]!r} is one argument too many")
     return values
 
 

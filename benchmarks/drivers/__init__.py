@@ -1,1 +1,1 @@
-"""What makes the requests, each in a process of its own; :mod:`benchmarks.drive` runs them."""
+"""The drivers that send requests, each in its own process; :mod:`benchmarks.drive` runs them."""

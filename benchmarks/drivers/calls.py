@@ -1,4 +1,4 @@
-"""Small calls: one after another, or many in flight."""
+"""Drivers of small calls: one after another, or many in flight."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _HOST = "127.0.0.1"
 
 
 def blocking(port: int, seconds: float) -> float:
-    """Return how many of our blocking calls can be made a second, over a session."""
+    """Return the rate of our blocking calls per second, in a session."""
     from uwsgitwisted.blocking import send_uwsgi_message
 
     return one_after_another(lambda: send_uwsgi_message(_HOST, port, 33, ECHO, SMALL), seconds)
 
 
 def client(port: int, seconds: float) -> float:
-    """Return how many requests of our Client are answered a second."""
+    """Return the rate of our Client's requests per second."""
     from uwsgitwisted.client import Client
 
     async def main(reactor: Any) -> float:
@@ -36,12 +36,12 @@ def client(port: int, seconds: float) -> float:
 
 
 def uwsgi_rpc(port: int, seconds: float) -> float:
-    """Return how many of a real uWSGI's own calls can be made a second; run within one."""
+    """Return the rate of a real uWSGI's own calls per second; it has to run in a uWSGI."""
     return one_after_another(_rpc(port), seconds)
 
 
 def uwsgi_rpc_threads(port: int, seconds: float) -> float:
-    """Return how many of them 16 threads make a second."""
+    """Return the rate of these calls per second from 16 threads."""
     return in_threads(16, lambda: _rpc(port), seconds)
 
 
@@ -53,13 +53,13 @@ def _rpc(port: int) -> Callable[[], object]:
 
 
 def pyro(port: int, seconds: float) -> float:
-    """Return how many of Pyro5's calls can be made a second."""
+    """Return the rate of Pyro5's calls per second."""
     proxy = _pyro_proxy(port)
     return one_after_another(lambda: proxy.echo(SMALL), seconds)
 
 
 def pyro_threads(port: int, seconds: float) -> float:
-    """Return how many of them 100 threads make a second, each with its own connection."""
+    """Return the rate of these calls per second from 100 threads, each with its own connection."""
 
     def make() -> Callable[[], object]:
         proxy = _pyro_proxy(port)
@@ -76,7 +76,7 @@ def _pyro_proxy(port: int) -> Any:
 
 
 def bare(port: int, seconds: float) -> float:
-    """Return how many objects can be sent and got back a second with no protocol at all."""
+    """Return the rate of objects per second that are sent and received back without any protocol."""
     with socket.create_connection((_HOST, port)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

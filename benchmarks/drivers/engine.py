@@ -1,4 +1,4 @@
-"""Tiny tasks through two worker processes."""
+"""Drivers of tiny tasks in two worker processes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from benchmarks.messages import ECHO, SMALL
 
 _PROCESSES = 2
 _IN_FLIGHT = 100
-#: How many tasks a pool that takes all at once is given for each second that it is to run.
+#: How many tasks to give a pool, which gets all tasks at once, per second of the run.
 _TASKS_A_SECOND = 60_000
 
 
 def echo(message: object) -> object:
-    """Do what the node's handler does."""
+    """Do the same as the node's handler."""
     return message
 
 
 def ours(_port: int, seconds: float) -> float:
-    """Return how many tasks a second our engine runs, without a node."""
+    """Return the rate of tasks per second of our engine, without a node."""
     from uwsgitwisted.engines.processes import ProcessEngine
     from uwsgitwisted.interfaces import Request
     from uwsgitwisted.wire.message import decode_answer, encode_request
@@ -51,7 +51,7 @@ def ours(_port: int, seconds: float) -> float:
 
 
 def imap(_port: int, seconds: float) -> float:
-    """Return how many tasks a second ``multiprocessing.Pool.imap`` runs, one a message."""
+    """Return the rate of tasks per second of ``multiprocessing.Pool.imap``, one per message."""
     number = int(_TASKS_A_SECOND * seconds)
     with multiprocessing.Pool(_PROCESSES) as pool:
         deque(pool.imap(echo, repeat(SMALL, 200), chunksize=1), maxlen=0)
@@ -61,19 +61,19 @@ def imap(_port: int, seconds: float) -> float:
 
 
 def apply_async(_port: int, seconds: float) -> float:
-    """Return how many tasks a second ``Pool.apply_async`` runs, 100 under way."""
+    """Return the rate of tasks per second of ``Pool.apply_async``, with 100 in flight."""
     with multiprocessing.Pool(_PROCESSES) as pool:
         return _window(lambda: pool.apply_async(echo, (SMALL,)).get, seconds)
 
 
 def executor(_port: int, seconds: float) -> float:
-    """Return how many tasks a second a ``ProcessPoolExecutor`` runs, 100 under way."""
+    """Return the rate of tasks per second of a ``ProcessPoolExecutor``, with 100 in flight."""
     with ProcessPoolExecutor(_PROCESSES) as pool:
         return _window(lambda: pool.submit(echo, SMALL).result, seconds)
 
 
 def _window(submit: Callable[[], Callable[[], object]], seconds: float) -> float:
-    """Return how many results a second come if the oldest is taken whenever 100 tasks are under way."""
+    """Return the rate of results per second, waiting for the oldest one whenever 100 tasks are in flight."""
     waiting = deque(submit() for _ in range(_IN_FLIGHT))
     done = 0
     start = perf_counter()

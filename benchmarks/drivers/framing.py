@@ -1,4 +1,4 @@
-"""The least framing for objects on a plain socket: eight bytes of size, then the bytes."""
+"""The minimal framing for objects on a plain socket: eight bytes of size, then the bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def send(sock: socket.socket, data: bytes) -> None:
 
 
 def receive(sock: socket.socket) -> bytearray | None:
-    """Return what the peer sends, None at the end."""
+    """Return the peer's next bytes, None at the end of the stream."""
     head = _exactly(sock, _SIZE.size)
     return None if head is None else _exactly(sock, _SIZE.unpack(head)[0])
 

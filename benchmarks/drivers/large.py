@@ -1,4 +1,4 @@
-"""Large objects, sent and got back one after another, in megabytes a second of one direction."""
+"""Drivers of round trips of large objects, one after another, in megabytes per second of one direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long small requests take while something else goes on, in milliseconds."""
+"""Drivers that measure small requests during other work, in milliseconds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from benchmarks.messages import COMPUTE, ECHO, MAKE, SMALL
 
 _HOST = "127.0.0.1"
 _COMPUTE_SECONDS = 0.1
-#: The modifier1 that a node answers with the same bytes.
+#: The modifier1 to which a node answers with the same bytes.
 _ECHO_BYTES = 101
-#: Calls of the least run, whatever its time.
+#: The minimum number of calls of a run, whatever its time.
 _LEAST = 20
 
 
 def call(port: int, seconds: float) -> list[float]:
-    """Return how long each of our blocking calls takes, one after another."""
+    """Return the times of our blocking calls, one after another."""
     from uwsgitwisted.blocking import send_uwsgi_message
 
     for _ in range(200):
@@ -26,14 +26,14 @@ def call(port: int, seconds: float) -> list[float]:
 
 
 def ping_idle(port: int, seconds: float) -> list[float]:
-    """Return how long pings of an idle node take."""
+    """Return the times of pings of an idle node."""
     from uwsgitwisted.blocking import ping
 
     return _each(lambda: ping((_HOST, port)), perf_counter() + seconds)
 
 
 def ping_busy(port: int, seconds: float, workers: str) -> list[float]:
-    """Return how long pings take while every worker computes, and as many requests wait."""
+    """Return the times of pings while every worker computes and as many requests wait."""
     from uwsgitwisted.blocking import ping, send_uwsgi_message
 
     end = perf_counter() + seconds
@@ -64,21 +64,21 @@ def _each(ask: Any, end: float) -> list[float]:
 
 
 def fair(port: int, _seconds: float, size: str, number: str) -> list[float]:
-    """Return how long small requests take while large answers arrive on the same connection.
+    """Return the times of small requests while large answers arrive on the same connection.
 
-    :param size: of each of them, in bytes; 0 for none.
-    :param number: how many.
+    :param size: the size of each large answer, in bytes; 0 for none.
+    :param number: the number of large answers.
     """
     return _beside(port, int(number), (33, MAKE, int(size)) if int(size) else None)
 
 
 def fair_bytes(port: int, _seconds: float, size: str, number: str) -> list[float]:
-    """Do the same while bytes are sent there and back, which neither side loads as an object."""
+    """Do the same while bytes are echoed, which neither side loads as an object."""
     return _beside(port, int(number), (_ECHO_BYTES, 0, bytes(int(size))))
 
 
 def _beside(port: int, number: int, large: tuple[int, int, object] | None) -> list[float]:
-    """Return how long small requests take beside *large* ones, given as modifiers and message."""
+    """Return the times of small requests beside *large* ones, given as modifiers and message."""
     from benchmarks.drivers.pace import react
     from uwsgitwisted.client import Client
 

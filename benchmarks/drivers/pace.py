@@ -1,4 +1,4 @@
-"""How a driver keeps asking for a while, and counts."""
+"""Loops that call for a while, and count."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from time import perf_counter
 from typing import Any
 
 _WARM_UP = 200
-#: The least time for which many requests are in flight before it counts: sessions and pools grow meanwhile.
+#: The minimum time with many requests in flight before counting starts, since sessions and pools still grow.
 _WARM_UP_SECONDS = 0.3
 _BATCH = 20
 
 
 def one_after_another(call: Callable[[], object], seconds: float) -> float:
-    """Return how many times a second *call* can be made."""
+    """Return the rate of *call* per second."""
     for _ in range(min(_WARM_UP, max(1, int(_WARM_UP * 10 * seconds)))):
         call()
     done = 0
@@ -27,9 +27,9 @@ def one_after_another(call: Callable[[], object], seconds: float) -> float:
 
 
 def in_threads(number: int, make: Callable[[], Callable[[], object]], seconds: float) -> float:
-    """Return how many calls a second *number* threads make together.
+    """Return the rate of calls per second of *number* threads together.
 
-    :param make: called in each thread first; returns what that calls.
+    :param make: called first in each thread; returns the function that the thread calls.
     """
     counts: list[int] = []
     begin = threading.Barrier(number + 1)
@@ -56,7 +56,7 @@ def in_threads(number: int, make: Callable[[], Callable[[], object]], seconds: f
 
 
 async def in_flight(ask: Callable[[], Awaitable[object]], seconds: float, number: int = 100) -> float:
-    """Return how many requests a second are answered while *number* are always under way."""
+    """Return the rate of answered requests per second with *number* always in flight."""
     from twisted.internet.defer import Deferred, gatherResults
 
     done = 0
@@ -76,7 +76,7 @@ async def in_flight(ask: Callable[[], Awaitable[object]], seconds: float, number
 
 
 def react(function: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Run the coroutine that *function* makes of the reactor, and return what it returns."""
+    """Run the coroutine that *function* makes from the reactor, and return its result."""
     from twisted.internet.defer import ensureDeferred
     from twisted.internet.task import react as twisted_react
 

@@ -1,4 +1,4 @@
-"""Plain uwsgi, a connection a request, from 16 at a time."""
+"""A driver of plain uwsgi, one connection per request, 16 at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _item(data: bytes) -> bytes:
     return struct.pack("<H", len(data)) + data
 
 
-#: Requests, each with how its answer begins.
+#: The requests, each with the beginning of its answer.
 _REQUESTS = {
     "object": (_packet(33, ECHO, _DATA), b"\x21"),
     "rpc": (_packet(173, 0, _item(b"echo") + _item(_DATA)), b"\xad"),
@@ -32,11 +32,11 @@ _REQUESTS = {
 
 
 class Load:
-    """Sixteen connections, each of which is followed by another as soon as it is answered.
+    """Sixteen connections; each is replaced by another as soon as it is answered.
 
-    :param port: of the server.
-    :param request: what each sends.
-    :param begins: what each answer begins with.
+    :param port: the server's port.
+    :param request: the bytes to send.
+    :param begins: the beginning of each answer.
     """
 
     def __init__(self, port: int, request: bytes, begins: bytes) -> None:
@@ -48,7 +48,7 @@ class Load:
         self._done = 0
 
     def run(self, seconds: float) -> list[float]:
-        """Return how many requests were answered a second, and how many in all."""
+        """Return the rate of answered requests per second, and their number."""
         self._done = 0
         start = perf_counter()
         for _ in range(_CONNECTIONS):
@@ -78,7 +78,7 @@ class Load:
                 self._begin()
 
     def _begin(self) -> None:
-        # Connecting to a listener on this machine takes no waiting, nor does so small a packet.
+        # Connecting to a local listener doesn't block, and neither does sending so small a packet.
         sock = socket.socket()
         sock.connect(self._address)
         sock.send(self._request)
@@ -87,5 +87,5 @@ class Load:
 
 
 def run(port: int, seconds: float, kind: str) -> list[float]:
-    """Return how many requests of a kind were answered a second, and how many in all."""
+    """Return the rate of answered requests of a kind per second, and their number."""
     return Load(port, *_REQUESTS[kind]).run(seconds)

@@ -1,4 +1,4 @@
-"""Tasks for a spooler and for Huey: enqueued, run, and among a million that wait."""
+"""Drivers that enqueue and run tasks in a spooler and in Huey, also while a million others wait."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOMORROW = 86_400.0
 
 
 def enqueue(port: int, seconds: float) -> float:
-    """Return how many tasks a second are acknowledged while 100 are in flight; none is run."""
+    """Return the rate of acknowledged tasks per second with 100 in flight; no task runs."""
     from uwsgitwisted.client import Client
 
     async def main(reactor: Any) -> float:
@@ -37,14 +37,14 @@ def enqueue(port: int, seconds: float) -> float:
 
 
 def huey_enqueue(_port: int, seconds: float) -> float:
-    """Return how many tasks a second are in Huey's file, one after another; none is run."""
+    """Return the rate of tasks per second written to Huey's file, one after another; no task runs."""
     from benchmarks.huey_tasks import run
 
     return one_after_another(lambda: run("cleanup"), seconds)
 
 
 def enqueue_and_run(port: int, _seconds: float, number: str) -> float:
-    """Return how many tasks a second are done, from the first enqueue to the end of the last."""
+    """Return the rate of finished tasks per second, from the first enqueue to the end of the last task."""
     from twisted.internet.defer import Deferred, gatherResults
     from twisted.internet.task import deferLater
 
@@ -73,7 +73,7 @@ def enqueue_and_run(port: int, _seconds: float, number: str) -> float:
 
 
 def huey_enqueue_and_run(_port: int, _seconds: float, number: str) -> float:
-    """Return the same for Huey, whose consumer runs already."""
+    """Return the same for Huey, whose consumer is already running."""
     from benchmarks.huey_tasks import run
 
     marks, start = _marks(), perf_counter()
@@ -90,10 +90,10 @@ def _marks() -> int:
 
 
 def among(_port: int, seconds: float, waiting: str) -> list[float]:
-    """Return what an empty SQLite store does, and then one in which so many tasks wait.
+    """Return the figures of an empty SQLite store, and of one in which that many tasks wait.
 
-    :return: enqueued tasks a second, claimed and finished tasks a second, and the memory in bytes: of the empty
-        store, then of the full one.
+    :return: enqueued tasks per second, claimed and finished tasks per second, and the memory in bytes: of the
+        empty store, then of the full one.
     """
     from uwsgitwisted.spool.stores.sqlite.store import SqliteStore
 
@@ -110,7 +110,7 @@ def among(_port: int, seconds: float, waiting: str) -> list[float]:
 
 
 def _rates(store: Any, seconds: float) -> list[float]:
-    """Return what a store does in batches of 100, which is what 100 requests in flight lead to."""
+    """Return a store's figures with batches of 100, as 100 requests in flight make them."""
     from uwsgitwisted.spool.retry import Action, Decision
     from uwsgitwisted.spool.stores.interface import Settlement, Want
 

@@ -1,6 +1,6 @@
-"""Hands a task to the central spooler, from any machine.
+"""Enqueues a task in the central spooler, from any machine.
 
-With the spooler running that my_tasks.py names:
+Start the spooler as my_tasks.py says, then run:
 
     python enqueue.py key1=value1 key2=value2
     python enqueue.py key1=later at=$(( $(date +%s) + 60 ))

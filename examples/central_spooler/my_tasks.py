@@ -1,4 +1,4 @@
-"""What the spooler does with a task.
+"""Runs the tasks of the spooler.
 
 In this directory:
 
@@ -16,12 +16,12 @@ LOG = os.environ.get("TASKS_LOG", "tasks.log")
 
 
 def run(task: dict[Any, Any]) -> object:
-    """Write a task down. Keys and values are bytes, as in uWSGI on Python 3; only this one key is a str."""
+    """Log a task. Keys and values are bytes, as in uWSGI on Python 3; only the key of the name is a str."""
     number = task.pop("spooler_task_name").decode()
     line = " ".join(f"{name.decode()}={value.decode()}" for name, value in sorted(task.items()))
     with open(LOG, "a") as log:
         log.write(f"{line}\n")
-    # What is printed goes to the spooler's log.
+    # Printed text goes to the spooler's log.
     print(f"worker {uwsgi.worker_id()} ran task {number}: {line}", flush=True)
     return uwsgi.SPOOL_OK
 

@@ -1,6 +1,6 @@
-"""Gives every node its part of the work at once, and shows what that gained.
+"""Sends work to all nodes in parallel, and shows how much faster that is.
 
-With the nodes running that my_cpu.py names:
+Start the nodes as my_cpu.py says, then run:
 
     python fan_out.py 127.0.0.1:3051 127.0.0.1:3052
 """
@@ -14,15 +14,15 @@ from uwsgitwisted.blocking import send_multi_uwsgi_message
 
 Nodes = Sequence[tuple[str, int | str]]
 
-#: What each node raises to the 4096th power: about half a second of work.
+#: The range of numbers that each node raises to the 4096th power, about half a second of work.
 NUMBERS = [0, 3000]
 
 
 def fan_out(nodes: Nodes) -> tuple[list[float], float]:
-    """Have every node compute.
+    """Make every node compute.
 
     :param nodes: ``(host, port)`` of each.
-    :return: the seconds that each node worked, in order, and the seconds that it took to have all answers.
+    :return: each node's processor time in seconds, in order, and the seconds until all answers had arrived.
     """
     began = time.perf_counter()
     cluster = tuple((host, port, NUMBERS) for host, port in nodes)
@@ -31,7 +31,7 @@ def fan_out(nodes: Nodes) -> tuple[list[float], float]:
 
 
 def table(nodes: Nodes, worked: list[float], waited: float) -> list[str]:
-    """Return the lines of a table of what each node did."""
+    """Format a table of the nodes' processor times."""
     longest = max(worked)
     lines = []
     for (host, port), seconds in zip(nodes, worked, strict=True):

@@ -5,7 +5,7 @@ Start one on each of your machines, or a few on this one; in this directory:
     twistd -n --pidfile= uwsgi-node --listen tcp:3051 --handler my_cpu
     twistd -n --pidfile= uwsgi-node --listen tcp:3052 --handler my_cpu
 
-Then give them work with fan_out.py.
+Then send them work with fan_out.py.
 """
 
 import time
@@ -16,7 +16,7 @@ import uwsgi
 def compute(numbers: list[int], modifier2: int) -> float:
     """Raise every number from start up to stop to the 4096th power.
 
-    :return: the seconds of processor time that it took.
+    :return: the processor time in seconds.
     """
     start, stop = numbers
     began = time.process_time()

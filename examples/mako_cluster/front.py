@@ -1,6 +1,6 @@
-"""Computes, and has another node make a page of it. Neither WSGI nor Twisted is needed here.
+"""Computes numbers, and lets another node render a page from them. It needs neither WSGI nor Twisted.
 
-Start one of the two nodes that my_server.py names, and then, in this directory:
+Start one of the two nodes as my_server.py says, and then, in this directory:
 
     python front.py 'n=12'
 
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from uwsgitwisted.blocking import send_uwsgi_message
 
-#: Where pages are rendered, such as "10.0.0.5:3033 10.0.0.6:3033".
+#: The nodes that render pages, such as "10.0.0.5:3033 10.0.0.6:3033".
 RENDERERS = os.environ.get("RENDERERS", "127.0.0.1:3033").split()
 
 MOST_NUMBERS = 1_000
@@ -31,10 +31,10 @@ def fibonacci(count: int) -> list[int]:
 
 
 def page(query: str) -> object:
-    """Return the page that a query string asks for.
+    """Return the page for a query string.
 
-    :param query: ``n`` says how many numbers, ``renderer`` which of RENDERERS makes the page (0 is the first),
-        ``time`` what time it is, if not now.
+    :param query: ``n`` is the number of Fibonacci numbers, ``renderer`` the index in RENDERERS of the node that
+        renders the page, ``time`` the time to show instead of the current one.
     """
     fields = {name: values[-1] for name, values in parse_qs(query).items()}
     variables = {

@@ -1,6 +1,6 @@
-"""A front node: answers a query string with the page that front.py makes of it.
+"""A front node: answers a query string with the page that front.py makes from it.
 
-In this directory, with a renderer running as my_server.py says:
+Start a renderer as my_server.py says, then, in this directory:
 
     RENDERERS=127.0.0.1:3033 twistd -n --pidfile= uwsgi-node --listen tcp:3040 --handler front_node
     python -c 'from uwsgitwisted import blocking; print(blocking.send_message("127.0.0.1:3040", 33, 0, "n=12"))'

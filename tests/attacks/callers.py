@@ -61,7 +61,7 @@ class Seen:
 
 
 class Callers:
-    """A good caller of each kind, for one service.
+    """One good caller of each kind, for one service.
 
     Those that block have a thread each; the one with Deferreds is in the tests' reactor.
 
@@ -116,7 +116,7 @@ class Callers:
             assert await self._client.send_message(address, MARSHAL, 17, question, PATIENCE) == expected
 
     async def measure(self, seconds: float) -> dict[str, Seen]:
-        """Have all call for so long, and return what each has noticed."""
+        """Let all callers call for that long, and return their records."""
         from twisted.internet import reactor
 
         witnesses = {name: Witness(call) for name, call in self._calls.items()}
@@ -144,7 +144,7 @@ _SPIN = "import os; os.nice(10)\nwhile os.getppid() == {parent}: pass"
 
 @contextlib.contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Have as many processes take the processors as a hostile peer's would, with as low a priority."""
+    """Run as many busy processes as there would be hostile peers, with the same low priority."""
     line = [sys.executable, "-c", _SPIN.format(parent=os.getpid())]
     started = [subprocess.Popen(line, stdin=subprocess.DEVNULL) for _ in range(number)]
     try:

@@ -1,4 +1,4 @@
-"""Hostile servers: whatever one sends, or doesn't, a caller's timeout is kept and its other calls go on."""
+"""Hostile servers: whatever one sends, or doesn't, its callers time out in time, and other calls work."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_very_long_timeouts_of_the_client(timeout: float) -> None:
 @pytest.mark.parametrize("answers", [True, False], ids=["behind an answer", "instead of an answer"])
 @pytest_twisted.ensureDeferred
 async def test_a_client_beside_a_flood(data: bytes, answers: bool, client: Client) -> None:
-    """Twisted's client goes on: calls to another node are answered at once, and timeouts are kept."""
+    """Twisted's client keeps working: calls to another node are answered at once, and timeouts are on time."""
     with SpeakingServer(pouring(data, answers=answers)) as hostile, SpeakingServer() as good, in_time(6):
         flooded: Deferred[object] = client.send_message(hostile.address, MARSHAL, 0, "x", TIMEOUT)
         flooded.addErrback(lambda failure: failure.type)

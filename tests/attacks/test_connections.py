@@ -1,4 +1,4 @@
-"""Attacks with connections: many, half-closed, silent, and with more bytes than anybody asked for."""
+"""Attacks with connections: many, half-closed, silent, or with unexpected bytes."""
 
 from __future__ import annotations
 

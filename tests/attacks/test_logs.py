@@ -1,4 +1,4 @@
-"""Attacks on the log: whatever peers cause as often as they can is a line a second for each kind."""
+"""Attacks on the log: whatever peers cause at a high rate is one line a second for each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on the front's memory: large requests, unfinished ones, and answers that nobody takes."""
+"""Attacks on the front's memory: large requests, unfinished ones, and answers that nobody reads."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def assert_unharmed(witness: Witness, growth: Growth) -> None:
 
 
 def test_large_requests_for_a_busy_worker(launch: Launcher) -> None:
-    """Forty large requests don't fill the memory, and beside them small requests are taken and answered."""
+    """Forty large requests don't fill the memory, and beside them small requests are answered."""
     node = start(launch, 1)
     growth = Growth(node)
     deadline = time.monotonic() + ATTACK_TIME
@@ -199,7 +199,7 @@ def test_a_heavy_caller_within_its_share(launch: Launcher) -> None:
 
 
 def test_bodies_of_plain_requests(launch: Launcher) -> None:
-    """Bodies that never end are refused when there is no room; beside them tasks are taken."""
+    """Endless bodies are refused when the budget is used up; beside them tasks are accepted."""
     spooler = launch.start(
         *("uwsgi-spooler", "--spool", "sqlite:spool.db", "--max-buffered", str(BUDGET)), handler=TASKS, tcp=True
     )

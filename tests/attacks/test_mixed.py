@@ -177,7 +177,7 @@ async def _await_peers(peers: list[subprocess.Popen[str]]) -> tuple[Counter[str]
 
 
 def _slower(kind: str, before: dict[str, Seen], during: dict[str, Seen]) -> list[str]:
-    """Return what the good callers have to complain of."""
+    """Return the failures and delays of the good callers."""
     complaints = []
     floor = SPOOLER_FLOOR if kind == "spooler" else FLOOR
     for name, seen in during.items():
@@ -200,7 +200,7 @@ def _frequent(log: str) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("kind", ["node", "renderer", "spooler"])
 @pytest_twisted.ensureDeferred
 async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path) -> None:
-    """Whatever eight peers do, the others are served as if they weren't there, and nothing is left of it."""
+    """Whatever eight peers do, the others are served as if they weren't there, and nothing leaks."""
     seconds = SECONDS / 3
     print(f"\nATTACK_SEED={SEED} ATTACK_SECONDS={SECONDS:g}, {seconds:g} of them against the {kind}")
     starts = {

@@ -98,7 +98,7 @@ def test_plain_answers_to_blocking_calls() -> None:
 @OBJECTS
 @pytest_twisted.ensureDeferred
 async def test_answers_to_a_client(data: bytes, client: Client) -> None:
-    """The reactor of a client whose server answers so goes on."""
+    """The reactor of a client whose server answers so isn't blocked."""
     from twisted.internet import reactor, task
 
     with _hostile(data) as server:
@@ -126,7 +126,7 @@ async def test_answers_to_a_client(data: bytes, client: Client) -> None:
 
 @OBJECTS
 def test_requests_to_a_node(data: bytes, launch: Launcher) -> None:
-    """A node's only worker refuses such requests, and goes on answering others."""
+    """A node's only worker refuses such requests, and keeps answering others."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=FAULTS, tcp=True)
     assert_within(limit(data), lambda: _refusal(node.address, data), "refusing a request")
     assert node.ask(("echo", "here")) == "here"

@@ -1,4 +1,4 @@
-"""Attacks on a spooler with questions: that take long to load or to answer, or come by the thousand."""
+"""Attacks on a spooler with commands that take long to load or to answer, or come by the thousand."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def sessions(service: Service, number: int) -> Iterator[list[RawSession]]:
 def flood(
     session: RawSession, questions: Sequence[object], first: int = 1, answers: int | None = None
 ) -> tuple[int, int]:
-    """Ask all at once, as far as that is done in a while; return how many were answered, and refused.
+    """Send all at once, as far as possible in a while; return how many were answered, and refused.
 
     :param first: the id of the first question.
     :param answers: after how many answers to end; None for as many as there are questions.
@@ -191,7 +191,7 @@ def test_questions_that_take_long_to_load(data: bytes, in_session: bool, launch:
 
 @pytest.mark.needs("postgresql")
 def test_questions_to_spoolers_that_share_a_queue(launch: Launcher) -> None:
-    """However many such questions come, the lease of what runs is kept, and it runs once."""
+    """However many such commands arrive, the leases of running tasks are kept, and each runs once."""
     data = OBJECTS.args[1][1]
     with postgres_server() as server:
         spoolers = [start(launch, spool=server.url()) for _ in range(2)]
@@ -218,7 +218,7 @@ def test_questions_to_spoolers_that_share_a_queue(launch: Launcher) -> None:
 
 @SPOOLS
 def test_many_questions_for_many_tasks(kind: str, launch: Launcher) -> None:
-    """Enqueues beside thousands of questions for a thousand tasks each take no longer than usual."""
+    """Enqueues beside thousands of queries for a thousand tasks each take no longer than usual."""
     with spools(kind) as spool:
         spooler = start(launch, spool=spool)
         ids = store_many(spooler, 1_000, at=FAR_AHEAD)
@@ -260,7 +260,7 @@ def test_many_waiters(kind: str, launch: Launcher) -> None:
 
 
 def test_one_peers_waits(launch: Launcher) -> None:
-    """One peer can't take all places of those who wait."""
+    """One peer can't use up the limit of waits."""
     spooler = start(launch)
     task = script(blocking.enqueue, spooler.address, {"at": FAR_AHEAD})
     with contextlib.ExitStack() as stack:
@@ -309,7 +309,7 @@ def test_large_results(at_once: int, launch: Launcher) -> None:
 
 @pytest.mark.parametrize("returns", ["numbers", "collisions"])
 def test_large_results_over_http(returns: str, launch: Launcher) -> None:
-    """What a task returned is made JSON beside all else; keys that collide are told, not loaded."""
+    """Encoding a result as JSON blocks nothing else; keys that collide are reported, not loaded."""
     spooler = start(launch)
     (task,) = done_with(spooler, 1, returns)
     get = encode_vars({"REQUEST_METHOD": "GET", "REQUEST_URI": f"/tasks/{task}"})
@@ -336,7 +336,7 @@ def test_large_results_over_http(returns: str, launch: Launcher) -> None:
 
 
 def test_counting_many_tasks(launch: Launcher) -> None:
-    """Whoever has all tasks of a long queue counted, or looked through, doesn't hold up enqueues."""
+    """Counting or searching all tasks of a long queue doesn't delay enqueues."""
     spooler = start(launch)
     spooler.terminate()
     with closing(sqlite3.connect(spooler.directory / "spool.db")) as database, database:

@@ -1,4 +1,4 @@
-"""Attacks on the queue on disk: what fills it, takes its turns or opens it twice, and what others notice."""
+"""Attacks on the queue on disk: they fill it, take all its cycles or open it twice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def start(launch: Launcher, *options: str, spool: str = "sqlite:spool.db") -> Se
 
 
 def enqueue(service: Service, **task: object) -> bool:
-    """Enqueue a task as every uwsgi client does, and return whether it was taken."""
+    """Enqueue a task as every uwsgi client does, and return whether it was accepted."""
     variables = {key: str(value) for key, value in task.items()}
     return script(blocking.send_message, service.address, SPOOL, 0, variables) is True
 
@@ -79,7 +79,7 @@ class Pool:
 
 
 def ask_plainly_over_http(service: Service) -> bytes:
-    """Ask for a task as nginx does, and return the answer."""
+    """Enqueue a task as nginx does, and return the answer."""
     return service.exchange(
         encode_packet(Packet(SPOOL, SPOOL_OVER_HTTP, encode_vars({"REQUEST_METHOD": "POST"})))
     )
@@ -97,7 +97,7 @@ def count(service: Service, where: str = "true") -> int:
 
 
 def test_results_of_an_idle_spooler(launch: Launcher) -> None:
-    """A result is gone when its time is over, though nothing else happens."""
+    """A result is deleted after --keep-results, even if nothing else happens."""
     service = start(launch, "--keep-results", "1")
     assert enqueue(service, key="value")
     until(lambda: count(service, "state = 3"), "the end of the task")
@@ -106,7 +106,7 @@ def test_results_of_an_idle_spooler(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("how", ["hard link", "lock removed", "moved"])
 def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
-    """A second spooler on the same file doesn't start, however it comes to it, and the first goes on."""
+    """A second spooler on the same file doesn't start, by whatever path, and the first keeps running."""
     service = start(launch)
     path = service.directory / "spool.db"
     assert enqueue(service, key="before", at=FAR_AHEAD)
@@ -127,7 +127,7 @@ def test_a_second_spooler_on_the_file(launch: Launcher, how: str) -> None:
 
 
 def ask_over_http(service: Service, spooler: str, key: str) -> int:
-    """Ask for a task as nginx does for a browser that sends an idempotency key, and return its id."""
+    """Enqueue a task as nginx does for a browser with an idempotency key, and return its id."""
     variables = {
         "REQUEST_METHOD": "POST",
         "spooler": spooler,
@@ -141,7 +141,7 @@ def ask_over_http(service: Service, spooler: str, key: str) -> int:
 
 
 def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
-    """The key that a browser chose keeps no task from being stored but one of its own queue's browsers."""
+    """A browser's idempotency key merges only tasks of browsers in the same queue."""
     service = start(launch)
     first = ask_over_http(service, "web", "order-17")
     assert ask_over_http(service, "web", "order-17") == first
@@ -152,7 +152,7 @@ def test_a_key_taken_by_a_browser(launch: Launcher) -> None:
 
 
 def test_a_flood_of_queue_names(launch: Launcher) -> None:
-    """Tasks in a thousand queues don't take all turns: some names are taken, the others are refused."""
+    """Tasks in a thousand queues don't starve others: some names are accepted, the others refused."""
     service = start(launch, "--max-queues", "20", "--workers", "1")
     assert enqueue(service, key="blocks", wait="go")
     with closing(Pool(service)) as pool:
@@ -165,7 +165,7 @@ def test_a_flood_of_queue_names(launch: Launcher) -> None:
 
 
 def test_more_tasks_than_are_wanted(launch: Launcher) -> None:
-    """Above the bound tasks are refused, those there run, and then there is room again."""
+    """Above the limit tasks are refused, stored ones run, and then there is room again."""
     service = start(launch, "--max-tasks", "50", "--first-delay", "0.05")
     assert enqueue(service, key="blocks", wait="go")
     with closing(Pool(service)) as pool:
@@ -193,7 +193,7 @@ def test_a_retry_in_a_full_queue(launch: Launcher) -> None:
 
 @pytest.mark.needs("postgresql")
 def test_more_tasks_than_are_wanted_of_two_spoolers(launch: Launcher) -> None:
-    """Spoolers that share a database have one bound, which the end of one of them doesn't change."""
+    """Spoolers that share a database have one limit, which the end of one of them doesn't change."""
     with postgres_server() as server:
         first, second = (start(launch, "--max-tasks", "50", spool=server.url()) for _ in range(2))
         with closing(Pool(first)) as pool:
@@ -208,7 +208,7 @@ def test_more_tasks_than_are_wanted_of_two_spoolers(launch: Launcher) -> None:
 
 
 def test_more_bytes_than_are_wanted(launch: Launcher) -> None:
-    """Above the bound large tasks are refused, and the file stays below it."""
+    """Above the limit large tasks are refused, and the file stays below it."""
     service = start(launch, "--max-spool-size", "4M")
     with closing(Pool(service)) as pool:
         taken = pool.enqueue_all([{"x": "x" * 60_000, "at": str(FAR_AHEAD)}] * 150)
@@ -238,7 +238,7 @@ STRANGE = [
 
 
 def test_hostile_variables(launch: Launcher) -> None:
-    """What a task can't mean is refused, what it can is stored, and the next task runs."""
+    """Invalid tasks are refused, odd but valid ones stored, and the next task runs."""
     service = start(launch)
 
     def taken(variables: Mapping[str, str | bytes]) -> bool:
@@ -252,7 +252,7 @@ def test_hostile_variables(launch: Launcher) -> None:
 
 
 def test_a_full_disk(launch: Launcher) -> None:
-    """While nothing can be written, tasks are refused in a short log; what ended is written down later."""
+    """While nothing can be written, tasks are refused in a short log; outcomes are stored later."""
     service = start(launch)
     assert enqueue(service, wait="go")
     until(lambda: count(service, "state = 2"), "the start of the task")
@@ -274,7 +274,7 @@ def test_a_full_disk(launch: Launcher) -> None:
 
 
 def test_space_after_a_flood(launch: Launcher) -> None:
-    """When what a flood left is done, the file becomes small again while the spooler is idle."""
+    """When a flood's tasks are done, the file shrinks while the spooler is idle."""
     service = start(launch, "--keep-results", "0")
     path = service.directory / "spool.db"
     assert enqueue(service, key="blocks", wait="go")

@@ -1,4 +1,4 @@
-"""Attacks by what handlers are given to do, by what they leave behind, and on the workers' descriptors."""
+"""Attacks through handlers and the processes that they leave behind, and on the workers' descriptors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def assert_gone(pids: list[int]) -> None:
 
 @pytest.mark.parametrize("how", ["crash", "kill", "exit", "group"])
 def test_children_of_a_worker_that_dies(launch: Launcher, how: str) -> None:
-    """However a worker ends, what its handler has started ends with it, wherever that has gone to."""
+    """However a worker ends, the processes of its handler end with it, in whatever session they are."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER)
     with pytest.raises((WorkerDied, NoAnswer)):
         call(node, how, *KINDS)
@@ -113,7 +113,7 @@ def test_children_of_a_worker_that_dies(launch: Launcher, how: str) -> None:
 
 
 def test_children_of_a_worker_over_its_time(launch: Launcher) -> None:
-    """So does it where the worker is killed for the time limit."""
+    """So do they if the worker is killed at the time limit."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--timeout", "0.5", handler=HANDLER)
     with pytest.raises(RequestTimeout):
         call(node, "loop", *KINDS)
@@ -122,7 +122,7 @@ def test_children_of_a_worker_over_its_time(launch: Launcher) -> None:
 
 
 def test_children_of_a_worker_that_is_replaced(launch: Launcher) -> None:
-    """So does it where the worker has had its number of requests; until then it goes on."""
+    """So do they when the worker reaches --max-requests, and not before."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--max-requests", "2", handler=HANDLER)
     assert call(node, "echo", *KINDS) == "here"
     pids = started(node)
@@ -133,7 +133,7 @@ def test_children_of_a_worker_that_is_replaced(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("end", [Service.kill, Service.terminate])
 def test_children_of_a_front_that_ends(launch: Launcher, end: Callable[[Service], object]) -> None:
-    """So does it where the front ends, also by SIGKILL."""
+    """So do they when the front ends, even by SIGKILL."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=HANDLER)
     assert call(node, "echo", *KINDS) == "here"
     pids = started(node)
@@ -143,7 +143,7 @@ def test_children_of_a_front_that_ends(launch: Launcher, end: Callable[[Service]
 
 
 def test_children_of_a_module(launch: Launcher) -> None:
-    """A module that starts a process when it is imported neither holds up the start nor leaves it behind."""
+    """A module that starts a process at import neither delays the start nor leaves the process behind."""
     lines = "\nwith open('all', 'a') as file:\n    print(*(start() for start in START.values()), file=file)\n"
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER + lines)
     checked, running = (
@@ -156,7 +156,7 @@ def test_children_of_a_module(launch: Launcher) -> None:
 
 
 def test_a_queue_that_one_peer_fills(launch: Launcher) -> None:
-    """A peer that fills the queue delays another's call by one of its own, and takes nobody's place."""
+    """A peer that fills the queue delays another's call by one of its own requests, and blocks nobody."""
     node = launch.start(
         "uwsgi-node", "--engine", "processes:1", "--max-queue", "200", handler=HANDLER, tcp=True
     )
@@ -194,7 +194,7 @@ def test_harm_is_the_callers_own(launch: Launcher, harm: str, error: type[UwsgiE
 
 
 def test_few_descriptors(launch: Launcher) -> None:
-    """A peer that opens all the connections it can leaves descriptors for a worker to be replaced."""
+    """A peer that opens all connections it can leaves enough descriptors to replace a worker."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER, twistd=FEW)
     assert "connections may be open, not 10000: raise the hard limit" in node.log
     with contextlib.ExitStack() as stack:
@@ -216,7 +216,7 @@ def _answers(node: Service) -> bool:
 
 
 def test_a_low_soft_limit(launch: Launcher) -> None:
-    """A service raises a soft limit that is too low for its connections; its workers keep what there was."""
+    """A service raises a soft limit that is too low for its connections; its workers keep the old one."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=HANDLER, twistd=FEW_AT_FIRST)
     assert "connections may be open, not" not in node.log
     assert call(node, "descriptors") == 128

@@ -1,4 +1,4 @@
-"""A good caller beside an attack: what it notices is what the tests assert.
+"""A good caller beside an attack; the tests assert what it measures.
 
 A limit on a duration is asserted of the best of a few tries. A busy machine makes any single one longer, but
 only the fault that the attack is about makes them all long.
@@ -21,7 +21,7 @@ _PAUSE = 0.005
 
 
 class Witness:
-    """Calls a service again and again from a thread of its own, and keeps what it notices.
+    """Calls a service repeatedly from its own thread, and records the results.
 
     :param call: one call; it raises ``UwsgiError`` if it fails.
     """
@@ -32,7 +32,7 @@ class Witness:
         self._thread = threading.Thread(target=self._run)
         #: How long each call that succeeded took, in seconds.
         self.durations: list[float] = []
-        #: What the others failed with.
+        #: The errors of the calls that failed.
         self.errors: list[UwsgiError] = []
 
     @property
@@ -57,11 +57,11 @@ class Witness:
         blocking.close()
 
     def start(self) -> None:
-        """Begin to call."""
+        """Start calling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Wait for the call that is in flight, and end; one call at least has been made then."""
+        """Wait for the call in flight, and stop; at least one call has been made then."""
         while self._thread.is_alive() and not (self.durations or self.errors):
             self._stopping.wait(_PAUSE)
         self._stopping.set()
@@ -70,7 +70,7 @@ class Witness:
 
 @contextlib.contextmanager
 def watching(call: Callable[[], object]) -> Iterator[Witness]:
-    """Have a witness make *call* while the block runs; its last call is over when the block is left.
+    """Let a witness make *call* while the block runs; its last call has ended when the block is left.
 
     :raises AssertionError: if not one call succeeded, so that nothing was measured.
     """

@@ -1,4 +1,4 @@
-"""What the integration tests share: launchers of services, a client, and which real servers they need."""
+"""Fixtures of the integration tests: launchers of services, a client, and the real servers that tests need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.services import Launcher, launcher
 from uwsgitwisted.client import Client
 
 _SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-#: What a test says that it needs: whether it is there, and how to get it.
+#: The names that a test may need: whether each is installed, and how to install it.
 NEEDS = {
     "nginx": (shutil.which("nginx", path=_SEARCHED), "apt install nginx-light"),
     "postgresql": (
@@ -34,7 +34,7 @@ def _missing(item: pytest.Item) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests of real servers that aren't there, and say so; but none where changes are checked."""
+    """Leave out tests of real servers that aren't installed, and say so; with CI set, leave out none."""
     if os.environ.get("CI"):
         return
     left_out = {item: missing for item in items if (missing := _missing(item))}

@@ -59,7 +59,7 @@ def handle(message, modifier2):
 uwsgi.message_manager_marshal = handle
 """
 
-#: A spooler function that notes each run in the file ``runs`` and then does what the task's ``do`` says.
+#: A spooler function that notes each run in the file ``runs``, and then does what the task's ``do`` says.
 TASKS = """
 import json, os, signal, sys, time, uwsgi
 

@@ -41,7 +41,7 @@ def _settles(_store: SqliteStore, settlements: object, *_: object) -> bool:
     return bool(settlements)
 
 
-#: What is wrapped at each point: the class, the method, before or after it, and in which calls.
+#: What each point wraps: the class, the method, whether before or after it, and in which calls.
 POINTS: dict[str, tuple[type, str, Callable[..., Any], Callable[..., bool]]] = {
     "after the read": (SpoolResponder, "respond", _before, lambda *_: True),
     "before the commit": (SqliteStore, "add", _before, lambda *_: True),

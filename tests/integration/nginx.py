@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.integration.services import PATIENCE, free_port, until
 
-#: Debian has it where only the PATH of root looks.
+#: Debian installs it in a directory that only root's PATH has.
 _PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
 _CONFIGURATION = """
@@ -39,7 +39,7 @@ http {{
 
 
 class Response(NamedTuple):
-    """What nginx answered."""
+    """An answer of nginx."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -73,7 +73,7 @@ class Nginx:
 
     @property
     def log(self) -> str:
-        """What it has complained about."""
+        """Its error log."""
         return self._errors.read_text() if self._errors.exists() else ""
 
     def _answers(self) -> bool:

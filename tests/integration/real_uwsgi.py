@@ -51,7 +51,7 @@ class RealUwsgi:
             )
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return what the handler has noted, in order."""
+        """Return the handler's notes, in order."""
         try:
             lines = (self._directory / "runs").read_text().splitlines()
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class RealUwsgi:
         return [json.loads(line) for line in lines]
 
     def wait_for_runs(self, count: int) -> list[dict[str, Any]]:
-        """Wait until the handler has noted so much, and return it."""
+        """Wait for that many notes of the handler, and return them."""
         try:
             until(lambda: len(self.runs()) >= count, f"{count} notes")
         except AssertionError as error:
@@ -68,7 +68,7 @@ class RealUwsgi:
 
     @property
     def log(self) -> str:
-        """What it has written."""
+        """Its output."""
         return (self._directory / "uwsgi.log").read_text(errors="replace")
 
     def end(self) -> None:
@@ -100,5 +100,5 @@ def real_spooler(directory: Path, spool: Path, handler: str) -> AbstractContextM
 
 
 def real_application(directory: Path, spool: Path, handler: str) -> AbstractContextManager[RealUwsgi]:
-    """Run an application that writes tasks into *spool* and has no spooler that runs them."""
+    """Run an application that writes tasks into *spool*, without a spooler."""
     return _running(directory, handler, "--spooler-external", str(spool))

@@ -61,7 +61,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE)
 
 
 async def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Wait for *condition* as :func:`until` does, while the tests' reactor goes on."""
+    """Wait for *condition* as :func:`until` does, while the tests' reactor runs."""
     from twisted.internet import reactor
 
     deadline = time.monotonic() + seconds
@@ -111,7 +111,7 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     return process_state(pid)[0] not in ("", "Z", "X")
 
 
@@ -151,7 +151,7 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What it has written since it was started."""
+        """Its output since its start."""
         with self._log_path.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode("utf-8", "replace")
@@ -304,7 +304,7 @@ class Launcher:
         return service
 
     def end_all(self) -> None:
-        """End whatever still runs; every service is tried, then the first trouble is raised."""
+        """End all running services; try every one, then raise the first error."""
         with contextlib.ExitStack() as stack:
             for service in self._services:
                 stack.callback(service.terminate)
@@ -321,7 +321,7 @@ def launcher(directory: Path) -> Iterator[Launcher]:
 
 
 def read_to_end(connection: socket.socket) -> bytes:
-    """Return what comes until the peer closes, or resets, the connection."""
+    """Return the bytes until the peer closes or resets the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(65_536):
@@ -370,7 +370,7 @@ class RawSession:
             self.connection.sendall(data)
 
     def events(self) -> list[Event]:
-        """Return what the next bytes bring; nothing if the connection is closed."""
+        """Return the events of the next bytes; none if the connection is closed."""
         while data := self.connection.recv(65_536):
             if events := self.session.receive(data):
                 return events

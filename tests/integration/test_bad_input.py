@@ -1,4 +1,4 @@
-"""Peers that send rubbish, send too much, send too slowly or don't read: closed, bounded, and alone in it."""
+"""Peers that send junk, too much or too slowly, or don't read: they are closed, and affect nobody else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GROWTH = 8 << 20
 
 @pytest.fixture(scope="module")
 def shared_node(shared: Launcher) -> Service:
-    """A node with little patience."""
+    """A node with short timeouts."""
     return shared.start(
         *("uwsgi-node", "--engine", "processes:2", "--max-message", str(MAX_MESSAGE)),
         *("--header-timeout", str(HEADER_TIMEOUT), "--body-timeout", str(BODY_TIMEOUT)),
@@ -68,7 +68,7 @@ def _packet(payload: bytes, modifier1: int = 33) -> bytes:
     return encode_packet(Packet(modifier1, 17, payload))
 
 
-# Objects that are none.
+# Invalid objects.
 
 
 def _deep(levels: int) -> bytes:
@@ -113,14 +113,14 @@ OBJECTS = {
 
 @pytest.mark.parametrize("payload", OBJECTS.values(), ids=OBJECTS.keys())
 def test_a_bad_object_plain(node: Service, payload: bytes) -> None:
-    """Marshalled bytes that are broken or dangerous are the end of a plain connection, and of nothing else."""
+    """Broken or dangerous marshalled bytes close a plain connection, and affect nothing else."""
     assert node.exchange(_packet(payload)) == b""
 
 
 @pytest.mark.parametrize("payload", OBJECTS.values(), ids=OBJECTS.keys())
 @pytest_twisted.ensureDeferred
 async def test_a_bad_object_in_a_session(node: Service, client: Client, payload: bytes) -> None:
-    """In a session the caller is told why, and the session goes on."""
+    """In a session the caller gets the reason, and the session stays open."""
     await client.ping(node.address)
     (peer,) = client._nodes.values()
     with pytest.raises(UwsgiError) as caught:
@@ -153,7 +153,7 @@ def test_memory_after_bad_requests(node: Service) -> None:
     assert node.memory() - before < GROWTH
 
 
-# Packets that are none.
+# Invalid packets.
 
 
 @pytest.mark.parametrize("data", [b"", b"\x21", b"\x21\x05\x00", b"\x21\x05\x00\x11", b"\x21\x05\x00\x11abcd"])
@@ -177,7 +177,7 @@ def test_a_peer_that_goes_away(node: Service, data: bytes) -> None:
 
 
 def test_a_packet_that_announces_too_much(node: Service) -> None:
-    """A plain header that announces more than comes is closed when the time for the body is over."""
+    """A plain connection that sends less than its header announces is closed after --body-timeout."""
     start = time.monotonic()
     assert node.exchange(b"\x21\xff\xff\x11" + bytes(100)) == b""
     assert BODY_TIMEOUT * 0.9 < time.monotonic() - start < BODY_TIMEOUT + 5
@@ -185,7 +185,7 @@ def test_a_packet_that_announces_too_much(node: Service) -> None:
 
 
 def test_bytes_behind_the_packet(node: Service) -> None:
-    """What follows a plain request is ignored; a flood of it is cut off."""
+    """Bytes after a plain request are ignored; a flood of them is cut off."""
     assert node.exchange(marshal_packet(("echo", 1)) + b"more") == marshal_packet(1)
     with node.connect() as connection:
         connection.sendall(marshal_packet(("wait_for", "ignored", "never")))
@@ -213,7 +213,7 @@ def test_an_offer_that_lies(node: Service, payload: bytes) -> None:
 
 
 def test_an_unknown_modifier(node: Service) -> None:
-    """What nothing answers is closed, and logged, but not each time."""
+    """A request with an unknown modifier1 is closed, and logged at a limited rate."""
     before, began = len(node.log), time.monotonic()
     for _ in range(20):
         assert node.exchange(_packet(b"", modifier1=77)) == b""
@@ -223,10 +223,10 @@ def test_an_unknown_modifier(node: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_unknown_modifier_in_a_session(node: Service, client: Client) -> None:
-    """In a session the caller is told what is answered instead."""
+    """In a session the error names the known modifiers."""
     with pytest.raises(UnknownModifier) as caught:
         await client.send_message(node.address, 79, 0, b"")
-    assert "what does is 33, 100, 101" in str(caught.value)
+    assert "the known ones are 33, 100, 101" in str(caught.value)
 
 
 def test_a_task_for_a_node(node: Service) -> None:
@@ -257,7 +257,7 @@ def _trickle(connection: socket.socket, data: bytes, interval: float) -> float:
 
 
 def test_a_silent_peer(node: Service) -> None:
-    """A connection without a header is closed when its time is over."""
+    """A connection without a header is closed after --header-timeout."""
     start = time.monotonic()
     assert node.exchange(b"") == b""
     assert HEADER_TIMEOUT * 0.9 < time.monotonic() - start < HEADER_TIMEOUT + 5
@@ -290,7 +290,7 @@ def test_a_slow_but_timely_packet(node: Service) -> None:
 
 
 def test_a_session_that_does_not_read(launch: Launcher) -> None:
-    """A peer that reads none of its large answers is cut off; what waits for it is bounded meanwhile."""
+    """A peer that reads none of its large answers is cut off; the bytes that wait for it are limited."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--write-timeout", "2", handler=FAULTS)
     before = node.memory()
     peaks = []
@@ -394,11 +394,11 @@ def test_an_idle_session(launch: Launcher) -> None:
         assert type(shutdown).__name__ == "ShutdownReceived"
 
 
-# Who may connect, and how many.
+# Limits of connections.
 
 
 def test_too_many_connections(launch: Launcher) -> None:
-    """Over --max-connections a connection is closed as it comes; when one ends, there is room again."""
+    """Over --max-connections a new connection is closed at once; when one ends, there is room again."""
     node = launch.start(
         *("uwsgi-node", "--engine", "processes:1"),
         *("--max-connections", "5", "--max-connections-per-peer", "5"),
@@ -426,7 +426,7 @@ def test_many_connections_at_once(node: Service) -> None:
 
 
 def test_networks_that_may_not_connect(launch: Launcher) -> None:
-    """With --allow, who isn't in its networks is closed as it comes, and logged once."""
+    """With --allow, a connection from another network is closed at once, and logged once."""
     port = free_port()
     node = launch.start("uwsgi-node", "-l", f"tcp:{port}", "--allow", "10.0.0.0/8", handler=FAULTS)
     for _ in range(3):
@@ -455,13 +455,13 @@ def test_networks_that_may_connect(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("payload", OBJECTS.values(), ids=OBJECTS.keys())
 def test_a_bad_object_for_a_spooler(spooler: Service, payload: bytes) -> None:
-    """A spooler has no objects; it closes and goes on."""
+    """A spooler answers no objects: it closes the connection and stays up."""
     assert spooler.exchange(_packet(payload)) == b""
 
 
 @pytest.fixture(scope="module")
 def spooler(shared: Launcher) -> Iterator[Service]:
-    """A spooler, which at the end still takes tasks."""
+    """A spooler, which at the end still accepts tasks."""
     service = shared.start("uwsgi-spooler", "--engine", "processes:1", "--spool", "sqlite:s", handler=TASKS)
     yield service
     assert service.exchange(b"\x11\x00\x00\x00") == b"\xff\x00\x00\x01"

@@ -1,4 +1,4 @@
-"""The command ``uwsgitwisted``, and the calls for tasks, against spoolers that run."""
+"""The command ``uwsgitwisted``, and the calls for tasks, against running spoolers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration
 
-#: What its tasks say is done, and what is left is their result.
+#: It does what a task says; the rest of the task is its result.
 HANDLER = """
 import os, time, uwsgi
 
@@ -66,7 +66,7 @@ def shared_spooler(shared: Launcher) -> Service:
 
 
 def command(*arguments: str, status: int = 0, directory: Path | None = None) -> str:
-    """Run the command; return its output, or what it says of a failure."""
+    """Run the command; return its output, or its error."""
     line = [sys.executable, "-m", "uwsgitwisted", *arguments]
     ended = run_to_end(line, directory or Path.cwd(), seconds=60)
     assert ended.returncode == status, ended.stdout + ended.stderr
@@ -96,7 +96,7 @@ def test_spool_a_body(shared_spooler: Service, tmp_path: Path) -> None:
 
 
 def test_looking_after_a_queue(spooler: Service) -> None:
-    """Dead letters are found, read and tried again; tasks are taken back; a queue is paused and goes on."""
+    """Dead letters are found, read and retried; tasks are cancelled; a queue is paused and resumed."""
     where = spooler.address
     dead = json.loads(command("spool", where, "do=fail", "--json"))["id"]
     until(lambda: rows("queue", "dead", where, "--json"), "the dead letter")
@@ -106,7 +106,7 @@ def test_looking_after_a_queue(spooler: Service) -> None:
     assert "my_handler.py" in shown
     assert command("queue", "retry", where, str(dead)) == "1 task will run again\n"
     until(lambda: rows("queue", "dead", where, "--json"), "the dead letter again")
-    assert command("queue", "drop", where, "--all", "--state", "dead", "--yes") == "1 task forgotten\n"
+    assert command("queue", "drop", where, "--all", "--state", "dead", "--yes") == "1 task deleted\n"
     assert rows("queue", "dead", where, "--json") == []
 
     command("queue", "pause", where, "mail")
@@ -123,11 +123,11 @@ def test_looking_after_a_queue(spooler: Service) -> None:
 
 
 def test_the_spool_of_a_stopped_spooler(launch: Launcher, spooler: Service) -> None:
-    """The file of a spooler that runs is its own; when it has ended, the command works on the file."""
+    """A running spooler owns its file; after it has stopped, the command works on the file."""
     identifier = command("spool", spooler.address, "a=b", "at=4000000000").strip()
     file = f"sqlite:{spooler.directory}/spool.db"
     said = command("queue", "list", file, status=1)
-    assert "in use by a spooler that runs; name that one's address instead" in said
+    assert "in use by a running spooler; name its address instead" in said
     spooler.terminate()
     (task,) = rows("queue", "list", file, "--json")
     assert (str(task["id"]), task["state"]) == (identifier, "scheduled")
@@ -138,7 +138,7 @@ def test_the_spool_of_a_stopped_spooler(launch: Launcher, spooler: Service) -> N
 
 
 def test_moving_tasks(spooler: Service, tmp_path: Path) -> None:
-    """Thousands of tasks go in from a file, and out of it again, each with its body."""
+    """Thousands of tasks are imported from a file and exported again, each with its body."""
     command("queue", "pause", spooler.address, "later")
     told = [{"variables": {"n": n, "spooler": "later"}, "body": "x" * n} for n in range(2_500)]
     (tmp_path / "in").write_text("".join(json.dumps(line) + "\n" for line in told))
@@ -151,7 +151,7 @@ def test_moving_tasks(spooler: Service, tmp_path: Path) -> None:
 
 
 def test_draining_a_directory(shared_spooler: Service, tmp_path: Path) -> None:
-    """The tasks in a uWSGI's spool directory go into a spooler, and are gone there."""
+    """The tasks in a uWSGI's spool directory are moved into a spooler."""
     directory = SpoolDirectory(str(tmp_path))
     for n in range(3):
         directory.write(Task(encode_vars({"n": n, "do": "size"}), 0.0, 0.0, priority=n, body=bytes(n)))
@@ -166,7 +166,7 @@ def test_draining_a_directory(shared_spooler: Service, tmp_path: Path) -> None:
 
 
 def test_a_spooler_that_dies(spooler: Service) -> None:
-    """Whoever waits for a task when its spooler is killed is told in one line."""
+    """A wait for a task whose spooler is killed fails with one line."""
     line = [sys.executable, "-m", "uwsgitwisted", "spool", spooler.address, "do=wait", "path=x", "--wait"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None
@@ -213,7 +213,7 @@ class Terminal:
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
 def test_a_terminal(spooler: Service, answer: str, left: int) -> None:
-    """At a terminal, the command asks before it takes everything back, and its tables fit."""
+    """At a terminal, the command asks before it cancels all tasks, and its tables fit."""
     identifier = command("spool", spooler.address, "at=4000000000", f"a={'long' * 100}").strip()
     line = [sys.executable, "-m", "uwsgitwisted", "queue"]
     asked = Terminal([*line, "cancel", spooler.address, "--all"])
@@ -233,7 +233,7 @@ def test_a_terminal(spooler: Service, answer: str, left: int) -> None:
 
 
 def test_blocking_calls(spooler: Service) -> None:
-    """A script enqueues, asks, waits and takes back."""
+    """A script enqueues, queries, waits and cancels."""
 
     def work() -> None:
         at = spooler.address
@@ -259,7 +259,7 @@ def test_blocking_calls(spooler: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_deferred_calls(spooler: Service, client: Client) -> None:
-    """So does a program with Deferreds; many may wait at once."""
+    """So does a program with Deferreds; many waits may be in flight."""
     at = spooler.address
     path = spooler.directory / "go"
     blocked = await client.enqueue(at, {"do": "wait", "path": str(path)})
@@ -281,7 +281,7 @@ async def test_deferred_calls(spooler: Service, client: Client) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_wait_that_is_given_up(spooler: Service, client: Client) -> None:
-    """Whoever gives up waiting leaves the task alone."""
+    """A wait that times out leaves the task alone."""
     path = spooler.directory / "go"
     identifier = await client.enqueue(spooler.address, {"do": "wait", "path": str(path)})
     assert identifier is not None
@@ -295,7 +295,7 @@ async def test_a_wait_that_is_given_up(spooler: Service, client: Client) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_a_spooler_that_ends_while_somebody_waits(spooler: Service, client: Client) -> None:
-    """A spooler that is stopped doesn't wait for those who wait for its tasks."""
+    """A stopping spooler doesn't wait for peers that wait for its tasks."""
     identifier = await client.enqueue(spooler.address, {"at": 4_000_000_000})
     assert identifier is not None
     failed: list[object] = []

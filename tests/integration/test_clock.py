@@ -1,4 +1,4 @@
-"""The clock of the machine is set while a spooler works: libfaketime gives the processes another one."""
+"""Steps of the wall clock while a spooler works; libfaketime gives the processes another clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SetClock:
         self.set(0.0)
 
     def set(self, offset: float) -> None:
-        """Set the clock to so many seconds ahead of the real one."""
+        """Set the clock that many seconds ahead of the real one."""
         self.offset = offset
         new = self._path.with_suffix(".new")
         new.write_text(f"{offset:+.3f}")
@@ -38,11 +38,11 @@ class SetClock:
 
     @property
     def now(self) -> float:
-        """What the processes take for the time of day."""
+        """The processes' time of day."""
         return time.time() + self.offset
 
     def command(self) -> tuple[str, ...]:
-        """Return what runs ``twistd`` with it; the steady clock stays the real one."""
+        """Return the command that runs ``twistd`` with it; the monotonic clock stays the real one."""
         (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
         variables = (
             f"LD_PRELOAD={library}",
@@ -60,7 +60,7 @@ def _runs(service: Service, key: str) -> list[dict[str, Any]]:
 
 
 def test_clock_is_set(launch: Launcher, tmp_path: Path) -> None:
-    """A clock that is set runs nothing early, twice or never, and holds up nobody."""
+    """When the wall clock steps, no task runs early, twice or never, and nothing is delayed."""
     clock = SetClock(tmp_path / "offset")
     spooler = launch.start(
         *("uwsgi-spooler", "--engine", "processes:2", "--spool", "sqlite:spool.db"),
@@ -76,15 +76,15 @@ def test_clock_is_set(launch: Launcher, tmp_path: Path) -> None:
     spool("in an hour", at=clock.now + 3_600)
     spool("in two days", at=clock.now + 2 * DAY)
     until(lambda: _runs(spooler, "retried"), "the first run")
-    # An hour forward: what was for then runs soon, the pause of the other is not over.
+    # An hour forward: the task scheduled for then runs soon; the other's delay has not passed yet.
     clock.set(3_600.0)
     until(lambda: _runs(spooler, "in an hour"), "the run of what has become due")
-    # A day back: everything goes on.
+    # A day back: everything still works.
     clock.set(-DAY)
     spool("now")
     until(lambda: _runs(spooler, "now"), "the run of a new task")
     assert script(blocking.ping, spooler.address) < 5
-    # Back to the truth, and once more into the past: the pause ends when it should.
+    # Back to the real time, and once more into the past: the delay ends when it should.
     clock.set(0.0)
     clock.set(-2 * DAY)
     until(lambda: len(_runs(spooler, "retried")) == 2, "the second run", 60)

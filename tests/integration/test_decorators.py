@@ -100,7 +100,7 @@ def _enqueue(service: Service, calls: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_in_our_spooler(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script's calls run in the spooler's worker; what runs for ever is never given up."""
+    """A script's calls run in the spooler's worker; one that repeats for ever is no dead letter."""
     service = _start(launch, "--max-attempts", "2")
     _enqueue(service, ENQUEUE, monkeypatch)
     until(lambda: len(_noted(_runs(service), "forever")) >= 4, "four runs of what runs for ever")

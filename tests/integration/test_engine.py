@@ -1,4 +1,4 @@
-"""Handlers that misbehave, workers that die, services that end: the service stays up, nobody else suffers."""
+"""Handlers that misbehave, workers that die, services that end: the service stays up for all others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WORKERS = 2
 
 @pytest.fixture(scope="module")
 def shared_node(shared: Launcher) -> Service:
-    """A node whose handler does what it is told to."""
+    """A node whose handler does what the message says."""
     limits = ("--timeout", str(TIMEOUT), "--max-message", str(MAX_MESSAGE))
     return shared.start("uwsgi-node", "--engine", f"processes:{WORKERS}", *limits, handler=FAULTS)
 
@@ -71,7 +71,7 @@ def _check_answers(node: Service) -> None:
     assert node.ask(("echo", "still here")) == "still here"
 
 
-# A handler's failure is its request's alone.
+# A handler's failure affects only its request.
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_handler_that_raises_plain(node: Service, message: object) -> None:
 
 
 def test_a_handlers_traceback_is_logged(node: Service) -> None:
-    """Who runs the node finds the exception in its log."""
+    """The node's log has the exception."""
 
     def logged() -> bool:
         with pytest.raises(NoAnswer):  # others that were raised there may have had this second's line
@@ -124,7 +124,7 @@ def test_a_handlers_traceback_is_logged(node: Service) -> None:
 
 
 def test_a_large_answer_plain(node: Service) -> None:
-    """An answer that fits no packet is the end of a plain connection; the largest one that fits arrives."""
+    """An answer too large for a packet closes a plain connection; the largest possible one arrives."""
     largest = 65_535 - len(b"s....")
     assert len(node.ask(("big", largest))) == largest
     with pytest.raises(NoAnswer):
@@ -134,7 +134,7 @@ def test_a_large_answer_plain(node: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_large_answer_in_a_session(node: Service, client: Client) -> None:
-    """In a session it arrives, up to --max-message; beyond that the caller is told so."""
+    """In a session it arrives, up to --max-message; beyond that the caller gets an error."""
     for size in (65_531, 70_000, MAX_MESSAGE - 5):
         assert await client.send_message(node.address, 33, 17, ("big", size)) == b"x" * size
     with pytest.raises(MessageTooLarge):
@@ -153,7 +153,7 @@ async def test_a_large_request_in_a_session(node: Service, client: Client) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_tracebacks_kept_back(launch: Launcher, client: Client) -> None:
-    """With --no-tracebacks callers learn what was raised, not where; the log still has it all."""
+    """With --no-tracebacks callers get the exception without its traceback; the log has both."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--no-tracebacks", handler=FAULTS)
     with pytest.raises(RemoteError) as caught:
         await client.send_message(node.address, 33, 17, ("raise", "told"))
@@ -168,7 +168,7 @@ def test_what_a_handler_prints(node: Service) -> None:
     assert re.search(r"\[worker [12]\] printed by a handler\n", node.log)
 
 
-# A worker's death is its request's alone.
+# A worker's death affects only its request.
 
 DEADLY = [("os_exit",), ("kill",), ("terminate",), ("close_socket",)]
 
@@ -176,7 +176,7 @@ DEADLY = [("os_exit",), ("kill",), ("terminate",), ("close_socket",)]
 @pytest.mark.parametrize("message", DEADLY)
 @pytest_twisted.ensureDeferred
 async def test_a_handler_that_ends_its_worker(node: Service, client: Client, message: object) -> None:
-    """The caller is told that the worker died; the worker is replaced and others are answered meanwhile."""
+    """The caller gets WorkerDied; the worker is replaced, and other requests are answered meanwhile."""
     died = client.send_message(node.address, 33, 17, message)
     others = [client.send_message(node.address, 33, 17, ("echo", number)) for number in range(20)]
     with pytest.raises(WorkerDied):
@@ -187,7 +187,7 @@ async def test_a_handler_that_ends_its_worker(node: Service, client: Client, mes
 
 @pytest.mark.parametrize("message", [*DEADLY, ("interrupt",)])
 def test_a_handler_that_ends_its_worker_plain(node: Service, message: object) -> None:
-    """A plain caller gets the end of the connection at once, not after its timeout."""
+    """A plain caller's connection is closed at once, not after its timeout."""
     start = time.monotonic()
     with pytest.raises(NoAnswer):
         node.ask(message)
@@ -329,7 +329,7 @@ def _ask_in_thread(node: Service, message: object) -> tuple[threading.Thread, li
 
 
 def test_sigterm_during_a_request(launch: Launcher, tmp_path: Path) -> None:
-    """A request that runs when SIGTERM comes is answered; no new one is taken; then the node ends well."""
+    """A request that runs at SIGTERM is answered; no new one is accepted; then the node exits cleanly."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=FAULTS)
     started, go = tmp_path / "started", tmp_path / "go"
     thread, results = _ask_in_thread(node, ("wait_for", str(started), str(go)))
@@ -349,7 +349,7 @@ def test_sigterm_during_a_request(launch: Launcher, tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_sigterm_during_a_session(launch: Launcher, client: Client, tmp_path: Path) -> None:
-    """The same in a session: what runs is answered, what comes is told that the node stops."""
+    """The same in a session: running requests are answered, new ones fail since the node stops."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=FAULTS)
     started, go = tmp_path / "started", tmp_path / "go"
     running = client.send_message(node.address, 33, 17, ("wait_for", str(started), str(go)))
@@ -365,7 +365,7 @@ async def test_sigterm_during_a_session(launch: Launcher, client: Client, tmp_pa
 
 
 def test_workers_end_by_themselves(launch: Launcher, tmp_path: Path) -> None:
-    """When a node is stopped its workers get to leave as Python processes do, with what atexit has."""
+    """When a node is stopped, its workers exit normally, and run their atexit functions."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", handler=FAULTS)
     node.ask(("atexit", str(tmp_path / "left")))
     node.terminate()
@@ -374,7 +374,7 @@ def test_workers_end_by_themselves(launch: Launcher, tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_sigterm_beyond_the_drain_timeout(launch: Launcher, client: Client) -> None:
-    """A request that isn't over within --drain-timeout fails, saying so, and is not asked again elsewhere."""
+    """A request that doesn't finish within --drain-timeout fails with that reason, and isn't repeated."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--drain-timeout", "0.3", handler=FAULTS)
     started = node.directory / "started"
     running = client.send_message(node.address, 33, 17, ("wait_for", str(started), "never"))

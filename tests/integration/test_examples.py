@@ -48,7 +48,7 @@ def readme(tmp_path: Path) -> Path:
 
 
 def start(services: Services) -> None:
-    """Start what was added, and return when all of it is up.
+    """Start all added services, and wait until they are ready.
 
     It is done in a thread, since blocking calls refuse where the reactor runs, which is here.
     """
@@ -171,7 +171,7 @@ def test_cpu_fanout_by_hand(services: Services) -> None:
 
 
 def test_central_spooler_by_hand(services: Services, tmp_path: Path) -> None:
-    """enqueue.py prints True, and the task is written down."""
+    """enqueue.py prints True, and the task is logged."""
     log = tmp_path / "tasks.log"
     log.touch()
     spooler = services.add(
@@ -207,7 +207,7 @@ def test_readme_renderer(services: Services, readme: Path) -> None:
 
 
 def test_readme_spooler(services: Services, readme: Path) -> None:
-    """The README's spooler takes both tasks and runs the one whose time has come."""
+    """The README's spooler accepts both tasks and runs the one that is due."""
     spooler = services.add(
         *("spooler", "uwsgi-spooler", "--spool", "sqlite:spool.sqlite", "--handler", "my_tasks", "--text"),
         directory=readme,

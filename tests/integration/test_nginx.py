@@ -1,4 +1,4 @@
-"""Tasks over HTTP: browsers ask a real nginx, and that asks a spooler."""
+"""Tasks over HTTP: from browsers by way of a real nginx to a spooler."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _outcome(nginx: Nginx, accepted: Response) -> Any:
 @pytest.mark.parametrize(("method", "path"), [("POST", "/tasks"), ("PUT", "/set/x/"), ("POST", "/stream/y")])
 @pytest.mark.parametrize("size", [0, 1, 200_000])
 def test_a_task(nginx: Nginx, method: str, path: str, size: int) -> None:
-    """A request's body becomes a task, whose state and result are told where the Location says."""
+    """A request's body becomes a task, whose state and result are at its Location."""
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
     accepted = nginx.ask(method, f"{path}?to=ann", body, {"Content-Type": "text/x-letter"})
@@ -112,14 +112,14 @@ def test_a_task(nginx: Nginx, method: str, path: str, size: int) -> None:
 
 @pytest.mark.parametrize("path", ["/tasks", "/stream"])
 def test_chunks(nginx: Nginx, path: str) -> None:
-    """A body whose size the browser doesn't say in advance arrives whole."""
+    """A body without a known size arrives whole."""
     pieces = [bytes([number]) * 20_000 for number in range(10)]
     result = _outcome(nginx, nginx.ask("POST", path, iter(pieces)))
     assert result["digest"] == hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 def test_what_a_browser_sends(nginx: Nginx) -> None:
-    """Of all that a browser sends, only what is listed enters the task; it can't say when and where it runs."""
+    """The task gets only listed variables from a browser, which can't decide when and where it runs."""
     sent = {
         "X-Wanted": "yes",
         "at": "4000000000",
@@ -176,7 +176,7 @@ def test_the_same_key_twice(nginx: Nginx) -> None:
     ],
 )
 def test_refusals(nginx: Nginx, method: str, path: str, status: int) -> None:
-    """What can't be done is answered with the reason, in JSON."""
+    """A failure is answered with its reason, in JSON."""
     answer = nginx.ask(method, path)
     assert answer.status == status
     assert _told(answer)["error"]
@@ -213,7 +213,7 @@ def test_paths(nginx: Nginx, path: str) -> None:
 
 
 def test_a_full_disk(launch: Launcher, tmp_path: Path) -> None:
-    """While the disk is full a task is answered with 503, and taken when there is room again."""
+    """While the disk is full a task is answered with 503; it is accepted when there is room again."""
     service = _start(launch)
     front = _in_front_of(service, tmp_path / "nginx")
     try:
@@ -230,7 +230,7 @@ def test_a_full_disk(launch: Launcher, tmp_path: Path) -> None:
 
 
 def test_a_spooler_that_is_gone(launch: Launcher, tmp_path: Path) -> None:
-    """When there is no spooler, nginx says so: nothing is taken for accepted."""
+    """Without a spooler, nginx answers with an error; no task looks accepted."""
     service = _start(launch)
     front = _in_front_of(service, tmp_path / "nginx")
     try:
@@ -241,7 +241,7 @@ def test_a_spooler_that_is_gone(launch: Launcher, tmp_path: Path) -> None:
 
 
 def test_a_body_without_nginx(spooler: Service, nginx: Nginx) -> None:
-    """Whoever speaks plain uwsgi can send a body behind its packet, too, and gets the task's id."""
+    """A plain uwsgi client can send a body after its packet too, and gets the task's id."""
     body = bytes(200_000)
     block = encode_vars({"to": "ann", "CONTENT_LENGTH": len(body)})
     answer = spooler.exchange(encode_packet(Packet(SPOOL, 2, block)) + body)
@@ -255,7 +255,7 @@ def test_a_body_without_nginx(spooler: Service, nginx: Nginx) -> None:
 
 @pytest.mark.parametrize("modifier2", [1, 2])
 def test_a_body_that_ends_early(spooler: Service, modifier2: int) -> None:
-    """A request that is cut off in the middle of its body is no task."""
+    """A request that is cut off in the middle of its body enqueues no task."""
     block = encode_vars({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": 100})
     with closing(spooler.connect()) as connection:
         connection.sendall(encode_packet(Packet(SPOOL, modifier2, block)) + bytes(99))

@@ -1,4 +1,4 @@
-"""CPU fan-out: nodes that run a handler module, asked by the blocking calls and by the client."""
+"""CPU fan-out: nodes that run a handler module, called by the blocking calls and by the client."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_blocking_fan_out(nodes: list[Service]) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_client_fan_out(nodes: list[Service], client: Client) -> None:
-    """With Deferreds the same: a success a node, in order."""
+    """The same with Deferreds: one success per node, in order."""
     results = await client.send_multi_message(_cluster(nodes, [WORK] * 5), 33, 17, 40)
     assert [ok for ok, _ in results] == [True] * 5
     _check_answers(nodes, [answer for _, answer in results])
@@ -144,7 +144,7 @@ async def test_client_fan_out_with_failures(nodes: list[Service], client: Client
 
 
 def test_a_slow_nodes_worker_is_replaced(launch: Launcher) -> None:
-    """After a request over --timeout the node works on, with a new worker; the caller learns of it at once."""
+    """After a request over --timeout the node has a new worker; the caller gets the error at once."""
     node = launch.start("uwsgi-node", "--engine", "processes:1", "--timeout", "0.5", handler=HANDLER)
     (before,) = node.workers()
     with pytest.raises(NoAnswer):
@@ -175,7 +175,7 @@ def test_a_host_by_name(node: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_many_requests_in_flight(node: Service, client: Client) -> None:
-    """Requests that are in flight together get each its own answer."""
+    """Each of several requests in flight gets its own answer."""
     asked = [client.send_message(node.address, 33, number, "who") for number in range(100)]
     answers = await gatherResults(asked)
     assert [answer["modifier2"] for answer in answers] == list(range(100))
@@ -183,7 +183,7 @@ async def test_many_requests_in_flight(node: Service, client: Client) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_cancelling(node: Service, client: Client) -> None:
-    """A cancelled request fails with RequestCancelled at once; the session goes on."""
+    """A cancelled request fails with RequestCancelled at once; the session stays open."""
     running = client.send_message(node.address, 33, 17, [0, 3_000])
     await client.ping(node.address)
     running.cancel()

@@ -108,7 +108,7 @@ class Node:
         return self.engine.submit(request).addCallback(lambda answer: loads(answer.packet.payload))
 
     async def warm_up(self) -> None:
-        """Run fast requests until the workers are known to be fast, so that they are given some ahead."""
+        """Run fast requests until the engine knows that the workers are fast and prefetches for them."""
         await gatherResults([self.ask("warm", "echo", number) for number in range(200)])
 
     def notes(self, what: str) -> list[tuple[Any, int]]:
@@ -173,12 +173,12 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)
 
 
-# Given ahead, and recalled.
+# Prefetched, and recalled.
 
 
 @pytest_twisted.ensureDeferred
 async def test_no_fast_request_waits_for_a_slow_one(start: Start) -> None:
-    """While one worker runs a slow request, the other answers every fast one, also those given to the first."""
+    """While one worker runs a slow request, the other answers every fast one, also the recalled ones."""
     node = await start(2)
     await node.warm_up()
     slow = node.ask("slow", "wait_for", "go")
@@ -250,13 +250,13 @@ async def test_a_slow_one_behind_a_large_one(start: Start) -> None:
     await slow
 
 
-# Withdrawn, overdue, refused.
+# Cancelled, timed out, refused.
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_cancelling_what_waits(start: Start, at_once: bool) -> None:
-    """A request that is withdrawn before it is begun never runs, also if a worker had it already."""
+    """A request that is cancelled before its start never runs, even if a worker has it already."""
     node = await start(1)
     await node.warm_up()
     running = node.ask("running", "wait_for", "go")
@@ -276,7 +276,7 @@ async def test_cancelling_what_waits(start: Start, at_once: bool) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_cancelling_what_runs(start: Start) -> None:
-    """A request that runs goes on to its end; its answer is dropped, and the next one gets its own."""
+    """A cancelled request that runs finishes; its answer is dropped, and the next one gets its own."""
     node = await start(1)
     pids = node.pids
     running = node.ask("running", "wait_for", "go")
@@ -293,7 +293,7 @@ async def test_cancelling_what_runs(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_deadline_that_is_over(start: Start) -> None:
-    """A request whose caller's time is over before a worker is free fails and never runs."""
+    """A request that times out before a worker is free fails and never runs."""
     node = await start(1)
     running = node.ask("running", "sleep", 0.3)
     late = node.ask("late", "echo", 1, seconds=0.05)
@@ -307,7 +307,7 @@ async def test_a_deadline_that_is_over(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_full_queue(start: Start) -> None:
-    """Over the limit a request is refused at once; what was taken is answered."""
+    """Over the limit a request is refused at once; the accepted ones are answered."""
     node = await start(1, max_queue=3)
     running = node.ask("running", "wait_for", "go")
     waiting = [node.ask(number, "echo", number) for number in range(3)]
@@ -446,7 +446,7 @@ async def test_reloading_under_load(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_reloading_broken_code(start: Start, logged: list[str]) -> None:
-    """If the new code can't be loaded, the old workers stay and go on, and the log says why."""
+    """If the new code can't be loaded, the old workers keep working, and the log says why."""
     node = await start(2)
     before = node.pids
     Path("my_handler.py").write_text("this is no Python")
@@ -477,7 +477,7 @@ async def test_reloading_beside_a_long_request(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stopping(start: Start) -> None:
-    """What was taken is finished, what comes is refused, and then no worker is left."""
+    """Accepted requests finish, new ones are refused, and then no worker is left."""
     node = await start(1)
     pids = node.pids
     running = node.ask("running", "wait_for", "go")
@@ -495,7 +495,7 @@ async def test_stopping(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stopping_again_with_no_time(start: Start) -> None:
-    """What runs is interrupted, what waits is refused, and no worker is left."""
+    """Running requests are interrupted, waiting ones refused, and no worker is left."""
     node = await start(1)
     pids = node.pids
     running = node.ask("running", "sleep", 60)
@@ -528,7 +528,7 @@ async def test_stopping_when_what_waits_is_overdue(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stopping_before_it_is_up(start: Start) -> None:
-    """Workers that are still starting are ended, and what waited for them is refused when the time is over."""
+    """Starting workers are ended, and the requests that waited for them are refused at the timeout."""
     node = await start(2, wait=False)
     node.engine.start()
     waiting = node.ask("waiting", "echo", 1)
@@ -540,7 +540,7 @@ async def test_stopping_before_it_is_up(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stopping_after_what_waited_was_withdrawn(start: Start) -> None:
-    """The same if its caller withdraws it: there is nothing left to wait for."""
+    """The same if its caller cancels it: there is nothing left to wait for."""
     node = await start(1, wait=False)
     Path("my_handler.py").write_text("raise ValueError('never')")
     node.engine.start()

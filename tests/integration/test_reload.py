@@ -49,7 +49,7 @@ def _write(service_directory: Path, version: int) -> None:
 
 
 class Load:
-    """Requests without a pause, from a thread with blocking calls and from a client with several at once."""
+    """Continuous requests, from a thread with blocking calls and from a client with several in flight."""
 
     def __init__(self, node: Service, client: Client, in_flight: int = 5) -> None:
         self.answers: list[Any] = []
@@ -87,7 +87,7 @@ class Load:
         await eventually(lambda: len(self.answers) > seen + 50 or self.failures, "answers")
 
     async def stop(self) -> None:
-        """Ask nothing more."""
+        """Stop the requests."""
         self._stopping = True
         for asking in self._asking:
             await asking
@@ -97,7 +97,7 @@ class Load:
 
 @pytest_twisted.ensureDeferred
 async def test_sighup_under_load(launch: Launcher, client: Client) -> None:
-    """Every worker is replaced, with fresh code, and no request of either client fails or is mixed up."""
+    """Every worker is replaced, with the new code, and no request of either client fails or is mixed up."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=f"VERSION = 1\n{HANDLER}")
     before = node.workers()
     load = Load(node, client)
@@ -120,7 +120,7 @@ async def test_sighup_under_load(launch: Launcher, client: Client) -> None:
 
 
 def test_signals_at_once(launch: Launcher, tmp_path: Path) -> None:
-    """Of several SIGHUPs at once one is done after the other, and the last change is loaded."""
+    """Several SIGHUPs at once are handled one after the other, and the last change is loaded."""
     _write(tmp_path, 1)
     node = launch.start(
         *("uwsgi-node", "--engine", "processes:2", "--handler", "my_handler"), directory=tmp_path, tcp=True
@@ -136,7 +136,7 @@ def test_signals_at_once(launch: Launcher, tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_sighup_with_broken_code(launch: Launcher, client: Client) -> None:
-    """The old workers stay, the log says why, no request fails; mended code is taken at the next SIGHUP."""
+    """The old workers stay, the log says why, no request fails; the next SIGHUP loads the fixed code."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=f"VERSION = 1\n{HANDLER}")
     before = node.workers()
     load = Load(node, client)
@@ -160,7 +160,7 @@ async def test_sighup_with_broken_code(launch: Launcher, client: Client) -> None
 
 
 def test_sighup_of_an_engine_that_can_not(launch: Launcher) -> None:
-    """An engine without processes goes on, and says that the service has to be restarted."""
+    """An engine without processes keeps running, and logs that the service has to be restarted."""
     node = launch.start("uwsgi-node", "--engine", "reactor", handler=f"VERSION = 1\n{HANDLER}")
     node.process.send_signal(signal.SIGHUP)
     node.wait_for("engine reactor can't reload; restart the service")
@@ -169,7 +169,7 @@ def test_sighup_of_an_engine_that_can_not(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal(launch: Launcher, number: signal.Signals) -> None:
-    """The first waits for what runs; the second ends the service at once, with its workers."""
+    """The first signal waits for running requests; the second ends the service at once, with its workers."""
     node = launch.start("uwsgi-node", "--engine", "processes:2", handler=f"VERSION = 1\n{HANDLER}")
     workers = node.workers()
     errors: list[Exception] = []

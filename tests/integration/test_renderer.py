@@ -148,7 +148,7 @@ def test_names_and_directories(renderer: Service) -> None:
     ],
 )
 def test_names_that_lead_out(renderer: Service, name: object) -> None:
-    """A name that leads out of the directory, or to no template, is refused; the secret stays one."""
+    """A name that leads out of the directory, or to no template, is refused; the secret isn't revealed."""
     with pytest.raises((NoAnswer, RemoteError)):
         _render(renderer, name, {})
     assert _render(renderer, "names.txt", {"name": "x"}) == "x x"
@@ -156,14 +156,14 @@ def test_names_that_lead_out(renderer: Service, name: object) -> None:
 
 @pytest.mark.parametrize("message", [None, "mytemplate.txt", (), ("mytemplate.txt",), ("names.txt", 7), {}, 7])
 def test_requests_that_are_none(renderer: Service, message: object) -> None:
-    """What is no pair of a name and variables is refused."""
+    """Anything but a pair of a name and variables is refused."""
     with pytest.raises(NoAnswer):
         renderer.ask(message)
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_a_caller_is_told(renderer: Service, client: Client) -> None:
-    """In a session the caller learns what was wrong with the template, and where."""
+    """In a session the caller gets the template's error and its line."""
     for name, type_, told in (
         ("broken.txt", "Syntax", "broken.txt"),
         ("raises.txt", "ZeroDivisionError", "division"),
@@ -185,7 +185,7 @@ def test_a_template_that_changes(renderer: Service, templates: Path) -> None:
 
 
 def test_filters_and_strictness(launch: Launcher, templates: Path) -> None:
-    """With --filters h what is shown is escaped; with --strict a name nobody sent is an error."""
+    """With --filters h values are escaped; with --strict a name that the caller didn't send is an error."""
     options = ("--engine", "processes:1", "--templates", str(templates), "--filters", "h", "--strict")
     renderer = launch.start("uwsgi-renderer", *options)
     assert renderer.ask(("names.txt", {"name": "<b>"})) == "&lt;b&gt; &lt;b&gt;"

@@ -64,7 +64,7 @@ uwsgi.message_manager_marshal = handle
 
 @dataclass
 class Record:
-    """What was asked and what became of it."""
+    """The requests and their outcomes."""
 
     asked: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Record:
 
 
 async def _ask(record: Record, node: Service, client: Client, name: str) -> None:
-    """Ask one after the other, with Deferreds."""
+    """Call one after the other, with Deferreds."""
     rng = random.Random(f"{SEED} {name}")
     for number in itertools.count():
         if record.stopping:
@@ -107,7 +107,7 @@ async def _ask(record: Record, node: Service, client: Client, name: str) -> None
 
 
 def _call(record: Record, node: Service, name: str) -> None:
-    """Ask one after the other, with blocking calls; every tenth time as a fan-out of three."""
+    """Call one after the other, with blocking calls; every tenth time as a fan-out of three."""
     rng = random.Random(f"{SEED} {name}")
     for number in itertools.count():
         if record.stopping:
@@ -147,7 +147,7 @@ async def _kill(record: Record, node: Service) -> list[int]:
 
 
 def _check(record: Record, notes: list[list[str]]) -> None:
-    """Compare what the clients know with what the workers noted."""
+    """Compare the clients' results with the workers' notes."""
     assert set(record.answers) | set(record.errors) == set(record.asked), "a call is lost"
     begun = Counter(key for what, key, _ in notes if what == "begin")
     ended = {(key, int(pid)) for what, key, pid in notes if what == "end"}

@@ -62,7 +62,7 @@ def key_of(task: Task) -> str:
 
 
 def test_uwsgi_runs_what_we_write(tmp_path: Path, path: Path) -> None:
-    """Its function gets our variables and body, and the file is gone then."""
+    """Its function gets our variables and body, and the file is deleted."""
     name = SpoolDirectory(str(path)).write(task(body=b"the body", to="ann"))
     with real_spooler(tmp_path, path, NOTE) as uwsgi:
         (run,) = uwsgi.wait_for_runs(1)
@@ -81,7 +81,7 @@ def test_uwsgi_keeps_our_order(tmp_path: Path, path: Path) -> None:
 
 
 def test_uwsgi_waits_for_our_times(tmp_path: Path, path: Path) -> None:
-    """A time to come is waited for, and one that is far away stays."""
+    """A task with a time waits for it, and stays if that is far away."""
     spool = SpoolDirectory(str(path))
     soon = math.floor(time.time()) + 2.75
     far = spool.write(task(key="far", at=4_000_000_000))
@@ -147,7 +147,7 @@ def test_what_uwsgi_runs_is_not_taken(tmp_path: Path, path: Path) -> None:
 
 
 def test_what_we_take_uwsgi_does_not_run(tmp_path: Path, path: Path) -> None:
-    """Its spooler leaves alone what we have, and runs it when it is given back."""
+    """Its spooler leaves alone the tasks that we hold, and runs them when they are returned."""
     spool = SpoolDirectory(str(path))
     spool.write(task(key="ours", priority=1))
     with closing(spool.batches()) as batches:

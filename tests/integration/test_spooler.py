@@ -1,4 +1,4 @@
-"""The spooler's promise: what was accepted is on the disk and runs, whatever is killed in between."""
+"""The spooler's promise: an accepted task is on the disk and runs, whatever is killed in between."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_task_with_deferreds(shared_spooler: Service, client: Client) ->
 
 
 def test_old_code_spools(launch: Launcher, shared_spooler: Service) -> None:
-    """A handler module hands over a task with uwsgi.send_uwsgi_message."""
+    """A handler module enqueues a task with uwsgi.send_uwsgi_message."""
     host, port = shared_spooler.address
     handler = f"""
 import uwsgi
@@ -268,7 +268,7 @@ def test_retries_and_the_dead_letter(launch: Launcher) -> None:
 
 @pytest.mark.parametrize("do", ["retry", "ignore", "exit", "unknown"])
 def test_other_ways_to_fail(shared_spooler: Service, do: str) -> None:
-    """A task that its function gives back, or that exits, runs up to --max-attempts times."""
+    """A task whose function returns SPOOL_RETRY, or exits, runs up to --max-attempts times."""
     before = len(_letters(shared_spooler))
     script(blocking.spool, shared_spooler.address, {"key": do, "do": do})
     until(lambda: len(_letters(shared_spooler)) == before + 1, "the dead letter")
@@ -277,7 +277,7 @@ def test_other_ways_to_fail(shared_spooler: Service, do: str) -> None:
 
 @pytest.mark.parametrize("do", ["kill", "loop"])
 def test_a_task_that_ends_its_worker(launch: Launcher, do: str) -> None:
-    """A task that kills its worker, or runs over --timeout, is given up after --max-crashes of them."""
+    """A task that crashes its worker, or runs over --timeout, is a dead letter after --max-crashes of them."""
     spooler = _start(launch, "--max-crashes", "2", "--timeout", "0.5")
     script(blocking.spool, spooler.address, {"key": "deadly", "do": do})
     script(blocking.spool, spooler.address, {"key": "harmless"})
@@ -292,7 +292,7 @@ def test_a_task_that_ends_its_worker(launch: Launcher, do: str) -> None:
     assert len(_ran(spooler, "harmless")) == 1
 
 
-# Tasks that are none.
+# Invalid tasks.
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_malformed_vars(refusing: Service, payload: bytes) -> None:
     ],
 )
 def test_keys_that_mean_nothing(refusing: Service, task: dict[str, str | bytes]) -> None:
-    """A priority that is none, such as a path, and a time that is none are refused; nothing is created."""
+    """An invalid priority, such as a path, and an invalid time are refused; nothing is created."""
     with pytest.raises(SpoolRefused):
         script(blocking.spool, refusing.address, task)
     assert not (refusing.directory.parent / "escaped").exists()
@@ -359,7 +359,7 @@ def test_a_key_that_is_a_path(refusing: Service) -> None:
 
 
 def _refusal(directory: Path, *options: str, before: Sequence[str] = ()) -> str:
-    """Return what a spooler says that doesn't start.
+    """Return the error of a spooler that doesn't start.
 
     :param before: what runs it.
     """
@@ -372,7 +372,7 @@ def _refusal(directory: Path, *options: str, before: Sequence[str] = ()) -> str:
 
 
 def test_a_second_spooler(spooler: Service) -> None:
-    """A second spooler on the same file doesn't start and names the first, which goes on."""
+    """A second spooler on the same file doesn't start and names the first, which keeps running."""
     told = _refusal(spooler.directory, "--spool", "sqlite:spool.db")
     assert f"in use by another spooler (process {spooler.pid} " in told
     assert script(blocking.spool, spooler.address, {"key": "value"}) is True

@@ -66,7 +66,7 @@ def _runs(service: Service, key: str) -> list[dict[str, Any]]:
 
 
 def test_queues(launch: Launcher) -> None:
-    """A queue has workers of its own: neither does it wait for the others, nor they for it."""
+    """A queue with workers of its own doesn't wait for others, nor do they wait for it."""
     spooler = _start(launch, "--workers", "1", "--queue", "mail=2")
     go = str(spooler.directory / "go")
     for key, name in (("slow mail", "mail"), ("slow", "other"), ("behind", "")):
@@ -81,7 +81,7 @@ def test_queues(launch: Launcher) -> None:
 
 
 def test_ids_and_results(launch: Launcher) -> None:
-    """A task has an id, a state that can be asked for and waited for, and a result."""
+    """A task has an id, a state that can be queried and waited for, and a result."""
     spooler = _start(launch)
     go = str(spooler.directory / "go")
 

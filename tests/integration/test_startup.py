@@ -1,4 +1,4 @@
-"""Services that can't start: each says why, in words of its own, and with a status that scripts notice."""
+"""Services that can't start: each says why in one line, and exits with a nonzero status."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_module_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_file_instead_of_a_module(tmp_path: Path) -> None:
-    """Who names a file is told the module's name."""
+    """If --handler names a file, the error has the module's name."""
     said = _fail(tmp_path, "uwsgi-node", *_unix(tmp_path), "--handler", "my_server.py")
     assert "'my_server'" in said
 
@@ -325,7 +325,7 @@ def test_a_daemon_that_starts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["raising", "exiting", "setting_nothing"])
 def test_a_daemon_whose_module_cannot_be_loaded(tmp_path: Path, name: str) -> None:
-    """The terminal that starts a daemon is told why it doesn't start, and there is none."""
+    """The terminal that starts a daemon shows why it doesn't start, and no process is left."""
     source, told = MODULES[name]
     (tmp_path / f"{name}.py").write_text(source)
     _fail_in_background(tmp_path, told, "uwsgi-node", *_unix(tmp_path), "--handler", name)

@@ -55,7 +55,7 @@ REFUSED = [
     ("tcp:node1", "it has no port"),
     ("tcp:", "it has no port"),
     ("tcp::3033", "the host is not a name"),
-    ("tcp:node1:3033:4", "'4' is too much"),
+    ("tcp:node1:3033:4", "'4' is one argument too many"),
     ("tcp:node1:3033:trustRoots=/x", "tcp takes no 'trustRoots'"),
     ("tcp:node1:3033:timeout=soon", "timeout 'soon'"),
     ("tcp:node1:3033\\", "a backslash that escapes nothing"),

@@ -319,7 +319,7 @@ def _return_session(
     :param error: the exception that the call raised.
     """
     failed = error is not None and not isinstance(error, MessageTooLarge)
-    # A signal handler, or another node's call in the same fan-out, may have cached a session meanwhile.
+    # A signal handler, or a call to the same address in one fan-out, may have cached another session meanwhile.
     if failed or session.draining or cached.setdefault(address, session) is not session:
         session.close()
         _ours_until[address] = time.monotonic() + PLAIN_FOR

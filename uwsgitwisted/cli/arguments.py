@@ -21,34 +21,34 @@ examples:
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
 
-"uwsgitwisted queue --help" shows what can be done with a queue. The exit status
-is 0 if it was done, 1 if something failed, 2 if the command makes no sense."""
+"uwsgitwisted queue --help" lists the commands for queues. The exit status is 0
+after success, 1 after a failure, and 2 if the command line is invalid."""
 
-_QUEUE = """Looks after a queue: uwsgitwisted queue COMMAND WHERE ...
-What else a command takes is in its own --help.
+_QUEUE = """Manages a queue: uwsgitwisted queue COMMAND WHERE ...
+Each command explains its other arguments with --help.
 
 WHERE is the address of a running spooler, such as 127.0.0.1:3034 or
 /run/spooler.sock; or the spool of a stopped one, such as sqlite:spool.sqlite;
 or postgresql://user:password@host/database, whether spoolers run or not."""
 
 _QUEUE_EXAMPLES = """examples:
-  uwsgitwisted queue stats 127.0.0.1:3034        how many tasks are there
-  uwsgitwisted queue list 127.0.0.1:3034         what they are
-  uwsgitwisted queue dead 127.0.0.1:3034         what was given up, and why
-  uwsgitwisted queue show 127.0.0.1:3034 17      all about a task
+  uwsgitwisted queue stats 127.0.0.1:3034        count the tasks
+  uwsgitwisted queue list 127.0.0.1:3034         list them
+  uwsgitwisted queue dead 127.0.0.1:3034         list dead letters and errors
+  uwsgitwisted queue show 127.0.0.1:3034 17      show a task's details
   uwsgitwisted queue retry 127.0.0.1:3034 17 18  run dead letters again
   uwsgitwisted queue retry 127.0.0.1:3034 --all --queue mail
   uwsgitwisted queue pause 127.0.0.1:3034 mail
   uwsgitwisted queue export sqlite:spool.sqlite tasks.jsonl
   uwsgitwisted queue import 127.0.0.1:3034 dir:/var/spool/uwsgi
 
-A spooler lets its own machine manage its queue, and the networks that its
-option --manage names."""
+Only a spooler's own machine, and the networks in its option --manage, may
+manage its queue."""
 
 _SPOOL = """Enqueues a task, and prints its id when it is safely stored.
 
-Of the keys, at=UNIXTIME, priority=N (lower runs first), spooler=QUEUE and
-idempotency_key=TEXT also tell the spooler when and how to run it.
+The keys at=UNIXTIME, priority=N (lower runs first), spooler=QUEUE and
+idempotency_key=TEXT also tell the spooler when and how to run the task.
 
 examples:
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com
@@ -58,16 +58,14 @@ examples:
 
 
 def make_parser() -> ArgumentParser:
-    """Return what reads the command line; its result's ``run`` does what that says, and returns the status."""
+    """Make the parser of the command line. The parsed ``run`` runs the command and returns the exit status."""
     parser = _new(_Parser, prog="uwsgitwisted", description=_ABOUT)
     parser.add_argument("--version", action="version", version=f"uwsgitwisted {__version__}")
     kinds = parser.add_subparsers(required=True, metavar="COMMAND")
     single = _new(kinds.add_parser, "spool", help="enqueue a task", description=_SPOOL)
     _add_arguments(single, "address variables body wait json timeout")
     single.set_defaults(run=spool)
-    queue = _new(
-        kinds.add_parser, "queue", help="look after a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES
-    )
+    queue = _new(kinds.add_parser, "queue", help="manage a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES)
     commands = queue.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in _COMMANDS.items():
         description = f"{command.help[0].upper()}{command.help[1:]}."
@@ -78,15 +76,15 @@ def make_parser() -> ArgumentParser:
 
 
 class _Parser(ArgumentParser):
-    """An ``ArgumentParser`` for which options may stand between the positional arguments.
+    """An ``ArgumentParser`` that allows options between the positional arguments.
 
-    argparse can do that, but doesn't where one command is within another.
+    argparse allows that too, but not with nested commands.
     """
 
     _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the namespace, and what was not understood."""
+        """Return the namespace and the unknown arguments."""
         if self._mixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._mixing = True
@@ -113,10 +111,10 @@ def _run(options: Namespace) -> int:
 
 
 class _Command(NamedTuple):
-    """A command about a queue.
+    """A command for a queue.
 
-    :param act: does it, and returns the exit status.
-    :param takes: the names in :data:`_ARGUMENTS` of what it takes.
+    :param act: runs the command and returns the exit status.
+    :param takes: the names of its arguments in :data:`_ARGUMENTS`.
     """
 
     help: str
@@ -125,25 +123,27 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
-    "list": _Command("show tasks, one in a line", queues.list_tasks, "state queue limit after json"),
-    "show": _Command("show all about some tasks", queues.show_tasks, "some-ids json"),
+    "list": _Command("list tasks, one per line", queues.list_tasks, "state queue limit after json"),
+    "show": _Command("show all details of tasks", queues.show_tasks, "some-ids json"),
     "stats": _Command("show how many tasks each queue has, by state", queues.show_queues, "json"),
-    "dead": _Command("show what was given up, and why", queues.dead_tasks, "queue limit after json"),
+    "dead": _Command("list dead letters and their last errors", queues.dead_tasks, "queue limit after json"),
     "retry": _Command(
-        "run dead letters again, or cancelled tasks",
+        "run dead letters or cancelled tasks again",
         queues.change_tasks,
         "ids retry-all retry-state queue json",
     ),
     "drop": _Command(
-        "forget tasks that are over", queues.change_tasks, "ids drop-all drop-state queue yes json"
+        "delete tasks that are done, dead or cancelled",
+        queues.change_tasks,
+        "ids drop-all drop-state queue yes json",
     ),
     "cancel": _Command(
-        "take back tasks that wait or run", queues.change_tasks, "ids cancel-all cancel-state queue yes json"
+        "cancel waiting or running tasks", queues.change_tasks, "ids cancel-all cancel-state queue yes json"
     ),
-    "pause": _Command("give out no task of a queue; what runs goes on", queues.pause_queue, "name json"),
-    "resume": _Command("give out the tasks of a paused queue again", queues.pause_queue, "name json"),
+    "pause": _Command("start no more tasks of a queue; running tasks finish", queues.pause_queue, "name json"),
+    "resume": _Command("start tasks of a paused queue again", queues.pause_queue, "name json"),
     "import": _Command(
-        "enqueue tasks from a file, or out of a uWSGI's spool directory", queues.import_into, "source"
+        "enqueue tasks from a file, or from a uWSGI's spool directory", queues.import_into, "source"
     ),
     "export": _Command(
         "write tasks to a file, or into a uWSGI's spool directory",
@@ -155,7 +155,7 @@ _COMMANDS = {
 
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18 or not int(text):
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
 
 
@@ -167,7 +167,7 @@ def _seconds(text: str) -> float:
 
 
 class _Argument(NamedTuple):
-    """An argument as argparse takes it."""
+    """An argument of argparse's ``add_argument``."""
 
     flag: str
     help: str
@@ -190,42 +190,44 @@ def _flag(flag: str, help: str) -> _Argument:  # noqa: A002 - argparse's name
 
 _ARGUMENTS = {
     "address": _argument("address", "where the spooler listens, such as 127.0.0.1:3034", metavar="ADDRESS"),
-    "variables": _argument("variables", "what the task's handler gets", metavar="KEY=VALUE", nargs="+"),
-    "body": _argument("--body", "a file that it gets besides; - for the standard input", metavar="FILE"),
-    "wait": _flag("--wait", "wait until the task is over, and print its result"),
+    "variables": _argument("variables", "the task's variables", metavar="KEY=VALUE", nargs="+"),
+    "body": _argument("--body", "a file with the task's body; - for the standard input", metavar="FILE"),
+    "wait": _flag("--wait", "wait until the task has finished, and print its result"),
     "where": _argument("where", FORMS, metavar="WHERE"),
     "some-ids": _argument("ids", "ids of tasks", metavar="ID", nargs="+", type=_number),
     "ids": _argument("ids", "ids of tasks", metavar="ID", nargs="*", type=_number),
-    "name": _argument("queue", "the name that tasks have under the key 'spooler'", metavar="QUEUE"),
+    "name": _argument("queue", "the queue's name, as in its tasks' key 'spooler'", metavar="QUEUE"),
     "source": _argument(
         "source",
-        "a file of JSON lines; - for the standard input, which is the default; or dir:PATH for the spool "
-        "directory of a uWSGI, whose tasks are moved",
+        "a file of JSON lines; - for the standard input, which is the default; or dir:PATH to move tasks from "
+        "the spool directory of a uWSGI",
         metavar="SOURCE",
         nargs="?",
         default="-",
     ),
     "target": _argument(
         "target",
-        "a file that is made; - for the standard output, which is the default; or dir:PATH for the spool "
+        "a new file; - for the standard output, which is the default; or dir:PATH for the spool "
         "directory of a uWSGI",
         metavar="TARGET",
         nargs="?",
         default="-",
     ),
-    "retry-all": _flag("--all", "instead of ids: all dead letters, or all in --state"),
-    "drop-all": _flag("--all", "instead of ids: all that are over, or all in --state"),
-    "cancel-all": _flag("--all", "instead of ids: all that wait or run, or all in --state"),
+    "retry-all": _flag("--all", "instead of ids: all dead letters, or all tasks in --state"),
+    "drop-all": _flag(
+        "--all", "instead of ids: all tasks that are done, dead or cancelled, or those in --state"
+    ),
+    "cancel-all": _flag("--all", "instead of ids: all waiting or running tasks, or those in --state"),
     "state": _states(State),
     **{f"{name}-state": _states(change.states) for name, change in CHANGES.items()},
     "states": _states(State, "; may be given again (default: those that are not over)", action="append"),
-    "queue": _argument("--queue", "only tasks of this queue; '' for those that name none", metavar="NAME"),
+    "queue": _argument("--queue", "only tasks of this queue; '' for tasks that name none", metavar="NAME"),
     "limit": _argument(
         "--limit", "how many tasks to show (default: 100)", metavar="N", type=_number, default=100
     ),
-    "after": _argument("--after", "only tasks whose ids are higher", metavar="ID", type=_number, default=0),
-    "yes": _flag("--yes", "don't ask before it is done to all"),
-    "unordered": _flag("--unordered", "the uWSGI runs without spooler-ordered; priorities are lost there"),
+    "after": _argument("--after", "only tasks with higher ids", metavar="ID", type=_number, default=0),
+    "yes": _flag("--yes", "don't ask for confirmation with --all"),
+    "unordered": _flag("--unordered", "write for a uWSGI without spooler-ordered, which ignores priorities"),
     "json": _flag("--json", "print lines of JSON"),
     "timeout": _argument(
         "--timeout",

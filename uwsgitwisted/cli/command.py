@@ -1,4 +1,4 @@
-"""What the command ``uwsgitwisted`` does, and what its exit status says."""
+"""The main function of the command ``uwsgitwisted``, which maps errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from uwsgitwisted.cli.arguments import make_parser
 from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, UwsgiError
 
-#: The exit statuses besides 0: something failed, or the command makes no sense.
+#: The exit statuses besides 0: a failure, or an invalid command line.
 FAILED, USAGE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says.
+    """Run the command line.
 
-    :param arguments: those behind the command's name; None for those of this process.
+    :param arguments: the arguments after the command's name; None for this process's.
     :return: the exit status.
     """
     options = make_parser().parse_args(arguments)
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, USAGE)
     except UwsgiError as error:
         return _fail(error, FAILED)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tasks and queues as people read them: tables, drawn by rich."""
+"""Formats tasks and queues for people, as tables that rich draws."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from uwsgitwisted.cli.words import decoded, printable
 from uwsgitwisted.spool.management.arguments import STATES
 from uwsgitwisted.spool.records import for_json
 
-#: How wide the output is where it isn't a terminal.
+#: The width of the output where it isn't a terminal.
 PIPE_WIDTH = 160
-#: How much of an error a list shows, and how long a line may be that isn't broken, in characters.
+#: How much of an error a list shows, and the longest line that isn't broken, in characters.
 ERROR_LIMIT, LINE = 300, 80
 
 _NAMELESS, _OTHERS = "(no name)", "(all others)"
@@ -34,7 +34,7 @@ _STYLES = {
     "dead": "red",
     "cancelled": "yellow",
 }
-#: The units of a time span in seconds, and from how many seconds on each is used.
+#: The units of a time span: the smallest span for which each is used, its size in seconds, and its name.
 _UNITS = (
     (63_115_200, 31_557_600, "y"),
     (172_800, 86_400, "d"),
@@ -42,7 +42,7 @@ _UNITS = (
     (120, 60, "min"),
     (0, 1, "s"),
 )
-#: Which of a task's times says most, and how, by its state.
+#: The time to show for a task, and its format, by the task's state.
 _TIMES = {
     "scheduled": ("at", "in {}"),
     "ready": ("at", "for {}"),
@@ -54,14 +54,14 @@ _TIMES = {
 
 
 def show(*parts: Table | Text) -> None:
-    """Write to the standard output."""
+    """Print to the standard output."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def span(seconds: float) -> str:
-    """Return a time span in words: the larger, the coarser."""
+    """Format a time span; the larger it is, the coarser the unit."""
     size, unit = next((size, unit) for least, size, unit in _UNITS if abs(seconds) >= least)
     return f"{abs(seconds) / size:.0f} {unit}"
 
@@ -89,9 +89,9 @@ def _tries(task: Row) -> str:
 
 
 class _Column(NamedTuple):
-    """A column; it is left out where no task has anything to say there.
+    """A column; it is omitted if it is empty for every task.
 
-    :param cell: what stands there, of a task at a time.
+    :param cell: makes the cell of a task; its second argument is the current time.
     """
 
     title: str
@@ -100,7 +100,7 @@ class _Column(NamedTuple):
 
 
 def _what(task: Row, now: float) -> Group:
-    """Return what a task is about, in one line, and below it what went wrong."""
+    """Return a task's summary in one line, and its error below."""
     about = Text(printable(task["summary"]) or "-", no_wrap=True, overflow="ellipsis")
     if not task["error"]:
         return Group(about)
@@ -121,9 +121,9 @@ _COLUMNS = (
 
 
 def tasks_table(tasks: Sequence[Row], now: float, *, without: str = "") -> Table:
-    """Return a table with a task in each row.
+    """Make a table with a task in each row.
 
-    :param without: the title of a column to leave out.
+    :param without: the title of a column to omit.
     """
     table = _table(expand=True)
     rows: list[list[Text | Group]] = [[] for _ in tasks]
@@ -146,7 +146,7 @@ def _table(**options: Any) -> Table:
 
 
 def queues_table(queues: Sequence[Row]) -> Table:
-    """Return a table with a queue in each row, and what they have together."""
+    """Make a table with a queue in each row, and the totals."""
     table = _table(show_footer=len(queues) > 1)
     table.add_column("QUEUE", footer="all")
     for state in STATES:
@@ -172,7 +172,7 @@ def _queue_name(name: str | None) -> Text:
 
 
 def task_details(task: Row, now: float) -> Text:
-    """Return all about a task."""
+    """Format all details of a task."""
     text = Text.assemble((f"task {task['id']}", "bold"), " ", (task["state"], _style(task["state"])), "\n")
     _add_pairs(text, list(_facts(task, now)))
     _add_part(text, "variables")
@@ -213,14 +213,14 @@ def _result(result: object) -> str:
 
 
 def _add_pairs(text: Text, pairs: Sequence[tuple[str, str]]) -> None:
-    """Add lines of names and values, one below the other."""
+    """Add a line for each name and value."""
     width = min(max((len(name) for name, _ in pairs), default=0), LINE // 4)
     for name, value in pairs:
         text.append(f"  {name:{width}}  ", "dim").append(f"{value}\n")
 
 
 def _add_part(text: Text, title: str, content: str = "", style: str = "") -> None:
-    """Add a title, and below it text of several lines."""
+    """Add a title, and the content below."""
     text.append(f"{title}\n", "bold")
     for line in content.splitlines():
         text.append(f"  {printable(line)}\n", style)

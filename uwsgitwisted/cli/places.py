@@ -1,4 +1,4 @@
-"""Where a queue is: in a spooler that runs, or in the store of one that doesn't."""
+"""Gives access to a queue, in a running spooler or in the store of a stopped one."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from uwsgitwisted.wire.packet import MARSHAL
 from uwsgitwisted.wire.tasks import BatchItem, encode_batch, not_a_spooler, read_ids
 from uwsgitwisted.wire.vars import VarsValue, encode_vars
 
-#: What names a place.
+#: The forms of a place's name.
 FORMS = (
     "the address of a running spooler, such as 127.0.0.1:3034 or /run/spooler.sock, or the spool of a stopped "
     "one, such as sqlite:spool.sqlite, or postgresql://user:password@host/database, running or not"
 )
 
-#: What the answers to an operation are, where they are no lists.
+#: The types of the answers to operations whose answers are not lists.
 _ANSWERS: dict[str, type] = {**dict.fromkeys(CHANGES, dict), "pause": type(None), "resume": type(None)}
 
 
 class Place(Protocol):
     """A queue that can be managed."""
 
-    def ask(self, operation: str, **arguments: object) -> Any:
-        """Return what *operation* of :mod:`uwsgitwisted.spool.management.operations` returns.
+    def call(self, operation: str, **arguments: object) -> Any:
+        """Run an operation of :mod:`uwsgitwisted.spool.management.operations`, and return its result.
 
-        :param arguments: what it takes; those that are None are left out.
+        :param arguments: the operation's arguments; those that are None are omitted.
         """
 
     def add(self, tasks: Sequence[Task]) -> list[int]:
-        """Enqueue tasks, all of them or none, and return their ids."""
+        """Enqueue tasks, all or none, and return their ids."""
 
 
 class RunningSpooler:
-    """The queue of a spooler that runs.
+    """The queue of a running spooler.
 
-    :param timeout: seconds for each question.
+    :param timeout: seconds for each call.
     """
 
     def __init__(self, address: AddressLike, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
 
-    def ask(self, operation: str, **arguments: object) -> Any:
-        """Ask the spooler."""
+    def call(self, operation: str, **arguments: object) -> Any:
+        """Run an operation in the spooler."""
         answer = send_message(self._address, MARSHAL, 0, (operation, _given(arguments)), self._timeout)
         if not isinstance(answer, _ANSWERS.get(operation, list)):
             raise not_a_spooler(self._address)
@@ -67,18 +67,18 @@ class RunningSpooler:
 
 
 class OpenStore:
-    """The store of a spooler that doesn't run."""
+    """The store of a stopped spooler."""
 
     def __init__(self, store: ISpoolStore) -> None:
         self._store = store
 
-    def ask(self, operation: str, **arguments: object) -> Any:
-        """Do it here."""
+    def call(self, operation: str, **arguments: object) -> Any:
+        """Run an operation in this process."""
         return run_operation(self._store, operation, _given(arguments), time.time())
 
     def add(self, tasks: Sequence[Task]) -> Any:
         """Store the tasks."""
-        return self.ask("enqueue", tasks=list(map(batch_item, tasks)))
+        return self.call("enqueue", tasks=list(map(batch_item, tasks)))
 
 
 def _given(arguments: dict[str, object]) -> dict[str, object]:
@@ -87,10 +87,10 @@ def _given(arguments: dict[str, object]) -> dict[str, object]:
 
 @contextmanager
 def opened(where: str, timeout: float, *, create: bool = False) -> Iterator[Place]:
-    """Give the queue at *where*.
+    """Open the queue at *where*, and close it at the end.
 
-    :param timeout: seconds for each question to a running spooler.
-    :param create: whether a store that isn't there is made.
+    :param timeout: seconds for each call to a running spooler.
+    :param create: whether to create a store that doesn't exist.
     :raises MisuseError: if *where* is neither an address nor a store.
     :raises SpoolError: if the store can't be opened; the text says what to do.
     """
@@ -120,13 +120,13 @@ def _open(where: str, create: bool) -> ISpoolStore:
         store.open(lambda: None)
     except SpoolInUse as error:
         raise SpoolError(
-            f"{where} is in use by a spooler that runs; name that one's address instead, such as 127.0.0.1:3034"
+            f"{where} is in use by a running spooler; name its address instead, such as 127.0.0.1:3034"
         ) from error
     return store
 
 
 def batch_item(task: Task) -> BatchItem:
-    """Return *task* as it travels, with all that its spooler goes by."""
+    """Convert *task* to an item of a batch, with all settings for its spooler."""
     settings: dict[str, VarsValue] = {
         "at": f"{task.at:.6f}",
         "spooler": task.queue,

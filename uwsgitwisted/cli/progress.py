@@ -1,4 +1,4 @@
-"""How far a long command is, for whoever sits at a terminal."""
+"""Shows the progress of a long command at a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
-    """Show a bar on the standard error, if that is a terminal and rich is installed.
+    """Show a progress bar on the standard error, if that is a terminal and rich is installed.
 
-    :param what: what is done.
-    :param total: how much there is to do; None if that isn't known.
-    :return: what takes how much has been done since it was called last.
+    :param what: the bar's title.
+    :param total: the total amount of work; None if it isn't known.
+    :return: a function that takes the amount of work done since its last call.
     """
     try:
         if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""The commands ``uwsgitwisted queue ...``: what each asks of a queue, and what it says about the answer."""
+"""The commands ``uwsgitwisted queue ...``: they run operations on a queue and print the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uwsgitwisted.spool.management.operations import MAX_DETAILS, MAX_IDS, MAX_L
 from uwsgitwisted.spool.records import for_json
 from uwsgitwisted.wire.tasks import load_result
 
-#: How many tasks that could not be changed are named.
+#: How many unchanged tasks to name.
 NAMED = 10
 
 Row = Mapping[str, Any]
@@ -37,7 +37,7 @@ def _display() -> ModuleType:
 
 
 def note(text: str) -> None:
-    """Tell the user something that isn't what was asked for."""
+    """Print a message that is not part of the output, on the standard error."""
     print(printable(text), file=sys.stderr)
 
 
@@ -45,24 +45,24 @@ def note(text: str) -> None:
 
 
 def list_tasks(place: Place, options: Namespace) -> int:
-    """Show tasks, one in a line."""
+    """List tasks, one per line."""
     tasks, more = _limited(place, "list", options, state=options.state)
     return _show_tasks(tasks, more, options)
 
 
 def dead_tasks(place: Place, options: Namespace) -> int:
-    """Show dead letters, one in a line."""
+    """List dead letters, one per line."""
     tasks, more = _limited(place, "dead", options)
     return _show_tasks(tasks, more, options)
 
 
 def _limited(place: Place, operation: str, options: Namespace, **wanted: object) -> tuple[list[Row], bool]:
-    """Return as many tasks as are wanted, and whether there are more."""
+    """Return up to ``--limit`` tasks, and whether there are more."""
     tasks: list[Row] = []
     after = options.after
     while len(tasks) <= options.limit:
         limit = min(options.limit + 1 - len(tasks), MAX_LIST)
-        page = place.ask(operation, queue=options.queue, after=after, limit=limit, **wanted)
+        page = place.call(operation, queue=options.queue, after=after, limit=limit, **wanted)
         tasks += page
         if len(page) < limit:
             return tasks, False
@@ -80,15 +80,15 @@ def _show_tasks(tasks: Sequence[Row], more: bool, options: Namespace) -> int:
     else:
         note("no tasks")
     if more:
-        note(f"there are more: --after {tasks[-1]['id']} shows the next, --limit more at once")
+        note(f"there are more: --after {tasks[-1]['id']} shows the next ones, --limit more at once")
     return 0
 
 
 def show_tasks(place: Place, options: Namespace) -> int:
-    """Show all about some tasks."""
+    """Show all details of tasks."""
     found: list[Row] = []
     for ids in _pieces(options.ids, MAX_DETAILS):
-        found += _with_results(place, place.ask("show", ids=ids))
+        found += _with_results(place, place.call("show", ids=ids))
     if options.json:
         _print_lines(map(_json_details, found))
     else:
@@ -101,14 +101,14 @@ def show_tasks(place: Place, options: Namespace) -> int:
 
 
 def _with_results(place: Place, tasks: Sequence[Row]) -> Iterator[Row]:
-    """Load the results of tasks; those for which the answer had no room are asked for one by one."""
+    """Load the results of tasks; fetch a result for which the answer had no room by a call of its own."""
     for task in tasks:
-        (whole,) = place.ask("show", ids=[task["id"]]) or [task] if task["result"] is None else [task]
+        (whole,) = place.call("show", ids=[task["id"]]) or [task] if task["result"] is None else [task]
         yield {**whole, "result": load_result(whole["result"])}
 
 
 def _json_details(task: Row) -> Row:
-    """Return all about a task as JSON can have it; what is no text in base64."""
+    """Convert a task's details for JSON; bytes that are not UTF-8 are in base64."""
     variables: dict[str, str] = {}
     coded: dict[str, str] = {}
     for key, value in task["variables"].items():
@@ -121,7 +121,7 @@ def _json_details(task: Row) -> Row:
 
 def show_queues(place: Place, options: Namespace) -> int:
     """Show how many tasks each queue has."""
-    queues = place.ask("stats")
+    queues = place.call("stats")
     if options.json:
         _print_lines(queues)
     elif queues:
@@ -139,8 +139,8 @@ def _print_lines(rows: Iterable[Row]) -> None:
 
 # Changing.
 
-#: What was done to so many tasks, and what is asked before it is done to all.
-_DONE = {"cancel": "cancelled", "retry": "will run again", "drop": "forgotten"}
+#: What a command has done to tasks, for its report.
+_DONE = {"cancel": "cancelled", "retry": "will run again", "drop": "deleted"}
 
 
 def change_tasks(place: Place, options: Namespace) -> int:
@@ -150,11 +150,11 @@ def change_tasks(place: Place, options: Namespace) -> int:
     if options.all:
         return _change_all(place, options)
     if options.state or options.queue is not None:
-        raise MisuseError("--state and --queue go with --all")
+        raise MisuseError("--state and --queue need --all")
     changed: set[int] = set()
     with progress(options.command, len(options.ids)) as advance:
         for ids in _pieces(options.ids, MAX_IDS):
-            changed.update(place.ask(options.command, ids=ids)["changed"])
+            changed.update(place.call(options.command, ids=ids)["changed"])
             advance(len(ids))
     _report(options, len(changed))
     return _explain(place, sorted(set(options.ids) - changed), options.command)
@@ -163,7 +163,7 @@ def change_tasks(place: Place, options: Namespace) -> int:
 def _change_all(place: Place, options: Namespace) -> int:
     change = CHANGES[options.command]
     states = [options.state] if options.state else [state.name.lower() for state in change.default]
-    queues = [row for row in place.ask("stats") if options.queue in (None, row["queue"])]
+    queues = [row for row in place.call("stats") if options.queue in (None, row["queue"])]
     counts = {state: sum(row[state] for row in queues) for state in states}
     total = sum(counts.values())
     if total and options.asks and not options.yes and not _confirmed(options, counts):
@@ -178,17 +178,17 @@ def _change_all(place: Place, options: Namespace) -> int:
 
 
 def _batches(place: Place, options: Namespace) -> Iterator[int]:
-    """Make a change to all tasks that are meant, some at a time, and give how many it were."""
+    """Change all selected tasks in batches, and yield the number of changed tasks of each batch."""
     after, more = 0, True
     while more:
-        answer = place.ask(options.command, all=True, state=options.state, queue=options.queue, after=after)
+        answer = place.call(options.command, all=True, state=options.state, queue=options.queue, after=after)
         yield len(answer["changed"])
         after, more = answer["after"], answer["more"]
 
 
 def _confirmed(options: Namespace, counts: Mapping[str, int]) -> bool:
     if not sys.stdin.isatty():
-        raise MisuseError(f"{options.command} --all asks first, and there is no terminal to ask at; say --yes")
+        raise MisuseError(f"{options.command} --all asks for confirmation, but there is no terminal; add --yes")
     what = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     place = options.where if options.queue is None else f"the queue {options.queue!r} of {options.where}"
     print(f"{options.command} all tasks of {place} ({what})? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -206,10 +206,10 @@ def _report(options: Namespace, number: int) -> None:
 
 
 def _explain(place: Place, unchanged: Sequence[int], command: str) -> int:
-    """Say why tasks were not changed, and return the status."""
+    """Print why tasks were not changed, and return the exit status."""
     known: dict[int, str] = {}
     for ids in _pieces(unchanged[:NAMED], MAX_IDS):
-        known |= {task["id"]: task["state"] for task in place.ask("status", ids=ids)}
+        known |= {task["id"]: task["state"] for task in place.call("status", ids=ids)}
     for identifier in unchanged[:NAMED]:
         state = known.get(identifier)
         note(f"not changed: task {identifier}, which is {state or 'unknown'}")
@@ -219,19 +219,19 @@ def _explain(place: Place, unchanged: Sequence[int], command: str) -> int:
 
 
 def pause_queue(place: Place, options: Namespace) -> int:
-    """Pause a queue, or let it go on."""
-    place.ask(options.command, queue=options.queue)
+    """Pause or resume a queue."""
+    place.call(options.command, queue=options.queue)
     if options.json:
         _print_lines([{"queue": options.queue, "paused": options.command == "pause"}])
         return 0
     print(f"the queue {options.queue!r} {_PAUSED[options.command]}")
-    rows = [row for row in place.ask("stats") if row["queue"] == options.queue]
+    rows = [row for row in place.call("stats") if row["queue"] == options.queue]
     if not any(row[state] for row in rows for state in STATES):
-        note("no task is in it")
+        note("the queue has no tasks")
     return 0
 
 
-_PAUSED = {"pause": "is paused: its tasks wait; what runs goes on", "resume": "goes on"}
+_PAUSED = {"pause": "is paused: its tasks wait; running tasks finish", "resume": "is resumed"}
 
 
 # Moving.
@@ -239,19 +239,19 @@ _PAUSED = {"pause": "is paused: its tasks wait; what runs goes on", "resume": "g
 
 def import_into(place: Place, options: Namespace) -> int:
     """Enqueue tasks from a file or a directory."""
-    left: list[str] = []
+    skipped: list[str] = []
 
     def warn(text: str) -> None:
-        left.append(text)
+        skipped.append(text)
         note(text)
 
     number = import_tasks(place, options.source, warn)
     note(f"{_tasks(number)} imported")
-    return 1 if left else 0
+    return 1 if skipped else 0
 
 
 def export_from(place: Place, options: Namespace) -> int:
-    """Write tasks into a file or a directory."""
+    """Write tasks to a file or a directory."""
     states = options.state or [state.name.lower() for state in UNFINISHED]
     number = export_tasks(place, options.target, states, options.queue, ordered=not options.unordered)
     note(f"{_tasks(number)} exported; they stay in the queue")

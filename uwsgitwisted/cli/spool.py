@@ -16,12 +16,12 @@ from uwsgitwisted.spool.records import for_json
 
 
 def spool(options: Namespace) -> int:
-    """Enqueue a task, print its id, and wait for it if that is wanted."""
+    """Enqueue a task and print its id; with ``--wait``, wait for the task."""
     deadline = time.monotonic() + options.timeout
     variables = dict(_pair(text) for text in options.variables)
     identifier = enqueue(options.address, variables, _body(options.body), options.timeout)
     if identifier is None:
-        print("enqueued; this spooler gives no ids", file=sys.stderr)
+        print("enqueued; this spooler assigns no ids", file=sys.stderr)
         return 1 if options.wait else 0
     if not options.wait:
         print(json.dumps({"id": identifier}) if options.json else identifier)
@@ -31,14 +31,16 @@ def spool(options: Namespace) -> int:
     try:
         status = wait(options.address, identifier, max(deadline - time.monotonic(), 0.001))
     except RequestTimeout as error:
-        raise SpoolError(f"task {identifier} is not over after {options.timeout:g} s; it goes on") from error
+        raise SpoolError(
+            f"task {identifier} has not finished after {options.timeout:g} s; it is not cancelled"
+        ) from error
     return _report(status, options)
 
 
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise MisuseError(f"{text!r} is no key=value")
+        raise MisuseError(f"{text!r} is not key=value")
     return key, value
 
 
@@ -49,7 +51,7 @@ def _body(source: str | None) -> bytes:
 
 
 def _report(status: TaskStatus, options: Namespace) -> int:
-    """Say how a task ended, and return the status."""
+    """Print how a task ended, and return the exit status."""
     shown = for_json(asdict(status))
     if options.json:
         print(json.dumps(shown))

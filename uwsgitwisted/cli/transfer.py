@@ -1,4 +1,4 @@
-"""Tasks into a queue and out of it: lines of JSON in a file or a pipe, or a real uWSGI's spool directory."""
+"""Imports and exports tasks, as lines of JSON in a file or a pipe, or as a real uWSGI's spool directory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from uwsgitwisted.spool.disk import sync_directory
 from uwsgitwisted.spool.task import UNPRIORITIZED, Task
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 
-#: The standard input or output, and what stands before the path of a spool directory.
+#: The name of the standard input or output, and the prefix of a spool directory's path.
 STANDARD, DIRECTORY = "-", "dir:"
-#: How many tasks are enqueued at once, and how many bytes they may have before no other is added.
+#: The number of tasks, and their size in bytes, at which a batch is full.
 BATCH_LIMIT, BATCH_BYTES = 1_000, 8 * 1024 * 1024
-#: How many tasks are asked for at once.
+#: How many tasks to fetch at once.
 PAGE = 500
 
 Advance = Callable[[float], None]
@@ -37,9 +37,9 @@ def import_tasks(place: Place, source: str, warn: Callable[[str], None]) -> int:
     """Enqueue the tasks in *source*.
 
     :param source: a file's path, ``-`` for the standard input, or ``dir:PATH``.
-    :param warn: is called with the reason for each that could not be taken.
-    :return: how many there were.
-    :raises SpoolError: if a line can't be read, or the tasks not enqueued; the text says which were.
+    :param warn: called with the reason for each task that can't be imported.
+    :return: the number of imported tasks.
+    :raises SpoolError: if a line can't be read, or tasks can't be enqueued; the text says which were imported.
     """
     if source.startswith(DIRECTORY):
         return _drain(place, SpoolDirectory(source.removeprefix(DIRECTORY)), warn)
@@ -48,7 +48,7 @@ def import_tasks(place: Place, source: str, warn: Callable[[str], None]) -> int:
 
 
 def _drain(place: Place, directory: SpoolDirectory, warn: Callable[[str], None]) -> int:
-    """Move the tasks out of a spool directory: each is deleted there when it is stored here."""
+    """Move the tasks out of a spool directory; each is deleted there after it has been stored here."""
     directory.check()
     number = 0
     with progress("importing", None) as advance, closing(directory.batches()) as batches:
@@ -66,7 +66,7 @@ def _drain(place: Place, directory: SpoolDirectory, warn: Callable[[str], None])
 
 
 def _portions(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """Give tasks, as many at once as a spooler surely takes."""
+    """Split tasks into portions that a spooler accepts."""
     portion = _Portion()
     for task in tasks:
         portion.add(task)
@@ -79,7 +79,7 @@ def _portions(tasks: Iterable[Task]) -> Iterator[list[Task]]:
 
 @contextmanager
 def _input(source: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """Open a file, and say how many bytes it has; None if it is a pipe."""
+    """Open a file; yield it and its size in bytes, or None if it is a pipe."""
     if source == STANDARD:
         yield sys.stdin.buffer, None
         return
@@ -90,7 +90,7 @@ def _input(source: str) -> Iterator[tuple[IO[bytes], int | None]]:
 
 @dataclass(slots=True)
 class _Portion:
-    """Tasks that are enqueued at once."""
+    """Tasks that are enqueued together."""
 
     tasks: list[Task] = field(default_factory=list)
     size: int = 0
@@ -102,17 +102,17 @@ class _Portion:
 
     @property
     def full(self) -> bool:
-        """Whether they are to be enqueued before there are more."""
+        """Whether to enqueue the tasks before adding more."""
         return len(self.tasks) >= BATCH_LIMIT or self.size >= BATCH_BYTES
 
 
 @dataclass(slots=True)
 class _Lines(_Portion):
-    """Those of some lines.
+    """The tasks of consecutive lines.
 
     :param first: the number of the first line.
-    :param last: the number of the last one.
-    :param read: how many bytes the lines have.
+    :param last: the number of the last line.
+    :param read: the size of the lines in bytes.
     """
 
     first: int = 1
@@ -120,7 +120,7 @@ class _Lines(_Portion):
     read: int = 0
 
     def add_line(self, number: int, line: bytes) -> None:
-        """Add the line of that number; one without anything on it has no task."""
+        """Add the line with this number; a blank line has no task."""
         if line.strip():
             self.add(read_line(line, time.time()))
         self.last = number
@@ -155,7 +155,7 @@ def _enqueue(place: Place, batch: _Lines, advance: Advance) -> int:
 
 
 def _done(number: int) -> str:
-    """Return what to add about the lines before the one of that number."""
+    """Return the end of an error's text, about the lines before this one."""
     return "; those before are imported" if number > 1 else ""
 
 
@@ -163,14 +163,14 @@ def _done(number: int) -> str:
 
 
 def export_tasks(place: Place, target: str, states: Sequence[str], queue: str | None, *, ordered: bool) -> int:
-    """Write the tasks in certain states to *target*; they stay where they are.
+    """Write the tasks in certain states to *target*; they stay in the queue.
 
-    :param target: a path where no file is, ``-`` for the standard output, or ``dir:PATH``.
-    :param queue: whose tasks; None for those of all queues.
+    :param target: the path of a new file, ``-`` for the standard output, or ``dir:PATH``.
+    :param queue: the queue's name; None for all queues.
     :param ordered: see :class:`~uwsgitwisted.spool.uwsgi.directory.SpoolDirectory`.
-    :return: how many there were.
+    :return: the number of exported tasks.
     """
-    total = sum(row[state] for row in place.ask("stats") if queue in (None, row["queue"]) for state in states)
+    total = sum(row[state] for row in place.call("stats") if queue in (None, row["queue"]) for state in states)
     number = 0
     with _output(target, ordered) as write, progress("exporting", total) as advance:
         for task in _exported(place, states, queue):
@@ -181,11 +181,11 @@ def export_tasks(place: Place, target: str, states: Sequence[str], queue: str | 
 
 
 def _exported(place: Place, states: Sequence[str], queue: str | None) -> Iterator[Mapping[str, Any]]:
-    """Give tasks; one that goes from a state to a later one meanwhile once."""
+    """Yield each task once, even if its state changes during the export."""
     seen: set[int] = set()
     for state in states:
         after = 0
-        while page := place.ask("export", state=state, queue=queue, after=after, limit=PAGE):
+        while page := place.call("export", state=state, queue=queue, after=after, limit=PAGE):
             after = page[-1]["id"]
             yield from (task for task in page if task["id"] not in seen)
             seen.update(task["id"] for task in page)
@@ -193,7 +193,7 @@ def _exported(place: Place, states: Sequence[str], queue: str | None) -> Iterato
 
 @contextmanager
 def _output(target: str, ordered: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give what writes a task."""
+    """Open *target*; yield a function that writes a task."""
     if target.startswith(DIRECTORY):
         directory = SpoolDirectory(target.removeprefix(DIRECTORY), ordered=ordered)
         directory.check()
@@ -210,12 +210,12 @@ def _write_file(directory: SpoolDirectory, task: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _text_output(target: str) -> Iterator[IO[str]]:
-    """Open a file that is whole and on the disk at the end, or not there."""
+    """Open a file for writing; at the end it is complete and on the disk, or it doesn't exist."""
     if target == STANDARD:
         yield sys.stdout
         return
     if os.path.exists(target):
-        raise MisuseError(f"{target} is there already; remove it, or name another file")
+        raise MisuseError(f"{target} already exists; remove it, or name another file")
     directory, name = os.path.split(os.path.abspath(target))
     descriptor, temporary = tempfile.mkstemp(".part", f"{name}.", directory)
     try:

@@ -1,10 +1,10 @@
-"""Text that is safe to print: what comes from a task may have been made to harm a terminal."""
+"""Makes text safe to print: a task's text may contain control characters that attack a terminal."""
 
 from __future__ import annotations
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return *text* with what can't be printed as escapes.
+    """Escape the unprintable characters in *text*.
 
     :param keep: characters to leave as they are.
     """
@@ -12,7 +12,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Return bytes as they can be printed."""
+    """Decode bytes to printable text."""
     return printable(data.decode(errors="backslashreplace"))
 
 

@@ -45,7 +45,7 @@ class Dispatcher:
     def _unknown_modifier(self, modifier1: int) -> UnknownModifier:
         known = ", ".join(map(str, sorted(self._responders)))
         return UnknownModifier(
-            f"nothing here answers modifier1 {modifier1}; what does is {known}", modifier1=modifier1
+            f"nothing here answers modifier1 {modifier1}; the known ones are {known}", modifier1=modifier1
         )
 
     def _log_failure(self, failure: Failure, request: Request) -> Failure:

@@ -150,7 +150,7 @@ class SpoolResponder:
             return not_found_answer("a path that ends with a task's id is needed", head=head)
         found = await self._spooler.jobs.submit(group, at_once(lambda store: store.find([identifier])))
         if not found:
-            return not_found_answer("there is no task of that id, or not any more", head=head)
+            return not_found_answer("there is no task with that id, or not any more", head=head)
         described = describe_record(found[0])
         if described["result"] is not None:
             return _status_answer(described, head)
@@ -187,7 +187,7 @@ def _split_body(payload: bytes) -> tuple[bytes, bytes]:
     block, body, missing = split_vars(payload)
     if missing:
         raise MessageTooLarge(
-            f"a body of {missing} bytes is announced, but isn't there: it is larger than this spooler takes "
+            f"a body of {missing} bytes is announced, but is missing: it is larger than this spooler accepts "
             "(--max-message), or was not sent",
             size=missing,
         )

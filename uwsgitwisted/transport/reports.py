@@ -110,7 +110,7 @@ class _Kind:
 
 
 def last_call(traceback: str) -> str:
-    """Return the location of the last call in *traceback*, without the exception's text; empty if there is none."""
+    """Return the location of the last call in *traceback*, or an empty text if it has none."""
     return traceback.rpartition("\n  File ")[2].partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""A hostile peer's process: behaviours at random until its time is over.
+"""A hostile peer's process: runs random behaviours until its time is up.
 
     python -m tests.attacks.hostile KIND PORT NUMBER SECONDS SEED [NAME ...]
 
@@ -19,7 +19,7 @@ import time
 from tests.attacks.hostile.behaviours import BEHAVIOURS, behaviours_for
 from tests.attacks.hostile.peer import Peer
 
-#: Below those who are attacked: what hurts them is to be what they do, not that they get no processor.
+#: Lower than the attacked services': the attack should hurt by its requests, not by using the processors.
 _NICE = 10
 #: Seconds after which it is ended by the system, whatever it does, beside its own.
 _GRACE = 20

@@ -1,4 +1,4 @@
-"""Hostile behaviours of a connection: too slow, too many, too soon gone, or nothing but junk."""
+"""Hostile behaviours with connections: too slow, too many, closed too early, or full of junk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uwsgitwisted.wire.vars import encode_vars
 
 #: Connections a second of a flood, and for how many seconds it lasts.
 _FLOOD_RATE, _FLOOD_TIME = 500, 1.0
-#: What each kind of service answers quickly.
+#: A request that each kind of service answers quickly.
 QUESTIONS = {
     "node": dumps(("echo", "x" * 100)),
     "renderer": dumps(("page.txt", {"name": "x" * 100})),
@@ -56,7 +56,7 @@ def slow_body(peer: Peer, until: float) -> None:
 
 
 def never_read(peer: Peer, until: float) -> None:
-    """Ask for large answers, plain and in a session, and read none of them."""
+    """Request large answers, plain and in a session, and read none of them."""
     large = dumps(("big", 65_000)) if peer.kind == "node" else QUESTIONS[peer.kind]
     for _ in range(10):
         connection = peer.connect(receive_buffer=1_024)
@@ -120,7 +120,7 @@ def junk(peer: Peer, until: float) -> None:
 
 
 def garbage(peer: Peer, until: float) -> None:
-    """Ask 300 times for something that is no object, and break 20 sessions: each may write a line of log."""
+    """Send 300 invalid objects, and break 20 sessions: each may write a log line."""
     with peer.session() as session:
         session.sendall(requests([b"\x7fgarbage"] * 300))
         drain(session, min(until, time.monotonic() + 0.5))
@@ -132,7 +132,7 @@ def garbage(peer: Peer, until: float) -> None:
 
 
 def huge_counts(peer: Peer, until: float) -> None:
-    """Announce more than there is: items, bytes of a message, bytes of a body."""
+    """Announce more than is sent: items, bytes of a message, bytes of a body."""
     for payload in HUGE:
         with contextlib.suppress(OSError), peer.connect() as connection:
             connection.sendall(encode_packet(Packet(33, 17, payload)))

@@ -29,7 +29,7 @@ def _ask(peer: Peer, payload: bytes, until: float, seconds: float = 1.0) -> None
 
 
 def collisions(peer: Peer, until: float) -> None:
-    """Send a dict of colliding ints: 327 KB of them, or what a spooler takes as a question."""
+    """Send a dict of colliding ints: 327 KB of them, or as much as a spooler accepts as a command."""
     _ask(peer, colliding_ints(1_900 if peer.kind == "spooler" else 20_000), until)
 
 
@@ -75,7 +75,7 @@ def unfinished(peer: Peer, until: float) -> None:
 
 
 def large_requests(peer: Peer, until: float) -> None:
-    """Ask 5 times with 20 MB, and reset the connection while they are held or run."""
+    """Send 5 requests of 20 MB, and reset the connection while they are held or run."""
     session = peer.session()
     payload = dumps(("length", bytes(20 << 20)))
     with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ def unknown_cancels(peer: Peer, until: float) -> None:
 
 
 def cancelled_requests(peer: Peer, until: float) -> None:
-    """Ask and cancel at once, 2,000 times."""
+    """Send a request and cancel it at once, 2,000 times."""
     with peer.session() as session:
         message = QUESTIONS[peer.kind]
         both = [frames.message(number, message) + frames.cancel(number) for number in range(2_000)]
@@ -113,14 +113,14 @@ def small_pieces(peer: Peer, until: float) -> None:
 
 
 def looping_handler(peer: Peer, until: float) -> None:
-    """Have a worker loop until it is killed."""
+    """Make a worker loop until it is killed."""
     with peer.connect() as connection:
         connection.sendall(encode_packet(Packet(33, 17, dumps(("loop",)))))
         drain(connection, until)
 
 
 def hungry_handler(peer: Peer, until: float) -> None:
-    """Have a worker allocate all the memory that it gets."""
+    """Make a worker allocate all the memory it can get."""
     with peer.connect() as connection:
         connection.sendall(encode_packet(Packet(33, 17, dumps(("hungry",)))))
         drain(connection, until)

@@ -1,4 +1,4 @@
-"""One hostile peer: an address that it comes from, whom it attacks, and the connections that it keeps."""
+"""One hostile peer: its source address, the service that it attacks, and its open connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Peer:
         self.address = address
         self.source = source
         self.random = random.Random(f"{seed}")
-        #: Ids of tasks that wait or are over, for questions about them.
+        #: Ids of waiting or finished tasks, for queries about them.
         self.tasks: list[int] = []
         self._cached: deque[socket.socket] = deque()
 
@@ -71,13 +71,13 @@ class Peer:
         return connection
 
     def keep(self, connection: socket.socket) -> None:
-        """Leave a connection open while other things are done; the oldest is closed when there are too many."""
+        """Leave a connection open meanwhile; close the oldest one when there are too many."""
         self._cached.append(connection)
         if len(self._cached) > _KEPT:
             self._cached.popleft().close()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the open connections."""
         while self._cached:
             self._cached.pop().close()
 
@@ -94,7 +94,7 @@ def reset(connection: socket.socket) -> None:
 
 
 def pour(connection: socket.socket, data: Iterable[bytes], until: float, *, read: int = 0) -> None:
-    """Send chunks for as long as the service takes them, and until the time is over.
+    """Send chunks while the service accepts them, until the time is up.
 
     :param read: how many bytes to read after each chunk, if there are some; 0 for none.
     """

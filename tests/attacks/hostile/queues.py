@@ -1,4 +1,4 @@
-"""Hostile behaviours towards a spooler: floods of tasks, questions and waiters."""
+"""Hostile behaviours towards a spooler: floods of tasks, queries and waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KNOWN = 40
 
 
 def _enqueue(peer: Peer, **variables: str) -> int:
-    """Enqueue a task, and return its id; 0 if it wasn't taken."""
+    """Enqueue a task, and return its id; 0 if it was refused."""
     with peer.session() as session:
         session.sendall(frames.message(1, encode_vars(variables), (17, 2)))
         answer = session.recv(65_536)
@@ -51,7 +51,7 @@ def plain_waits(peer: Peer, until: float) -> None:
 
 
 def status_flood(peer: Peer, until: float) -> None:
-    """Ask 400 times for the status of 1,000 ids."""
+    """Query the status of 1,000 ids 400 times."""
     known = _tasks(peer, _KNOWN)
     ids = [*known, *range(1_000_000, 1_001_000 - len(known))]
     with peer.session() as session:
@@ -76,7 +76,7 @@ def waiters(peer: Peer, until: float) -> None:
 
 
 def large_results(peer: Peer, until: float) -> None:
-    """Ask for results of a mebibyte, 60 and 1,000 at a time, and read none."""
+    """Request results of a mebibyte, 60 and 1,000 at a time, and read none."""
     large = [_enqueue(peer, do="large", spooler="hostile") for _ in range(3)]
     time.sleep(0.2)
     session = peer.session(receive_buffer=1_024)
@@ -107,7 +107,7 @@ def queue_names(peer: Peer, until: float) -> None:
 
 
 def broken_tasks(peer: Peer, until: float) -> None:
-    """Enqueue tasks that are none, 200 in a session, and over HTTP with hostile variables."""
+    """Enqueue invalid tasks, 200 in a session, and over HTTP with hostile variables."""
     broken = itertools.cycle([b"\xff\xff", encode_vars({"at": "nan"}), encode_vars({"priority": "9" * 5_000})])
     with peer.session() as session:
         session.sendall(requests(itertools.islice(broken, 200), (17, 2)))

@@ -241,7 +241,7 @@ def test_lost_answer_to_a_takeover(spool: Spool) -> None:
         other.cycle(5)
     cycle = other.cycle(5)
     assert ([orphan.id for orphan in cycle.orphans], cycle.claimed) == ([identifier], [])
-    # When it runs again, it is no orphan any more.
+    # When it runs again, it is no longer an orphan.
     other.cycle(0, settle(identifier, Action.RETRY, 1))
     with lost_answers(other):
         other.cycle(5)

@@ -139,7 +139,7 @@ def restarted(server: PostgresServer) -> Iterator[PostgresServer]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["ends", "crashes"])
 def test_server_restarts(restarted: PostgresServer, spool: Spool, number: signal.Signals) -> None:
-    """While the server is away all is refused; then all goes on by itself, with all that was acknowledged."""
+    """While the server is away, all calls are refused; then all work again, with every acknowledged task."""
     woken = threading.Event()
     bench, other = spool.open(woken.set), spool.open()
     (running,) = bench.run("runs", queue="a")
@@ -207,7 +207,7 @@ def test_connection_is_ended(spool: Spool, bench: Bench) -> None:
 
 
 def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that says nothing any more is given up after a while; the next call has a new connection."""
+    """A call to a silent server fails after a while; the next call opens a new connection."""
     monkeypatch.setattr(database_module, "CALL_LIMIT", 0.2)
     monkeypatch.setattr(postgres_listener, "WATCH_INTERVAL", 0.05)
     bench = spool.open()
@@ -224,7 +224,7 @@ def test_hung_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_busy_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement that waits for too long is given up, and nothing is changed."""
+    """A statement that waits for too long is cancelled, and nothing is changed."""
     monkeypatch.setattr(connection_module, "STATEMENT_LIMIT", 0.1)
     bench = spool.open()
     with spool.transaction() as other:
@@ -251,7 +251,7 @@ def test_busy_server(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_errors(spool: Spool, bench: Bench, code: str, kind: type[SpoolError], reason: str) -> None:
-    """What goes wrong at the server is said in our words, undoes the batch, and doesn't end the connection."""
+    """A server's error becomes one of ours, undoes the batch, and keeps the connection open."""
     spool.execute(
         "CREATE FUNCTION {}.fail() RETURNS trigger LANGUAGE plpgsql AS "
         f"$$ BEGIN RAISE 'it is raised' USING ERRCODE = '{code}'; END $$;"

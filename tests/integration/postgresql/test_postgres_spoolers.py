@@ -96,7 +96,7 @@ def test_two_spoolers_share(cluster: Cluster) -> None:
 
 
 def test_a_dead_spooler(cluster: Cluster) -> None:
-    """The tasks of a spooler that is killed are taken over within seconds; a long one elsewhere is not."""
+    """A killed spooler's tasks are taken over within seconds; another spooler's long task is not."""
     dying, living = cluster.start(), cluster.start()
     keys = [f"task {number}" for number in range(4)]
     for key in keys:
@@ -112,7 +112,7 @@ def test_a_dead_spooler(cluster: Cluster) -> None:
 
 
 def test_the_server_goes_and_comes(cluster: Cluster, server: PostgresServer) -> None:
-    """While the server is away tasks are refused; when it is back all goes on, and nothing ran twice."""
+    """While the server is away, tasks are refused; when it is back, all tasks run, and none twice."""
     first, second = cluster.start(), cluster.start()
     assert script(lambda: _enqueue(first, "running", sleep="3"))
     assert script(lambda: _enqueue(first, "later", at=str(time.time() + 4)))

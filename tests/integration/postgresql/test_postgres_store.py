@@ -152,7 +152,7 @@ def test_occurrence_at_the_same_time(spool: Spool) -> None:
 
 
 def test_cancelled_while_it_is_claimed(spool: Spool, bench: Bench) -> None:
-    """A task that begins to run at the moment when it is cancelled is reported to the spooler that runs it."""
+    """The cancellation of a task that starts at that moment is reported to the spooler that runs it."""
     (identifier,) = bench.add("a")
     with ThreadPoolExecutor(1) as pool:
         with spool.transaction() as other:

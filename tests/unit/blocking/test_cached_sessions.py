@@ -1,4 +1,4 @@
-"""Blocking calls by sessions, against a real server on loopback that follows a script."""
+"""Blocking calls in sessions, against a real server on loopback that follows a script."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ pytestmark = [
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test know nothing of the servers of others, whose ports come again."""
+    """Clear the tables of known servers, since other tests' servers had the same ports."""
     monkeypatch.setattr(sessions, "_plain_until", {})
     monkeypatch.setattr(sessions, "_ours_until", {})
 
@@ -65,15 +65,15 @@ def call(request: pytest.FixtureRequest) -> Iterator[Caller]:
 
 @pytest.fixture
 def always_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a session looked at before each use, also if the last was a moment ago."""
+    """Check a session before each use, even if the last one was a moment ago."""
     monkeypatch.setattr(sessions, "_FRESH", 0.0, raising=False)
 
 
-# Kept between calls.
+# Cached between calls.
 
 
 def test_one_session_for_many_calls(call: Caller) -> None:
-    """A thread's calls to an address go over one connection, each answered with its own."""
+    """A thread's calls to an address use one connection, and each gets its own answer."""
     with SpeakingServer() as server:
         assert [call(server.address, number) for number in range(20)] == list(range(20))
         assert server.sessions == [list(range(20))]
@@ -92,7 +92,7 @@ def test_a_session_a_thread_and_address() -> None:
 
 
 def test_a_thread_that_ends_closes_its_sessions() -> None:
-    """Nothing of a thread's sessions is left when it has ended."""
+    """A thread's sessions are closed when it ends."""
     closed = threading.Event()
 
     def turn(speaker: Speaker) -> None:
@@ -116,7 +116,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_single_calls_and_fan_outs_share_a_session() -> None:
-    """A fan-out uses the sessions that single calls made, and the other way round."""
+    """A fan-out uses the sessions that single calls have opened, and vice versa."""
     with SpeakingServer() as one, SpeakingServer() as other, Caller() as caller:
         for number in range(3):
             caller(one.address, number)
@@ -127,7 +127,7 @@ def test_single_calls_and_fan_outs_share_a_session() -> None:
 
 
 def test_the_same_address_twice_in_one_fan_out() -> None:
-    """Each has a session of its own meanwhile; one of them is kept, the other closed."""
+    """Each call has its own session meanwhile; one of them is cached, the other closed."""
     closed = threading.Semaphore(0)
 
     def turn(speaker: Speaker) -> None:
@@ -148,7 +148,7 @@ def test_the_same_address_twice_in_one_fan_out() -> None:
 
 
 def test_every_modifier(call: Caller) -> None:
-    """What isn't an object travels in a session too: a task's answer is True or False."""
+    """A session also carries tasks, whose answer is True or False."""
 
     def turn(speaker: Speaker) -> None:
         data = speaker.connection.recv(65_536)
@@ -175,7 +175,7 @@ def _hang_unread(speaker: Speaker) -> None:
 
 @pytest.mark.parametrize("message", ["small", bytes(8 * MEGABYTE)], ids=["small", "large"])
 def test_a_server_that_hangs(call: Caller, message: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that neither answers nor reads any more is given up long before the call's timeout."""
+    """A call to a server that neither answers nor reads fails long before its timeout."""
     monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
     with SpeakingServer(_hang_unread if message != "small" else _hang) as server:
         began = time.monotonic()
@@ -186,7 +186,7 @@ def test_a_server_that_hangs(call: Caller, message: object, monkeypatch: pytest.
 
 
 def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that answers pings while it works on the request is waited for."""
+    """A call waits for a server that answers pings while it works on the request."""
     monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
 
     def work(speaker: Speaker) -> None:
@@ -202,7 +202,7 @@ def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that reads nothing for a while, and says that it lives, is waited for too."""
+    """A call also waits for a server that stops reading for a while but sends keep-alives."""
     monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
     pause = threading.Event()
 
@@ -219,7 +219,7 @@ def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_timeout_while_a_server_is_silent(call: Caller) -> None:
-    """A timeout that is shorter than the keep-alive is kept."""
+    """A call with a timeout shorter than the keep-alive times out on time."""
     with SpeakingServer(_hang) as server:
         with pytest.raises(RequestTimeout):
             call(server.address, "small", SHORT)
@@ -263,7 +263,7 @@ def _stay(speaker: Speaker) -> None:
     ],
 )
 def test_a_stale_session(call: Caller, end: Callable[[Speaker], None], stays: bool) -> None:
-    """What the peer did while the session was idle is noticed before a request goes out; a new one is made."""
+    """A call notices what the peer did while the session was idle, and opens a new session before it sends."""
     answered, left = threading.Event(), threading.Event()
 
     def turn(speaker: Speaker) -> None:
@@ -288,7 +288,7 @@ def test_a_stale_session(call: Caller, end: Callable[[Speaker], None], stays: bo
 
 @pytest.mark.usefixtures("always_looking")
 def test_a_stale_session_of_a_server_that_is_gone(call: Caller) -> None:
-    """There is no new session to be had: the call says so."""
+    """If no new session can be opened, the call fails."""
     with SpeakingServer(echo_once) as server:
         assert call(server.address, 1) == 1
     with pytest.raises(ConnectionFailed, match="refused"):
@@ -296,7 +296,7 @@ def test_a_stale_session_of_a_server_that_is_gone(call: Caller) -> None:
 
 
 def test_shutdown_behind_an_answer(call: Caller) -> None:
-    """A session whose peer announces its shutdown with its answer is not kept."""
+    """A session whose peer sends its shutdown notice with its answer is not cached."""
 
     def turn(speaker: Speaker) -> None:
         request = speaker.next()
@@ -317,7 +317,7 @@ def _shutdown() -> bytes:
 
 
 def test_shutdown_behind_the_terms(call: Caller) -> None:
-    """What comes along with the terms counts: a request that races with the shutdown notice is sent again."""
+    """Frames behind the grant count: a request that races with the shutdown notice is sent again."""
 
     def refuse(speaker: Speaker) -> None:
         speaker.fail(speaker.next(), Unavailable("the node is stopping"))
@@ -349,7 +349,7 @@ def _half_an_answer(speaker: Speaker) -> None:
 def test_a_session_that_is_lost_in_a_request(
     call: Caller, end: Callable[[Speaker], None], error: type[UwsgiError]
 ) -> None:
-    """The request fails and is not sent again: it may have run. The next one gets a session of its own."""
+    """The request fails and is not sent again, since it may have run. The next one gets a new session."""
 
     def turn(speaker: Speaker) -> None:
         echo_once(speaker)
@@ -366,7 +366,7 @@ def test_a_session_that_is_lost_in_a_request(
 
 
 def test_refused_after_a_shutdown(call: Caller) -> None:
-    """A request that raced with the peer's shutdown notice was not run: it is sent again."""
+    """A request that raced with the peer's shutdown notice did not run, so it is sent again."""
 
     def turn(speaker: Speaker) -> None:
         echo_once(speaker)
@@ -383,7 +383,7 @@ def test_refused_after_a_shutdown(call: Caller) -> None:
 
 @pytest.mark.parametrize("error", [Unavailable("the node is starting"), Busy("many wait")])
 def test_refused_without_a_shutdown(call: Caller, error: UwsgiError) -> None:
-    """A node that is busy, or stopping without a shutdown notice, is not asked again; its session is kept."""
+    """A call to a busy node, or one that stops without a shutdown notice, isn't repeated."""
 
     def turn(speaker: Speaker) -> None:
         speaker.fail(speaker.next(), error)
@@ -400,7 +400,7 @@ def test_refused_without_a_shutdown(call: Caller, error: UwsgiError) -> None:
 
 
 def test_errors(call: Caller) -> None:
-    """A handler's exception arrives with all that is told of it; the session is kept."""
+    """A handler's exception arrives with all its facts; the session stays cached."""
 
     def turn(speaker: Speaker) -> None:
         request = speaker.next()
@@ -443,7 +443,7 @@ def test_an_answer_in_pieces(call: Caller) -> None:
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("other_first", [True, False])
 def test_an_answer_to_another_id(call: Caller, together: bool, other_first: bool) -> None:
-    """Only the answer with the request's own id is its answer."""
+    """Only the answer with the request's id is returned."""
 
     def turn(speaker: Speaker) -> None:
         request = speaker.next()
@@ -461,7 +461,7 @@ def test_an_answer_to_another_id(call: Caller, together: bool, other_first: bool
 
 
 def test_a_late_answer(call: Caller) -> None:
-    """After a timeout the session is closed, so that the late answer is not taken for the next one's."""
+    """After a timeout the session is closed, so that the next call can't get the late answer."""
     go_on = threading.Event()
 
     def turn(speaker: Speaker) -> None:
@@ -485,7 +485,7 @@ def test_a_late_answer(call: Caller) -> None:
 
 
 def test_the_deadline_travels(call: Caller) -> None:
-    """The node is told how long its answer is waited for."""
+    """The request carries the time that the caller will wait."""
     told: list[float | None] = []
 
     def turn(speaker: Speaker) -> None:
@@ -507,7 +507,7 @@ def test_the_deadline_travels(call: Caller) -> None:
 
 
 def test_large_messages(call: Caller) -> None:
-    """Five megabytes go both ways in pieces, and small ones after them, all in one session."""
+    """Five megabytes travel both ways in pieces, then small messages, all in one session."""
     large = {"bytes": b"x" * 5 * MEGABYTE}
     with SpeakingServer() as server:
         for message in (large, "small", large, "small"):
@@ -516,7 +516,7 @@ def test_large_messages(call: Caller) -> None:
 
 
 def test_more_than_the_peer_takes(call: Caller) -> None:
-    """A message over the peer's limit is refused with nothing sent; the session is as good as before."""
+    """A message over the peer's limit is refused before anything is sent; the session stays usable."""
     with SpeakingServer(terms=Terms(max_message=100_000)) as server:
         for message in ("first", b"x" * 100_000, "second"):
             if isinstance(message, bytes):
@@ -530,7 +530,7 @@ def test_more_than_the_peer_takes(call: Caller) -> None:
 
 
 def test_a_large_request_that_is_refused_early(call: Caller) -> None:
-    """An error that comes while the request is still being sent is the answer, also if the peer closes then."""
+    """An error that arrives while the request is being sent is the answer, even if the peer closes then."""
 
     def turn(speaker: Speaker) -> None:
         while not speaker.asked:  # a first piece is enough
@@ -583,7 +583,7 @@ def _run(code: str, server: SpeakingServer) -> None:
 
 
 def test_a_fork() -> None:
-    """A child makes a session of its own, and its end does not touch the parent's, which goes on."""
+    """A child opens its own session, and its end leaves the parent's session alone."""
     with SpeakingServer() as server:
         _run(_FORK, server)
     assert server.sessions == [["before", "parent"], ["child", "child again"]]
@@ -630,7 +630,7 @@ def test_a_call_from_a_signal_handler() -> None:
 
 
 def test_an_exception_from_a_signal_handler() -> None:
-    """One that ends a call closes its session, so that the next call doesn't get the answer."""
+    """A signal handler that ends a call closes its session, so that the next call can't get the answer."""
     code = """
 import os, signal, sys
 from uwsgitwisted.blocking import send_message
@@ -661,7 +661,7 @@ else:
 
 
 def test_a_fan_out_of_sessions_with_failures() -> None:
-    """Each node's own result is kept, and so are the sessions with those that answered."""
+    """The error has each node's result, and the sessions with the nodes that answered stay cached."""
 
     def failing(speaker: Speaker) -> None:
         speaker.fail(speaker.next(), RemoteError(type="ValueError", message="no"))

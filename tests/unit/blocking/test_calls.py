@@ -62,7 +62,7 @@ def test_an_object() -> None:
 
 
 def test_names_are_looked_up_and_each_family_is_tried() -> None:
-    """A name works as well as an address, also if only one of its families answers."""
+    """A name works as well as an address, even if only one of its address families answers."""
     with ScriptedServer(answering(ANSWER)) as server:
         assert blocking.send_uwsgi_message("localhost", str(server.port), 33, 17, MESSAGE, 10) == "page"
 
@@ -79,14 +79,14 @@ def test_addresses_as_text(form: str) -> None:
 
 @pytest.mark.parametrize(("yes", "value"), [(1, True), (0, False)])
 def test_a_task_by_the_original_call(yes: int, value: bool) -> None:
-    """A task is sent as a vars block; the answer says whether it was taken."""
+    """A task is sent as a vars block; the answer says whether it was accepted."""
     with ScriptedServer(answering(frame(255, yes))) as server:
         assert blocking.send_uwsgi_message("127.0.0.1", server.port, 17, 0, {"key1": "value1"}, 10) is value
     assert server.requests == [frame(17, 0, b"\x04\x00key1\x06\x00value1")]
 
 
 def test_spool() -> None:
-    """A task that the spooler took is True."""
+    """The call returns True for an accepted task."""
     with ScriptedServer(answering(frame(255, 1))) as server:
         assert blocking.spool(server.address, {b"k": b"v"}, 10) is True
 
@@ -107,7 +107,7 @@ def test_spool_to_something_else() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"a warning"])
 def test_ping(payload: bytes) -> None:
-    """A ping gives the seconds that it took, also if the server has a warning."""
+    """A ping returns its time in seconds, even if the server has a warning."""
     with ScriptedServer(answering(frame(100, 1, payload))) as server:
         start = time.monotonic()
         seconds = blocking.ping(server.address)
@@ -131,21 +131,21 @@ def test_an_answer_byte_by_byte() -> None:
 
 
 def test_the_largest_request_and_answer() -> None:
-    """The most that fits a packet goes both ways."""
+    """The largest payload of a packet travels both ways."""
     message = b"x" * 65530
     with ScriptedServer(echoing) as server:
         assert blocking.send_message(server.address, 33, 0, message, 10) == message
 
 
 def test_a_raw_answer() -> None:
-    """An answer without a header is taken up to the end of the connection."""
+    """An answer without a header is read to the end of the connection."""
     with ScriptedServer(answering(b"HTTP/1.0 200 OK\r\n", b"\r\n", b"x" * 200000)) as server:
         answer = blocking.send_message(server.address, 0, 0, {"PATH_INFO": "/"}, 10)
     assert answer == b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 200000
 
 
 def test_a_raw_answer_without_end() -> None:
-    """A raw answer that doesn't stop is given up at the limit."""
+    """A call fails when an endless raw answer reaches the limit."""
 
     def script(server: ScriptedServer, connection: socket.socket) -> None:
         server.read_request(connection)
@@ -169,7 +169,7 @@ def test_a_raw_answer_without_end() -> None:
     ],
 )
 def test_bad_answers(pieces: list[bytes], error: type[UwsgiError], reason: str) -> None:
-    """Whatever a server does instead of answering is one of our errors, with its address."""
+    """Whatever a server does instead of answering raises one of our errors, with its address."""
     with ScriptedServer(answering(*pieces)) as server:
         with pytest.raises(error, match=reason) as caught:
             blocking.send_message(server.address, 33, 0, MESSAGE, 10)
@@ -214,7 +214,7 @@ def test_timeouts_are_positive_numbers(timeout: float) -> None:
 
 
 def test_a_huge_timeout() -> None:
-    """A timeout of ages is no trouble for the system's calls."""
+    """A timeout beyond the limits of system calls works."""
     with ScriptedServer(answering(ANSWER)) as server:
         assert blocking.send_message(server.address, 33, 0, MESSAGE, 1e15) == "page"
 
@@ -231,7 +231,7 @@ def test_what_can_not_be_sent_is_not_sent(message: object, error: type[UwsgiErro
 
 
 def test_fan_out() -> None:
-    """All nodes are asked at once, and their answers come in the order of the nodes."""
+    """All nodes are called in parallel, and their answers come in the order of the nodes."""
     barrier = threading.Barrier(5)
 
     def script(server: ScriptedServer, connection: socket.socket) -> None:
@@ -282,7 +282,7 @@ def test_fan_out_to_addresses() -> None:
 
 @pytest.mark.parametrize("node", [("127.0.0.1", 1), "127.0.0.1:1", None, ("127.0.0.1", 0, None)])
 def test_fan_out_to_no_node(node: object) -> None:
-    """An item of the cluster that is no node is refused."""
+    """An invalid node is refused."""
     with pytest.raises(MisuseError):
         blocking.send_multi_uwsgi_message([node], 33, 17, 10)  # type: ignore[list-item]
 
@@ -297,7 +297,7 @@ def test_fan_out_of_what_can_not_be_sent() -> None:
 
 
 def test_many_threads() -> None:
-    """Calls from many threads at once get each its own answer."""
+    """Each of many concurrent calls from threads gets its own answer."""
     answers: dict[int, object] = {}
 
     def call(number: int, address: tuple[str, int]) -> None:

@@ -49,7 +49,7 @@ def tls() -> ssl.SSLContext:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_tls(tls: ssl.SSLContext, host: str) -> None:
-    """A tls address is answered over TLS, by a server that the trust roots vouch for."""
+    """A tls address is called over TLS, if the trust roots verify the server."""
     with ScriptedServer(echoing, context=tls) as server:
         address = f"tls:{host}:{server.port}:trustRoots={CERTIFICATES}/roots"
         message = b"x" * 60000
@@ -68,7 +68,7 @@ def test_tls_with_a_client_certificate(tls: ssl.SSLContext) -> None:
 
 
 def test_tls_to_a_stranger(tls: ssl.SSLContext) -> None:
-    """A server for which no root vouches gets nothing."""
+    """A server that no root verifies gets nothing."""
     with ScriptedServer(echoing, context=tls) as server:
         with pytest.raises(ConnectionFailed, match="certificate verify failed"):
             blocking.send_message(f"tls:localhost:{server.port}", 33, 0, MESSAGE, 10)
@@ -101,7 +101,7 @@ def test_tls_under_no_name() -> None:
 
 
 def test_tls_without_its_files(tmp_path: Path) -> None:
-    """Trust roots or a certificate that can't be loaded are the caller's mistake."""
+    """Trust roots or certificates that can't be loaded raise InvalidAddress."""
     (tmp_path / "bad.pem").write_text("junk")
     for options in ("trustRoots=/nonexistent", f"trustRoots={tmp_path}", f"certificate={tmp_path}/bad.pem"):
         with pytest.raises(InvalidAddress, match="can't load certificates from /"):

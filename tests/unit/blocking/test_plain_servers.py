@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[object, float]:
-    """Give what is known of peers: nothing yet."""
+    """Clear the table of known peers."""
     table: dict[object, float] = {}
     monkeypatch.setattr(sessions, "_plain_until", table)
     return table
@@ -112,7 +112,7 @@ def test_a_plain_peer(
     to_offer: Script,
     remembered: float,
 ) -> None:
-    """Whoever grants no session gets each request once, on a connection of its own, and only one offer."""
+    """A peer that grants no session gets each request once, on its own connection, and only one offer."""
     monkeypatch.setattr(sessions, "OFFER_TIMEOUT", SHORT)
     with ScriptedServer(_plain_server(to_offer)) as server:
         start = time.monotonic()
@@ -122,7 +122,7 @@ def test_a_plain_peer(
         assert server.requests == [OFFER, *map(_request, range(3))]
         (until,) = known.values()
         assert start + remembered <= until <= end + remembered
-        # When that time is over, it is found out again.
+        # After that time, it is found out again.
         known[parse_address(server.address)] = time.monotonic() - 1
         assert call(server.address, 3) == 3
         assert call(server.address, 4) == 4
@@ -130,7 +130,7 @@ def test_a_plain_peer(
 
 
 def test_a_plain_peer_that_was_replaced(call: Caller, known: dict[object, float]) -> None:
-    """When the time is over, a node of ours at the same address gets sessions."""
+    """After that time, one of our nodes at the same address gets sessions."""
     with SpeakingServer() as server:
         known[parse_address(server.address)] = time.monotonic() - 1
         for number in range(3):
@@ -139,7 +139,7 @@ def test_a_plain_peer_that_was_replaced(call: Caller, known: dict[object, float]
 
 
 def test_one_timeout_for_both(call: Caller) -> None:
-    """The time that a silent peer takes for the offer is the request's; nothing is sent when it is over."""
+    """The time of an unanswered offer counts against the request's timeout; after it nothing is sent."""
     with ScriptedServer(_plain_server(_silent)) as server:
         start = time.monotonic()
         with pytest.raises(RequestTimeout, match=f"within {SHORT:g} seconds"):
@@ -149,7 +149,7 @@ def test_one_timeout_for_both(call: Caller) -> None:
 
 
 def test_nobody_there(call: Caller, known: dict[object, float]) -> None:
-    """A refused connection says nothing about what the peer speaks."""
+    """A refused connection doesn't mark the peer as plain."""
     with pytest.raises(ConnectionFailed, match="refused"):
         call(("127.0.0.1", closed_port()), 1)
     assert known == {}
@@ -166,7 +166,7 @@ def test_declared_plain(call: Caller, known: dict[object, float]) -> None:
 
 
 def test_threads_share_what_is_known() -> None:
-    """What one thread found out, the others need not."""
+    """Threads share the knowledge of which peers are plain."""
     with ScriptedServer(_plain_server(answering(frame(100, 1)))) as server:
         for number in range(2):
             with Caller() as caller:
@@ -175,7 +175,7 @@ def test_threads_share_what_is_known() -> None:
 
 
 def test_a_ping_takes_no_session() -> None:
-    """A ping has a connection of its own, so that it says something about the node and not about a session."""
+    """A ping uses its own connection, so that it tests the node and not a session."""
     with ScriptedServer(answering(frame(100, 1))) as server, Caller() as caller:
         assert caller.run(blocking.ping, server.address) > 0
         assert server.requests == [frame(100, 0)]
@@ -197,7 +197,7 @@ def _tls_address(server: ScriptedServer) -> str:
 
 
 def test_a_session_over_tls(tls: ssl.SSLContext) -> None:
-    """One connection, and one handshake, does for all calls, of any size."""
+    """All calls, of any size, share one connection and one handshake."""
     with SpeakingServer(context=tls) as server, Caller() as caller:
         messages = ["first", b"x" * 1_000_000, "small", [b"y" * 20_000], "last"]
         for message in messages:
@@ -206,7 +206,7 @@ def test_a_session_over_tls(tls: ssl.SSLContext) -> None:
 
 
 def test_several_frames_in_one_tls_record(tls: ssl.SSLContext) -> None:
-    """What TLS has read already, beyond what was asked for, is not waited for."""
+    """A call doesn't wait for bytes that TLS has read ahead."""
 
     def turn(speaker: Speaker) -> None:
         echo_once(speaker)

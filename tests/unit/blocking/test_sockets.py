@@ -50,7 +50,7 @@ pytestmark = [
 
 
 def test_the_next_address_is_tried_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a name's first address refuses, the second one is asked."""
+    """If a name's first address refuses, the second one is tried."""
     refused = closed_port()
     with ScriptedServer(answering(ANSWER)) as server:
         _resolve_to(monkeypatch, [("127.0.0.1", refused), server.address])
@@ -118,7 +118,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_a_unix_socket_whose_queue_is_full(tmp_path: Path) -> None:
-    """A unix listener that accepts nobody is waited for, up to the timeout and not longer."""
+    """A call waits for a unix listener that doesn't accept, up to its timeout and not longer."""
     path = str(tmp_path / "node.sock")
     with _full_listener(socket.AF_UNIX, path), pytest.raises(RequestTimeout, match="no connection within"):
         blocking.send_message(path, 33, 17, MESSAGE, SHORT)
@@ -126,13 +126,13 @@ def test_a_unix_socket_whose_queue_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/nonexistent/node.sock", "/" + "x" * 200])
 def test_a_unix_socket_that_is_not_there(path: str) -> None:
-    """A path to which nobody listens, or which is too long for one, is a failed connection."""
+    """A path on which nobody listens, or which is too long, raises ConnectionFailed."""
     with pytest.raises(ConnectionFailed):
         blocking.send_message(path, 33, 17, MESSAGE, 10)
 
 
 def test_a_reset_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reset after a part of the answer is a broken connection, and a raw answer is not taken for whole."""
+    """A reset within the answer breaks the connection; a part of a raw answer is not an answer."""
     received = threading.Event()
 
     def script(server: ScriptedServer, connection: socket.socket) -> None:
@@ -156,7 +156,7 @@ def test_a_reset_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_answer_before_the_request_was_read() -> None:
-    """What a server says before it refuses the rest of a request is its answer."""
+    """An answer that a server sends before it refuses the rest of a request counts."""
 
     def script(server: ScriptedServer, connection: socket.socket) -> None:
         connection.recv(1)
@@ -181,20 +181,20 @@ def test_small_packets_are_not_held_back() -> None:
 
 
 def test_a_name_that_does_not_exist() -> None:
-    """A name without addresses is a failed connection."""
+    """A name without addresses raises ConnectionFailed."""
     with pytest.raises(ConnectionFailed):
         blocking.send_message("nobody.invalid:3033", 33, 0, MESSAGE, 10)
 
 
 def test_a_name_that_can_not_exist() -> None:
-    """A name that DNS could never hold is an invalid address."""
+    """A name that can't exist in DNS raises InvalidAddress."""
     with pytest.raises(InvalidAddress, match="can't be a host's name"):
         blocking.send_message("x" * 70 + ":3033", 33, 0, MESSAGE, 10)
 
 
 @pytest.mark.parametrize("script", [silent, dripping])
 def test_the_timeout_covers_everything(script: object) -> None:
-    """A server that says nothing, or a byte now and then, is left when the time is over, and is told so."""
+    """A call to a server that sends nothing, or a byte now and then, times out and closes the connection."""
     with ScriptedServer(script) as server:  # type: ignore[arg-type]
         start = time.monotonic()
         with pytest.raises(RequestTimeout, match=r"no whole answer within 0.2 seconds") as caught:
@@ -206,7 +206,7 @@ def test_the_timeout_covers_everything(script: object) -> None:
 
 
 def test_the_timeout_covers_connecting() -> None:
-    """A server that never completes the connection is left when the time is over."""
+    """A call to a server that never completes the connection times out."""
     with _full_listener() as full, pytest.raises(RequestTimeout, match="no connection within"):
         blocking.send_message(full.getsockname(), 33, 0, MESSAGE, SHORT)
 
@@ -218,7 +218,7 @@ def test_the_endpoint_timeout_covers_connecting_only() -> None:
 
 
 def test_the_timeout_covers_sending() -> None:
-    """A server that reads nothing is left when the time is over."""
+    """A call to a server that reads nothing times out."""
     with ScriptedServer(idle) as server:
         place = parse_address(server.address)
         exchange = PlainExchange(Packet(33, 0))
@@ -230,7 +230,7 @@ def test_the_timeout_covers_sending() -> None:
 
 
 def test_the_timeout_covers_the_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name server that doesn't answer holds nobody longer than the timeout."""
+    """A call times out if the name server doesn't answer."""
     release = threading.Event()
     real = socket.getaddrinfo
 
@@ -280,7 +280,7 @@ def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_exception_from_a_signal_handler_closes_everything() -> None:
-    """A handler that raises ends the call with its exception; one that returns doesn't disturb it."""
+    """A signal handler that raises ends the call with its exception; one that returns doesn't disturb it."""
 
     class Interrupted(Exception):
         pass

@@ -42,11 +42,11 @@ from uwsgitwisted.spool.task import new_task
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.vars import encode_vars
 
-# Looking.
+# Listing.
 
 
 def test_list(spool: Spool) -> None:
-    """Each task has a line, which says what it is about and when; what went wrong is below."""
+    """Each task has a line with its summary and time; its error is below."""
     said = spool("list")
     assert (said.status, said.err) == (0, "")
     head, _, *rows = words(said.out)
@@ -64,7 +64,7 @@ def test_list(spool: Spool) -> None:
 
 
 def test_columns_without_a_word(empty: Spool) -> None:
-    """A column that would be empty isn't there."""
+    """Empty columns are omitted."""
     empty.add(a="b")
     assert words(empty("list").out)[0] == "ID STATE WHEN TASK"
 
@@ -90,14 +90,14 @@ def test_list_as_json(spool: Spool) -> None:
     ],
 )
 def test_which_are_listed(spool: Spool, arguments: list[str], ids: list[int], more: bool) -> None:
-    """A list may be narrowed; if there are more, it says how to go on."""
+    """A list may be filtered; if there are more tasks, a note says how to continue."""
     said = spool("list", "--json", *arguments)
     assert [row["id"] for row in said.rows] == ids
     assert (f"there are more: --after {ids[-1]}" in said.err) is more
 
 
 def test_a_long_list(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list may be longer than what is asked for at once."""
+    """A list may be longer than one page."""
     monkeypatch.setattr(queues, "MAX_LIST", 2)
     ids = [empty.add() for _ in range(5)]
     assert [row["id"] for row in empty("list", "--json", "--limit", "4").rows] == ids[:4]
@@ -105,7 +105,7 @@ def test_a_long_list(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dead(spool: Spool) -> None:
-    """The dead letters are shown with the reason; that they are dead needs no column."""
+    """Dead letters are listed with their errors, without a column for the state."""
     assert words(spool("dead").out)[0] == "ID WHEN TRIES TASK"
     assert [row["error"] for row in spool("dead", "--json").rows] == ['KeyError: b"to"']
 
@@ -115,12 +115,12 @@ def test_dead(spool: Spool) -> None:
     [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (-7_300, "2 h"), (180_000, "2 d"), (2e9, "63 y")],
 )
 def test_spans(seconds: float, text: str) -> None:
-    """A time span is told the more coarsely, the longer it is."""
+    """A longer time span has a coarser unit."""
     assert display.span(seconds) == text
 
 
 def test_nothing(empty: Spool) -> None:
-    """Where there is nothing, that is said."""
+    """An empty list is reported."""
     for command in ("list", "dead", "stats"):
         said = empty(command)
         assert (said.status, said.out, said.err) == (0, "", "no tasks\n")
@@ -140,7 +140,7 @@ def test_stats(spool: Spool) -> None:
 
 
 def test_show(spool: Spool) -> None:
-    """All about tasks: their variables, results and tracebacks."""
+    """The details of tasks: their variables, results and tracebacks."""
     said = spool("show", "1", "2", "5")
     assert said.status == 0
     done, dead, ready = said.out.split("\n\n")[:3]
@@ -153,14 +153,14 @@ def test_show(spool: Spool) -> None:
 
 
 def test_show_as_json(empty: Spool) -> None:
-    """Variables that are no text are in base64."""
+    """Variables that are not text are in base64."""
     empty.add(a="b", c=b"\xff")
     (row,) = empty("show", "1", "--json").rows
     assert (row["variables"], row["variables_base64"]) == ({"a": "b"}, {"c": "/w=="})
 
 
 def test_show_what_is_not_there(spool: Spool) -> None:
-    """A task that isn't there is said to be so, the others are shown."""
+    """A missing task is reported; the others are shown."""
     said = spool("show", "99", "1", "--json")
     assert (said.status, said.err) == (1, "there is no task 99, or not any more\n")
     assert [row["id"] for row in said.rows] == [1]
@@ -186,7 +186,7 @@ def test_results(empty: Spool, result: object) -> None:
 
 
 def test_what_tasks_say_is_harmless(empty: Spool) -> None:
-    """What comes from strangers does nothing to the terminal."""
+    """Control characters from strangers don't reach the terminal."""
     identifier = empty.add(**{EVIL: EVIL, "spooler": EVIL, "idempotency_key": EVIL})
     store = empty.open()
     store.advance([], {None: Want(1)}, time.time())
@@ -204,7 +204,7 @@ def test_what_tasks_say_is_harmless(empty: Spool) -> None:
 
 @pytest.mark.parametrize("command", [["list"], ["dead"], ["stats"], ["show", "1"]])
 def test_without_rich(spool: Spool, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where rich isn't installed, tables say what to install, and all else works."""
+    """Without rich, tables fail with what to install, and everything else works."""
     monkeypatch.delitem(sys.modules, "uwsgitwisted.cli.display", raising=False)
     monkeypatch.setattr("uwsgitwisted.cli.display", None, raising=False)
     monkeypatch.delattr("uwsgitwisted.cli.display")
@@ -224,13 +224,13 @@ def test_without_rich(spool: Spool, command: list[str], monkeypatch: pytest.Monk
     [
         (["cancel", "5", "6"], "2 tasks cancelled\n", {5: "cancelled", 6: "cancelled"}),
         (["retry", "2"], "1 task will run again\n", {2: "ready"}),
-        (["drop", "1", "2", "3"], "3 tasks forgotten\n", {1: None, 2: None, 3: None}),
+        (["drop", "1", "2", "3"], "3 tasks deleted\n", {1: None, 2: None, 3: None}),
         (["retry", "--all"], "1 task will run again\n", {2: "ready"}),
         (["retry", "--all", "--state", "cancelled"], "1 task will run again\n", {3: "ready"}),
-        (["drop", "--all", "--yes"], "3 tasks forgotten\n", {1: None, 2: None, 3: None}),
-        (["drop", "--all", "--yes", "--state", "dead"], "1 task forgotten\n", {2: None}),
+        (["drop", "--all", "--yes"], "3 tasks deleted\n", {1: None, 2: None, 3: None}),
+        (["drop", "--all", "--yes", "--state", "dead"], "1 task deleted\n", {2: None}),
         (["cancel", "--all", "--yes", "--state", "ready"], "1 task cancelled\n", {5: "cancelled"}),
-        (["drop", "--all", "--yes", "--queue", "mail"], "0 tasks forgotten\n", {}),
+        (["drop", "--all", "--yes", "--queue", "mail"], "0 tasks deleted\n", {}),
         (["cancel", "--all", "--yes", "--queue", "nobody"], "0 tasks cancelled\n", {}),
     ],
 )
@@ -244,13 +244,13 @@ def test_changes(spool: Spool, arguments: list[str], said: str, states: dict[int
 
 
 def test_changes_as_json(spool: Spool) -> None:
-    """Programs learn how many it were."""
+    """Programs get the number of changed tasks."""
     assert spool("drop", "--all", "--yes", "--json").rows == [{"changed": 3}]
     assert spool("pause", "mail", "--json").rows == [{"queue": "mail", "paused": True}]
 
 
 def test_what_was_not_changed(spool: Spool) -> None:
-    """Of a task that was not changed, it is said why, and the status tells it."""
+    """The command says why a task was not changed, and exits with status 1."""
     said = spool("retry", "2", "5", "99")
     assert (said.status, said.out) == (1, "1 task will run again\n")
     assert said.err.splitlines() == [
@@ -261,7 +261,7 @@ def test_what_was_not_changed(spool: Spool) -> None:
 
 
 def test_many_ids(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There may be more ids than one question takes."""
+    """There may be more ids than one call takes."""
     monkeypatch.setattr(queues, "MAX_IDS", 2)
     monkeypatch.setattr(queues, "MAX_DETAILS", 2)
     ids = [str(empty.add()) for _ in range(5)]
@@ -291,7 +291,7 @@ class Terminal(StringIO):
 def test_asking(
     spool: Spool, command: str, answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before something is done to all, the user is asked, and told how many it are."""
+    """Before a command changes all tasks, it shows their number and asks for confirmation."""
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     before = spool.states()
     said = spool(command, "--all")
@@ -303,12 +303,12 @@ def test_asking(
 
 
 def test_nobody_to_ask(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody can be asked, it has to be said beforehand."""
+    """Without a terminal, --all needs --yes."""
     monkeypatch.setattr(sys, "stdin", StringIO("y\n"))
     before = spool.states()
     said = spool("drop", "--all")
     assert (said.status, said.out) == (2, "")
-    assert "say --yes" in said.err
+    assert "add --yes" in said.err
     assert spool.states() == before
 
 
@@ -318,16 +318,16 @@ def test_nothing_to_ask_about(empty: Spool) -> None:
 
 
 def test_pause(spool: Spool) -> None:
-    """A queue is paused and goes on; a name that no task has may be a mistake."""
+    """A queue is paused and resumed; a name that no task has may be a mistake."""
     said = spool("pause", "mail")
     assert (said.status, said.err) == (0, "")
-    assert said.out == "the queue 'mail' is paused: its tasks wait; what runs goes on\n"
-    assert spool("resume", "mail").out == "the queue 'mail' goes on\n"
-    assert spool("pause", "mial").err == "no task is in it\n"
+    assert said.out == "the queue 'mail' is paused: its tasks wait; running tasks finish\n"
+    assert spool("resume", "mail").out == "the queue 'mail' is resumed\n"
+    assert spool("pause", "mial").err == "the queue has no tasks\n"
 
 
 def test_progress(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sits at a terminal sees how far it is; nothing of it is in the output."""
+    """At a terminal a progress bar is shown, which is not part of the output."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -350,7 +350,7 @@ def test_progress(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_where(run: Callable[..., Said], where: str, status: int, text: str) -> None:
-    """What names no place is a mistake; a place where nothing is, a failure."""
+    """An invalid place is a usage error; a place without a queue is a failure."""
     said = run("queue", "stats", where)
     assert (said.status, said.out) == (status, "")
     assert text in said.err
@@ -359,12 +359,12 @@ def test_where(run: Callable[..., Said], where: str, status: int, text: str) -> 
 
 
 def test_a_spool_in_use(spool: Spool) -> None:
-    """Of a spool that a spooler has, the address of that one is to be named."""
+    """For a spool in use, the error asks for the running spooler's address."""
     store = spool.open()
     said = spool("stats")
     store.close()
     assert said.status == 1
-    assert "in use by a spooler that runs; name that one's address instead" in said.err
+    assert "in use by a running spooler; name its address instead" in said.err
 
 
 @pytest.mark.integration
@@ -375,7 +375,7 @@ class TestAddress:
             return run("queue", command[0], f"127.0.0.1:{server.port}", *command[1:]), server.requests
 
     def test_question(self, run: Callable[..., Said]) -> None:
-        """A running spooler is asked for the same."""
+        """The same commands work with a running spooler."""
         said, requests = self.ask(run, [], "list", "--json", "--state", "dead", "--limit", "5")
         assert (said.status, said.out) == (0, "")
         assert [loads(request[4:]) for request in requests] == [
@@ -395,7 +395,7 @@ class TestAddress:
     def test_no_spooler(
         self, run: Callable[..., Said], answer: object, command: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What answers something else is no spooler."""
+        """A server with other answers is reported as no spooler."""
         feed(monkeypatch, '{"variables": {}}')
         said, _ = self.ask(run, answer, *command)
         assert said.status == 1
@@ -435,10 +435,10 @@ class TestAddress:
         assert (said.status, said.err) == (1, f"uwsgitwisted: {tmp_path}/none: No such file or directory\n")
 
     def test_spool_to_another_kind(self, run: Callable[..., Said]) -> None:
-        """A spooler that gives no ids can't be waited for."""
+        """Without an id, --wait fails."""
         with ScriptedServer(answering(frame(255, 1))) as server:
             said = run("spool", f"127.0.0.1:{server.port}", "a=b")
-            assert (said.status, said.out, said.err) == (0, "", "enqueued; this spooler gives no ids\n")
+            assert (said.status, said.out, said.err) == (0, "", "enqueued; this spooler assigns no ids\n")
             assert run("spool", f"127.0.0.1:{server.port}", "a=b", "--wait").status == 1
 
     @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ class TestAddress:
     def test_spool_and_wait(
         self, run: Callable[..., Said], told: dict[str, object], status: int, out: str, err: str
     ) -> None:
-        """Whoever waits gets the result, or the reason why there is none."""
+        """--wait prints the result, or the reason why there is none."""
         known = {"id": 17, "queue": "", "attempts": 1, "crashes": 0, "created": 1.0, "at": 1.0, "started": 1.0}
         record = {**known, "finished": 2.0, "error": "", **told, "result": dumps(told.get("result"))}
 
@@ -469,7 +469,7 @@ class TestAddress:
             assert (said.status, said.rows[0]["state"]) == (status, told["state"])
 
     def test_spool_and_wait_too_long(self, run: Callable[..., Said]) -> None:
-        """A task that isn't over in time goes on, and that is said."""
+        """A task that doesn't finish in time is not cancelled, and the error says so."""
 
         def answer(server: ScriptedServer, connection: Any) -> None:
             if server.read_request(connection)[0] == 17:
@@ -480,7 +480,7 @@ class TestAddress:
         with ScriptedServer(answer) as server:
             said = run("spool", f"127.0.0.1:{server.port}", "a=b", "--wait", "--timeout", "0.3")
         assert (said.status, said.out) == (1, "17\n")
-        assert said.err == "uwsgitwisted: task 17 is not over after 0.3 s; it goes on\n"
+        assert said.err == "uwsgitwisted: task 17 has not finished after 0.3 s; it is not cancelled\n"
 
 
 # The command line.
@@ -523,12 +523,12 @@ def test_help(run: Callable[..., Said], command: list[str], monkeypatch: pytest.
     ids=" ".join,
 )
 def test_usage(run: Callable[..., Said], line: list[str]) -> None:
-    """A command line that makes no sense has the status 2."""
+    """An invalid command line exits with status 2."""
     assert run(*line).status == 2
 
 
 def test_usage_of_timeouts(run: Callable[..., Said]) -> None:
-    """A time limit is refused in the words that every other place has for it."""
+    """An invalid time limit is refused with the same text as everywhere else."""
     said = run("queue", "stats", "sqlite:x", "--timeout", "soon")
     assert "argument --timeout: 'soon' is not a number of seconds above 0" in said.err
 
@@ -543,7 +543,7 @@ def test_usage_of_timeouts(run: Callable[..., Said]) -> None:
     ],
 )
 def test_usage_of_changes(spool: Spool, line: list[str]) -> None:
-    """So does a change that doesn't say clearly to what."""
+    """So does a change whose tasks are ambiguous."""
     before = spool.states()
     assert spool(*line).status == 2
     assert spool.states() == before
@@ -553,7 +553,7 @@ def test_usage_of_changes(spool: Spool, line: list[str]) -> None:
 def test_usage_of_spool(run: Callable[..., Said], pair: str) -> None:
     """So does a variable without a name."""
     said = run("spool", "127.0.0.1:1", pair)
-    assert (said.status, said.err) == (2, f"uwsgitwisted: {pair!r} is no key=value\n")
+    assert (said.status, said.err) == (2, f"uwsgitwisted: {pair!r} is not key=value\n")
 
 
 def test_options_may_stand_anywhere(spool: Spool, tmp_path: Path) -> None:
@@ -564,12 +564,12 @@ def test_options_may_stand_anywhere(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_interrupted(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever interrupts it gets no traceback."""
+    """An interrupted command prints no traceback."""
 
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(places.OpenStore, "ask", interrupt)
+    monkeypatch.setattr(places.OpenStore, "call", interrupt)
     said = spool("stats")
     assert (said.status, said.err) == (1, "uwsgitwisted: interrupted\n")
 
@@ -580,7 +580,7 @@ def test_errors_are_one_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*arguments: object, **more: object) -> None:
         raise SpoolError("one\ntwo\x1b[31m")
 
-    monkeypatch.setattr(places.OpenStore, "ask", fail)
+    monkeypatch.setattr(places.OpenStore, "call", fail)
     said = spool("stats")
     assert (said.status, said.err) == (1, "uwsgitwisted: one\\ntwo\\x1b[31m\n")
 
@@ -615,7 +615,7 @@ def test_module(spool: Spool) -> None:
 
 
 def test_reader_that_has_seen_enough(empty: Spool) -> None:
-    """When nobody reads on, it ends without a word."""
+    """When its output is closed, the command ends silently."""
     store = empty.open()
     store.add([new_task(encode_vars({"n": "x" * 150}), 0.0) for _ in range(2_000)])
     store.close()

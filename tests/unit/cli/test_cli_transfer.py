@@ -30,7 +30,7 @@ from uwsgitwisted.wire.vars import encode_vars
 
 
 def test_export_and_import(spool: Spool, empty: Spool, tmp_path: Path) -> None:
-    """What is exported from one spool and imported into another is the same there; it stays where it was."""
+    """Tasks exported from one spool and imported into another are the same; the first keeps its own."""
     target = tmp_path / "tasks.jsonl"
     before = spool.states()
     said = spool("export", str(target))
@@ -43,13 +43,13 @@ def test_export_and_import(spool: Spool, empty: Spool, tmp_path: Path) -> None:
 
 
 def test_which_are_exported(spool: Spool) -> None:
-    """Others than those that are not over have to be asked for."""
+    """Only unfinished tasks are exported, unless --state names others."""
     assert [row["id"] for row in spool("export", "--state", "dead", "--state", "done").rows] == [2, 1]
     assert [row["id"] for row in spool("export", "-", "--queue", "mail", "--state", "ready").rows] == [5]
 
 
 def test_export_in_pages(empty: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There may be more than what is asked for at once."""
+    """There may be more tasks than one page."""
     monkeypatch.setattr(transfer, "PAGE", 2)
     ids = [empty.add() for _ in range(5)]
     assert [row["id"] for row in empty("export").rows] == ids
@@ -74,16 +74,16 @@ def test_export_of_what_moves_on(empty: Spool, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_export_overwrites_nothing(spool: Spool, tmp_path: Path) -> None:
-    """A file that is there stays as it is."""
+    """An existing file is not overwritten."""
     target = tmp_path / "tasks.jsonl"
     target.write_text("mine")
     said = spool("export", str(target))
     assert (said.status, target.read_text()) == (2, "mine")
-    assert "is there already" in said.err
+    assert "already exists" in said.err
 
 
 def test_export_is_whole_or_not_there(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an export breaks off, no part of a file is taken for the whole."""
+    """If an export fails, it leaves no partial file."""
 
     def break_off(task: object) -> str:
         raise StoreUnavailable("gone")
@@ -96,7 +96,7 @@ def test_export_is_whole_or_not_there(spool: Spool, tmp_path: Path, monkeypatch:
 
 
 def test_spool_directory(spool: Spool, empty: Spool, tmp_path: Path) -> None:
-    """Tasks go into a uWSGI's spool directory and out of it; what is broken there is named."""
+    """Tasks are exported to a uWSGI's spool directory and imported from it; broken files are named."""
     directory = tmp_path / "uwsgi"
     directory.mkdir()
     assert spool("export", f"dir:{directory}").status == 0
@@ -115,7 +115,7 @@ def test_spool_directory(spool: Spool, empty: Spool, tmp_path: Path) -> None:
 def test_large_files_in_a_spool_directory(
     spool: Spool, empty: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that are too large together for a request go one after the other."""
+    """Files that are together too large for one request are sent in several."""
     assert spool("export", f"dir:{tmp_path}").status == 0
     monkeypatch.setattr(transfer, "BATCH_BYTES", 1)
     added: list[int] = []
@@ -159,12 +159,12 @@ def test_import_of_what_was_written_by_hand(empty: Spool, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("junk", "it is no JSON"),
-        (b"\xff", "it is no JSON"),
-        ("[" * 100_000, "it is no JSON"),
-        ("[]", 'it is no object with "variables"'),
-        ("{}", 'it is no object with "variables"'),
-        ('{"variables": {}, "prioritty": 1}', "it has prioritty, which means nothing here"),
+        ("junk", "it is not JSON"),
+        (b"\xff", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("[]", 'it is not an object with "variables"'),
+        ("{}", 'it is not an object with "variables"'),
+        ('{"variables": {}, "prioritty": 1}', "it has unknown names: prioritty"),
         ('{"variables": []}', "a task is a dict"),
         ('{"variables": {"a": null}}', "a key or value of type NoneType"),
         ('{"variables": {"": "b"}}', "an empty key"),
@@ -173,13 +173,13 @@ def test_import_of_what_was_written_by_hand(empty: Spool, monkeypatch: pytest.Mo
         ('{"variables": {}, "at": "never"}', "is no time"),
         ('{"variables": {}, "priority": 1.5}', "is no priority"),
         ('{"variables": {}, "queue": "\\u0000"}', "zero byte"),
-        ('{"variables": {}, "body": 1.5, "body_base64": 1}', "what is in base64 is text"),
+        ('{"variables": {}, "body": 1.5, "body_base64": 1}', "a value in base64 must be text"),
         ('{"variables": {}, "body_base64": "x"}', "its base64 is broken"),
         ('{"variables_base64": "eA=="}', "the block ends within a length"),
     ],
 )
 def test_import_of_junk(empty: Spool, row: str | bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that is no task stops the import; what was before it is imported, and that is said."""
+    """An invalid line stops the import; the error says that the lines before it are imported."""
     feed(monkeypatch, '{"variables": {}}', row, '{"variables": {}}')
     said = empty("import")
     assert said.status == 1
@@ -203,7 +203,7 @@ def test_import_of_junk(empty: Spool, row: str | bytes, reason: str, monkeypatch
 def test_import_that_breaks_off(
     empty: Spool, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a batch can't be enqueued, it is said which lines are imported."""
+    """If a batch can't be enqueued, the error says which lines are imported."""
     monkeypatch.setattr(transfer, "BATCH_LIMIT", 2)
     add = places.OpenStore.add
     added: list[int] = []
@@ -224,7 +224,7 @@ def test_import_that_breaks_off(
 def test_import_makes_a_spool(
     tmp_path: Path, run: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An import makes the spool where there is none; nothing else does."""
+    """An import creates a missing spool; nothing else does."""
     made = Spool(tmp_path / "new.sqlite", run)
     said = made("list")
     assert (said.status, said.err) == (1, f"uwsgitwisted: there is no spool {made.path}\n")
@@ -271,7 +271,7 @@ def test_lines_round_trip(task: Task) -> None:
 
 @given(TASKS)
 def test_settings_round_trip(task: Task) -> None:
-    """What a task's spooler goes by arrives, whatever its variables say."""
+    """A task's settings for the spooler arrive, whatever its variables contain."""
     item = places.batch_item(task)
     assert replace(new_task(item.settings, 5.0), variables=task.variables, body=task.body) == task
     assert (item.variables, item.body) == (task.variables, task.body)

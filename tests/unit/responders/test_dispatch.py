@@ -1,4 +1,4 @@
-"""Which responder answers, and what the log says of those that don't."""
+"""Dispatch of requests to responders, and the log of failures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_answer() -> None:
 
 
 def test_unknown_modifier() -> None:
-    """A modifier1 that nothing answers is refused, saying what is answered, and logged."""
+    """An unknown modifier1 is refused and logged; the error names the known ones."""
     with capturedLogs() as logs, pytest.raises(UnknownModifier) as caught:
         dispatcher(lambda _: TOLD).respond(ask(173))
     assert caught.value.modifier1 == 173
@@ -66,7 +66,7 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "text"), ERRORS)
 @pytest.mark.parametrize("later", [False, True])
 def test_failures_are_logged(error: Exception, text: str, later: bool) -> None:
-    """Whatever goes wrong is logged with the peer, once, and passed on."""
+    """Every failure is logged once, with the peer, and passed on."""
 
     def respond(_: Request) -> Reply:
         if later:
@@ -92,7 +92,7 @@ def test_failures_are_logged(error: Exception, text: str, later: bool) -> None:
 
 @pytest.mark.parametrize("error", [CancelledError(), RequestCancelled("x")])
 def test_withdrawn_requests_are_not_logged(error: Exception) -> None:
-    """A request whose asker went away is nobody's failure."""
+    """A cancelled request is not logged as a failure."""
     answer = dispatcher(lambda _: fail(error)).respond(ask(33))
     assert isinstance(answer, Deferred)
     with capturedLogs() as logs:

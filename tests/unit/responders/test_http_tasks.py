@@ -1,4 +1,4 @@
-"""Web requests that ask for tasks, and their answers, as values and bytes."""
+"""Web requests for tasks, and their answers, as values and bytes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestPath:
 
     @given(st.binary(max_size=50), st.binary(max_size=50))
     def test_any_location(self, document: bytes, uri: bytes) -> None:
-        """Whatever the path holds, the answer has the same lines, and its Location is a path here."""
+        """Whatever the path contains, the answer has the same lines and a Location on this host."""
         asked = request(REQUEST_METHOD="POST", DOCUMENT_URI=document, REQUEST_URI=uri)
         head, _, body = accepted_answer(asked, 7, "ready").partition(b"\r\n\r\n")
         names = [line.partition(b": ")[0] for line in head.split(b"\r\n")]
@@ -99,7 +99,7 @@ class TestAnswer:
 
     @pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\n", "a\r", "\0", "caf\u00e9", "\x7f"])
     def test_headers(self, text: str) -> None:
-        """A header that could become two, or isn't printable ASCII, is never written."""
+        """A header that contains a line end, or isn't printable ASCII, is never written."""
         for header in (("X-A", text), (text, "a")):
             with pytest.raises(ValueError, match="can't be"):
                 json_answer(HTTPStatus.OK, None, [header])
@@ -114,7 +114,7 @@ class TestAnswer:
 
 
 def loaded(record: Record) -> dict[str, object]:
-    """Return what is known of a task, with its result loaded."""
+    """Return a task's description, with its result loaded."""
     return describe_record(record) | {"result": load_result(record.result)}
 
 
@@ -124,7 +124,7 @@ def described(result: object, error: str = "") -> dict[str, object]:
 
 class TestRecord:
     def test_fresh(self) -> None:
-        """Of a task that waits, times and results are missing."""
+        """A waiting task has no times and no result yet."""
         record = Record(Task(b"", at=2.0, created=1.0, id=7), State.SCHEDULED)
         assert describe_record(record) == {
             "id": 7,
@@ -141,7 +141,7 @@ class TestRecord:
         }
 
     def test_large_result(self) -> None:
-        """A result that was not read with the rest is missing; one that was is there, as bytes."""
+        """A description contains a result, as bytes, only if it was read with the rest."""
         record = Record(Task(b"", at=2.0, created=1.0, id=7), State.DONE, result=dumps(1), result_size=5)
         assert describe_record(record)["result"] == dumps(1)
         assert describe_record(replace(record, result=b""))["result"] is None
@@ -170,7 +170,7 @@ class TestRecord:
         assert "result_repr" not in told
 
     def test_tuple(self) -> None:
-        """A tuple is a list there."""
+        """A tuple becomes a list."""
         assert json.loads(json.dumps(for_json(described((1, (2,))))))["result"] == [1, [2]]
 
     @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ class TestRecord:
         ],
     )
     def test_result_outside_json(self, result: object) -> None:
-        """A result that JSON can't represent exactly is text; marshal represents it."""
+        """A result that JSON can't represent exactly becomes text; marshal represents it."""
         whole = described(result)
         assert repr(loads(dumps(whole["result"]))) == repr(result) if result != [10**5_000] else True
         told = for_json(whole)
@@ -201,14 +201,14 @@ class TestRecord:
         assert expected in told["result_repr"]
 
     def test_long_text(self) -> None:
-        """The text of a large result is cut."""
+        """The text of a large result is truncated."""
         text = for_json(described(bytes(1_000_000)))["result_repr"]
         assert isinstance(text, str)
         assert len(text) == RESULT_REPR_LIMIT + 3
 
     @pytest.mark.parametrize("result", [b"junk", b"c" + bytes(50), dumps([1]) + b"x"])
     def test_broken_result(self, result: bytes) -> None:
-        """A result that was damaged in the store is said to be, and never loaded."""
+        """A result that was damaged in the store is reported as damaged, and never loaded."""
         record = Record(Task(b"", 1.0, 1.0, id=7), State.DONE, result=result)
         assert "can't be read" in str(for_json(loaded(record))["result"])
 

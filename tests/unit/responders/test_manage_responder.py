@@ -1,4 +1,4 @@
-"""The responder of modifier1 33 of a spooler: who may ask for what, and what becomes of it."""
+"""The responder of a spooler's modifier1 33: permissions, commands and answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TASK = Task(encode_vars({"to": "ann"}), NOW, NOW, id=7)
 
 
 class FakeSpooler:
-    """Asks a store at once, or when it is released; the test says when a task is finished."""
+    """Calls a store at once, or when released; the test finishes tasks."""
 
     def __init__(self, store: ISpoolStore) -> None:
         self.held: list[Callable[[], None]] | None = None
@@ -101,7 +101,7 @@ class Bench:
     def ask(
         self, operation: object, *, peer: Peer = HERE, seconds: float | None = None, **arguments: object
     ) -> Any:
-        """Ask, and return the answer, or the error that it failed with."""
+        """Send a request; return the answer, or the error with which it failed."""
         return value_of(self.send(dumps((operation, arguments)), peer, seconds))
 
     def enqueue(self, *tasks: Any, peer: Peer = ELSEWHERE) -> Any:
@@ -109,7 +109,7 @@ class Bench:
 
 
 def value_of(deferred: Deferred[Packet]) -> Any:
-    """Return what an answer that is there says."""
+    """Return the content of an answer that has arrived."""
     results: list[Any] = []
     deferred.addBoth(results.append)
     assert results, "there is no answer yet"
@@ -138,11 +138,11 @@ def test_answer(bench: Bench, modifier2: int) -> None:
     assert results == [Packet(MARSHAL, modifier2, dumps([]))]
 
 
-# What everybody may.
+# Operations that are open to everybody.
 
 
 def test_batch(bench: Bench) -> None:
-    """Tasks that come together are stored together, with their bodies."""
+    """Tasks of one batch are stored together, with their bodies."""
     ids = bench.enqueue({"to": "ann", "priority": 1}, ({b"to": b"bob"}, b"body"))
     first, second = bench.store.find(ids)
     assert (first.task.priority, first.task.created) == (1, NOW)
@@ -150,7 +150,7 @@ def test_batch(bench: Bench) -> None:
 
 
 def test_empty_batch(bench: Bench) -> None:
-    """No tasks, no ids, and nothing that the store is asked."""
+    """An empty batch gets no ids, and doesn't use the store."""
     bench.spooler.held = []
     assert bench.enqueue() == []
     assert [value_of(bench.send(marshal.dumps(b"", version))) for version in range(5)] == [[]] * 5
@@ -158,7 +158,7 @@ def test_empty_batch(bench: Bench) -> None:
 
 
 def test_a_large_batch(bench: Bench) -> None:
-    """A batch may be far larger than a question."""
+    """A batch may be far larger than a command."""
     assert len(bench.enqueue(*[({"n": n}, bytes(1_000)) for n in range(1_000)])) == 1_000
 
 
@@ -172,7 +172,7 @@ def test_batch_by_other_hands(bench: Bench) -> None:
     "task", [{"priority": "../x"}, {"at": "never"}, {f"k{n}": "x" * 60_000 for n in range(2)}]
 )
 def test_refused_batch(bench: Bench, task: dict[str, str]) -> None:
-    """A task that is refused keeps the others of its batch from being stored."""
+    """If a task is refused, no task of its batch is stored."""
     blocks = [encode_vars({"a": "b"}), encode_vars(task)]
     batch = b"".join(len(block).to_bytes(4, "little") + bytes(8) + block for block in blocks)
     with pytest.raises(UwsgiError):
@@ -182,13 +182,13 @@ def test_refused_batch(bench: Bench, task: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("batch", [b"x", bytes(11), b"\xff" * 12, bytes(12) * (MAX_BATCH + 1)])
 def test_broken_batch(bench: Bench, batch: bytes) -> None:
-    """Bytes that are no batch are refused."""
+    """Bytes that are not a batch are refused."""
     with pytest.raises(MalformedPacket):
         value_of(bench.send(dumps(batch)))
 
 
 def test_status(bench: Bench) -> None:
-    """Whoever knows its id may ask for a task."""
+    """Every peer may query a task whose id it knows."""
     (identifier,) = bench.enqueue({"a": "b"})
     (status,) = bench.ask("status", ids=[identifier, 99], peer=ELSEWHERE)
     assert (status["id"], status["state"]) == (identifier, "ready")
@@ -207,7 +207,7 @@ def test_wait(bench: Bench) -> None:
 
 
 def test_wait_without_a_deadline(bench: Bench) -> None:
-    """A plain peer can't say how long it waits; it gets an error after a default time."""
+    """A plain peer can't send its timeout; its wait has a default timeout."""
     waiting = bench.send(dumps(("wait", {"id": 7})))
     bench.clock.advance(MAX_WAIT - 0.1)
     assert not waiting.called
@@ -240,7 +240,7 @@ def test_wait_that_is_withdrawn(bench: Bench) -> None:
 
 @pytest.mark.parametrize("error", [NoSuchTask("x"), Busy("x"), Unavailable("x"), StoreUnavailable("x")])
 def test_wait_that_fails(bench: Bench, error: UwsgiError) -> None:
-    """What the spooler says goes to the peer."""
+    """The spooler's errors go to the peer."""
     waiting = bench.send(dumps(("wait", {"id": 7})), seconds=5.0)
     bench.spooler.waiting[0][1].errback(error)
     with pytest.raises(type(error)):
@@ -254,11 +254,11 @@ def test_wait_for_what(bench: Bench, arguments: object) -> None:
         bench.send(dumps(("wait", arguments)))
 
 
-# What managers may.
+# Operations for managers.
 
 
 def test_managing(bench: Bench) -> None:
-    """A manager may do everything, and the spooler hears of it."""
+    """A manager may do everything, and the spooler is notified."""
     ids = bench.enqueue({"a": "b"}, {"a": "c"})
     assert bench.ask("cancel", ids=ids[:1])["changed"] == ids[:1]
     assert [task["state"] for task in bench.ask("list")] == ["cancelled", "ready"]
@@ -285,14 +285,14 @@ def test_managing(bench: Bench) -> None:
     ],
 )
 def test_not_for_others(bench: Bench, operation: str) -> None:
-    """Nobody else may, and the error says who may."""
+    """Nobody else may, and the error says who is allowed to."""
     (identifier,) = bench.enqueue({"a": "b"})
     with pytest.raises(NotAllowed, match=r"10\.0\.0\.7:5000 may not manage this queue; .*--manage"):
         bench.ask(operation, ids=[identifier], peer=ELSEWHERE)
     assert [record.state for record in bench.store.records(10)] == [State.READY]
 
 
-# What is no question.
+# Invalid commands.
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_not_for_others(bench: Bench, operation: str) -> None:
     [None, 1, "list", [], ("list",), ("list", {}, {}), (1, {}), (b"list", {}), ({}, "list"), {"list": {}}, 0.5],
 )
 def test_no_question(bench: Bench, message: object) -> None:
-    """A message of another form is refused, with the form that is wanted."""
+    """A message of another form is refused; the error shows the right form."""
     with pytest.raises(SpoolError, match=r"\(operation, arguments\)"):
         bench.send(dumps(message))
 
@@ -329,7 +329,7 @@ def test_no_object(bench: Bench, payload: bytes) -> None:
 
 @pytest.mark.parametrize("version", range(5))
 def test_questions_by_other_hands(bench: Bench, version: int) -> None:
-    """A question may have been marshalled in any version, as a tuple or a list."""
+    """A command may be marshalled in any version, as a tuple or a list."""
     (identifier,) = bench.enqueue({"a": "b"})
     for kind in (tuple, list):
         question = kind(("status", {"ids": [identifier]}))
@@ -341,7 +341,7 @@ def test_questions_by_other_hands(bench: Bench, version: int) -> None:
 
 
 def test_rights_come_first(bench: Bench) -> None:
-    """What a peer may not ask is not loaded; what it may ask is plain, or refused."""
+    """A command without permission is not loaded; a permitted one has plain types, or is refused."""
     data = dumps({1})
     with pytest.raises(NotAllowed):
         bench.send(b")\x02z\x04list" + data, ELSEWHERE)
@@ -366,7 +366,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def test_a_question_is_small(bench: Bench) -> None:
-    """What has to be unmarshalled is bounded, and keys that collide are refused."""
+    """The bytes to unmarshal are limited, and keys that collide are refused."""
     with pytest.raises(MessageTooLarge) as caught:
         bench.ask("list", queue="x" * MAX_COMMAND)
     assert caught.value.limit == MAX_COMMAND
@@ -380,7 +380,7 @@ def test_a_question_is_small(bench: Bench) -> None:
 
 
 def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many requests of a peer wait for the store; the next one is refused until one is done."""
+    """A limited number of a peer's requests may wait for the store; more are refused."""
     monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 2)
     bench.spooler.held = []
     waiting = [bench.send(dumps(("stats", {}))) for _ in range(2)]
@@ -393,7 +393,7 @@ def test_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_many_ids_weigh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question for many tasks counts for as many as it takes slices."""
+    """A query for many tasks counts once for each of its slices."""
     monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 20)
     bench.spooler.held = []
     ask = dumps(("status", {"ids": list(range(1, 1_001))}))
@@ -403,7 +403,7 @@ def test_what_many_ids_weigh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_withdrawn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose peer is gone is not stored if it has not begun; what has begun is done, and heard of."""
+    """A batch whose peer is gone is dropped if it hasn't started; otherwise it is stored, and noted."""
     bench.spooler.held = []
     batch = dumps(encode_batch(batch_items([{}])))
     begun, waiting = bench.send(batch), bench.send(batch)
@@ -418,7 +418,7 @@ def test_withdrawn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), Unavailable("not running")])
 def test_failures(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: UwsgiError) -> None:
-    """What goes wrong there fails the request, and counts no longer."""
+    """An error in the store fails the request, which no longer counts against the limit."""
     monkeypatch.setattr(job_scheduler, "MAX_PEER_PENDING", 1)
     with monkeypatch.context() as patched:
         patched.setattr(bench.spooler, "run", lambda *_: fail(error))

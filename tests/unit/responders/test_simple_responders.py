@@ -16,7 +16,7 @@ from uwsgitwisted.wire.packet import ECHO, PING, Packet
 
 @implementer(IEngine)
 class Engine:
-    """Keeps what it is given."""
+    """Records the requests."""
 
     description = "recording"
 
@@ -36,23 +36,23 @@ class Engine:
 
 
 def test_interfaces() -> None:
-    """Each is what the dispatcher expects."""
+    """Each responder implements the dispatcher's interface."""
     for responder in (PingResponder(), EchoResponder(), ForwardResponder(Engine())):
         assert verifyObject(IResponder, responder)
 
 
 def test_ping() -> None:
-    """A ping is answered as uWSGI answers it, whatever it carries."""
+    """A ping is answered as by uWSGI, whatever its payload."""
     assert PingResponder().respond(Request(Packet(PING, 0, b"anything"))) == Packet(PING, 1, b"")
 
 
 def test_echo() -> None:
-    """An echo is the payload, without a header."""
+    """An echo's answer is the payload, without a header."""
     assert EchoResponder().respond(Request(Packet(ECHO, 3, b"\x00x"))) == b"\x00x"
 
 
 def test_forward() -> None:
-    """The engine gets the request as it came, and its Deferred is the answer."""
+    """The engine gets the request unchanged, and its Deferred is the answer."""
     engine = Engine()
     request = Request(Packet(33, 9, b"not even marshal"), peer_at("192.0.2.7"), 2.0)
     assert ForwardResponder(engine).respond(request) is engine.answer

@@ -1,4 +1,4 @@
-"""The responder of modifier1 17: how tasks are asked for, what is answered, and when."""
+"""The responder of modifier1 17: the forms of requests, and their answers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def result_of(deferred: Deferred[Any]) -> Any:
 
 
 class FakeSpooler:
-    """Notes what it is asked; the test says what comes of it."""
+    """Records its calls; the test decides their outcomes."""
 
     def __init__(self) -> None:
         self.enqueued: list[tuple[bytes, bytes]] = []
@@ -148,7 +148,7 @@ def bench() -> Bench:
 
 @pytest.fixture
 def logged() -> Iterator[list[dict[str, Any]]]:
-    """The refusals that are logged meanwhile."""
+    """The logged refusals."""
     events: list[dict[str, Any]] = []
 
     def observe(event: dict[str, Any]) -> None:
@@ -228,13 +228,13 @@ class TestPlain:
 
 class TestWithId:
     def test_id(self, bench: Bench) -> None:
-        """The answer to a task with a body is its id; its handler won't see how its body travelled."""
+        """The answer to a task with a body is its id; the handler doesn't see the body's framing."""
         payload = TaskMessage({"to": "ann", "priority": 1}, b"a letter").encode()
         assert result_of(bench.ask(payload, SPOOL_WITH_ID)) == Packet(ANSWER, 1, b"7")
         assert bench.spooler.enqueued == [(encode_vars({"to": "ann", "priority": 1}), b"a letter")]
 
     def test_no_body(self, bench: Bench) -> None:
-        """Without a body, the variables are stored as they came."""
+        """Without a body, the variables are stored unchanged."""
         block = encode_vars([("to", "ann"), ("to", "bob"), ("note", "CONTENT_LENGTH")])
         result_of(bench.ask(block, SPOOL_WITH_ID))
         (variables, body), *_ = bench.spooler.enqueued
@@ -251,12 +251,12 @@ class TestWithId:
         ],
     )
     def test_malformed(self, bench: Bench, payload: bytes, error: type[Exception]) -> None:
-        """What is no task fails, and nothing is enqueued."""
+        """An invalid task fails, and nothing is enqueued."""
         assert isinstance(result_of(bench.ask(payload, SPOOL_WITH_ID)).value, error)
         assert bench.spooler.enqueued == []
 
     def test_refused(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
-        """A refusal goes to the caller as it is; whoever sends it logs it."""
+        """A refusal is passed on unchanged; the dispatcher logs it."""
         bench.spooler.stored = fail(StoreUnavailable("the disk is full"))
         assert isinstance(result_of(bench.ask(TASK, SPOOL_WITH_ID)).value, StoreUnavailable)
         assert logged == []
@@ -265,7 +265,7 @@ class TestWithId:
 class TestHttp:
     @pytest.mark.parametrize("method", ["POST", "PUT"])
     def test_accepted(self, bench: Bench, method: str) -> None:
-        """A request that enqueues is answered with the task's id and state, and where to ask for it."""
+        """A request that enqueues gets the task's id and state, and the Location of its status."""
         answer = bench.http(method, "/tasks?to=ann", b"a letter", {"QUERY_STRING": "to=ann"})
         assert (answer.status, answer.phrase) == (202, "Accepted")
         assert answer.headers["Location"] == "/tasks/7"
@@ -275,7 +275,7 @@ class TestHttp:
         assert body == b"a letter"
 
     def test_only_what_is_listed(self) -> None:
-        """Only the listed variables enter the task, and those for the spooler, which a browser can't set."""
+        """The task gets only the listed variables, and the spooler's, which a browser can't set."""
         bench = Bench(http_vars=["HTTP_X_USER", "REMOTE_ADDR"])
         sent = {
             "HTTP_X_USER": "ann",
@@ -306,12 +306,12 @@ class TestHttp:
         assert decode_vars(bench.spooler.enqueued[0][0])[b"idempotency_key"] == b"http:k-1"
 
     def test_no_idempotency_key(self, bench: Bench) -> None:
-        """An empty header is no key, and no two tasks are one because of it."""
+        """An empty header is not a key, so it doesn't merge two tasks."""
         bench.http("POST", more={"HTTP_IDEMPOTENCY_KEY": ""})
         assert b"idempotency_key" not in decode_vars(bench.spooler.enqueued[0][0])
 
     def test_status(self, bench: Bench) -> None:
-        """A GET of a task's path tells what is known of it."""
+        """A GET of a task's path returns its status."""
         task = Task(TASK, at=20.5, created=10.0, queue="web", attempts=2, crashes=1, id=7)
         error = "Traceback ...\n  File secret.py\nValueError: no such user"
         result = dumps({"sent": [1, None]})
@@ -344,7 +344,7 @@ class TestHttp:
         return bench.ask(encode_vars(get), SPOOL_OVER_HTTP)
 
     def test_large_result(self, bench: Bench) -> None:
-        """A large result is made JSON beside the reactor, one at a time; too many that wait are refused."""
+        """A thread encodes large results as JSON, one at a time; too many waiting requests are refused."""
         number = 1 + MAX_WAITING_CONVERSIONS
         answers = [self.get(bench) for _ in range(number)]
         assert len(bench.in_threads) == 1
@@ -355,7 +355,7 @@ class TestHttp:
         assert [Http(result_of(answer)).told["result"] for answer in answers] == [["x"] * 1_000] * number
 
     def test_large_result_nobody_waits_for(self, bench: Bench) -> None:
-        """Whoever leaves makes room."""
+        """A cancelled request makes room for another."""
         answers = [self.get(bench) for _ in range(2)]
         for answer in answers[:-1]:
             answer.addErrback(lambda _: None)
@@ -365,13 +365,13 @@ class TestHttp:
         assert Http(result_of(answers[-1])).status == 200
 
     def test_head(self, bench: Bench) -> None:
-        """A HEAD is answered as a GET, without the body."""
+        """A HEAD is answered like a GET, without the body."""
         get, head = bench.http("GET", "/tasks/7"), bench.http("HEAD", "/tasks/7")
         assert (head.status, head.headers, head.body) == (200, get.headers, b"")
 
     @pytest.mark.parametrize("path", ["/tasks/8", "/tasks", "/tasks/7/", "/", "", "/tasks/x7", "/" + "9" * 19])
     def test_not_found(self, bench: Bench, path: str) -> None:
-        """What is no task, or none that is known, is not found."""
+        """A path without a task's id, or with an unknown one, is not found."""
         bench.spooler.found = []
         answer = bench.http("GET", path)
         assert answer.status == 404
@@ -380,7 +380,7 @@ class TestHttp:
 
     @pytest.mark.parametrize("method", ["DELETE", "OPTIONS", "PATCH", "get", "PO\r\nST"])
     def test_other_methods(self, bench: Bench, method: str) -> None:
-        """Any other method is answered with those that are allowed."""
+        """The answer to any other method names the allowed ones."""
         answer = bench.http(method)
         assert answer.status == 405
         assert answer.headers["Allow"] == "GET, HEAD, POST, PUT"
@@ -402,7 +402,7 @@ class TestHttp:
     def test_refused(
         self, bench: Bench, logged: list[dict[str, Any]], error: Exception, status: int, text: str
     ) -> None:
-        """A failure has its status, and tells no stranger what only the log should have."""
+        """Each failure has its status, and its text reveals nothing that belongs in the log only."""
         bench.spooler.stored = fail(error)
         answer = bench.http("POST")
         assert answer.status == status
@@ -423,30 +423,30 @@ class TestHttp:
         ],
     )
     def test_malformed(self, bench: Bench, payload: bytes, status: int) -> None:
-        """A request that can't be understood is answered, and nothing is enqueued."""
+        """A malformed request is answered, and nothing is enqueued."""
         assert Http(result_of(bench.ask(payload, SPOOL_OVER_HTTP))).status == status
         assert bench.spooler.enqueued == []
 
     def test_accepted_and_gone(self, bench: Bench) -> None:
-        """A task that is finished and deleted at once was accepted all the same."""
+        """A task that has finished and was deleted at once is still reported as accepted."""
         bench.spooler.found = []
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "done"})
 
     def test_accepted_and_unseen(self, bench: Bench) -> None:
-        """A task that is stored is accepted, whatever comes of looking at it."""
+        """A stored task is accepted, even if its state can't be read."""
         bench.spooler.found = StoreUnavailable("away")
         answer = bench.http("POST")
         assert (answer.status, answer.told) == (202, {"id": 7, "state": "accepted"})
 
     def test_status_unavailable(self, bench: Bench) -> None:
-        """A status that can't be looked up now is to be asked for again."""
+        """If a status can't be read now, the answer asks to try again."""
         bench.spooler.found = StoreUnavailable("away")
         assert bench.http("GET", "/tasks/7").status == 503
 
 
 def test_bodies() -> None:
-    """The forms that take a body are those that the server reads one for."""
+    """The forms with a body are those for which the server reads one."""
     assert {(SPOOL, SPOOL_OVER_HTTP), (SPOOL, SPOOL_WITH_ID)} == BODIES
 
 
@@ -487,7 +487,7 @@ class InlineRunner:
 
 
 def test_a_real_spooler(tmp_path: Path) -> None:
-    """What is asked over HTTP is in the store, and the same key twice is one task."""
+    """A task enqueued over HTTP is in the store, and the same key twice is one task."""
     clock = Clock()
     store, engine = SqliteStore(str(tmp_path / "spool.sqlite")), IdleEngine()
     spooler = Spooler(clock, store, engine, runner=InlineRunner())

@@ -1,4 +1,4 @@
-"""Where services listen, and what they say when they can't."""
+"""Where services listen, and their errors when they can't."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_backslash_at_the_end() -> None:
 
 
 def test_proxies() -> None:
-    """An endpoint on which it isn't known who calls is refused, with the reason."""
+    """An endpoint that hides the peers' addresses is refused, with the reason."""
     for description in ("haproxy:tcp:3033", "HAProxy:unix:/run/node.sock"):
         with pytest.raises(StartupError, match="would see the proxy"):
             listen(MemoryReactor(), description, Factory())
@@ -77,7 +77,7 @@ def test_proxies() -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_who_may_use_a_unix_socket(given: str, mode: int, tmp_path: Path) -> None:
-    """A UNIX socket is for its owner and group, if nothing else is said."""
+    """A UNIX socket is for its owner and group by default."""
     path = tmp_path / "socket"
     listener = listen(reactor, f"unix:{path}{given}", Factory())
     try:
@@ -98,7 +98,7 @@ def test_listen_and_stop() -> None:
 
 @pytest.mark.parametrize("description", ["nonsense", "bogus:1", "tcp:abc", "tcp", "tcp:1:bogus=2"])
 def test_no_endpoint(description: str) -> None:
-    """What is no endpoint's description stops the service, with the option that said it."""
+    """An invalid endpoint description stops the service; the error names the option."""
     with pytest.raises(StartupError) as caught:
         listen(MemoryReactor(), description, Factory())
     assert str(caught.value).startswith(f"--listen {description}: ")
@@ -106,7 +106,7 @@ def test_no_endpoint(description: str) -> None:
 
 @pytest.mark.parametrize("error", [ImportError("ssl"), NameError("ssl"), OSError("no such file")])
 def test_tls(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So does a certificate that isn't there, or TLS as a whole, saying what to install."""
+    """A missing certificate stops it too; if TLS is missing, the error says what to install."""
 
     def refuse(*arguments: object) -> None:
         raise error
@@ -163,7 +163,7 @@ HERE = os.getcwd()
     ],
 )  # fmt: skip
 def test_why_not(description: str, error: Exception, reason: str, advice: str) -> None:
-    """A port that can't be opened stops the service, with the reason and what to do about that one."""
+    """A port that can't be opened stops the service, with the reason and advice for it."""
     with pytest.raises(StartupError) as caught:
         listen(FullReactor(error), description, Factory())
     text = str(caught.value)
@@ -175,7 +175,7 @@ def test_why_not(description: str, error: Exception, reason: str, advice: str) -
 
 @pytest.mark.parametrize("error", [_error(errno.EMFILE), OSError("odd"), _failed(OSError("odd"))])
 def test_another_reason(error: Exception) -> None:
-    """A reason that nothing is known about stands for itself, without advice that may be wrong."""
+    """An unknown reason is reported without advice, which might be wrong."""
     with pytest.raises(StartupError) as caught:
         listen(FullReactor(error), "tcp:3033", Factory())
     assert str(caught.value) in (
@@ -185,7 +185,7 @@ def test_another_reason(error: Exception) -> None:
 
 
 def test_stop_what_could_not_be_opened() -> None:
-    """A port that failed later is no obstacle when the service stops."""
+    """A port that failed later doesn't keep the service from stopping."""
     reactor = MemoryReactor()
     listener = listen(reactor, "tcp:3033", Factory())
     listener.port.addCallback(lambda _: None)

@@ -1,4 +1,4 @@
-"""What a service changes in its own process when it starts."""
+"""The changes that a service makes in its own process when it starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reactor(ReactorBase):
 
 
 def test_a_monotonic_clock() -> None:
-    """Timers go by a clock that doesn't step with the wall clock."""
+    """Timers use a clock that doesn't step with the wall clock."""
     reactor = Reactor()
     assert reactor.seconds is runtime.seconds
     prepare_process(reactor)
@@ -32,7 +32,7 @@ def test_a_monotonic_clock() -> None:
 
 
 def test_timers_that_run_already() -> None:
-    """What is timed by one clock stays with it."""
+    """A reactor with timers keeps its clock."""
     reactor = Reactor()
     reactor.callLater(5, print)
     prepare_process(reactor)

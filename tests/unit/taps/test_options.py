@@ -55,7 +55,7 @@ class TestNumbers:
     @pytest.mark.parametrize("text", ["", "x", "0", "-1", "nan", "inf"])
     @pytest.mark.parametrize("convert", [count, size])
     def test_refused(self, convert: Any, text: str) -> None:
-        """Nothing else is a number, nor is nothing."""
+        """Anything else is refused, and so is an empty text."""
         with pytest.raises(ValueError, match=r"."):
             convert(text)
 
@@ -110,12 +110,12 @@ class TestCommon:
         )
 
     def test_proxy(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
-        """A listener on which it isn't known who calls is refused, with what to do instead."""
+        """A listener that hides the peers' addresses is refused; the error says what to do instead."""
         with pytest.raises(UsageError, match=r"--listen haproxy:tcp:1: a PROXY header .* name the proxy"):
             parse(make, *arguments, "--listen", "haproxy:tcp:1")
 
     def test_allow(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
-        """With networks that may connect, every interface is listened on."""
+        """With --allow, the service listens on every interface."""
         settings = parse(make, *arguments, "--allow", "10.0.0.0/8", "--allow", "fd00::1").settings()
         assert settings.listen == (f"tcp:{port}",)
         assert settings.networks == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::1/128"))
@@ -141,14 +141,14 @@ class TestCommon:
     def test_mistakes(
         self, make: type[ServerOptions], arguments: list[str], port: int, wrong: str, told: str
     ) -> None:
-        """The user's mistakes are told as such, by the option's name and what was given to it."""
+        """The user's mistakes raise UsageError with the option's name and value."""
         with pytest.raises(UsageError) as caught:
             parse(make, *arguments, *wrong.split())
         assert str(caught.value).startswith(told)
         assert "\n" not in str(caught.value)
 
     def test_something_is_missing(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
-        """What has no default is asked for, with an example of it."""
+        """A missing option without a default is an error, which shows an example."""
         for place in range(0, len(arguments), 2):
             with pytest.raises(UsageError) as caught:
                 parse(make, *arguments[:place], *arguments[place + 2 :])
@@ -200,7 +200,7 @@ def as_twistd(*line: str) -> Any:
 @pytest.mark.parametrize(("command", "arguments"), COMMAND_LINES)
 class TestTwistd:
     def test_a_mistake(self, command: str, arguments: list[str]) -> None:
-        """A mistake ends twistd with a line that names the option, and one that says where to read on."""
+        """A mistake ends twistd with a line that names the option, and one that points to the help."""
         with pytest.raises(SystemExit) as caught:
             as_twistd("-n", command, *arguments, "--timeout", "x")
         assert str(caught.value.code).splitlines() == [
@@ -210,7 +210,7 @@ class TestTwistd:
 
     @pytest.mark.parametrize("line", [["--wrong"], ["surplus"], ["--listen", "haproxy:tcp:1"], ["-l"], []])
     def test_any_mistake(self, command: str, arguments: list[str], line: list[str]) -> None:
-        """So does any other one, whoever notices it."""
+        """So does any other mistake, wherever it is noticed."""
         with pytest.raises(SystemExit) as caught:
             as_twistd(command, *(arguments if line else []), *line)
         assert str(caught.value.code).startswith(f"{command}: ")
@@ -225,7 +225,7 @@ class TestTwistd:
 
     @pytest.mark.parametrize("flag", ["-n", "--nodaemon"])
     def test_no_pid_file_in_the_foreground(self, command: str, arguments: list[str], flag: str) -> None:
-        """In the foreground there is a pid file only if one is asked for."""
+        """In the foreground there is a pid file only if --pidfile names one."""
         assert as_twistd(flag, command, *arguments)["pidfile"] == ""
         assert as_twistd(flag, "--pidfile=a.pid", command, *arguments)["pidfile"] == os.path.abspath("a.pid")
 
@@ -241,7 +241,7 @@ class TestTwistd:
     def test_pid_file_in_the_background(
         self, command: str, arguments: list[str], listen: list[str], place: str
     ) -> None:
-        """In the background it has the name of the service and of the first place where that listens."""
+        """In the background it is named after the service and its first endpoint."""
         options = [word for each in listen for word in ("--listen", each)]
         assert as_twistd(command, *arguments, *options)["pidfile"] == os.path.abspath(f"{command}-{place}.pid")
         assert as_twistd("--pidfile=a.pid", command, *arguments)["pidfile"] == os.path.abspath("a.pid")
@@ -256,7 +256,7 @@ def test_another_program_than_twistd() -> None:
 
 
 def test_the_default_pid_file() -> None:
-    """Where nothing is said at all, it has the service's usual port."""
+    """Without --listen, it has the service's default port."""
     assert as_twistd("uwsgi-spooler", *SPOOLER)["pidfile"] == os.path.abspath("uwsgi-spooler-3034.pid")
 
 
@@ -273,7 +273,7 @@ class TestSpooler:
             parse(spooler.Options, *SPOOLER, "--return-codes", "3.0")
 
     def test_workers(self) -> None:
-        """As many tasks run at once as there are processes, unless it is said otherwise."""
+        """As many tasks run at once as there are processes, unless --workers says otherwise."""
         assert parse(spooler.Options, *SPOOLER, "--engine", "processes:3")["workers"] == 3
         assert parse(spooler.Options, *SPOOLER, "--engine", "processes:3", "--workers", "2")["workers"] == 2
         assert parse(spooler.Options, *SPOOLER)["workers"] >= 1
@@ -309,21 +309,21 @@ class TestSpooler:
             parse(spooler.Options, *SPOOLER, "--cron", "soon")
 
     def test_drain(self) -> None:
-        """What is drained is a directory."""
+        """--drain takes a directory."""
         assert parse(spooler.Options, *SPOOLER, "--drain", "dir:/var/spool")["drain"] == "/var/spool"
         for wrong in ("/var/spool", "dir:", "sqlite:x"):
             with pytest.raises(UsageError, match="for example --drain dir:"):
                 parse(spooler.Options, *SPOOLER, "--drain", wrong)
 
     def test_manage(self) -> None:
-        """Who may manage a queue is a list of networks."""
+        """--manage takes networks."""
         options = parse(spooler.Options, *SPOOLER, "--manage", "10.0.0.0/8", "--manage", "::1")
         assert list(map(str, options["manage"])) == ["10.0.0.0/8", "::1/128"]
         with pytest.raises(UsageError, match="--manage everybody"):
             parse(spooler.Options, *SPOOLER, "--manage", "everybody")
 
     def test_bounds(self) -> None:
-        """Only the number of queues is bounded by itself; 0 leaves those that have workers of their own."""
+        """Only the number of queues has a default limit; 0 leaves the queues with workers of their own."""
         options = parse(spooler.Options, *SPOOLER)
         assert [options[f"max-{what}"] for what in ("tasks", "spool-size", "queues")] == [None, None, 1000]
         options = parse(
@@ -391,7 +391,7 @@ reactor.run()
         assert IService.providedBy(renderer.makeService(options))
 
     def test_spooler(self, modules: Path) -> None:
-        """A spooler is made of its handler module and its store, which is opened once to see that it can be."""
+        """A spooler is made of its handler module and its store, which is opened once as a check."""
         options = parse(spooler.Options, "--handler", "a_tasks", "--spool", "sqlite:tasks.sqlite", "--text")
         assert IService.providedBy(spooler.makeService(options))
         assert (modules / "tasks.sqlite").exists()
@@ -406,6 +406,6 @@ reactor.run()
         ],
     )
     def test_can_not_start(self, modules: Path, module: Any, arguments: str, lacking: str) -> None:
-        """A service that lacks what it needs isn't made, and says what that is."""
+        """Making a service without a required option fails, and the error names the option."""
         with pytest.raises(StartupError, match=lacking):
             module.makeService(parse(module.Options, *arguments.split()))

@@ -1,4 +1,4 @@
-"""Loading handler modules, and calling what they set in ``uwsgi``."""
+"""Loading handler modules, and calling the functions that they set in ``uwsgi``."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_file_name(name: str, advice: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "my-server", "a..b", ".a", "my_server:app"])
 def test_no_name(name: str) -> None:
-    """What can't be a module's name is refused."""
+    """An invalid module name is refused."""
     with pytest.raises(StartupError, match="not a module's name"):
         load_module(name)
 
@@ -126,7 +126,7 @@ def test_no_name(name: str) -> None:
     ],
 )
 def test_not_found(write: Write, tmp_path: Path, name: str, text: str) -> None:
-    """A module that isn't there is reported with the places where it was looked for."""
+    """A missing module is reported with the searched directories."""
     write("shop/__init__.py", "")
     with pytest.raises(StartupError) as caught:
         load_module(name)
@@ -165,14 +165,14 @@ def test_syntax_error(write: Write) -> None:
 
 
 def test_exit(write: Write) -> None:
-    """A module that exits while it is imported is reported, and the process goes on to say so."""
+    """A module that exits while it is imported is reported, and doesn't end the process."""
     write("my_server.py", "raise SystemExit(3)")
     with pytest.raises(StartupError, match=r"called exit\(3\)"):
         load_module("my_server")
 
 
 def test_only_the_other_one_is_set(write: Write) -> None:
-    """A module without the function that would be called is refused with what it has to set."""
+    """A module without the service's function is refused; the error says what it has to set."""
     write("my_tasks.py", "import uwsgi\nuwsgi.spooler = lambda task: uwsgi.SPOOL_OK")
     with pytest.raises(StartupError, match=r"'my_tasks' set no uwsgi\.message_manager_marshal; set it to"):
         marshal_handler.load("my_tasks")
@@ -182,7 +182,7 @@ def test_only_the_other_one_is_set(write: Write) -> None:
 
 
 def test_the_function_is_taken_away(write: Write) -> None:
-    """A module may take its function away again; then each request says what is missing."""
+    """A module may remove its function again; then each request fails with what is missing."""
     write("my_both.py", "import uwsgi\nuwsgi.spooler = uwsgi.message_manager_marshal = print")
     objects = marshal_handler.load("my_both")
     tasks = spool_handler.load("my_both")
@@ -224,7 +224,7 @@ def test_what_marshal_handlers_raise() -> None:
 
 
 def test_whose_fault_it_is() -> None:
-    """What can't be read is told as it is; all else is the function's own, also an error of ours."""
+    """An error in decoding is passed on unchanged; any other, even one of ours, is the function's own."""
 
     def function(message: object, modifier2: int) -> object:
         raise Busy("another node's") if message else SystemExit("leaving")
@@ -283,7 +283,7 @@ def test_tasks_as_text() -> None:
 
 
 def test_bodies_are_bytes() -> None:
-    """A body stays bytes, also beside text; where there is none, there is no key for it."""
+    """A body stays bytes, even beside text; without a body there is no key for it."""
     got, _ = run_task({"k": b"v"}, body=b"\xff\x00", text=True)
     assert got == {"k": "v", "spooler_task_name": "12", "body": b"\xff\x00"}
     got, _ = run_task({"k": b"v"})
@@ -365,8 +365,8 @@ def test_what_has_not_run_is_not_done() -> None:
 
 
 def test_unknown_return_codes() -> None:
-    """Return codes of a uWSGI that nobody knows are refused before anything is imported."""
-    with pytest.raises(StartupError, match=r"uWSGI '1\.9' are known; there are 0\.9, 2\.0"):
+    """Unknown return codes are refused before anything is imported."""
+    with pytest.raises(StartupError, match=r"uWSGI '1\.9' are unknown; there are 0\.9, 2\.0"):
         spool_handler.load("not_there", return_codes="1.9")
 
 

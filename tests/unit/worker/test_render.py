@@ -1,4 +1,4 @@
-"""Templates by name: what a request may say, what a template sees, and that no name leaves the directories."""
+"""Templates by name: requests, the names in a template, and that no name leads out of the directories."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_arguments_travel_as_json(site: Path) -> None:
 
 @pytest.mark.parametrize("directories", [[], ["no/such/directory"]])
 def test_no_directory(directories: list[str]) -> None:
-    """Without a directory there is nothing to start."""
+    """Without a directory, the renderer doesn't start."""
     with pytest.raises(StartupError, match="directory"):
         load(directories)
 
@@ -197,13 +197,13 @@ def test_no_variables(site: Path) -> None:
     ],
 )
 def test_request_misuse(site: Path, message: object, text: str) -> None:
-    """Whatever is not a pair of a name and a dict is answered with what to send instead."""
+    """Anything but a pair of a name and a dict is refused; the error says what to send instead."""
     with pytest.raises(MisuseError, match=text):
         call(load([str(site)])[MARSHAL], message)
 
 
 def test_request_not_marshalled(site: Path) -> None:
-    """Bytes that are no marshalled object are refused before they are looked at."""
+    """Bytes that are not a marshalled object are refused before anything is rendered."""
     with pytest.raises(UnsafeObject):
         load([str(site)])[MARSHAL](Packet(MARSHAL, 0, b"page.txt"))
 
@@ -212,7 +212,7 @@ def test_request_not_marshalled(site: Path) -> None:
 
 
 def test_same_text_as_a_handwritten_handler(site: Path) -> None:
-    """The text is what old uWSGI code gets, down to newlines, encoding and what isn't escaped."""
+    """The text is the same as in old uWSGI code, including newlines, encoding and lack of escaping."""
     source = (
         "## a comment\n<%page/>\\\n${attributes['x']}\r\n% for n in attributes['list']:\n  ${n}é\n% endfor\n\n"
     )
@@ -238,7 +238,7 @@ def test_encodings(site: Path, source: bytes, text: str) -> None:
 
 
 def test_variables_by_name(site: Path) -> None:
-    """A variable can be had by its name as well."""
+    """A variable is also available by its name."""
     (site / "names.txt").write_text("${title} ${attributes['title']} ${größe}")
     assert render(site, "names.txt", title="T", größe=3) == "T T 3"
 
@@ -291,14 +291,14 @@ def test_page_arguments(site: Path) -> None:
 
 @pytest.mark.parametrize(("strict", "text"), [(False, "Undefined"), (True, "'missing' is not defined")])
 def test_undefined(site: Path, strict: bool, text: str) -> None:
-    """A name that nobody sent raises when it is shown."""
+    """A name that the caller didn't send raises when it is rendered."""
     (site / "undefined.txt").write_text("\n${missing}")
     with pytest.raises(TemplateFailed, match=f"NameError: {text}"):
         renderer(site, strict_undefined=strict).render("undefined.txt", {})
 
 
 def test_strict_undefined(site: Path) -> None:
-    """With strict_undefined a name that nobody sent raises when it is looked at, too."""
+    """With strict_undefined, such a name raises even when it is only tested."""
     (site / "undefined.txt").write_text("${'set' if missing else 'not set'}")
     assert render(site, "undefined.txt") == "not set"
     with pytest.raises(TemplateFailed, match="'missing' is not defined"):
@@ -372,7 +372,7 @@ REFUSED_AT_THE_DOOR = [
 
 @pytest.mark.parametrize("name", REFUSED_EVERYWHERE + REFUSED_AT_THE_DOOR)
 def test_refused_names(site: Path, name: str) -> None:
-    """A name that isn't plain is refused, whether or not something is there, and no path is told."""
+    """A name that isn't plain is refused, whether or not the file exists, and no path is revealed."""
     with pytest.raises(TemplateRefused) as caught:
         render(site, name)
     assert "is refused" in str(caught.value)
@@ -424,7 +424,7 @@ def test_names_are_relative_to_the_template(site: Path) -> None:
 
 
 def test_refusal_tells_where(site: Path) -> None:
-    """A template that names one that is refused or missing is told together with its line."""
+    """If a template names a refused or missing one, the error has the template and its line."""
     (site / "outer.txt").write_text("\n\n<%include file='inner.txt'/>")
     with pytest.raises(
         TemplateMissing, match=r"no template 'inner\.txt'.*; template 'outer\.txt', line 3 asks"
@@ -439,14 +439,14 @@ def test_refusal_tells_where(site: Path) -> None:
 
 
 def test_has_template(site: Path) -> None:
-    """Templates may ask whether another one can be had."""
+    """Templates may check whether another one exists."""
     lookup = TemplateDirectories([str(site)])
     assert lookup.has_template("page.txt")
     assert not lookup.has_template("nothing.txt")
     assert not lookup.has_template("../outside/secret.txt")
 
 
-# -- symbolic links, and other files that are no plain ones
+# -- symbolic links, and other files that are not regular ones
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_directory_that_is_a_link(site: Path) -> None:
 
 
 def test_link_turned_outside_later(site: Path) -> None:
-    """A link that was fine is judged again at every request."""
+    """A link is checked again at every request."""
     link = site / "link.txt"
     link.symlink_to("sub/deep.txt")
     rendering = renderer(site)
@@ -562,11 +562,11 @@ def test_link_swapped_in_after_the_check(site: Path, swapped: str, monkeypatch: 
 
 
 def test_only_regular_files(site: Path) -> None:
-    """Directories, pipes and sockets are no templates, and a pipe isn't waited for."""
+    """Directories, pipes and sockets are refused, without waiting for a pipe."""
     os.mkfifo(site / "pipe")
     (site / "self").symlink_to(".")
     for name in ("sub", "pipe", "self"):
-        with pytest.raises(TemplateRefused, match="no regular file"):
+        with pytest.raises(TemplateRefused, match="not a regular file"):
             render(site, name)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(site / "socket"))
@@ -608,7 +608,7 @@ def test_directory_that_may_only_be_passed_through(site: Path) -> None:
     "name", ["nothing.txt", "nothing/at/all.txt", "page.txt/x", "x" * 300, "sub/" * 2000 + "x"]
 )
 def test_missing(site: Path, name: str) -> None:
-    """A template that isn't there is told by its name alone, shortened if it is long."""
+    """A missing template is reported by its name alone, shortened if it is long."""
     with pytest.raises(TemplateMissing) as caught:
         render(site, name)
     assert name[:200] in str(caught.value)
@@ -618,7 +618,7 @@ def test_missing(site: Path, name: str) -> None:
 
 
 def test_unreadable(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that the worker may not read is told by name and reason."""
+    """A file that the worker may not read is reported with its name and the reason."""
 
     def refuse(directory: str, name: str) -> int:
         raise PermissionError(13, "Permission denied", f"{directory}/{name}")
@@ -793,7 +793,7 @@ def test_nothing_is_written(site: Path) -> None:
     ],
 )
 def test_broken_by_an_edit(site: Path, source: str, text: str) -> None:
-    """A template that can't be compiled says where, alone or included, and works again when it is mended."""
+    """A template that can't be compiled is reported with its line, alone or included, and works once fixed."""
     (site / "outer.txt").write_text("<%include file='broken.txt'/>")
     (site / "broken.txt").write_text("fine")
     rendering = renderer(site)
@@ -810,7 +810,7 @@ def test_broken_by_an_edit(site: Path, source: str, text: str) -> None:
 
 
 def test_undecodable(site: Path) -> None:
-    """A template in another encoding than it says is told by name."""
+    """A template in another encoding than it declares is reported by name."""
     (site / "latin.txt").write_bytes(b"\n\xe9")
     with pytest.raises(
         TemplateFailed, match=r"template 'latin\.txt': Unicode decode operation of encoding 'utf-8'"
@@ -828,7 +828,7 @@ def test_undecodable(site: Path) -> None:
     ],
 )
 def test_raised(site: Path, source: str, line: int, text: str) -> None:
-    """What a template raises is told with the template and its line, also if another one includes it."""
+    """An exception in a template is reported with the template and its line, even if it is included."""
     (site / "raises.txt").write_text(source)
     (site / "outer.txt").write_text("\n\n\n\n\n\n<%include file='raises.txt'/>")
     for name in ("raises.txt", "outer.txt"):
@@ -864,7 +864,7 @@ def test_lines_without_a_loader(site: Path) -> None:
 
 
 def test_raised_outside_of_the_template(site: Path) -> None:
-    """What Mako raises around a template is told with its name."""
+    """An exception that Mako raises around a template is reported with its name."""
     (site / "number.txt").write_text("${3 | n}")
     with pytest.raises(TemplateFailed, match=r"^template 'number\.txt': TypeError: ") as caught:
         render(site, "number.txt")
@@ -879,7 +879,7 @@ def test_includes_itself(site: Path) -> None:
 
 
 def test_template_that_exits(site: Path) -> None:
-    """An exit passes through: it is the engine's to see."""
+    """SystemExit passes through to the engine."""
     (site / "exits.txt").write_text("<% raise SystemExit(3) %>")
     with pytest.raises(SystemExit):
         render(site, "exits.txt")
@@ -916,7 +916,7 @@ def test_two_threads(site: Path) -> None:
 
 
 def test_one_thread_compiles(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a thread compiles, others wait for what it makes."""
+    """While a thread compiles, others wait for its result."""
     lookup = TemplateDirectories([str(site)])
     entered: list[bool] = []
 

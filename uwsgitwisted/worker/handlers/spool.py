@@ -42,7 +42,7 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
     verdicts = RETURN_CODES.get(return_codes)
     if verdicts is None:
         known = ", ".join(sorted(RETURN_CODES))
-        raise StartupError(f"no return codes of uWSGI {return_codes!r} are known; there are {known}")
+        raise StartupError(f"the return codes of uWSGI {return_codes!r} are unknown; there are {known}")
     load_handlers(module, "spooler")
     notices = _Notices()
 

@@ -262,7 +262,7 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise _refusal(name, "it is no regular file")
+                raise _refusal(name, "it is not a regular file")
             stamp = _Stamp.of(status)
             if previous is not None and previous.is_settled and previous.stamp == stamp:
                 return previous
