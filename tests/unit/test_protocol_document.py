@@ -21,7 +21,7 @@ from uwsgitwisted.spool.management.queries import ANSWER_BYTES, MAX_QUEUES
 from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.transport.server import session as server_session
-from uwsgitwisted.transport.server.protocol import Limits
+from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
 from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet

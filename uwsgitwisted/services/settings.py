@@ -9,7 +9,7 @@ from uwsgitwisted.access import Network
 from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine, worker_count
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
-from uwsgitwisted.transport.server.protocol import Limits
+from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.spec import Loader, OptionValues, WorkerSpec
 

@@ -20,7 +20,7 @@ from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import check_endpoint, on_loopback
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.timeouts import parse_timeout
-from uwsgitwisted.transport.server.protocol import Limits
+from uwsgitwisted.transport.server.limits import Limits
 
 _DEFAULTS = ServerSettings(listen=())
 

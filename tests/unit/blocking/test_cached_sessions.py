@@ -203,12 +203,12 @@ def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call also waits for a server that stops reading for a while but sends keep-alives."""
-    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+    monkeypatch.setattr(sessions, "KEEPALIVE", 1.0)
     pause = threading.Event()
 
     def work(speaker: Speaker) -> None:
         for _ in range(6):
-            pause.wait(SHORT)
+            pause.wait(0.5)
             speaker.session.send_pong()
             speaker.flush()
         echo_all(speaker)

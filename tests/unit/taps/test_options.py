@@ -26,7 +26,7 @@ from uwsgitwisted.responders.spool import HTTP_VARS
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps import node, renderer, spooler
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, size
-from uwsgitwisted.transport.server.protocol import Limits
+from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 NODE = ["--handler", "my_server"]

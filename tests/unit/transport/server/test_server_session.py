@@ -20,7 +20,8 @@ from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request
 from uwsgitwisted.transport.batch import SLICE_SIZE
-from uwsgitwisted.transport.server.protocol import Limits, ServerFactory
+from uwsgitwisted.transport.server.limits import Limits
+from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.outgoing import OVERHEAD
