@@ -124,7 +124,7 @@ async def test_a_bad_object_in_a_session(node: Service, client: Client, payload:
     await client.ping(node.address)
     (peer,) = client._nodes.values()
     with pytest.raises(UwsgiError) as caught:
-        await peer.ask(Packet(33, 17, payload), 20)
+        await peer.call(Packet(33, 17, payload), 20)
     assert isinstance(caught.value, UnsafeObject) or getattr(caught.value, "type", "") == "UnsafeObject"
     assert await client.send_message(node.address, 33, 17, ("echo", 1)) == 1
 
