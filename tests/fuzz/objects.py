@@ -32,11 +32,22 @@ def _check(data: bytes) -> None:
         return
     _check_types(value)
     if _is_small(data):
-        with contextlib.suppress(UnencodableMessage):  # sets within sets are loaded, but not written
-            assert repr(loads(dumps(value))) == repr(value) or _has_nan_or_set(value), (
-                "another value comes back"
-            )
+        _check_round_trip(value)
     assert_linear(lambda: _load_in_c(data), _BASE + _PER_BYTE * len(data), "loading what the check let pass")
+
+
+def _check_round_trip(value: object) -> None:
+    """See that what was loaded comes back the same when it is written and loaded again."""
+    try:
+        again = loads(dumps(value))
+    except UnencodableMessage:  # sets within sets are loaded, but not written
+        return
+    except UnsafeObject as error:
+        # Keys that collide may pass where the same keys stand many times: each time adds to what they may cost.
+        if "chosen to collide" in str(error):
+            return
+        raise
+    assert repr(again) == repr(value) or _has_nan_or_set(value), "another value comes back"
 
 
 def _is_small(data: bytes) -> bool:
