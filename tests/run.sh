@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all,
-# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole. The attacks
-# measure how long a caller beside them waits, so they run by themselves, without coverage, which takes time too.
+# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole. The integration
+# tests mostly wait, so the unit tests run beside them. The attacks measure how long a caller beside them waits, so
+# they run by themselves, without coverage, which takes time too.
 #
 #     sh tests/run.sh                         everything
 #     sh tests/run.sh tests/unit -k packet    what pytest is told, without coverage
@@ -33,7 +34,23 @@ if [ $# -gt 0 ]; then
 fi
 
 coverage erase
-coverage run -m pytest --ignore tests/attacks
+log=$(mktemp)
+# A shell's background command ignores SIGINT, and so does what it starts; a test that needs it is no unit test.
+coverage run -m pytest --ignore tests/integration --ignore tests/attacks >"$log" 2>&1 &
+units=$!
+# After a SIGTERM, which stops the reactor, pytest would go through the rest of the tests.
+trap 'kill -KILL "$units" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'exit 130' INT TERM HUP
+status=0
+echo "Integration tests; the unit tests run beside them:"
+coverage run -m pytest tests/integration || status=$?
+wait "$units" || status=$?
+echo
+echo "Unit tests:"
+cat "$log"
+rm -f "$log"
+trap - EXIT INT TERM HUP
+[ "$status" -eq 0 ] || exit "$status"
 # Processes that were killed leave files that are no data.
 coverage combine --quiet 2>/dev/null || {
     echo "coverage has measured nothing" >&2
