@@ -148,7 +148,7 @@ def _ping(place: Address, deadline: Deadline) -> Steps[object]:
     exchange = PlainExchange(Packet(PING, 0))
     yield from converse(place, exchange, deadline)
     if exchange.answer is None or exchange.answer.modifier1 != PING:
-        raise ProtocolError("what answers there is no uwsgi server")
+        raise ProtocolError("the server at this address is not a uwsgi server")
     return None
 
 

@@ -116,10 +116,10 @@ def test_ping(payload: bytes) -> None:
 
 
 def test_ping_of_something_else() -> None:
-    """Whatever doesn't answer a ping with a ping is no uwsgi server."""
+    """Whatever doesn't answer a ping with a ping is not a uwsgi server."""
     with (
         ScriptedServer(answering(frame(33, 1, b"N"))) as server,
-        pytest.raises(ProtocolError, match="no uwsgi"),
+        pytest.raises(ProtocolError, match="not a uwsgi"),
     ):
         blocking.ping(server.address)
 
