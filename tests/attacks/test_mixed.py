@@ -34,7 +34,6 @@ from tests.attacks.callers import Callers, Seen, Usage, busy_processes, descript
 from tests.attacks.hostile.behaviours import BEHAVIOURS
 from tests.integration.services import Launcher, Service, eventually
 from uwsgitwisted.client import Client
-from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 pytestmark = pytest.mark.integration
 
@@ -48,8 +47,7 @@ QUIET = 5.0
 TIMES, FLOOR = 3.0, 0.2
 #: The same for a spooler, which writes to the disk before it answers.
 SPOOLER_FLOOR = 0.6
-#: What a service may hold for its peers, and how much more it may grow beside that and the answers that arrive
-#: from workers, in bytes.
+#: What a service may hold for its peers, and how much more it may grow beside that, in bytes.
 BUDGET, SLACK = 128 << 20, 64 << 20
 LOG_LIMIT = 1 << 20
 #: So many descriptors a service gets, which the peers together have more of.
@@ -229,7 +227,7 @@ async def test_mixed(kind: str, launch: Launcher, client: Client, tmp_path: Path
     print(f"memory +{grown >> 20} MiB, log {logged:,} bytes, descriptors {opened} -> {descriptors(service)}")
     print(f"{sum(done.values())} attacks: {dict(sorted(done.items()))}")
     print(f"its log has most of {_frequent(service.log)}")
-    if grown > BUDGET + MAX_MESSAGE + SLACK:
+    if grown > BUDGET + SLACK:
         complaints.append(f"the front has grown by {grown >> 20} MiB")
     if logged > LOG_LIMIT:
         complaints.append(f"it has logged {logged:,} bytes")

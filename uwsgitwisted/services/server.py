@@ -28,6 +28,7 @@ from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
+from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
@@ -74,7 +75,10 @@ class ServerService(Service):
         )
 
     def _fit_limits(self, limits: Limits) -> Limits:
-        """Reduce the number of connections in *limits* to the file descriptors that the workers leave."""
+        """Reduce *limits* to what the workers leave: file descriptors, and memory for answers on their way.
+
+        Such an answer counts against the budget once it is whole; see :mod:`uwsgitwisted.engines.transfers`.
+        """
         description = self._engine.description
         processes = worker_count(description) if description.startswith("processes:") else 0
         allowed = allowed_connections(limits.max_connections, processes)
@@ -85,7 +89,9 @@ class ServerService(Service):
                 allowed=allowed,
                 wanted=limits.max_connections,
             )
-        return replace(limits, max_connections=allowed)
+        buffered = default_limit() if limits.max_buffered is None else limits.max_buffered
+        reserve = min(self._settings.max_message, buffered // _LARGEST_RESERVE)
+        return replace(limits, max_connections=allowed, max_buffered=buffered - reserve)
 
     def privilegedStartService(self) -> None:
         """Open the ports while this process may still have the privileges that low ports need."""
@@ -187,6 +193,8 @@ class ServerService(Service):
         await self._engine.stop(self._settings.drain_timeout)
 
 
+#: At most one part in so many of --max-buffered is kept for answers on their way from workers.
+_LARGEST_RESERVE = 4
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
 
