@@ -130,7 +130,7 @@ async def test_a_process_pool_that_breaks(launch: Launcher, client: Client) -> N
     for number in range(3):
         answer = await client.send_message(node.address, 33, 17, [f"next {number}", "echo"])
         assert answer[0] == f"next {number}"
-    assert node.log.count("is made anew") == 1
+    assert node.log.count("replacing it") == 1
     assert await client.ping(node.address) > 0
     assert node.terminate() == TERMINATED
 

@@ -184,7 +184,7 @@ class ExecutorEngine:
 
     def _replace(self, broken: Executor) -> None:
         """Replace a *broken* executor with a new one."""
-        self._log.error("the executor is broken, and is made anew")
+        self._log.error("the executor is broken; replacing it")
         broken.shutdown(wait=False)
         self._executor = self._make()
 

@@ -376,7 +376,7 @@ def test_user_without_rights(spool: Spool) -> None:
 
 
 def test_tables_are_gone(spool: Spool, bench: Bench) -> None:
-    """Tables that vanish are reported, and not made anew, neither now nor after a new connection."""
+    """Tables that vanish are reported, and not created again, neither now nor after a new connection."""
     bench.add("a")
     spool.execute("ALTER SCHEMA {} RENAME TO gone")
     try:
