@@ -29,10 +29,12 @@ def ours(_port: int, seconds: float) -> float:
     """Return the rate of tasks per second of our engine, without a node."""
     from uwsgitwisted.engines.processes import ProcessEngine
     from uwsgitwisted.interfaces import Request
+    from uwsgitwisted.memory import keep_large_blocks
     from uwsgitwisted.wire.message import decode_answer, encode_request
     from uwsgitwisted.worker.spec import Loader, WorkerSpec
 
     async def main(reactor: Any) -> float:
+        keep_large_blocks()  # as the service does whose engine this is
         loader = Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": "benchmarks.handlers"})
         spec = WorkerSpec((loader,))
         engine = ProcessEngine(reactor, spec, processes=_PROCESSES, timeout=60)

@@ -55,23 +55,27 @@ class FairQueue:
 
     def refusal(self, peer: Peer) -> Busy | None:
         """Return why *peer* may not queue another request, or None if it may."""
-        if not self._length:
+        # Below this length no peer can have so many that it is refused, whosever the jobs are.
+        if (1 + _TIMES_FREE) * self._length < _TIMES_FREE * self._limit:
             return None
         return refusal(peer, len(self._jobs.get(peer.group, ())), self._length, self._limit)
 
     def append(self, job: Job) -> None:
         """Add *job* behind the others of its peer."""
-        self._jobs.setdefault(job.group, OrderedDict())[job] = None
+        jobs = self._jobs.get(job.group)
+        if jobs is None:
+            jobs = self._jobs[job.group] = OrderedDict()
+        jobs[job] = None
         self._length += 1
 
     def pop(self) -> Job:
         """Remove and return the next job."""
         group, jobs = next(iter(self._jobs.items()))
         job, _ = jobs.popitem(last=False)
-        if jobs:
-            self._jobs.move_to_end(group)
-        else:
+        if not jobs:
             del self._jobs[group]
+        elif len(self._jobs) > 1:
+            self._jobs.move_to_end(group)
         self._length -= 1
         return job
 
