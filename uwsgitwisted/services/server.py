@@ -90,7 +90,8 @@ class ServerService(Service):
                 wanted=limits.max_connections,
             )
         buffered = default_limit() if limits.max_buffered is None else limits.max_buffered
-        reserve = min(self._settings.max_message, buffered // _LARGEST_RESERVE)
+        # A message that is put together from its pieces is there twice for a moment.
+        reserve = min(2 * self._settings.max_message, buffered // _LARGEST_RESERVE)
         return replace(limits, max_connections=allowed, max_buffered=buffered - reserve)
 
     def privilegedStartService(self) -> None:
@@ -194,7 +195,7 @@ class ServerService(Service):
 
 
 #: At most one part in so many of --max-buffered is kept for answers on their way from workers.
-_LARGEST_RESERVE = 4
+_LARGEST_RESERVE = 2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
 

@@ -18,9 +18,9 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("buffered", "message", "for_peers"),
     [
-        (1024 * MIB, 64 * MIB, 960 * MIB),
-        (128 * MIB, 64 * MIB, 96 * MIB),
-        (None, 64 * MIB, default_limit() - 64 * MIB),
+        (1024 * MIB, 64 * MIB, 896 * MIB),
+        (128 * MIB, 64 * MIB, 64 * MIB),
+        (None, 64 * MIB, default_limit() - 128 * MIB),
     ],
 )
 def test_room_for_answers_on_their_way(buffered: int | None, message: int, for_peers: int) -> None:
