@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from uwsgitwisted.spool.stores.interface import SMALL_RESULT, Record
@@ -16,6 +18,9 @@ RECORD_COLUMNS = f"""{TASK_COLUMNS}, state, started, finished, error,
     CASE WHEN length(result) <= {SMALL_RESULT} THEN result END AS result,
     length(body) AS body_size, length(result) AS result_size"""
 
+#: The fields of a task before ``prefetched``, which is the last one.
+CLAIMED_FIELDS = tuple(field.name for field in fields(Task))[:-1]
+
 _T = TypeVar("_T")
 
 
@@ -28,6 +33,15 @@ class Cursor(Protocol):
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Iterate over the rows."""
+
+
+def pick_columns(cursor: Cursor, names: Iterable[str]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Return what takes the columns *names*, in this order, out of a row of *cursor*.
+
+    It finds the columns once, which is worth it where every task passes.
+    """
+    columns = [column[0] for column in cursor.description or ()]
+    return itemgetter(*map(columns.index, names))
 
 
 def name_columns(cursor: Cursor) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from uwsgitwisted.spool.stores.interface import PREFETCH_BYTES, QUEUES_PER_CYCLE, Want
-from uwsgitwisted.spool.stores.rows import TASK_COLUMNS, name_columns
+from uwsgitwisted.spool.stores.rows import CLAIMED_FIELDS, TASK_COLUMNS, pick_columns
 from uwsgitwisted.spool.stores.sql import PAUSED
 from uwsgitwisted.spool.task import State, Task
 
@@ -92,10 +92,11 @@ class _PoolClaim:
     def _claim_from(self, queue: str, number: int) -> int:
         """Claim up to *number* tasks of *queue* and return how many it were."""
         claimed: list[Task] = []
-        for row in name_columns(self._connection.execute(READY, (queue, number))):
-            fresh = row.pop("fresh")
-            row["prefetched"] = not self._free
-            task = Task(**row)
+        rows = self._connection.execute(READY, (queue, number))
+        pick = pick_columns(rows, ("fresh", *CLAIMED_FIELDS))
+        for row in rows:
+            fresh, *values = pick(row)
+            task = Task(*(*values, not self._free))
             if task.prefetched and (not fresh or self._bytes > PREFETCH_BYTES):
                 break  # nor what comes behind it, which would take the next free worker from it
             self._free -= not task.prefetched
