@@ -145,19 +145,24 @@ def test_unfinished_requests(launch: Launcher) -> None:
     assert_unharmed(witness, growth)
 
 
+def ask_for_large_answers(hostile: list[RawSession], number: int, growth: Growth) -> None:
+    """Ask for *number* large answers in each session, read none, and watch the memory meanwhile."""
+    for session in hostile:
+        for request in range(1, number + 1):
+            session.session.send_request(request, Packet(MARSHAL, 2, marshal_packet(LARGE)[4:]))
+        session.flush()
+    deadline = time.monotonic() + ATTACK_TIME
+    while time.monotonic() < deadline:
+        growth.look()
+        time.sleep(0.005)
+
+
 def test_answers_that_nobody_takes(launch: Launcher) -> None:
     """Large answers that are asked for and not read don't fill the memory either."""
     node = start(launch, 2)
     growth = Growth(node)
     with sessions(node, 20) as hostile, watching(caller(node)) as witness:
-        for session in hostile:
-            for request in range(1, 4):
-                session.session.send_request(request, Packet(MARSHAL, 2, marshal_packet(LARGE)[4:]))
-            session.flush()
-        deadline = time.monotonic() + ATTACK_TIME
-        while time.monotonic() < deadline:
-            growth.look()
-            time.sleep(0.05)
+        ask_for_large_answers(hostile, 3, growth)
     assert_unharmed(witness, growth)
     until(lambda: script(caller(node, MIB)) == MIB, "room for a large message")
 
@@ -167,14 +172,7 @@ def test_large_answers_of_many_workers(launch: Launcher) -> None:
     node = start(launch, 8)
     growth = Growth(node)
     with sessions(node, 8) as hostile, watching(lambda: blocking.ping(node.address)) as witness:
-        for session in hostile:
-            for request in range(1, 3):
-                session.session.send_request(request, Packet(MARSHAL, 2, marshal_packet(LARGE)[4:]))
-            session.flush()
-        deadline = time.monotonic() + ATTACK_TIME
-        while time.monotonic() < deadline:
-            growth.look()
-            time.sleep(0.005)
+        ask_for_large_answers(hostile, 2, growth)
     assert_unharmed(witness, growth)
     until(lambda: script(caller(node, MIB)) == MIB, "room for a large message")
 

@@ -19,6 +19,9 @@ from uwsgitwisted.interfaces import Request
 INTERVAL, MAX_INTERVAL = 1.0, 60.0
 #: How many kinds to keep. There are a few dozen, apart from the exceptions that handlers raise.
 _MAX_KINDS = 1_000
+#: How many new kinds get a line at once, and after how many seconds one more does. An exception's text, which a
+#: peer may choose, can look like a line of a traceback, and so like a kind that was not there before.
+_NEW_KINDS, _NEW_KIND_INTERVAL = 200, 6.0
 
 
 class Reports:
@@ -32,6 +35,8 @@ class Reports:
         self._log = log
         self._monotonic = monotonic
         self._kinds: dict[Hashable, _Kind] = {}
+        # How many new kinds may have a line, as of the last one.
+        self._allowance, self._last_new = float(_NEW_KINDS), monotonic()
 
     def report(self, kind: Hashable, line: str, *, level: Any = LogLevel.warn, **about: Any) -> None:
         """Log an event, or count it.
@@ -83,8 +88,12 @@ class Reports:
         if known is None:
             if len(self._kinds) >= _MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
-            self._kinds[kind] = _Kind(now + interval, interval)
-            return 1
+            earned = (now - self._last_new) / _NEW_KIND_INTERVAL
+            self._allowance, self._last_new = min(self._allowance + earned, float(_NEW_KINDS)), now
+            allowed = self._allowance >= 1
+            self._allowance -= allowed
+            self._kinds[kind] = _Kind(now + interval, interval, unreported=int(not allowed))
+            return int(allowed)
         known.unreported += 1
         if now < known.due:
             return 0

@@ -110,11 +110,24 @@ def test_a_traceback_a_minute(reports: Reports, clock: Clock, logs: list[dict[st
         assert "log_failure" in logs[-1] or "Traceback" in lines(logs)[-1]
 
 
+def test_new_kinds_are_bounded(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
+    """A peer whose texts look like other lines of code can't fill the log with ever new kinds."""
+    for number in range(36_000):
+        forged = f'Traceback:\n  File "y", line 3\nValueError: x\n  File "{number}", line 4\n'
+        error = RemoteError(type="ValueError", message="x", traceback=forged)
+        reports.failed(Failure(error), Request(Packet(33, 0), PEER))
+        clock.advance(0.1)
+    assert len(logs) < 900
+
+
 def test_kinds_are_bounded(reports: Reports, clock: Clock, logs: list[dict[str, Any]]) -> None:
     """However many kinds there are, the earliest is forgotten, and is new when it comes again."""
     for kind in range(1_001):
         reports.report(kind, "{peer}", peer=PEER)
+        clock.advance(6)
+    logs.clear()
     for kind in (1_000, 0):
+        clock.advance(6)
         reports.report(kind, "{peer}", peer=PEER)
-    assert len(logs) == 1_002
+    assert len(logs) == 2
     assert len(reports._kinds) == 1_000
