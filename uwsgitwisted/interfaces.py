@@ -10,6 +10,7 @@ from zope.interface import Attribute, Interface
 
 from uwsgitwisted.access import NOBODY, Peer
 from uwsgitwisted.errors import UwsgiError
+from uwsgitwisted.stream import Stream
 from uwsgitwisted.wire.packet import Packet
 
 
@@ -26,8 +27,19 @@ class TimedAnswer(NamedTuple):
     took: float
 
 
-#: The answer to a request: a packet, or raw bytes, which a plain peer gets without a header.
-Answer = Packet | TimedAnswer | bytes
+class StreamedAnswer(NamedTuple):
+    """An answer that has begun, and whose rest is a stream.
+
+    :param packet: the first part, whose payload the stream's bytes follow.
+    :param stream: the rest.
+    """
+
+    packet: Packet
+    stream: Stream
+
+
+#: The answer to a request: a packet, raw bytes, which a plain peer gets without a header, or a stream.
+Answer = Packet | TimedAnswer | bytes | StreamedAnswer
 #: A responder's return value: an immediate answer, or a Deferred that fires with one.
 Reply = Packet | bytes | Deferred[Any]
 
@@ -44,6 +56,7 @@ class Request(NamedTuple):
     :param seconds: how long the caller will wait from now on; None if it didn't say.
     :param idempotent: whether the request may run again if its worker dies.
     :param refused: why the body behind the packet was not accepted; the request can then only be refused.
+    :param body: the bytes that follow the packet, where they come as a stream.
     """
 
     packet: Packet
@@ -51,6 +64,7 @@ class Request(NamedTuple):
     seconds: float | None = None
     idempotent: bool = False
     refused: UwsgiError | None = None
+    body: Stream | None = None
 
 
 class IResponder(Interface):
@@ -87,7 +101,8 @@ class IEngine(Interface):
     def submit(request: Request) -> Packet | Deferred[Any]:
         """Run a request's handler.
 
-        :return: the handler's answer, or a Deferred that fires with it, as a packet or a :class:`TimedAnswer`.
+        :return: the handler's answer, or a Deferred that fires with it, as a packet, a :class:`TimedAnswer` or
+            a :class:`StreamedAnswer`.
             It fails with ``RemoteError`` if the handler raised, ``WorkerDied``, ``RequestTimeout``, or ``Busy``
             if too many requests wait already. Cancelling it removes a waiting request, and drops the answer of
             a running one.

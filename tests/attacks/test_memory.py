@@ -15,9 +15,9 @@ from tests.integration.handlers import TASKS
 from tests.integration.services import Launcher, RawSession, Service, marshal_packet, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import Busy
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived
 from uwsgitwisted.wire.frame import MORE, REQUEST
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, SESSION, SPOOL, Packet, encode_packet
-from uwsgitwisted.wire.session import AnswerReceived, ErrorReceived
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration

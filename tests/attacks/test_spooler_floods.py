@@ -21,9 +21,9 @@ from uwsgitwisted import blocking
 from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, SPOOL, Packet, encode_packet
-from uwsgitwisted.wire.session import AnswerReceived, ErrorReceived
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration

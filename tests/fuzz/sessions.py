@@ -12,17 +12,10 @@ from dataclasses import dataclass, field
 from tests.attacks.hostile import frames
 from tests.fuzz.source import Source
 from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError
+from uwsgitwisted.wire.events import AnswerReceived, CancelReceived, ErrorReceived, Event, RequestReceived
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import PING, SESSION, Packet, encode_packet
-from uwsgitwisted.wire.session import (
-    AnswerReceived,
-    CancelReceived,
-    ErrorReceived,
-    Event,
-    RequestReceived,
-    Role,
-    Session,
-)
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
 
 _LIMITS = (1 << 20, 70_000, 5_000, 100, 0)

@@ -21,9 +21,10 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from uwsgitwisted.errors import NoAnswer, UwsgiError
+from uwsgitwisted.wire.events import Event
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import HEADER_SIZE, MARSHAL, PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import Event, Role, Session
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
 
 #: What runs ``twistd`` so that coverage of it is kept: it ends by the signal that it got, and what Python does

@@ -33,8 +33,8 @@ from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from uwsgitwisted.wire.events import AnswerReceived
 from uwsgitwisted.wire.message import encode_request
-from uwsgitwisted.wire.session import AnswerReceived
 
 pytestmark = pytest.mark.integration
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tests.unit.servers import ScriptedServer
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import FanOutError, UwsgiError
+from uwsgitwisted.wire.events import RequestReceived
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet, PacketDecoder
-from uwsgitwisted.wire.session import RequestReceived, Role, Session
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 
 if TYPE_CHECKING:

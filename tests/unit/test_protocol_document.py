@@ -24,16 +24,20 @@ from uwsgitwisted.transport.server import session as server_session
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
 from uwsgitwisted.wire import terms as wire_terms
-from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import (
+from uwsgitwisted.wire.events import (
     AnswerReceived,
     CancelReceived,
+    DataReceived,
+    EndReceived,
     ErrorReceived,
     RequestReceived,
-    Role,
-    Session,
     ShutdownReceived,
+    StreamedAnswerReceived,
+    StreamedRequestReceived,
+    WindowGranted,
 )
+from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.tasks import MAX_BATCH, SPOOL_WITH_ID, BatchItem, TaskMessage, decode_batch, encode_batch
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, split_vars
@@ -46,7 +50,10 @@ _MENTION = re.compile(r"`([A-Z][A-Z_]+)` \(([\d.]+)")
 _QUOTED = re.compile(r"`([^`]+)`")
 
 KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT")
-MODIFIERS = ("SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
+KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
+#: Terms with everything in them.
+STREAMING = Terms(window=100_000)
+MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
@@ -112,11 +119,11 @@ def from_hex(text: str) -> bytes:
 
 
 def client() -> Session:
-    return Session(Role.CLIENT, Terms(), Terms())
+    return Session(Role.CLIENT, STREAMING, STREAMING)
 
 
 def server() -> Session:
-    return Session(Role.SERVER, Terms(), Terms())
+    return Session(Role.SERVER, STREAMING, STREAMING)
 
 
 # What an example may say that its bytes are.
@@ -267,6 +274,50 @@ def a_shutdown() -> Said:
     return Said(sent(side), server().receive, [ShutdownReceived()])
 
 
+def a_streamed_answer(
+    *,
+    id: int,  # noqa: A002
+    modifier1: int,
+    modifier2: int,
+    payload: bytes,
+    data: bytes,
+    seconds: float,
+) -> Said:
+    made = Packet(modifier1, modifier2, payload)
+    side = server()
+    side.send_streamed_answer(id, made)
+    side.streams.send(id, data)
+    side.streams.send_end(id, seconds)
+    meaning = [StreamedAnswerReceived(id, made), DataReceived(id, data), EndReceived(id, seconds)]
+    return Said(sent(side), client().receive, meaning)
+
+
+def a_streamed_request(
+    *,
+    id: int,  # noqa: A002
+    modifier1: int,
+    modifier2: int,
+    payload: bytes,
+    data: bytes,
+    seconds: float | None,
+) -> Said:
+    made = Packet(modifier1, modifier2, payload)
+    side = client()
+    side.send_streamed_request(id, made, seconds)
+    side.streams.send(id, data)
+    side.streams.send_end(id)
+    meaning = [StreamedRequestReceived(id, made, seconds), DataReceived(id, data), EndReceived(id, 0)]
+    return Said(sent(side), server().receive, meaning)
+
+
+def a_window(*, id: int, size: int) -> Said:  # noqa: A002
+    side, other = server(), client()
+    other.send_streamed_request(id, Packet(0, 0))
+    side.receive(sent(other))
+    side.streams.grant(id, size)
+    return Said(sent(side), other.receive, [WindowGranted(id)])
+
+
 SAYINGS: dict[str, Callable[..., Said]] = {
     "packet": a_packet,
     "vars": some_vars,
@@ -282,6 +333,9 @@ SAYINGS: dict[str, Callable[..., Said]] = {
     "error": an_error,
     "cancel": a_cancel,
     "shutdown": a_shutdown,
+    "streamed_answer": a_streamed_answer,
+    "streamed_request": a_streamed_request,
+    "window": a_window,
 }
 
 
@@ -395,7 +449,7 @@ def test_variables_of_tasks() -> None:
 def test_terms() -> None:
     """The keys of an offer are those that the document lists."""
     rows = tables("Offer and grant")[0]
-    terms = decode_vars(Terms().encode())
+    terms = decode_vars(STREAMING.encode())
     assert {code(row[0]).encode() for row in rows} == set(terms)
     assert code(rows[0][1]).encode() == terms[code(rows[0][0]).encode()]
 
@@ -419,7 +473,7 @@ FRAMES = tables("Frames")[0]
 
 def test_kinds_of_frames() -> None:
     """The document has the number of every kind of frame."""
-    assert {code(row[0]): int(row[1]) for row in FRAMES} == {kind: getattr(session, kind) for kind in KINDS}
+    assert {code(row[0]): int(row[1]) for row in FRAMES} == {kind: getattr(frame, kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("row", FRAMES, ids=[code(row[0]) for row in FRAMES])

@@ -37,18 +37,12 @@ from uwsgitwisted.errors import (
     Unavailable,
     UwsgiError,
 )
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, ShutdownReceived
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import no_grant, no_keepalive
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
-from uwsgitwisted.wire.session import (
-    MAX_ID,
-    AnswerReceived,
-    ErrorReceived,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import (
     KEEPALIVE,
     OFFER_TIMEOUT,

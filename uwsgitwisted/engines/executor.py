@@ -31,7 +31,7 @@ from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.failure import decode_failure, describe, encode_failure
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import FunctionTable, WorkerSpec
 
 #: The result of a call: an answer, or a failure's vars block.
 Outcome = tuple[Packet | None, bytes]
@@ -40,7 +40,7 @@ Outcome = tuple[Packet | None, bytes]
 #: calls that it can't end, for which nobody else waits any more.
 _PATIENCE = {True: 5.0, False: 0.5}
 
-_tables: dict[str, HandlerTable] = {}
+_tables: dict[str, FunctionTable] = {}
 _loading = threading.Lock()
 
 
@@ -57,7 +57,7 @@ def call(spec: str, node: str, packet: Packet, number: int) -> Outcome:
         with _loading:
             table = _tables.get(spec)
             if table is None:
-                table = _tables[spec] = WorkerSpec.decode(spec).load()
+                table = _tables[spec] = WorkerSpec.decode(spec).load_functions()
         handler = table.get(packet.modifier1)
         if handler is None:
             return None, encode_failure(UnknownModifier(f"no handler for modifier1 {packet.modifier1}"))

@@ -20,7 +20,7 @@ from uwsgitwisted.errors import UnknownModifier, UwsgiError
 from uwsgitwisted.interfaces import IEngine, Request
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.worker.spec import HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import FunctionTable, WorkerSpec
 
 
 @implementer(IEngine)
@@ -41,12 +41,12 @@ class InlineEngine:
     ) -> None:
         self._spec = spec
         self._node = node
-        self._handlers: HandlerTable = {}
+        self._handlers: FunctionTable = {}
         self._waiting = Waiting(clock, timeout=timeout, limit=max_queue)
 
     def start(self) -> Deferred[None]:
         """Load the handlers."""
-        self._handlers = replace(self._spec, masterpid=os.getpid()).load(worker_id=1)
+        self._handlers = replace(self._spec, masterpid=os.getpid()).load_functions(worker_id=1)
         return succeed(None)
 
     def stop(self, seconds: float) -> Deferred[None]:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import RequestCancelled
-from uwsgitwisted.interfaces import Request, TimedAnswer
+from uwsgitwisted.interfaces import Request, StreamedAnswer, TimedAnswer
 
 
 class Job:
@@ -21,11 +21,13 @@ class Job:
     :param on_cancel: called with this job when its Deferred is cancelled.
     """
 
-    __slots__ = ("_answer", "crashes", "deadline", "error", "group", "idempotent", "packet")
+    __slots__ = ("_answer", "body", "crashes", "deadline", "error", "group", "idempotent", "packet")
 
     def __init__(self, request: Request, now: float, on_cancel: Callable[[Job], None]) -> None:
         self.packet = request.packet
         self.idempotent = request.idempotent
+        #: The bytes that follow the packet, if they come as a stream.
+        self.body = request.body
         #: The peer that it belongs to; see :attr:`uwsgitwisted.access.Peer.group`.
         self.group = request.peer.group
         #: How many workers have died while running it.
@@ -34,10 +36,10 @@ class Job:
         self.deadline = math.inf if request.seconds is None else now + request.seconds
         #: Why its worker is being killed, if it is.
         self.error: Exception | None = None
-        self._answer: Deferred[TimedAnswer] | None = Deferred(partial(self._cancel, on_cancel))
+        self._answer: Deferred[TimedAnswer | StreamedAnswer] | None = Deferred(partial(self._cancel, on_cancel))
 
     @property
-    def answer(self) -> Deferred[TimedAnswer]:
+    def answer(self) -> Deferred[TimedAnswer | StreamedAnswer]:
         """Fires when the job is completed. Cancelling it cancels the job."""
         assert self._answer is not None
         return self._answer
@@ -47,16 +49,16 @@ class Job:
         """Whether it was answered or cancelled."""
         return self._answer is None
 
-    def complete(self, result: TimedAnswer | Exception | Failure) -> None:
+    def complete(self, result: TimedAnswer | StreamedAnswer | Exception | Failure) -> None:
         """Fire the answer with *result*, unless it has fired."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
-        if isinstance(result, TimedAnswer):
+        if isinstance(result, (TimedAnswer, StreamedAnswer)):
             answer.callback(result)
         else:
             answer.errback(result)
 
-    def _cancel(self, on_cancel: Callable[[Job], None], _: Deferred[TimedAnswer]) -> None:
+    def _cancel(self, on_cancel: Callable[[Job], None], _: Deferred[TimedAnswer | StreamedAnswer]) -> None:
         on_cancel(self)
         self.complete(RequestCancelled("the request was cancelled"))

@@ -22,20 +22,24 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime, ITransport
 
 from uwsgitwisted.engines.job import Job
-from uwsgitwisted.errors import ProtocolError
-from uwsgitwisted.interfaces import TimedAnswer
+from uwsgitwisted.engines.pipe_streams import PipeStreams
+from uwsgitwisted.errors import ProtocolError, WorkerDied
+from uwsgitwisted.interfaces import StreamedAnswer, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.writer import Writer
+from uwsgitwisted.wire.events import (
+    AnswerReceived,
+    DataReceived,
+    EndReceived,
+    ErrorReceived,
+    Event,
+    ShutdownReceived,
+    StreamedAnswerReceived,
+    WindowGranted,
+)
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.session import (
-    MAX_ID,
-    AnswerReceived,
-    ErrorReceived,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import Terms
 
 #: The most requests in flight in one worker, including the one that it runs.
@@ -102,6 +106,7 @@ class Pipe:
         owner: PipeOwner,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
+        self._streams = PipeStreams(self._session, self._flush_later)
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._tokens = tokens
@@ -113,7 +118,7 @@ class Pipe:
         self._closed = False
         # How many bytes the answers have that arrive in pieces.
         self._arriving = 0
-        # A request that is sent in pieces: a later request would overtake it.
+        # A request that is sent in pieces, or is followed by a stream: a later request would overtake it.
         self._large: Job | None = None
         #: When the running request started, in the reactor's time.
         self.running_since = 0.0
@@ -145,14 +150,24 @@ class Pipe:
         :param now: the reactor's time.
         """
         request = next(self._ids) & MAX_ID
-        self._session.send_request(request, job.packet, job.deadline - now if job.deadline < math.inf else None)
+        seconds = job.deadline - now if job.deadline < math.inf else None
+        if job.body is not None:
+            self._session.send_streamed_request(request, job.packet, seconds)
+            self._streams.send_body(request, job.body)
+        else:
+            self._session.send_request(request, job.packet, seconds)
         if not self._in_flight:
             self.running_since = now
-        if len(job.packet.payload) > FIRST_PIECE:
+        if job.body is not None or len(job.packet.payload) > FIRST_PIECE:
             self._large = job
         self._in_flight[request] = job
         self._new_tokens += 1
         BATCH.at_end(self.flush)
+
+    @property
+    def waits_for_peer(self) -> bool:
+        """Whether the worker may be waiting for the peer whose request it runs."""
+        return self._streams.waits_for_peer
 
     def recall(self) -> list[Job]:
         """Recall the requests that the worker has not started, except for the first; return them."""
@@ -176,6 +191,7 @@ class Pipe:
         jobs = list(self._in_flight.values())
         self._in_flight.clear()
         self._closed = True
+        self._streams.end_all(WorkerDied("the worker died while it was answering"))
         self._writer.abort()
         started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
         return jobs[:started], jobs[started:]
@@ -189,6 +205,9 @@ class Pipe:
             self._new_tokens = 0
         while self._session.sending and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
+
+    def _flush_later(self) -> None:
+        BATCH.at_end(self.flush)
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes from the worker."""
@@ -204,18 +223,43 @@ class Pipe:
                     self._complete_job(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
                     self._complete_job(event.id, event.error, event.took)
-                elif isinstance(event, ShutdownReceived):
-                    self._owner.on_retiring()
+                else:
+                    self._handle_other(event)
             if self._session.announced != self._arriving:
                 self._arriving = self._session.announced
                 self._owner.on_transfer(self._arriving)
             self._owner.on_progress()
 
-    def _complete_job(self, request: int, result: Packet | Exception, took: float) -> None:
+    def _handle_other(self, event: Event) -> None:
+        """Handle what is neither a whole answer nor an error."""
+        if isinstance(event, DataReceived):
+            self._streams.receive(event.id, event.data)
+        elif isinstance(event, StreamedAnswerReceived):
+            self._begin_answer(event.id, event.packet)
+        elif isinstance(event, EndReceived):
+            self._complete_job(event.id, None, event.took)
+        elif isinstance(event, WindowGranted):
+            self._streams.go_on(event.id)
+        elif isinstance(event, ShutdownReceived):
+            self._owner.on_retiring()
+
+    def _begin_answer(self, request: int, packet: Packet) -> None:
+        job = self._in_flight.get(request)
+        if job is None:
+            return
+        stream = self._streams.begin_answer(request)
+        if job.completed:  # its caller has gone
+            stream.cancel()
+        else:
+            job.complete(StreamedAnswer(packet, stream))
+
+    def _complete_job(self, request: int, result: Packet | Exception | None, took: float) -> None:
+        """Complete a job with its answer or error, or with None at the end of a stream."""
         job = self._in_flight.pop(request, None)
         if job is None:
             self._recalled.discard(request)
             return
+        self._streams.end(request, result if isinstance(result, Exception) else None)
         if job is self._large:
             self._large = None
         self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
@@ -223,7 +267,8 @@ class Pipe:
             self._depth = MAX_IN_FLIGHT
         else:
             self._depth = max(1, int(PREFETCH_TIME / expected))
-        job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
+        if result is not None:
+            job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
 
     def connection_lost(self) -> None:
         """Stop writing: the worker has closed the socket. Its process's exit status follows soon."""

@@ -24,7 +24,7 @@ from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
-from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, TimedAnswer
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.worker.spec import WorkerSpec
@@ -178,7 +178,7 @@ class ProcessEngine:
 
     # Requests
 
-    def submit(self, request: Request) -> Deferred[TimedAnswer]:
+    def submit(self, request: Request) -> Deferred[TimedAnswer | StreamedAnswer]:
         """Queue *request* for a worker.
 
         :return: fires with the answer; fails with one of our errors.
@@ -206,6 +206,10 @@ class ProcessEngine:
             if worker is None:
                 break
             job = self._queue.pop()
+            if job.body is not None and worker.pipe.in_flight:
+                # A body goes to a worker once. So its request must not be recalled, which the first never is.
+                self._queue.put_back([job])
+                break
             if job.deadline <= now:
                 job.complete(RequestTimeout("the request timed out before a worker was free"))
             elif not job.completed:  # its caller may have cancelled it while a worker had it
@@ -256,6 +260,8 @@ class ProcessEngine:
             running = pipe.running
             if running is None:
                 continue
+            if pipe.waits_for_peer:  # whose connection has its own time limits
+                pipe.running_since = now
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running.error = RequestTimeout(

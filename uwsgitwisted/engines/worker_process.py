@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
+from uwsgitwisted.engines.pipe_streams import WINDOW
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
@@ -97,7 +98,7 @@ class WorkerProcess(ProcessProtocol):
             opened.pop_all()
         theirs.close()
         nothing.close()
-        terms = Terms(max_message=spec.max_message, node=node)
+        terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
         protocol = NegotiationProtocol(
             terms,
             lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),

@@ -44,6 +44,7 @@ class ServerService(Service):
     :param engine: runs the handlers.
     :param responders: the responders besides ping and echo, by modifier1.
     :param bodies: the modifiers of packets that are followed by a body.
+    :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
     """
 
     _log = Logger()
@@ -56,6 +57,7 @@ class ServerService(Service):
         responders: Mapping[int, IResponder],
         *,
         bodies: Container[tuple[int, int]] = (),
+        streamed_bodies: Container[int] = (),
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -72,6 +74,8 @@ class ServerService(Service):
             networks=settings.networks,
             tracebacks=settings.tracebacks,
             bodies=bodies,
+            streamed_bodies=streamed_bodies,
+            max_body=settings.max_body,
         )
 
     def _fit_limits(self, limits: Limits) -> Limits:

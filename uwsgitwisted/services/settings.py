@@ -10,6 +10,7 @@ from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_eng
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
 from uwsgitwisted.transport.server.limits import Limits
+from uwsgitwisted.transport.server.protocol import MAX_BODY
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.spec import Loader, OptionValues, WorkerSpec
 
@@ -26,6 +27,7 @@ class ServerSettings:
     :param max_requests: the number of requests after which a worker process is replaced; None for never.
     :param max_memory: how much memory a worker process may allocate, in bytes; None for no limit.
     :param max_message: the largest message in a session, in bytes.
+    :param max_body: the largest body of a web request, in bytes.
     :param networks: the networks that may connect; None for all.
     :param tracebacks: whether callers get the tracebacks of handlers' exceptions.
     :param node: this node's name, for logs and error texts.
@@ -39,6 +41,7 @@ class ServerSettings:
     drain_timeout: float = 30.0
     max_queue: int = 1_000
     max_message: int = MAX_MESSAGE
+    max_body: int = MAX_BODY
     max_requests: int | None = None
     max_memory: int | None = None
     networks: tuple[Network, ...] | None = None

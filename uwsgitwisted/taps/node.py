@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import IService
+from twisted.python import usage
 
-from uwsgitwisted.services.node import make_node
-from uwsgitwisted.taps.options import ServerOptions, installed_reactor
+from uwsgitwisted.services.node import NodeSettings, make_node
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
+
+_DEFAULTS = ServerSettings(listen=())
 
 
 class Options(ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
-    synopsis = "[options] --handler MODULE"
+    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE"
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal."
+        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications."
     )
     default_listen = "tcp:3033"
 
-    optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+    optParameters: list[list[Any]] = converted(
         ["handler", None, None, "The module that handles requests, as an import statement names it"],
-    ]
+        ["wsgi", None, None, "The WSGI application that answers web requests: module:callable, module:factory(), or a module with a callable named 'application'"],
+        ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
+        ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
+        ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["mount"] = {}
+
+    def opt_mount(self, mount: str) -> None:
+        """Answer web requests below a path with an application: /path=module:callable; may be given again."""
+        path, target = convert("mount", _mount, mount)
+        if path in self["mount"]:
+            raise usage.UsageError(f"--mount {mount}: another application is mounted at {path}")
+        self["mount"][path] = target
 
     def postOptions(self) -> None:
-        """Check that a handler is given."""
+        """Check that there is something to run, and an engine that can."""
         super().postOptions()
-        self.require("handler", "my_server")
+        if self["wsgi"]:
+            self["mount"][""] = self["wsgi"]
+        if not self["mount"]:
+            self.require("handler", "my_server")
+        elif not self["engine"].startswith("processes"):
+            raise usage.UsageError(f"--engine {self['engine']}: WSGI applications need --engine processes:N")
+
+    def settings(self) -> ServerSettings:
+        """Make the settings from the options."""
+        return replace(super().settings(), max_body=self["max-body"])
+
+
+def _mount(text: str) -> tuple[str, str]:
+    path, separator, target = text.partition("=")
+    if not separator or not path.startswith("/") or not target:
+        raise ValueError("write /path=module:callable")
+    return path.rstrip("/"), target
 
 
 def makeService(options: Options) -> IService:
     """Make the service from its options."""
-    return make_node(installed_reactor(), options.settings(), options["handler"])
+    node = NodeSettings(
+        handler=options["handler"] or "",
+        applications=options["mount"],
+        chdir=options["chdir"] or "",
+        env_file=options["env-file"] or "",
+    )
+    return make_node(installed_reactor(), options.settings(), node)

@@ -7,6 +7,8 @@ import struct
 from uwsgitwisted.wire.packet import MAX_PAYLOAD
 
 REQUEST, ANSWER, ERROR, MORE, CANCEL, SHUTDOWN, IDEMPOTENT = range(1, 8)
+#: Those of streams; see :mod:`uwsgitwisted.wire.streams`.
+STREAMED_REQUEST, STREAMED_ANSWER, DATA, END, WINDOW = range(8, 13)
 
 #: The first frame of a message: the packet's header (modifier1 34, size, kind), then the fields of BEGIN.
 FRAME = struct.Struct("<BHBIBBII")
@@ -16,6 +18,9 @@ BEGIN = struct.Struct("<IBBII")
 #: Any later frame of a request: the packet's header, then the request's id.
 SHORT_FRAME = struct.Struct("<BHBI")
 ID = struct.Struct("<I")
+#: A frame of a stream's end or window: the packet's header, the request's id and a number.
+PAIR_FRAME = struct.Struct("<BHBII")
+PAIR = struct.Struct("<II")
 
 #: The most bytes of a message in its first frame, and in each later one.
 FIRST_PIECE = MAX_PAYLOAD - BEGIN.size

@@ -8,7 +8,8 @@ with a ping whose payload has the server's :class:`Terms`. Any other server igno
 offer costs nothing if the server doesn't understand it.
 
 All frames of a session are uwsgi packets of modifier1 34; modifier2 is the kind of frame. A message that
-doesn't fit one frame is sent in pieces, and the pieces of several messages take turns.
+doesn't fit one frame is sent in pieces, and the pieces of several messages take turns. A stream may follow a
+message: see :mod:`uwsgitwisted.wire.streams`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,21 @@ import sys
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import NamedTuple
 
-from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, PacketTooLarge
+from uwsgitwisted.wire.events import (
+    AnswerReceived,
+    CancelReceived,
+    ErrorReceived,
+    Event,
+    PingReceived,
+    PongReceived,
+    RequestReceived,
+    RequestRefused,
+    ShutdownReceived,
+    StreamedAnswerReceived,
+    StreamedRequestReceived,
+)
 from uwsgitwisted.wire.failure import decode_failure
 from uwsgitwisted.wire.frame import (
     ANSWER,
@@ -36,6 +49,8 @@ from uwsgitwisted.wire.frame import (
     REQUEST,
     SHORT_FRAME,
     SHUTDOWN,
+    STREAMED_ANSWER,
+    STREAMED_REQUEST,
 )
 from uwsgitwisted.wire.outgoing import Message, Outgoing
 from uwsgitwisted.wire.packet import (
@@ -47,6 +62,7 @@ from uwsgitwisted.wire.packet import (
     encode_packet,
     unpack_header,
 )
+from uwsgitwisted.wire.streams import Streams
 from uwsgitwisted.wire.terms import Terms
 
 _pack_frame = FRAME.pack
@@ -73,72 +89,6 @@ class Role(enum.Enum):
 
     CLIENT = "client"
     SERVER = "server"
-
-
-class RequestReceived(NamedTuple):
-    """A complete request has arrived.
-
-    ``seconds`` is the time until its deadline, None for no limit. ``idempotent`` says whether it may run again
-    if its worker dies.
-    """
-
-    id: int
-    packet: Packet
-    seconds: float | None
-    idempotent: bool = False
-
-
-class AnswerReceived(NamedTuple):
-    """A complete answer has arrived. ``took`` is how long its handler ran, in seconds; 0 if not known."""
-
-    id: int
-    packet: Packet
-    took: float
-
-
-class ErrorReceived(NamedTuple):
-    """The request has failed. ``took`` is as for an answer."""
-
-    id: int
-    error: UwsgiError
-    took: float
-
-
-class CancelReceived(NamedTuple):
-    """The peer has cancelled the request."""
-
-    id: int
-
-
-class RequestRefused(NamedTuple):
-    """A request has begun to arrive, and there is no room for it. Its pieces are dropped."""
-
-    id: int
-    size: int
-
-
-class ShutdownReceived(NamedTuple):
-    """The peer drains: it accepts, or sends, no further requests. Those in flight will still be answered."""
-
-
-class PingReceived(NamedTuple):
-    """The peer checks whether this side is alive; the session has queued the answer."""
-
-
-class PongReceived(NamedTuple):
-    """The peer is alive."""
-
-
-Event = (
-    RequestReceived
-    | AnswerReceived
-    | ErrorReceived
-    | CancelReceived
-    | RequestRefused
-    | ShutdownReceived
-    | PingReceived
-    | PongReceived
-)
 
 
 @dataclass(slots=True)
@@ -193,6 +143,8 @@ class Session:
         self._add_frame = self._outgoing.add
         #: Returns the next bytes to write, if any: see :meth:`~uwsgitwisted.wire.outgoing.Outgoing.take`.
         self.data_to_send = self._outgoing.take
+        #: What follows messages as a stream.
+        self.streams = Streams(ours.window, theirs.window, self._add_frame)
         self._whole_kinds = {ANSWER} if role is Role.CLIENT else {REQUEST, IDEMPOTENT}
         self._readers: dict[int, Callable[[bytes, int], Event | None]] = {
             MORE: self._read_more,
@@ -206,6 +158,9 @@ class Session:
             }
         else:
             self._readers |= {ANSWER: self._read_begin, ERROR: self._read_begin}
+        if ours.window:
+            self._readers |= self.streams.readers
+            self._readers[STREAMED_REQUEST if role is Role.SERVER else STREAMED_ANSWER] = self._read_streamed
 
     # Receiving
 
@@ -303,6 +258,14 @@ class Session:
         self._add(incoming, memoryview(payload)[_BEGIN_SIZE:])
         return None
 
+    def _check_received(self, size: int) -> None:
+        if size > self.ours.max_message:
+            raise PacketTooLarge(
+                f"a message of {size} bytes, {self.ours.max_message} are accepted",
+                size=size,
+                limit=self.ours.max_message,
+            )
+
     def _read_more(self, payload: bytes, kind: int) -> Event | None:
         incoming = self._incoming.get(_id_of(payload))
         if incoming is None:  # the rest of a message that was cancelled or refused
@@ -326,22 +289,34 @@ class Session:
 
     def _complete_message(self, kind: int, head: tuple[int, int, int, int, int], payload: bytes) -> Event:
         request, modifier1, modifier2, size, time = head
-        if size > self.ours.max_message and kind != ERROR:
-            raise PacketTooLarge(
-                f"a message of {size} bytes, {self.ours.max_message} are accepted",
-                size=size,
-                limit=self.ours.max_message,
-            )
+        if kind != ERROR:
+            self._check_received(size)
         if kind == ERROR:
             self._outgoing.cancel(request)  # the peer may have refused it before its last piece
+            self.streams.forget(request)
             return ErrorReceived(request, decode_failure(payload), time / 1_000_000)
         packet = Packet(modifier1, modifier2, payload)
         if kind == ANSWER:
             return AnswerReceived(request, packet, time / 1_000_000)
         return RequestReceived(request, packet, time / 1000 if time else None, kind == IDEMPOTENT)
 
+    def _read_streamed(self, payload: bytes, kind: int) -> Event:
+        """Read a message that is whole, and that a stream follows."""
+        if len(payload) < _BEGIN_SIZE:
+            raise MalformedPacket("a session's frame ends within its head")
+        request, modifier1, modifier2, size, time = _unpack_begin(payload)
+        if size != len(payload) - _BEGIN_SIZE:
+            raise MalformedPacket(f"a message of {size} bytes in front of a stream is not in one frame")
+        self._check_received(size)
+        self.streams.open_incoming(request)
+        packet = Packet(modifier1, modifier2, payload[_BEGIN_SIZE:])
+        if kind == STREAMED_ANSWER:
+            return StreamedAnswerReceived(request, packet)
+        return StreamedRequestReceived(request, packet, time / 1000 if time else None)
+
     def _read_cancel(self, payload: bytes, kind: int) -> Event:
         request = _id_of(payload)
+        self.streams.forget(request)
         self._forget_incoming(request)
         self._outgoing.cancel(request)
         return CancelReceived(request)
@@ -383,8 +358,7 @@ class Session:
         :param idempotent: whether it may run again if its worker dies.
         :raises MessageTooLarge: if the peer doesn't accept a message of this size; nothing is sent.
         """
-        milliseconds = 0 if seconds is None else int(max(1.0, min(seconds * 1000, _MAX_TIME)))
-        self._send(IDEMPOTENT if idempotent else REQUEST, request, packet, milliseconds)
+        self._send(IDEMPOTENT if idempotent else REQUEST, request, packet, _milliseconds(seconds))
 
     def send_answer(self, request: int, packet: Packet, took: float = 0.0) -> None:
         """Queue the answer to a request.
@@ -394,6 +368,30 @@ class Session:
         """
         self._send(ANSWER, request, packet, min(int(took * 1_000_000), _MAX_TIME) if took else 0)
 
+    def send_streamed_request(self, request: int, packet: Packet, seconds: float | None = None) -> None:
+        """Queue a request that a stream follows; its parameters and errors are those of :meth:`send_request`.
+
+        :raises MessageTooLarge: also if the message in front of the stream doesn't fit one frame.
+        :raises MisuseError: if the peer accepts no streams.
+        """
+        self._send_streamed(STREAMED_REQUEST, request, packet, _milliseconds(seconds))
+
+    def send_streamed_answer(self, request: int, packet: Packet) -> None:
+        """Queue the begin of an answer that a stream follows; its errors are those of a streamed request."""
+        self._send_streamed(STREAMED_ANSWER, request, packet, 0)
+
+    def _send_streamed(self, kind: int, request: int, packet: Packet, time: int) -> None:
+        size = len(packet.payload)
+        self.check_size(size)
+        if size > FIRST_PIECE:
+            raise MessageTooLarge(
+                f"a message of {size} bytes in front of a stream; the limit is {FIRST_PIECE}",
+                size=size,
+                limit=FIRST_PIECE,
+            )
+        self.streams.open_outgoing(request)
+        self._send(kind, request, packet, time)
+
     def send_error(self, request: int, failure: bytes, took: float = 0.0) -> None:
         """Answer a request with a failure, encoded by :mod:`~uwsgitwisted.wire.failure`."""
         self._send(ERROR, request, Packet(0, 0, failure), min(int(took * 1_000_000), _MAX_TIME))
@@ -402,6 +400,7 @@ class Session:
         """Cancel a request. An answer may still arrive, if it raced with the cancel."""
         self._forget_incoming(request)
         self._outgoing.cancel(request)
+        self.streams.forget(request)
         self._add_frame(SHORT_FRAME.pack(SESSION, _ID_SIZE, CANCEL, request))
 
     def send_shutdown(self) -> None:
@@ -444,6 +443,11 @@ class Session:
     def backlog_memory(self) -> int:
         """Roughly how much memory the waiting bytes take. A message is freed when its last piece is sent."""
         return self._outgoing.memory
+
+
+def _milliseconds(seconds: float | None) -> int:
+    """Return the time until a deadline as a request has it."""
+    return 0 if seconds is None else int(max(1.0, min(seconds * 1000, _MAX_TIME)))
 
 
 def _id_of(payload: bytes) -> int:

@@ -32,6 +32,7 @@ _MAX_NODE, _MAX_DIGITS = 255, 20
 
 _VERSION = b"1"
 _VERSION_KEY = b"uwsgi-session"
+_WINDOW_KEY = b"window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,25 @@ class Terms:
         together.
     :param max_requests: how many requests this side runs at once.
     :param node: the name of this side, for error texts and logs.
+    :param window: how many bytes of a stream may be on their way to this side; 0 if it accepts no streams. See
+        :mod:`uwsgitwisted.wire.streams`.
     """
 
     max_message: int = MAX_MESSAGE
     max_requests: int = MAX_REQUESTS
     node: str = ""
+    window: int = 0
 
     def encode(self) -> bytes:
         """Return the payload of the ping that offers or grants a session on these terms."""
+        window = [(_WINDOW_KEY, self.window)] if self.window else []
         return encode_vars(
             [
                 (_VERSION_KEY, _VERSION),
                 (b"max-message", self.max_message),
                 (b"max-requests", self.max_requests),
                 (b"node", self.node),
+                *window,
             ]
         )
 
@@ -74,6 +80,7 @@ class Terms:
                 max_message=_number(variables[b"max-message"]),
                 max_requests=_number(variables[b"max-requests"]),
                 node=variables.get(b"node", b"")[:_MAX_NODE].decode("utf-8", "replace"),
+                window=_number(variables[_WINDOW_KEY]) if variables.get(_WINDOW_KEY) else 0,
             )
         except (ProtocolError, KeyError, ValueError):
             return None

@@ -18,6 +18,8 @@ _unpack_length = _LENGTH.unpack_from
 
 #: The variable with the size of the body.
 CONTENT_LENGTH = b"CONTENT_LENGTH"
+#: That variable without a value, as a vars block has it.
+_EMPTY_LENGTH = b"\x0e\x00" + CONTENT_LENGTH + b"\x00\x00"
 #: The most digits that it may have, so that no peer makes us parse a number of 60,000 digits.
 _MAX_DIGITS = 20
 
@@ -110,6 +112,15 @@ def decode_vars(block: bytes) -> dict[bytes, bytes]:
     if b"" in variables:
         raise MalformedPacket("a key of length 0 in the vars block")
     return variables
+
+
+def may_announce_body(block: bytes) -> bool:
+    """Return whether a body may follow *block*, without parsing it: False for most web requests.
+
+    nginx sends an empty CONTENT_LENGTH with a request that has no body.
+    """
+    occurrences = block.count(CONTENT_LENGTH)
+    return occurrences > 1 or (occurrences == 1 and _EMPTY_LENGTH not in block)
 
 
 def body_size(block: bytes) -> int:

@@ -19,7 +19,6 @@ from collections import deque
 from time import monotonic
 
 from uwsgitwisted.errors import (
-    MessageTooLarge,
     RequestCancelled,
     RequestTimeout,
     StartupError,
@@ -27,16 +26,20 @@ from uwsgitwisted.errors import (
     UwsgiError,
 )
 from uwsgitwisted.memory import keep_large_blocks
+from uwsgitwisted.wire.events import (
+    CancelReceived,
+    DataReceived,
+    EndReceived,
+    RequestReceived,
+    StreamedRequestReceived,
+)
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
-from uwsgitwisted.wire.session import (
-    CancelReceived,
-    RequestReceived,
-    Role,
-    Session,
-)
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
+from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
+from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.spool import periodic
 from uwsgitwisted.worker.reaper import fork_below_reaper
 from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, HandlerTable, WorkerSpec
@@ -59,54 +62,81 @@ class Worker:
     def __init__(
         self, connection: socket.socket, tokens: int, spec: WorkerSpec, handlers: HandlerTable, node: str
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._tokens = tokens
         self._handlers = handlers
         self._node = node
-        self._terms = Terms(max_message=spec.max_message, node=node)
+        self._terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
         self._left = -1 if spec.max_requests is None else spec.max_requests
-        self._waiting: deque[tuple[RequestReceived, float]] = deque()
+        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
+        #: The streams behind requests, by the requests' ids.
+        self._bodies: dict[int, Body] = {}
+        self._exchange: Exchange | None = None
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
         data = self._accept()
-        while data or (data := self._connection.recv(_READ_SIZE)):
-            self._receive(data)
+        while data or (data := self.connection.recv(_READ_SIZE)):
+            self._handle(data)
             data = b""
             while self._waiting and self._may_begin():
                 self._run(*self._waiting.popleft())
                 self._left -= 1
                 if not self._left:
-                    self._session.send_shutdown()  # the front starts a successor; until then this one goes on
-                self._flush()  # before the next begins: should that end this process, this answer is out
-            self._flush()
+                    self.session.send_shutdown()  # the front starts a successor; until then this one goes on
+                self.flush()  # before the next begins: should that end this process, this answer is out
+            self.flush()
 
     def _accept(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
-            data = self._connection.recv(_READ_SIZE)
+            data = self.connection.recv(_READ_SIZE)
             if not data:
                 raise SystemExit(0)  # the front went away before it began
             packets = decoder.receive(data)
         theirs = decode_offer(packets[0]) or Terms()
-        self._connection.sendall(encode_grant(self._terms))
-        self._session = Session(Role.SERVER, self._terms, theirs)
+        self.connection.sendall(encode_grant(self._terms))
+        self.session = Session(Role.SERVER, self._terms, theirs)
         return decoder.rest()
 
-    def _receive(self, data: bytes) -> None:
+    def receive(self, *, wait: bool) -> None:
+        """Handle what has arrived on the pipe, for a request that is running.
+
+        :param wait: whether to wait if nothing has.
+        :raises BrokenPipeError: if the front has closed it.
+        """
+        self.flush()
+        try:
+            data = self.connection.recv(_READ_SIZE, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            raise BrokenPipeError("the node has ended")
+        self._handle(data)
+
+    def _handle(self, data: bytes) -> None:
         now = monotonic()
-        for event in self._session.receive(data):
-            if isinstance(event, RequestReceived):
+        for event in self.session.receive(data):
+            if isinstance(event, (RequestReceived, StreamedRequestReceived)):
                 self._waiting.append((event, math.inf if event.seconds is None else now + event.seconds))
+                if isinstance(event, StreamedRequestReceived):
+                    self._bodies[event.id] = Body()
+            elif isinstance(event, DataReceived):
+                self._bodies[event.id].chunks.append(event.data)
+            elif isinstance(event, EndReceived):
+                self._bodies[event.id].ended = True
             elif isinstance(event, CancelReceived):
-                self._confirm(event.id)
+                if self._exchange is not None and event.id == self._exchange.id:
+                    self._exchange.cancelled = True
+                else:
+                    self._confirm(event.id)
 
     def _confirm(self, request: int) -> None:
         """Tell the front that a request that it recalled is forgotten here."""
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0].id != request)
-        self._session.send_error(request, encode_failure(RequestCancelled("recalled")))
+        self.session.send_error(request, encode_failure(RequestCancelled("recalled")))
 
     def _may_begin(self) -> bool:
         """Take the token of the next request, if the front has not recalled it."""
@@ -115,7 +145,7 @@ class Worker:
         except BlockingIOError:
             return False
 
-    def _run(self, request: RequestReceived, deadline: float) -> None:
+    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
         started = monotonic()
         packet = request.packet
         handler = self._handlers.get(packet.modifier1)
@@ -125,23 +155,30 @@ class Worker:
             self._fail(request.id, UnknownModifier(f"no handler for modifier1 {packet.modifier1}"), 0.0)
         else:
             try:
-                answer = handler(packet, self._node)
+                if isinstance(handler, StreamHandler):
+                    self._exchange = Exchange(self, request.id, packet, self._bodies.get(request.id))
+                    handler(self._exchange, self._node)
+                    if self._exchange.cancelled:
+                        raise RequestCancelled("the client has gone")
+                else:
+                    answer = handler(packet, self._node)
+                    self.session.send_answer(request.id, answer, monotonic() - started)
             except UwsgiError as error:
                 self._fail(request.id, error, monotonic() - started)
                 if isinstance(error.__cause__, MemoryError):
                     self._left = 1  # whatever it is that holds the memory, it goes with this process
-                return
-            try:
-                self._session.send_answer(request.id, answer, monotonic() - started)
-            except MessageTooLarge as error:
-                self._fail(request.id, error, monotonic() - started)
+
+        self._exchange = None
+        self._bodies.pop(request.id, None)
+        self.session.streams.forget(request.id)
 
     def _fail(self, request: int, error: Exception, took: float) -> None:
-        self._session.send_error(request, encode_failure(error), took)
+        self.session.send_error(request, encode_failure(error), took)
 
-    def _flush(self) -> None:
-        while chunk := self._session.data_to_send():
-            self._connection.sendall(chunk)
+    def flush(self) -> None:
+        """Write the queued frames."""
+        while chunk := self.session.data_to_send():
+            self.connection.sendall(chunk)
 
 
 def _become_worker() -> None:

@@ -11,10 +11,13 @@ from typing import Any
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.compat.install import configure
-from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 
 #: Handlers by modifier1.
-HandlerTable = Mapping[int, Handler]
+HandlerTable = Mapping[int, Handler | StreamHandler]
+
+#: The same, for engines that have no streams.
+FunctionTable = Mapping[int, Handler]
 
 #: A service's options by their long names, without dashes in front: a text, a list of texts where one was given
 #: several times, or True for a flag.
@@ -84,6 +87,18 @@ class WorkerSpec:
         values = json.loads(text)
         return cls(tuple(Loader(**loader) for loader in values.pop("loaders")), **values)
 
+    def load_functions(self, worker_id: int = 0) -> FunctionTable:
+        """Load the handlers for an engine that has no worker processes, and so no streams; see :meth:`load`.
+
+        :raises StartupError: if they can't be loaded, or one of them answers with streams.
+        """
+        functions: dict[int, Handler] = {}
+        for modifier1, handler in self.load(worker_id).items():
+            if not isinstance(handler, Handler):
+                raise StartupError("web applications need worker processes: --engine processes:N")
+            functions[modifier1] = handler
+        return functions
+
     def load(self, worker_id: int = 0) -> HandlerTable:
         """Tell the ``uwsgi`` module about the service, and load the handlers of all loaders.
 
@@ -92,7 +107,7 @@ class WorkerSpec:
             why.
         """
         configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
-        table: dict[int, Handler] = {}
+        table: dict[int, Handler | StreamHandler] = {}
         sources: dict[int, Loader] = {}
         for loader in self.loaders:
             for modifier1, handler in loader.load().items():

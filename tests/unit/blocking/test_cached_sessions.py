@@ -34,8 +34,9 @@ from uwsgitwisted.errors import (
     Unavailable,
     UwsgiError,
 )
+from uwsgitwisted.wire.events import PingReceived
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.wire.session import PingReceived, Role, Session
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
 
 #: Short, for tests in which the time does run out.

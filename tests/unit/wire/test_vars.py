@@ -13,6 +13,7 @@ from uwsgitwisted.wire.vars import (
     decode_vars,
     encode_item,
     encode_vars,
+    may_announce_body,
     split_vars,
     to_bytes,
 )
@@ -258,3 +259,26 @@ class TestSplit:
             return
         assert block + body == junk
         assert len(body) + missing in (0, 3)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([b"CONTENT_LENGTH", b"A", b"HTTP_X"]),
+        st.sampled_from([b"", b"0", b"17", b"\x0e\x00CONTENT_LENGTH\x00\x00"]),
+    )
+)
+def test_quick_look_for_a_body(variables: dict[bytes, bytes]) -> None:
+    """No block that announces a body is taken for one that doesn't, whatever its values hold."""
+    block = encode_vars(variables)
+    try:
+        size = body_size(block)
+    except MalformedPacket:
+        size = 1
+    assert may_announce_body(block) or size == 0
+
+
+def test_no_quick_body() -> None:
+    """What nginx sends with a GET announces no body at first sight."""
+    assert not may_announce_body(encode_vars({b"A": b"b"}))
+    assert not may_announce_body(encode_vars({b"CONTENT_LENGTH": b"", b"A": b"b"}))
+    assert may_announce_body(encode_vars({b"CONTENT_LENGTH": b"5"}))

@@ -13,6 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, PacketTooLarge, ProtocolError
+from uwsgitwisted.wire.events import (
+    AnswerReceived,
+    CancelReceived,
+    ErrorReceived,
+    Event,
+    PingReceived,
+    PongReceived,
+    RequestReceived,
+    RequestRefused,
+    ShutdownReceived,
+)
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.frame import (
     ANSWER,
@@ -27,20 +38,7 @@ from uwsgitwisted.wire.frame import (
 )
 from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, SESSION, Packet, encode_packet
-from uwsgitwisted.wire.session import (
-    MAX_ID,
-    AnswerReceived,
-    CancelReceived,
-    ErrorReceived,
-    Event,
-    PingReceived,
-    PongReceived,
-    RequestReceived,
-    RequestRefused,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
 

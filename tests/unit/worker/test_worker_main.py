@@ -19,15 +19,9 @@ from uwsgitwisted.errors import (
     StartupError,
     UnknownModifier,
 )
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, ShutdownReceived
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import (
-    AnswerReceived,
-    ErrorReceived,
-    Event,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.main import Worker, main

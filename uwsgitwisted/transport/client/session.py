@@ -19,16 +19,10 @@ from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, ShutdownReceived
 from uwsgitwisted.wire.failure import no_keepalive
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.session import (
-    MAX_ID,
-    AnswerReceived,
-    ErrorReceived,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 #: Seconds between two searches for calls that have timed out: a search looks at every call.

@@ -24,7 +24,8 @@ from zope.interface import implementer
 
 from uwsgitwisted.access import Network, Peer
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
-from uwsgitwisted.interfaces import Answer, Reply, Request, TimedAnswer
+from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer, TimedAnswer
+from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.batch import Slices
 from uwsgitwisted.transport.handover import hand_over
 from uwsgitwisted.transport.reports import Reports
@@ -32,13 +33,18 @@ from uwsgitwisted.transport.server.budget import Budget, default_limit
 from uwsgitwisted.transport.server.connections import Connections
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.session import ServerSession
+from uwsgitwisted.transport.server.streams import HELD, StreamedBody, StreamSender
 from uwsgitwisted.transport.timer import Deadlines
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
 from uwsgitwisted.wire.message import answers_raw
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, decode_offer
-from uwsgitwisted.wire.vars import body_size
+from uwsgitwisted.wire.vars import body_size, may_announce_body
 
+#: The default limit of a body that is passed on as a stream, in bytes.
+MAX_BODY = 1 << 30
+#: What an answer may hold that is passed on as a stream, in bytes: a part that waits, and one that is written.
+STREAM_MEMORY = 2 * HELD
 #: The body timeout starts again after this many bytes of a body.
 _BODY_STEP = MAX_PAYLOAD
 
@@ -49,6 +55,8 @@ class _State(enum.Enum):
     HEADER = enum.auto()
     PACKET = enum.auto()
     BODY = enum.auto()
+    #: The responder has the request, and its body is still arriving.
+    UPLOADING = enum.auto()
     ANSWERING = enum.auto()
     #: The same, but the peer has closed its sending side.
     HALF_CLOSED = enum.auto()
@@ -58,6 +66,10 @@ class _State(enum.Enum):
     CLOSING = enum.auto()
     SESSION = enum.auto()
     CLOSED = enum.auto()
+
+
+#: The states in which an answer may be sent.
+_ANSWERABLE = (_State.UPLOADING, _State.ANSWERING, _State.HALF_CLOSED)
 
 
 class _Body:
@@ -97,6 +109,8 @@ class ServerFactory(Factory):
     :param tracebacks: whether to send peers the tracebacks of handlers' exceptions.
     :param bodies: the modifiers of packets with a body; the CONTENT_LENGTH in their vars block is its size. If
         the server can't take it, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
+    :param streamed_bodies: the values of modifier1 whose bodies, if they are large, are passed on as streams.
+    :param max_body: the largest such body, in bytes.
     """
 
     noisy = False
@@ -112,6 +126,8 @@ class ServerFactory(Factory):
         networks: Sequence[Network] | None = None,
         tracebacks: bool = True,
         bodies: Container[tuple[int, int]] = (),
+        streamed_bodies: Container[int] = (),
+        max_body: int = MAX_BODY,
     ) -> None:
         self.clock = clock
         self.respond = respond
@@ -121,6 +137,8 @@ class ServerFactory(Factory):
         self.tracebacks = tracebacks
         self._networks = networks
         self._with_body = bodies
+        self._streamed_bodies = streamed_bodies
+        self._max_body = max_body
         self.reports = Reports(self._log)
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
@@ -147,12 +165,32 @@ class ServerFactory(Factory):
 
     def size_behind(self, packet: Packet) -> int:
         """Return how many bytes of body follow *packet*."""
-        if packet[:2] not in self._with_body:
+        if packet.modifier1 in self._streamed_bodies:
+            if not may_announce_body(packet.payload):
+                return 0
+        elif packet[:2] not in self._with_body:
             return 0
         try:
             return body_size(packet.payload)
         except MalformedPacket:  # its responder finds the same error, and answers
             return 0
+
+    def is_streamed(self, packet: Packet, size: int) -> bool:
+        """Whether a body of *size* bytes is passed on while it arrives."""
+        return size > HELD and packet.modifier1 in self._streamed_bodies
+
+    def refuse_size(self, packet: Packet, size: int) -> MessageTooLarge | None:
+        """Return why a body of *size* bytes is too large, or None if it isn't."""
+        if packet.modifier1 in self._streamed_bodies:
+            limit, option, what = self._max_body, "--max-body", "a request body"
+        else:
+            size += len(packet.payload)
+            limit, option, what = self.max_message, "--max-message", "a request, including its body,"
+        if size <= limit:
+            return None
+        return MessageTooLarge(
+            f"{what} of {size} bytes; the limit is {limit} ({option})", size=size, limit=limit
+        )
 
     def finish(self) -> Deferred[None]:
         """Drain every connection: let it finish its requests in flight.
@@ -189,7 +227,8 @@ class ServerProtocol(Protocol):
         self._since = 0.0
         self._deadlines: Deadlines[ServerProtocol] | None = None
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
-        self._body: _Body | None = None
+        self._body: _Body | StreamedBody | None = None
+        self._sender: StreamSender | None = None
         self._answer: Deferred[Answer] | None = None
         self._answers_raw = False
         self._session: ServerSession | None = None
@@ -249,7 +288,11 @@ class ServerProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Cancel the requests in flight: nobody waits for their answers any more."""
         self._enter(_State.CLOSED)
+        if isinstance(self._body, StreamedBody):
+            self._body.abort()
         self._body = None
+        if self._sender is not None:
+            self._sender.cancel()
         if self._session is not None:
             self._session.connection_lost()
         if self._answer is not None:
@@ -296,32 +339,30 @@ class ServerProtocol(Protocol):
             self._begin_session(self._factory.terms, theirs)
             return
         size = self._factory.size_behind(packet)
-        refused = self._refusal(len(packet.payload) + size) if size else None
+        refused = self._refusal(packet, size) if size else None
         if refused is not None:
             self._ignored = len(self._decoder.rest()) - size
             self._call_responder(packet, refused)
         elif size:
-            self._begin_body(_Body(packet, size))
+            streamed = self._factory.is_streamed(packet, size)
+            self._begin_body(StreamedBody(packet, size, self._set_reading) if streamed else _Body(packet, size))
         else:
             self._account.set(len(packet.payload))
             self._ignored = len(self._decoder.rest())
             self._call_responder(packet)
 
-    def _refusal(self, size: int) -> UwsgiError | None:
-        """Return why a request of *size* bytes, including its body, is refused, or None if it is not."""
-        limit = self._factory.max_message
-        if size > limit:
-            return MessageTooLarge(
-                f"a request of {size} bytes, including its body; the limit is {limit} (--max-message)",
-                size=size,
-                limit=limit,
-            )
-        if not self._account.admits(size):
-            return Busy(f"no room for a request of {size} bytes now (--max-buffered); try again later")
-        self._account.set(size)
+    def _refusal(self, packet: Packet, size: int) -> UwsgiError | None:
+        """Return why a request with a body of *size* bytes is refused, or None if it is not."""
+        too_large = self._factory.refuse_size(packet, size)
+        if too_large is not None:
+            return too_large
+        held = len(packet.payload) + (2 * HELD if self._factory.is_streamed(packet, size) else size)
+        if not self._account.admits(held):
+            return Busy(f"no room for a request of {held} bytes now (--max-buffered); try again later")
+        self._account.set(held)
         return None
 
-    def _begin_body(self, body: _Body) -> None:
+    def _begin_body(self, body: _Body | StreamedBody) -> None:
         assert self.transport is not None
         self._body = body
         self._enter(_State.BODY)
@@ -333,17 +374,35 @@ class ServerProtocol(Protocol):
         assert body is not None
         pieces_missing = body.missing // _BODY_STEP
         self._ignored += body.add(data)
-        if not body.missing:
+        if isinstance(body, StreamedBody) and body.ready and self._state is _State.BODY:
+            self._call_responder(body.packet, body=body.stream)
+        elif not body.missing and isinstance(body, _Body):
             self._body = None
             self._call_responder(body.message())
+        elif not body.missing:
+            self._body = None
+            self._enter(_State.ANSWERING)
         elif body.missing // _BODY_STEP < pieces_missing:
-            self._enter(_State.BODY)
+            self._enter(self._state)
 
-    def _call_responder(self, packet: Packet, refused: UwsgiError | None = None) -> None:
-        self._enter(_State.ANSWERING)
+    def _set_reading(self, reading: bool) -> None:
+        """Read the body from the peer, or stop for now, and stop its time limit."""
+        assert self.transport is not None
+        if reading:
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+            self._enter(self._state)
+        else:
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+            if self._deadlines is not None:
+                self._deadlines.discard(self)
+
+    def _call_responder(
+        self, packet: Packet, refused: UwsgiError | None = None, body: Stream | None = None
+    ) -> None:
+        self._enter(_State.ANSWERING if body is None or body.ended else _State.UPLOADING)
         self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
         try:
-            answer = self._factory.respond(Request(packet, self.peer, refused=refused))
+            answer = self._factory.respond(Request(packet, self.peer, refused=refused, body=body))
         except Exception:
             # The responders have logged it. In plain uwsgi, the only error is a closed connection.
             self._write_and_close(b"")
@@ -382,6 +441,9 @@ class ServerProtocol(Protocol):
     # The answer
 
     def _send_answer(self, answer: Answer) -> None:
+        if isinstance(answer, StreamedAnswer):
+            self._send_stream(answer)
+            return
         if isinstance(answer, TimedAnswer):
             answer = answer.packet  # plain uwsgi has no field for the time
         if isinstance(answer, Packet):
@@ -394,21 +456,64 @@ class ServerProtocol(Protocol):
                 answer = b""
         self._write_and_close(answer)
 
-    def _write_and_close(self, data: bytes) -> None:
-        """Write *data*, and close the connection when all of it is sent.
-
-        If the peer sends more than it should, linger before the close. The system would answer unread bytes
-        with a reset, which may destroy the answer. A peer that has read its answer closes by itself.
-        """
+    def _send_stream(self, answer: StreamedAnswer) -> None:
+        """Send an answer as it arrives, and then close the connection."""
         self._answer = None
-        if self._state not in (_State.ANSWERING, _State.HALF_CLOSED):  # closed meanwhile
+        if self._state not in _ANSWERABLE:  # closed meanwhile
+            answer.stream.cancel()
+            return
+        assert self.transport is not None
+        self._account.set(self._account.held + STREAM_MEMORY)
+        self._sender = StreamSender(
+            self.transport,
+            self._factory.clock,
+            answer,
+            self._limits.write_timeout,
+            self._on_stream_end,
+            self._on_stalled,
+        )
+        self._writer = self._sender.writer
+        self._sender.start()
+
+    def _on_stream_end(self, error: Exception | None) -> None:
+        self._sender = None
+        if error is not None:  # the peer must not take what it has for the whole
+            self.abort()
+        elif self._state in _ANSWERABLE:
+            self._end_answer(wrote=True)
+
+    def _on_stalled(self) -> None:
+        late = _BEHAVIOUR[_State.CLOSING].late
+        self._factory.reports.report(
+            late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
+        )
+        self.abort()
+
+    def _write_and_close(self, data: bytes) -> None:
+        """Write *data*, and close the connection when all of it is sent."""
+        self._answer = None
+        if self._state not in _ANSWERABLE:  # closed meanwhile
             return
         assert self.transport is not None
         self._account.set(len(data))
         self._writer = Writer(self.transport)
         if data:
             self._writer.write(data)
-        if data and (self._ignored or has_unread(self.transport)):
+        self._end_answer(wrote=bool(data))
+
+    def _end_answer(self, *, wrote: bool) -> None:
+        """Close the connection when all of the answer is sent.
+
+        If the peer sends more than it should, linger before the close. The system would answer unread bytes
+        with a reset, which may destroy the answer. A peer that has read its answer closes by itself.
+        """
+        assert self.transport is not None
+        assert self._writer is not None
+        if self._body is not None:  # nobody wants the rest of it
+            self._ignored -= self._body.missing
+            self._body = None
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+        if wrote and (self._ignored or has_unread(self.transport)):
             self._linger(self._writer)
         else:
             self._close()
@@ -468,6 +573,13 @@ _BEHAVIOUR = {
         _P._receive_body,
         _P.abort,
         _P.abort,
+        attrgetter("bodies"),
+        "did not send the rest of its body",
+    ),
+    _State.UPLOADING: _Behaviour(
+        _P._receive_body,
+        _P.abort,
+        _P._do_nothing,
         attrgetter("bodies"),
         "did not send the rest of its body",
     ),

@@ -8,8 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from uwsgitwisted.interfaces import Answer
+from uwsgitwisted.wire.events import RequestReceived
 from uwsgitwisted.wire.outgoing import OVERHEAD
-from uwsgitwisted.wire.session import RequestReceived
 
 
 def cost(event: RequestReceived) -> int:

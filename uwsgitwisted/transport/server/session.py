@@ -12,24 +12,18 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
-from uwsgitwisted.interfaces import Answer, Reply, Request, TimedAnswer
+from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.server.budget import Account
 from uwsgitwisted.transport.server.requests import Requests, cost
+from uwsgitwisted.transport.server.streams import collect
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
+from uwsgitwisted.wire.events import CancelReceived, Event, RequestReceived, RequestRefused, ShutdownReceived
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
-from uwsgitwisted.wire.session import (
-    CancelReceived,
-    Event,
-    RequestReceived,
-    RequestRefused,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms, encode_grant
 
 #: Seconds after a shutdown notice until a connection that the peer leaves open is closed: while the peer has
@@ -276,7 +270,14 @@ class ServerSession:
         ).addErrback(self._on_bug)
 
     def _on_answer(self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet) -> None:
-        if self._requests.end(request, answer):
+        if isinstance(result, StreamedAnswer):  # our clients take whole messages
+            collect(result, self._backlog_limit).addCallbacks(
+                self._on_answer,
+                self._on_failure,
+                callbackArgs=(answer, request, asked),
+                errbackArgs=(answer, request),
+            ).addErrback(self._on_bug)
+        elif self._requests.end(request, answer):
             self._send_answer(result, request, asked)
             BATCH.at_end(self._flush)
 
@@ -285,6 +286,7 @@ class ServerSession:
         if isinstance(answer, TimedAnswer):
             packet, took = answer
         else:
+            assert not isinstance(answer, StreamedAnswer)
             packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
         size = len(packet.payload)
         self._expected_size = max(size, self._expected_size - self._expected_size // 64)

@@ -1,4 +1,4 @@
-"""The type of the entries in a table of handlers."""
+"""The types of the entries in a table of handlers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.exchange import Exchange
 
 
 def _unchanged(request: Packet) -> Packet:
@@ -49,4 +50,28 @@ class Handler:
         try:
             return self.answer(request, self.run(value))
         except (Exception, SystemExit) as error:  # sys.exit() ends the request, not the worker
+            raise describe(error, node=node) from error
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHandler:
+    """Runs the requests of one modifier1, whose bodies and answers may be streams.
+
+    :param serve: answers the request of an exchange.
+    """
+
+    serve: Callable[[Exchange], None]
+
+    def __call__(self, exchange: Exchange, node: str = "") -> None:
+        """Answer the request.
+
+        :param node: the name of this node and worker.
+        :raises UwsgiError: if the request is malformed, and the answer has not begun.
+        :raises RemoteError: if anything else fails. Its cause is the exception.
+        """
+        try:
+            self.serve(exchange)
+        except UwsgiError:
+            raise
+        except (Exception, SystemExit) as error:
             raise describe(error, node=node) from error

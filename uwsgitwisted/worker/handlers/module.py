@@ -14,7 +14,7 @@ from uwsgitwisted.worker.compat.install import install, serve_strangers
 from uwsgitwisted.worker.handlers.source import import_from_source
 
 
-def load_module(name: str) -> ModuleType:
+def load_module(name: str, option: str = "handler") -> ModuleType:
     """Import the handler module *name*.
 
     The function puts the current directory first on ``sys.path``, and makes ``import uwsgi`` import our module,
@@ -22,9 +22,10 @@ def load_module(name: str) -> ModuleType:
     from outside the library directories, is compiled from its source.
 
     :param name: the name as in an import statement, such as ``my_server`` or ``package.my_server``.
+    :param option: which option names it, for error texts.
     :raises StartupError: if there is no such module, or importing it raises or exits.
     """
-    _check_name(name)
+    _check_name(name, option)
     directory = os.getcwd()
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
@@ -65,19 +66,19 @@ _PURPOSES = {
 }
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, option: str) -> None:
     """Refuse the name of a file, and suggest the name of its module."""
     is_file = "/" in name or name.endswith(".py")
     if is_file:
         path = PurePath(name)
         where = "" if path.parent == PurePath(".") else f" and start it in the directory {path.parent}"
         raise StartupError(
-            f"--handler {name}: that is a file; write the module's name as an import statement has it, "
+            f"--{option} {name}: that is a file; write the module's name as an import statement has it, "
             f"{path.stem!r}{where}"
         )
     if not all(part.isidentifier() for part in name.split(".")):
         raise StartupError(
-            f"--handler {name!r}: not a module's name, such as 'my_server' or 'package.my_server'"
+            f"--{option} {name!r}: not a module's name, such as 'my_server' or 'package.my_server'"
         )
 
 

@@ -24,19 +24,11 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
+from uwsgitwisted.wire.events import CancelReceived, Event, PingReceived, RequestReceived, ShutdownReceived
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import (
-    MAX_ID,
-    CancelReceived,
-    Event,
-    PingReceived,
-    RequestReceived,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 ASK = Packet(33, 5, b"ask")

@@ -23,18 +23,11 @@ from uwsgitwisted.transport.batch import SLICE_SIZE
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
+from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, PongReceived, ShutdownReceived
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.session import (
-    AnswerReceived,
-    ErrorReceived,
-    Event,
-    PongReceived,
-    Role,
-    Session,
-    ShutdownReceived,
-)
+from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 ASK = Packet(33, 5, b"ask")

@@ -1,0 +1,84 @@
+"""A stream within a process: bytes on their way from the one who has them to the one who passes them on.
+
+The body of a web request goes from its connection to a worker in a stream, and the answer goes back in another.
+The consumer takes bytes when it can use them, so a stream holds no more than its producer is allowed to write
+ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Stream:
+    """A queue of bytes, with an end.
+
+    :param on_taken: tells the producer that so many bytes were taken.
+    :param on_cancel: tells the producer that nobody wants the rest.
+    """
+
+    __slots__ = ("_chunks", "_on_cancel", "_on_ready", "_on_taken", "ended", "error", "size")
+
+    def __init__(
+        self, on_taken: Callable[[int], None] = lambda _: None, on_cancel: Callable[[], None] = lambda: None
+    ) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._on_taken = on_taken
+        self._on_cancel = on_cancel
+        self._on_ready: Callable[[], None] = lambda: None
+        #: How many bytes wait to be taken.
+        self.size = 0
+        #: Whether nothing more will be written.
+        self.ended = False
+        #: Why it ended early, if it did.
+        self.error: Exception | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, and all its bytes are taken."""
+        return self.ended and not self.size
+
+    def write(self, data: bytes) -> None:
+        """Add bytes. After the end, or a cancel, they are dropped."""
+        if data and not self.ended:
+            self._chunks.append(data)
+            self.size += len(data)
+            self._on_ready()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Write nothing more.
+
+        :param error: why the stream is not complete, if it isn't.
+        """
+        if not self.ended:
+            self.ended = True
+            self.error = error
+            self._on_ready()
+
+    def on_ready(self, call: Callable[[], None]) -> None:
+        """Call *call* whenever there are bytes to take, or the stream has ended; now, if that is so already."""
+        self._on_ready = call
+        if self.size or self.ended:
+            call()
+
+    def take(self, limit: int) -> bytes:
+        """Remove and return up to *limit* bytes; none if there are none."""
+        if not self._chunks or limit <= 0:
+            return b""
+        data = self._chunks.popleft()
+        if len(data) > limit:
+            self._chunks.appendleft(data[limit:])
+            data = data[:limit]
+        self.size -= len(data)
+        self._on_taken(len(data))
+        return data
+
+    def cancel(self) -> None:
+        """Drop what waits, and tell the producer to stop, unless it has ended the stream."""
+        self._chunks.clear()
+        self.size = 0
+        self._on_ready = lambda: None
+        if not self.ended:
+            self.ended = True
+            self._on_cancel()

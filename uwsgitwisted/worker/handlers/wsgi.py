@@ -1,0 +1,145 @@
+"""Web requests (modifiers 0 and 30): runs the WSGI applications that ``--wsgi`` and ``--mount`` name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from uwsgitwisted.errors import StartupError
+from uwsgitwisted.wire.message import WSGI_STRIPPED
+from uwsgitwisted.wire.packet import WSGI
+from uwsgitwisted.worker.compat.install import install
+from uwsgitwisted.worker.exchange import Exchange
+from uwsgitwisted.worker.handlers.handler import StreamHandler
+from uwsgitwisted.worker.handlers.module import load_module
+from uwsgitwisted.worker.web.environ import Environ, complete, read_request
+from uwsgitwisted.worker.web.response import Application, FileWrapper, run
+
+#: The callable's name where only a module is named, as in uWSGI.
+DEFAULT_CALLABLE = "application"
+
+_TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
+#: The answer where no application is mounted.
+_NOT_FOUND = b"HTTP/1.0 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nNot Found\n"
+
+
+def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = "") -> dict[int, StreamHandler]:
+    """Import the applications and return the handlers of web requests, by modifier1.
+
+    :param applications: their targets by the paths at which they are mounted; ``""`` is the root. A target is
+        ``module:callable``, ``module:factory()``, or a module with a callable named ``application``.
+    :param chdir: the directory to change to before; empty for none.
+    :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
+    :raises StartupError: if something can't be loaded; its text says why.
+    """
+    if env_file:
+        os.environ.update(read_env_file(env_file))
+    if chdir:
+        os.chdir(chdir)
+    mounted = {path: _application(target) for path, target in applications.items()}
+    shared: Environ = {
+        "wsgi.version": (1, 0),
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": install().numproc > 1,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+    find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
+
+    def serve(exchange: Exchange) -> None:
+        environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
+        complete(environ, exchange, body, shared)
+        if exchange.packet.modifier1 == WSGI_STRIPPED:
+            _strip_script(environ)
+        application = find(environ)
+        if application is None:
+            exchange.finish(_NOT_FOUND)
+        else:
+            run(application, environ, exchange)
+
+    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve))
+
+
+def _application(target: str) -> Application:
+    """Import an application.
+
+    :raises StartupError: if that is not possible.
+    """
+    parts = _TARGET.fullmatch(target)
+    if parts is None:
+        raise StartupError(f"--wsgi {target}: write 'module:callable', or 'module:factory()'")
+    module = load_module(parts["module"], "wsgi")
+    name = parts["name"] or DEFAULT_CALLABLE
+    found: Any = module
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        raise StartupError(f"--wsgi {target}: the module {parts['module']!r} has no {name!r}") from None
+    if parts["call"]:
+        try:
+            found = found()
+        except Exception as error:
+            raise StartupError(f"--wsgi {target}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise StartupError(f"--wsgi {target}: {name!r} is a {type(found).__name__}, no WSGI application")
+    application: Application = found
+    return application
+
+
+def _only(application: Application) -> Callable[[Environ], Application | None]:
+    return lambda _: application
+
+
+def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Application | None]:
+    """Return what finds the application of a request by its path, the longest mount first."""
+    mounts = sorted(mounted.items(), key=lambda item: -len(item[0]))
+
+    def find(environ: Environ) -> Application | None:
+        path = environ["PATH_INFO"]
+        for mount, application in mounts:
+            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in ("", "/"):
+                environ["SCRIPT_NAME"] += mount
+                environ["PATH_INFO"] = path[len(mount) :]
+                return application
+        return None
+
+    return find
+
+
+def _strip_script(environ: Environ) -> None:
+    """Remove SCRIPT_NAME, which the web server has set, from the path, as uWSGI does for modifier 30."""
+    script = environ["SCRIPT_NAME"].rstrip("/")
+    if environ["PATH_INFO"].startswith(script):
+        environ["PATH_INFO"] = environ["PATH_INFO"][len(script) :]
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """Read a file of lines ``NAME=value``, as systemd's ``EnvironmentFile=`` and Docker have it.
+
+    Empty lines, and those that begin with ``#``, mean nothing; ``export`` in front and quotes around the value
+    are dropped.
+
+    :raises StartupError: if the file can't be read, or a line is something else.
+    """
+    values: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"--env-file {path}: {getattr(error, 'strerror', None) or error}") from error
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, separator, value = text.removeprefix("export ").partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise StartupError(f"--env-file {path}, line {number}: write NAME=value")
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        values[name.strip()] = value
+    return values
