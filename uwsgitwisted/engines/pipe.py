@@ -41,6 +41,7 @@ from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.worker.spec import NO_REQUEST
 
 #: The most requests in flight in one worker, including the one that it runs.
 MAX_IN_FLIGHT = 16
@@ -56,6 +57,9 @@ class PipeOwner(Protocol):
 
     def on_retiring(self) -> None:
         """Replace the worker, which has asked for it."""
+
+    def on_report(self, error: Exception) -> None:
+        """Log that a request has failed that the worker had accepted itself."""
 
     def on_transfer(self, size: int) -> None:
         """Note how many bytes the answers have that arrive in pieces; 0 if there are none any more."""
@@ -112,7 +116,7 @@ class Pipe:
         self._tokens = tokens
         self._owner = owner
         self._new_tokens = 0
-        self._ids = itertools.count(1)
+        self._ids = itertools.cycle(range(NO_REQUEST + 1, MAX_ID + 1))
         self._in_flight: dict[int, Job] = {}
         self._recalled: set[int] = set()
         self._closed = False
@@ -149,11 +153,11 @@ class Pipe:
 
         :param now: the reactor's time.
         """
-        request = next(self._ids) & MAX_ID
+        request = next(self._ids)
         seconds = job.deadline - now if job.deadline < math.inf else None
         if job.body is not None:
             self._session.send_streamed_request(request, job.packet, seconds)
-            self._streams.send_body(request, job.body)
+            self._streams.add_body(request, job.body)
         else:
             self._session.send_request(request, job.packet, seconds)
         if not self._in_flight:
@@ -169,15 +173,19 @@ class Pipe:
         """Whether the worker may be waiting for the peer whose request it runs."""
         return self._streams.waits_for_peer
 
-    def recall(self) -> list[Job]:
-        """Recall the requests that the worker has not started, except for the first; return them."""
+    def recall(self, spared: int = 1) -> list[Job]:
+        """Recall the requests that the worker has not started; return them.
+
+        :param spared: how many of the first ones to leave with it.
+        """
         self.flush()
-        number = self._tokens.take(len(self._in_flight) - 1)
+        number = self._tokens.take(len(self._in_flight) - spared)
         taken = list(self._in_flight)[len(self._in_flight) - number :]
         jobs = [self._in_flight.pop(request) for request in taken]
         if self._large in jobs:
             self._large = None
         for request in taken:
+            self._streams.withdraw(request)
             self._recalled.add(request)
             self._session.send_cancel(request)
         self.flush()
@@ -222,7 +230,10 @@ class Pipe:
                 if isinstance(event, AnswerReceived):
                     self._complete_job(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
-                    self._complete_job(event.id, event.error, event.took)
+                    if event.id == NO_REQUEST:
+                        self._owner.on_report(event.error)
+                    else:
+                        self._complete_job(event.id, event.error, event.took)
                 else:
                     self._handle_other(event)
             if self._session.announced != self._arriving:
@@ -239,7 +250,7 @@ class Pipe:
         elif isinstance(event, EndReceived):
             self._complete_job(event.id, None, event.took)
         elif isinstance(event, WindowGranted):
-            self._streams.go_on(event.id)
+            self._streams.grant(event.id)
         elif isinstance(event, ShutdownReceived):
             self._owner.on_retiring()
 
@@ -273,6 +284,12 @@ class Pipe:
     def connection_lost(self) -> None:
         """Stop writing: the worker has closed the socket. Its process's exit status follows soon."""
         self._closed = True
+
+    def stop_accepting(self) -> None:
+        """Have the worker accept no further connections."""
+        if not self._closed:
+            self._session.send_shutdown()
+            self.flush()
 
     def close(self) -> None:
         """Close the socket, which makes the worker exit."""

@@ -26,6 +26,8 @@ class PipeStreams:
         self._session = session
         self._flush = flush
         self._bodies: dict[int, Stream] = {}
+        #: The requests with bodies that the worker has begun.
+        self._begun: set[int] = set()
         self._answers: dict[int, Stream] = {}
         #: How many bytes of each answer were taken, and not granted again.
         self._taken: dict[int, int] = {}
@@ -33,16 +35,32 @@ class PipeStreams:
     @property
     def waits_for_peer(self) -> bool:
         """Whether a worker may be waiting for a peer: to send more of a body, or to read more of an answer."""
-        return any(not body.size and not body.ended for body in self._bodies.values()) or any(
+        bodies = self._bodies
+        return any(not bodies[request].size and not bodies[request].ended for request in self._begun) or any(
             answer.size for answer in self._answers.values()
         )
 
-    def send_body(self, request: int, body: Stream) -> None:
-        """Send a body to the worker, as it arrives and the worker grants."""
+    def add_body(self, request: int, body: Stream) -> None:
+        """Send a body to the worker when that has begun the request, which it shows by a first grant."""
         self._bodies[request] = body
-        body.on_ready(partial(self.go_on, request))
 
-    def go_on(self, request: int) -> None:
+    def withdraw(self, request: int) -> None:
+        """Forget the body of a request that was recalled; nothing of it was sent."""
+        if self._bodies.pop(request, None) is not None:
+            self._begun.discard(request)
+
+    def grant(self, request: int) -> None:
+        """Handle a grant of the worker: go on with a body."""
+        body = self._bodies.get(request)
+        if body is None:
+            return
+        if request in self._begun:
+            self._go_on(request)
+        else:
+            self._begun.add(request)
+            body.on_ready(partial(self._go_on, request))
+
+    def _go_on(self, request: int) -> None:
         """Send what there is of a body, as far as the worker has granted it."""
         body = self._bodies.get(request)
         if body is None:
@@ -51,7 +69,7 @@ class PipeStreams:
         while data := body.take(min(NEXT_PIECE, streams.credit(request))):
             streams.send(request, data)
         if body.finished:
-            del self._bodies[request]
+            self.withdraw(request)
             streams.send_end(request)
         self._flush()
 
@@ -91,6 +109,7 @@ class PipeStreams:
         """
         body = self._bodies.pop(request, None)
         if body is not None:
+            self._begun.discard(request)
             body.cancel()
         self._session.streams.forget(request)
         self._taken.pop(request, None)

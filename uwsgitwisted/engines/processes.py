@@ -16,17 +16,21 @@ from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
+from uwsgitwisted.engines.shared_ports import SharedPorts
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
 from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
+from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
+from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.worker.spec import WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
@@ -34,6 +38,8 @@ _CHECK_INTERVAL = 0.005
 #: A worker is slow if it runs one request for longer than this, in seconds.
 _SLOW = 0.003
 
+#: A worker that answers a request that it has accepted itself counts as one with so many requests.
+_BUSY = 1_000
 #: A request that has crashed this many workers is not run again.
 _MAX_CRASHES = 2
 
@@ -79,6 +85,8 @@ class ProcessEngine:
         self._check_timer = Timer(reactor, self._check_workers)
         self._next_check = math.inf
         self._stop_timer = Timer(reactor, self._on_stop_timeout)
+        self._shared: SharedPorts | None = None
+        self._reports = Reports(self._log)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -86,12 +94,19 @@ class ProcessEngine:
 
     # Start, reload and stop
 
+    def share(self, ports: SharedPorts) -> None:
+        """Have the workers take web requests from *ports* themselves; to be called before the start."""
+        self._shared = ports
+        self._spec = replace(self._spec, accepting=ports.accepting)
+
     def start(self) -> Deferred[None]:
         """Start the workers, and start those again that fail to.
 
         :return: fires when the first worker is ready.
         """
         self._supervisor.start()
+        if self._shared is not None:
+            self._shared.start(self._look)
         return self._ready
 
     def reload(self) -> Deferred[bool]:
@@ -107,6 +122,8 @@ class ProcessEngine:
         self._stopping = True
         self._stop_timer.set(seconds)
         if self._stopped is None:
+            for worker in self._workers:
+                worker.pipe.stop_accepting()
             self._stopped = Deferred.fromCoroutine(self._stop())
         return self._stopped
 
@@ -114,6 +131,8 @@ class ProcessEngine:
         self._check_drained()
         await self._drained
         await self._supervisor.stop()
+        if self._shared is not None:
+            self._shared.stop()
         self._stop_timer.clear()
         self._check_timer.clear()
 
@@ -124,13 +143,14 @@ class ProcessEngine:
             running = worker.pipe.running
             if running is not None:
                 running.error = Interrupted("the node was stopped while running the request")
+            if running is not None or worker.busy_for:
                 worker.kill()
         self._check_drained()
 
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(worker.pipe.in_flight for worker in self._workers):
+        if not self._queue and not any(worker.pipe.in_flight or worker.busy_for for worker in self._workers):
             self._drained.callback(None)
 
     # Workers
@@ -142,7 +162,8 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node)
+        descriptors = None if self._shared is None else self._shared.descriptors
+        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, descriptors)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -171,6 +192,10 @@ class ProcessEngine:
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
+
+    def on_report(self, error: Exception) -> None:
+        """Log that a web request has failed that a worker had accepted itself."""
+        self._reports.failed(Failure(error), Request(Packet(WSGI, 0)))
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
@@ -206,10 +231,6 @@ class ProcessEngine:
             if worker is None:
                 break
             job = self._queue.pop()
-            if job.body is not None and worker.pipe.in_flight:
-                # A body goes to a worker once. So its request must not be recalled, which the first never is.
-                self._queue.put_back([job])
-                break
             if job.deadline <= now:
                 job.complete(RequestTimeout("the request timed out before a worker was free"))
             elif not job.completed:  # its caller may have cancelled it while a worker had it
@@ -222,6 +243,10 @@ class ProcessEngine:
         fewest = 0
         for worker in self._workers:
             in_flight = worker.pipe.in_flight
+            if worker.busy_for:  # another one should have it, if there is one
+                if in_flight:
+                    continue
+                in_flight = _BUSY
             if (least_loaded is None or in_flight < fewest) and worker.capacity > 0:
                 least_loaded, fewest = worker, in_flight
                 if not in_flight:
@@ -243,6 +268,27 @@ class ProcessEngine:
         else:
             self._check_drained()
 
+    # Shared ports
+
+    def _look(self) -> bool:
+        """Look after workers that accept connections; return whether the front should accept what waits."""
+        busy = []
+        for worker in self.workers:
+            if worker.working_for > self._timeout:
+                text = f"a web request exceeded the node's limit of {self._timeout:g} s; its worker was killed"
+                self.on_report(RequestTimeout(text, seconds=self._timeout))
+                worker.kill()
+            if worker.busy_for > _SLOW or worker.pipe.in_flight:
+                busy.append(worker)
+        if len(busy) < len(self.workers):
+            for worker in busy:
+                if worker.busy_for:
+                    self._queue.put_back(worker.pipe.recall(spared=0))
+            if self._queue:
+                self._dispatch()
+        self._check_drained()
+        return len(busy) == len(self.workers)
+
     # Time limits
 
     def _check_at(self, time: float) -> None:
@@ -260,7 +306,9 @@ class ProcessEngine:
             running = pipe.running
             if running is None:
                 continue
-            if pipe.waits_for_peer:  # whose connection has its own time limits
+            # The peer's connection has its own time limits. A request behind one that the worker has accepted
+            # itself has not begun.
+            if pipe.waits_for_peer or worker.busy_for:
                 pipe.running_since = now
             ran = now - pipe.running_since
             if ran >= self._timeout:

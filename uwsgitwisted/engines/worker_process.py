@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -16,6 +17,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.activity import Activity
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
@@ -24,7 +26,7 @@ from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import read_more_at_once
 from uwsgitwisted.wire.terms import Terms
-from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, WorkerSpec
+from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSpec
 
 #: A worker's output is logged by lines; a longer line is split into pieces of this size.
 _MAX_LINE = 8_000
@@ -40,6 +42,9 @@ class WorkerOwner(Protocol):
 
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace *worker*, which has asked for it."""
+
+    def on_report(self, error: Exception) -> None:
+        """Log that a request has failed that a worker had accepted itself."""
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """See whether *worker* may go on sending its large answers, which have *size* bytes."""
@@ -68,19 +73,26 @@ class WorkerProcess(ProcessProtocol):
         self._tokens = Tokens()
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
-        self._kill_later = Timer(reactor, self.kill)
+        self._kill_later = Timer(reactor, self._end_retired)
+        self._activity: Activity | None = None
 
-    def spawn(self, spec: WorkerSpec, node: str) -> None:
+    def spawn(self, spec: WorkerSpec, node: str, shared: Mapping[int, int] | None = None) -> None:
         """Start the process.
 
         :param spec: the handlers.
         :param node: the node's name, for error texts.
+        :param shared: the further descriptors of a worker that accepts connections, by their numbers there.
         :raises OSError: if the system has no process or file descriptor left.
         """
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
+            further = dict(shared or {})
+            if further:
+                further[ACTIVITY_FD] = Activity.create()
+                opened.callback(os.close, further[ACTIVITY_FD])
+                self._activity = Activity(further[ACTIVITY_FD])
             command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
@@ -93,9 +105,12 @@ class WorkerProcess(ProcessProtocol):
                     2: "r",
                     SOCKET_FD: theirs.fileno(),
                     TOKENS_FD: self._tokens.reader,
+                    **further,
                 },
             )
             opened.pop_all()
+        if further:
+            os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
@@ -123,6 +138,23 @@ class WorkerProcess(ProcessProtocol):
             self._kill_later.set(_SHUTDOWN_TIME)
         else:
             self.kill()
+
+    def _end_retired(self) -> None:
+        """Kill a retired process that has not exited by itself, unless it still answers a request."""
+        if self.busy_for:
+            self._kill_later.set(_SHUTDOWN_TIME)
+        else:
+            self.kill()
+
+    @property
+    def busy_for(self) -> float:
+        """For how many seconds a request has not gone on that the worker has accepted itself; 0 without one."""
+        return 0.0 if self._activity is None else self._activity.busy_for
+
+    @property
+    def working_for(self) -> float:
+        """The same, but 0 while the worker waits for its peer."""
+        return 0.0 if self._activity is None else self._activity.working_for
 
     @property
     def pipe(self) -> Pipe:
@@ -152,6 +184,10 @@ class WorkerProcess(ProcessProtocol):
     def on_retiring(self) -> None:
         """Have the owner replace this worker, which has asked for it."""
         self._owner.on_retiring(self)
+
+    def on_report(self, error: Exception) -> None:
+        """Have the owner log an error."""
+        self._owner.on_report(error)
 
     def on_transfer(self, size: int) -> None:
         """Tell the owner how much of large answers the worker is sending."""
@@ -219,6 +255,9 @@ class WorkerProcess(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
+        if self._activity is not None:
+            self._activity.close()
+            self._activity = None
         self.ended.callback(_describe_exit(reason))
 
 

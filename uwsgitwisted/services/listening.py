@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
@@ -160,6 +160,12 @@ def _explain(description: str, failure: Failure) -> str:
     else:
         advice = _FOR_PORTS.get(number, "")
     return f"can't listen on {description}: {reason}{'. ' if advice else ''}{advice}"
+
+
+def opened_port(listener: Listener) -> Any:
+    """Return the port of a listener, if it is open; otherwise None."""
+    port = getattr(listener.port, "result", None)
+    return port if hasattr(port, "socket") else None
 
 
 async def stop_listening(listeners: list[Listener]) -> None:

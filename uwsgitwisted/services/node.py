@@ -64,6 +64,7 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
         responders[MARSHAL] = ForwardResponder(engine)
     if node.applications:
         responders |= dict.fromkeys(WEB, WebResponder(engine))
+    has_web = bool(node.applications)
     return ServerService(
-        reactor, settings, engine, responders, streamed_bodies=WEB if node.applications else ()
+        reactor, settings, engine, responders, streamed_bodies=WEB if has_web else (), share_ports=has_web
     )

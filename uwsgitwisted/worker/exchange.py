@@ -23,6 +23,10 @@ WINDOW = 256 * 1024
 _GRANT = WINDOW // 4
 
 
+class ClientGone(BrokenPipeError):
+    """Nobody waits for the answer any more. An application gets it from what it calls to send."""
+
+
 class Body:
     """The bytes of a request's body that have arrived, and are not read yet."""
 
@@ -59,6 +63,28 @@ class Pipe(Protocol):
 
     def flush(self) -> None:
         """Write the queued frames."""
+
+
+class AnyExchange(Protocol):
+    """What a handler of streams has of a request: see :class:`Exchange`."""
+
+    packet: Packet
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a stream follows the request's message."""
+
+    def read(self, size: int) -> bytes:
+        """Return up to *size* bytes of the request's stream."""
+
+    def send(self, data: bytes) -> None:
+        """Send a part of the answer now."""
+
+    def send_file(self, descriptor: int, offset: int, size: int) -> None:
+        """Send a part of a file."""
+
+    def finish(self, data: bytes = b"") -> None:
+        """Send the last part of the answer, or all of it."""
 
 
 class Exchange:
@@ -120,7 +146,7 @@ class Exchange:
     def send(self, data: bytes) -> None:
         """Send a part of the answer now; wait until the front has room for it.
 
-        :raises BrokenPipeError: if nobody waits for the answer any more.
+        :raises ClientGone: if nobody waits for the answer any more.
         """
         position = self._begin(data)
         for size in self._windows(len(data) - position):
@@ -132,7 +158,7 @@ class Exchange:
     def send_file(self, descriptor: int, offset: int, size: int) -> None:
         """Send *size* bytes of a file, from *offset*, without reading them into this process.
 
-        :raises BrokenPipeError: if nobody waits for the answer any more.
+        :raises ClientGone: if nobody waits for the answer any more.
         :raises SystemExit: if the file has become shorter: then the answer, and the pipe, can't be saved.
         """
         self._begin(b"")
@@ -183,7 +209,7 @@ class Exchange:
             while not self.cancelled and not (credit := self._pipe.session.streams.credit(self.id)):
                 self._pipe.receive(wait=True)
             if self.cancelled:
-                raise BrokenPipeError("the client has gone")
+                raise ClientGone("the client has gone")
             part = min(size, credit)
             yield part
             size -= part

@@ -12,12 +12,16 @@ import json
 import math
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
+from uwsgitwisted.activity import Activity
 from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
@@ -31,18 +35,30 @@ from uwsgitwisted.wire.events import (
     DataReceived,
     EndReceived,
     RequestReceived,
+    ShutdownReceived,
     StreamedRequestReceived,
 )
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
+from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.spool import periodic
 from uwsgitwisted.worker.reaper import fork_below_reaper
-from uwsgitwisted.worker.spec import SOCKET_FD, TOKENS_FD, HandlerTable, WorkerSpec
+from uwsgitwisted.worker.spec import (
+    ACTIVITY_FD,
+    HANDOFF_FD,
+    LISTENER_FD,
+    MAX_PORTS,
+    NO_REQUEST,
+    SOCKET_FD,
+    TOKENS_FD,
+    HandlerTable,
+    WorkerSpec,
+)
 
 #: How many bytes are read at once.
 _READ_SIZE = 256 * 1024
@@ -57,37 +73,87 @@ class Worker:
     :param spec: its limits.
     :param handlers: what answers, by modifier1.
     :param node: this worker's name in the errors that it reports.
+    :param make_acceptor: makes what accepts connections, from what reports an error to the front; None if this
+        worker accepts none.
     """
 
     def __init__(
-        self, connection: socket.socket, tokens: int, spec: WorkerSpec, handlers: HandlerTable, node: str
+        self,
+        connection: socket.socket,
+        tokens: int,
+        spec: WorkerSpec,
+        handlers: HandlerTable,
+        node: str,
+        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
     ) -> None:
         self.connection = connection
         self._tokens = tokens
         self._handlers = handlers
         self._node = node
-        self._terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
+        self._terms = Terms(max_message=spec.max_message, node=node, window=1)
         self._left = -1 if spec.max_requests is None else spec.max_requests
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
+        #: Whether no further connections are accepted.
+        self._draining = False
         #: The streams behind requests, by the requests' ids.
         self._bodies: dict[int, Body] = {}
         self._exchange: Exchange | None = None
+        self._acceptor = None if make_acceptor is None else make_acceptor(self._report)
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
-        data = self._accept()
+        data = self._negotiate()
+        if self._acceptor is not None:
+            self._serve_with_ports(self._acceptor, data)
+            return
         while data or (data := self.connection.recv(_READ_SIZE)):
-            self._handle(data)
+            self._serve_pipe(data)
             data = b""
-            while self._waiting and self._may_begin():
-                self._run(*self._waiting.popleft())
-                self._left -= 1
-                if not self._left:
-                    self.session.send_shutdown()  # the front starts a successor; until then this one goes on
-                self.flush()  # before the next begins: should that end this process, this answer is out
-            self.flush()
 
-    def _accept(self) -> bytes:
+    def _serve_with_ports(self, acceptor: Acceptor, data: bytes) -> None:
+        """Answer what comes on the pipe, and what comes on the ports while the pipe is silent."""
+        pipe = self.connection.fileno()
+        with select.epoll() as poll:
+            poll.register(pipe, select.EPOLLIN)
+            for listener in acceptor.listeners:
+                # The kernel wakes one worker for a connection, not all.
+                poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._serve_pipe(data)
+            while True:
+                ready = [descriptor for descriptor, _ in poll.poll()]
+                if pipe in ready:
+                    if not (data := self.connection.recv(_READ_SIZE)):
+                        return
+                    self._serve_pipe(data)
+                    if self._draining:
+                        for listener in acceptor.listeners:
+                            poll.unregister(listener)
+                        acceptor.listeners.clear()
+                for descriptor in ready:
+                    if descriptor in acceptor.listeners and acceptor.accept(descriptor):
+                        self._count()
+                        self.flush()
+
+    def _serve_pipe(self, data: bytes) -> None:
+        """Handle bytes from the pipe, and run the requests that are there then."""
+        self._handle(data)
+        while self._waiting and self._may_begin():
+            self._run(*self._waiting.popleft())
+            self._count()
+            self.flush()  # before the next begins: should that end this process, this answer is out
+        self.flush()
+
+    def _count(self) -> None:
+        """Count a request."""
+        self._left -= 1
+        if not self._left:
+            self.session.send_shutdown()  # the front starts a successor; until then this one goes on
+
+    def _report(self, error: UwsgiError) -> None:
+        """Have the front log an error of a request that isn't its own."""
+        self.session.send_error(NO_REQUEST, encode_failure(error))
+
+    def _negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
@@ -127,6 +193,8 @@ class Worker:
                 self._bodies[event.id].chunks.append(event.data)
             elif isinstance(event, EndReceived):
                 self._bodies[event.id].ended = True
+            elif isinstance(event, ShutdownReceived):
+                self._draining = True
             elif isinstance(event, CancelReceived):
                 if self._exchange is not None and event.id == self._exchange.id:
                     self._exchange.cancelled = True
@@ -156,7 +224,10 @@ class Worker:
         else:
             try:
                 if isinstance(handler, StreamHandler):
-                    self._exchange = Exchange(self, request.id, packet, self._bodies.get(request.id))
+                    body = self._bodies.get(request.id)
+                    if body is not None:  # the front sends it only now, so that it can recall the request
+                        self.session.streams.grant(request.id, WINDOW)
+                    self._exchange = Exchange(self, request.id, packet, body)
                     handler(self._exchange, self._node)
                     if self._exchange.cancelled:
                         raise RequestCancelled("the client has gone")
@@ -217,12 +288,29 @@ def main(arguments: list[str]) -> None:
     handlers = spec.load(worker_id)
     postfork_chain_hook()
     with socket.socket(fileno=SOCKET_FD) as connection:
-        Worker(connection, TOKENS_FD, spec, handlers, f"{node} worker {worker_id}").serve()
+        name = f"{node} worker {worker_id}"
+        Worker(connection, TOKENS_FD, spec, handlers, name, _acceptor_maker(spec, handlers, name)).serve()
+
+
+def _acceptor_maker(
+    spec: WorkerSpec, handlers: HandlerTable, node: str
+) -> Callable[[Callable[[UwsgiError], None]], Acceptor] | None:
+    if spec.accepting is None:
+        return None
+    return partial(
+        Acceptor,
+        spec.accepting,
+        [socket.socket(fileno=LISTENER_FD + number) for number in range(spec.accepting.ports)],
+        socket.socket(fileno=HANDOFF_FD),
+        Activity(ACTIVITY_FD),
+        {modifier1: handler for modifier1, handler in handlers.items() if isinstance(handler, StreamHandler)},
+        node,
+    )
 
 
 if __name__ == "__main__":
     try:
-        fork_below_reaper(SOCKET_FD, TOKENS_FD)
+        fork_below_reaper(*range(SOCKET_FD, LISTENER_FD + MAX_PORTS))
         main(sys.argv[1:])
     except StartupError as error:
         sys.exit(f"{error}")

@@ -23,8 +23,13 @@ FunctionTable = Mapping[int, Handler]
 #: several times, or True for a flag.
 OptionValues = Mapping[str, str | Sequence[str] | bool]
 
-#: Where the front puts the session's socket, and the pipe of tokens.
-SOCKET_FD, TOKENS_FD = 3, 4
+#: The id of an error that belongs to no request of the front: one that a worker has accepted itself has failed.
+NO_REQUEST = 0
+#: The most ports from which a worker accepts connections.
+MAX_PORTS = 64
+#: Where the front puts the session's socket, the pipe of tokens, and, in a worker that accepts connections, its
+#: activity, the socket over which connections go to the front, and the ports, the first of them there.
+SOCKET_FD, TOKENS_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,20 @@ class Loader:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepting:
+    """How a worker takes web requests from the service's own ports.
+
+    :param ports: how many ports there are.
+    :param networks: whose connections it takes itself, as texts; None for all.
+    :param write_timeout: for how many seconds a peer may read nothing while bytes wait for it.
+    """
+
+    ports: int
+    networks: Sequence[str] | None
+    write_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """Which handlers a worker runs; it travels to the worker as JSON on its command line.
 
@@ -65,6 +84,7 @@ class WorkerSpec:
         more fails with ``MemoryError``, and its worker is replaced.
     :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
     :param numproc: how many workers there are.
+    :param accepting: how the worker accepts connections; None if it doesn't.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -76,6 +96,7 @@ class WorkerSpec:
     options: OptionValues = field(default_factory=dict)
     numproc: int = 1
     masterpid: int = 0
+    accepting: Accepting | None = None
 
     def encode(self) -> str:
         """Return the JSON text."""
@@ -85,7 +106,9 @@ class WorkerSpec:
     def decode(cls, text: str) -> WorkerSpec:
         """Return what :meth:`encode` gave."""
         values = json.loads(text)
-        return cls(tuple(Loader(**loader) for loader in values.pop("loaders")), **values)
+        loaders = tuple(Loader(**loader) for loader in values.pop("loaders"))
+        accepting = values.pop("accepting")
+        return cls(loaders, accepting=accepting and Accepting(**accepting), **values)
 
     def load_functions(self, worker_id: int = 0) -> FunctionTable:
         """Load the handlers for an engine that has no worker processes, and so no streams; see :meth:`load`.

@@ -9,7 +9,7 @@ from typing import Any
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.worker.exchange import Exchange
+from uwsgitwisted.worker.exchange import AnyExchange
 
 
 def _unchanged(request: Packet) -> Packet:
@@ -60,9 +60,9 @@ class StreamHandler:
     :param serve: answers the request of an exchange.
     """
 
-    serve: Callable[[Exchange], None]
+    serve: Callable[[AnyExchange], None]
 
-    def __call__(self, exchange: Exchange, node: str = "") -> None:
+    def __call__(self, exchange: AnyExchange, node: str = "") -> None:
         """Answer the request.
 
         :param node: the name of this node and worker.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import WSGI
+from uwsgitwisted.wire.web import status_answer
 from uwsgitwisted.worker.compat.install import install
-from uwsgitwisted.worker.exchange import Exchange
+from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.module import load_module
 from uwsgitwisted.worker.web.environ import Environ, complete, read_request
@@ -21,8 +23,6 @@ from uwsgitwisted.worker.web.response import Application, FileWrapper, run
 DEFAULT_CALLABLE = "application"
 
 _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
-#: The answer where no application is mounted.
-_NOT_FOUND = b"HTTP/1.0 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\nNot Found\n"
 
 
 def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = "") -> dict[int, StreamHandler]:
@@ -49,14 +49,14 @@ def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = ""
     }
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
-    def serve(exchange: Exchange) -> None:
+    def serve(exchange: AnyExchange) -> None:
         environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
         complete(environ, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
         application = find(environ)
         if application is None:
-            exchange.finish(_NOT_FOUND)
+            exchange.finish(status_answer(HTTPStatus.NOT_FOUND))
         else:
             run(application, environ, exchange)
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from uwsgitwisted.errors import MalformedPacket
-from uwsgitwisted.worker.exchange import Exchange
+from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 
 _unpack_length = struct.Struct("<H").unpack_from
 #: The most digits of a body's size.
@@ -63,7 +63,7 @@ def _size(text: bytes) -> int:
     return int(text)
 
 
-def complete(environ: Environ, exchange: Exchange, body: bytes, shared: Environ) -> None:
+def complete(environ: Environ, exchange: AnyExchange, body: bytes, shared: Environ) -> None:
     """Add what WSGI requires to the variables of a request.
 
     :param shared: what all requests of this worker have in common.
@@ -78,7 +78,7 @@ def complete(environ: Environ, exchange: Exchange, body: bytes, shared: Environ)
     environ.update(shared)
 
 
-def _input(environ: Environ, exchange: Exchange) -> io.BufferedReader:
+def _input(environ: Environ, exchange: AnyExchange) -> io.BufferedReader:
     return io.BufferedReader(_StreamedBody(exchange, int(environ["CONTENT_LENGTH"])), 64 * 1024)
 
 
@@ -88,7 +88,7 @@ class _StreamedBody(io.RawIOBase):
     :param size: how many bytes it has.
     """
 
-    def __init__(self, exchange: Exchange, size: int) -> None:
+    def __init__(self, exchange: AnyExchange, size: int) -> None:
         self._exchange = exchange
         self._left = size
 
@@ -99,11 +99,11 @@ class _StreamedBody(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; wait for them.
 
-        :raises BrokenPipeError: if the client has gone before it has sent all.
+        :raises ClientGone: if the client has gone before it has sent all.
         """
         data = self._exchange.read(len(buffer))
         if not data and self._left:
-            raise BrokenPipeError(f"the client has gone; {self._left} bytes of the body are missing")
+            raise ClientGone(f"the client has gone; {self._left} bytes of the body are missing")
         buffer[: len(data)] = data
         self._left -= len(data)
         return len(data)

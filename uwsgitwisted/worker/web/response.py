@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from uwsgitwisted.worker.exchange import Exchange
+from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.web.environ import Environ
 
 Headers = list[tuple[str, str]]
@@ -86,7 +86,7 @@ class Response:
 
     __slots__ = ("_exchange", "_headers", "_left", "_method", "_protocol", "_sent", "_status")
 
-    def __init__(self, exchange: Exchange, environ: Environ) -> None:
+    def __init__(self, exchange: AnyExchange, environ: Environ) -> None:
         self._exchange = exchange
         self._method = environ["REQUEST_METHOD"]
         self._protocol = environ["SERVER_PROTOCOL"]
@@ -195,7 +195,7 @@ class Response:
         return data
 
 
-def run(application: Application, environ: Environ, exchange: Exchange) -> None:
+def run(application: Application, environ: Environ, exchange: AnyExchange) -> None:
     """Run *application* for one request, and send its answer."""
     response = Response(exchange, environ)
     result = application(environ, response.start)

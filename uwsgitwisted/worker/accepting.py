@@ -1,0 +1,246 @@
+"""Web requests that a worker takes from the service's own ports.
+
+Most web requests are small, and arrive in one piece on a connection of their own. A worker accepts such a
+connection, reads the request, and answers on it, without the front. It hands any other connection over to the
+front, with the bytes that it has read: one with another kind of request, with one that is not complete, or of a
+peer that may not connect.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from time import monotonic
+
+from uwsgitwisted.activity import Activity
+from uwsgitwisted.errors import MalformedPacket, UwsgiError
+from uwsgitwisted.wire.message import WSGI_STRIPPED
+from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
+from uwsgitwisted.wire.vars import body_size, may_announce_body
+from uwsgitwisted.wire.web import status_answer, status_of
+from uwsgitwisted.worker.exchange import ClientGone
+from uwsgitwisted.worker.handlers.handler import StreamHandler
+from uwsgitwisted.worker.spec import Accepting
+
+#: The most bytes that are read from a connection: a packet, and a small body.
+_READ_SIZE = HEADER_SIZE + 2 * MAX_PAYLOAD
+#: How long to wait for the first bytes of a connection, in seconds. They follow the connection at once, but the
+#: worker may be faster.
+_FIRST_BYTES = 0.001
+#: After a connection without bytes, no other is waited for in this time, in seconds: many such connections must
+#: cost nothing.
+_PAUSE = 0.1
+#: Make the close of a connection a reset.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class DirectExchange:
+    """A web request on a connection of its own; see :class:`~uwsgitwisted.worker.exchange.Exchange`.
+
+    :param connection: the connection, which this closes.
+    :param packet: the request's packet, whose payload has the body behind the variables.
+    :param activity: shows the front what happens.
+    :param write_timeout: for how many seconds the peer may read nothing while bytes wait.
+    """
+
+    __slots__ = ("_activity", "_connection", "_write_timeout", "begun", "packet")
+
+    #: Whether a stream follows the request's message.
+    streamed = False
+
+    def __init__(
+        self, connection: socket.socket, packet: Packet, activity: Activity, write_timeout: float
+    ) -> None:
+        self._connection = connection
+        self._activity = activity
+        self._write_timeout = write_timeout
+        self.packet = packet
+        #: Whether a part of the answer was sent.
+        self.begun = False
+
+    def read(self, size: int) -> bytes:
+        """Return no bytes: no stream follows."""
+        return b""
+
+    def send(self, data: bytes) -> None:
+        """Send a part of the answer now.
+
+        :raises ClientGone: if the peer is gone, or has read nothing for too long.
+        """
+        self.begun = True
+        try:
+            sent = self._send(data)
+            while sent < len(data):
+                self._wait()
+                sent += self._send(memoryview(data)[sent:])
+        except OSError as error:
+            raise ClientGone(f"the client has gone: {error}") from error
+        self._activity.work()
+
+    def send_file(self, descriptor: int, offset: int, size: int) -> None:
+        """Send *size* bytes of a file, from *offset*, without reading them into this process.
+
+        :raises ClientGone: if the peer is gone, or has read nothing for too long.
+        :raises RuntimeError: if the file has become shorter.
+        """
+        self.begun = True
+        self._connection.setblocking(False)
+        end = offset + size
+        while offset < end:
+            try:
+                sent = os.sendfile(self._connection.fileno(), descriptor, offset, end - offset)
+            except BlockingIOError:
+                self._wait()
+                continue
+            except OSError as error:
+                raise ClientGone(f"the client has gone: {error}") from error
+            if not sent:
+                raise RuntimeError("a file became shorter while it was being sent")
+            offset += sent
+            self._activity.work()
+
+    def finish(self, data: bytes = b"") -> None:
+        """Send the last part of the answer, and close the connection."""
+        if data:
+            self.send(data)
+        self._connection.close()
+
+    def abort(self) -> None:
+        """Reset the connection, if it is open: the peer must not take what it has for the whole answer."""
+        if self._connection.fileno() != -1:
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._connection.close()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._connection.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def _wait(self) -> None:
+        """Wait until the peer has read something."""
+        self._activity.wait()
+        poll = select.poll()
+        poll.register(self._connection, select.POLLOUT)
+        if not poll.poll(self._write_timeout * 1000):
+            raise ClientGone(f"the client has read nothing for {self._write_timeout:g} s")
+        self._activity.work()
+
+
+class Acceptor:
+    """Accepts connections in a worker.
+
+    :param accepting: what the front has told about its ports.
+    :param listeners: the ports.
+    :param front: where connections go that are the front's.
+    :param activity: shows the front what happens.
+    :param handlers: the handlers of web requests, by modifier1.
+    :param node: this worker's name in the errors that it reports.
+    :param report: tells the front of an error, for its log.
+    """
+
+    def __init__(
+        self,
+        accepting: Accepting,
+        listeners: Sequence[socket.socket],
+        front: socket.socket,
+        activity: Activity,
+        handlers: dict[int, StreamHandler],
+        node: str,
+        report: Callable[[UwsgiError], None],
+    ) -> None:
+        #: The ports, by their descriptors.
+        self.listeners = {listener.fileno(): listener for listener in listeners}
+        self._write_timeout = accepting.write_timeout
+        self._front = front
+        self._activity = activity
+        self._handlers = handlers
+        self._node = node
+        self._report = report
+        self._no_wait_until = 0.0
+        networks = None if accepting.networks is None else list(map(ipaddress.ip_network, accepting.networks))
+        self._is_allowed = lru_cache(1_000)(lambda host: networks is None or _is_in(host, networks))
+
+    def accept(self, descriptor: int) -> bool:
+        """Accept a connection and handle its request, or hand it over.
+
+        :return: whether this worker has run a request.
+        """
+        try:
+            connection, address = self.listeners[descriptor].accept()
+        except OSError:  # another worker was faster, the peer has gone, or there are no descriptors left
+            return False
+        with connection:
+            data = self._read(connection)
+            packet = _web_request(data)
+            if packet is None or not self._is_allowed(address[0] if address else ""):
+                # A message without a byte would look like the end of the connection to the front.
+                socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
+                return False
+            self._activity.work()
+            try:
+                self._run(DirectExchange(connection, packet, self._activity, self._write_timeout))
+            finally:
+                self._activity.rest()
+        return True
+
+    def _read(self, connection: socket.socket) -> bytes:
+        """Return the bytes that have arrived on a new connection."""
+        try:
+            return connection.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return b""
+        now = monotonic()
+        if now < self._no_wait_until:
+            return b""
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        if not poll.poll(_FIRST_BYTES * 1000):
+            self._no_wait_until = now + _PAUSE
+            return b""
+        try:
+            return connection.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        except OSError:
+            return b""
+
+    def _run(self, exchange: DirectExchange) -> None:
+        try:
+            self._handlers[exchange.packet.modifier1](exchange, self._node)
+        except UwsgiError as error:
+            if exchange.begun:
+                exchange.abort()
+            else:
+                exchange.finish(status_answer(status_of(error)))
+            if not isinstance(error.__cause__, ClientGone):
+                self._report(error)
+
+
+def _web_request(data: bytes) -> Packet | None:
+    """Return the complete web request that *data* is, with its body; None if it is anything else."""
+    if len(data) < HEADER_SIZE:
+        return None
+    modifier1, size, modifier2 = unpack_header(data)
+    if modifier1 not in (WSGI, WSGI_STRIPPED):
+        return None
+    if may_announce_body(data):
+        try:
+            size += body_size(data[HEADER_SIZE : HEADER_SIZE + size])
+        except MalformedPacket:
+            return None
+    return Packet(modifier1, modifier2, data[HEADER_SIZE:]) if len(data) == HEADER_SIZE + size else None
+
+
+def _is_in(host: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether an address is in one of *networks*; a UNIX socket's is not an address, and always is."""
+    if not host:
+        return True
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return any(mapped in network for network in networks)
