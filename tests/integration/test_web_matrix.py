@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.integration.nginx import Nginx
-from tests.integration.services import PATIENCE, Launcher
+from tests.integration.services import PATIENCE, Launcher, until
 from tests.integration.web_apps import GREETING, pattern
 from tests.integration.web_servers import LOCATIONS, UNBUFFERED, nginx_before, real_server
 from uwsgitwisted.wire.packet import HEADER_SIZE
@@ -212,6 +212,47 @@ def test_many_headers(fronts: dict[str, Nginx]) -> None:
     for front in fronts.values():
         found = json.loads(see(front, "GET", "/variables", None, headers).body)
         assert all(found[f"HTTP_X_{number}"] == "x" * 4_000 for number in range(15))
+
+
+@pytest.fixture(params=["uWSGI"])
+def front(request: pytest.FixtureRequest, fronts: dict[str, Nginx]) -> Nginx:
+    """The nginx in front of one of the servers."""
+    return fronts[request.param]
+
+
+def test_events(front: Nginx, tmp_path: Path) -> None:
+    """A browser has each server-sent event before the next one is made."""
+    with socket.create_connection(("127.0.0.1", front.port), PATIENCE) as connection:
+        request = f"GET /events?count=5&path={tmp_path}/event HTTP/1.0\r\nHost: x\r\n\r\n"
+        connection.sendall(request.encode())
+        with connection.makefile("rb") as received:
+            for number in range(5):
+                (tmp_path / f"event{number}").touch()
+                if number == 0:  # a server sends the headers with the first piece
+                    while received.readline() != b"\r\n":
+                        pass
+                assert (received.readline(), received.readline()) == (b"data: %d\n" % number, b"\n")
+            assert received.read() == b""
+
+
+@pytest.mark.parametrize("pieces", [1, 100])
+def test_close(front: Nginx, tmp_path: Path, pieces: int) -> None:
+    """An answer's ``close`` is called when all of it was taken."""
+    assert front.ask("GET", f"/closing?path={tmp_path}/end&pieces={pieces}").body == b"x" * 1_000 * pieces
+    until((tmp_path / "end").exists, "the call of close")
+    assert int((tmp_path / "end").read_text()) == pieces
+
+
+@BUFFERING
+def test_a_browser_that_goes_away(front: Nginx, tmp_path: Path, prefix: str) -> None:
+    """An endless answer ends, and its ``close`` is called, when nobody reads any more."""
+    with socket.create_connection(("127.0.0.1", front.port), PATIENCE) as connection:
+        request = f"GET {prefix}/closing?path={tmp_path}/end HTTP/1.0\r\nHost: x\r\n\r\n"
+        connection.sendall(request.encode())
+        assert connection.recv(1_000)
+        assert not (tmp_path / "end").exists()
+    until((tmp_path / "end").exists, "the call of close")
+    assert see(front, "GET", "/").body == GREETING
 
 
 class _Taken(NamedTuple):
