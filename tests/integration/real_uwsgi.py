@@ -1,4 +1,4 @@
-"""A real uWSGI for tests: its spooler, or an application that spools."""
+"""A real uWSGI for tests: its spooler, an application that spools, or a server of web requests."""
 
 from __future__ import annotations
 
@@ -102,3 +102,17 @@ def real_spooler(directory: Path, spool: Path, handler: str) -> AbstractContextM
 def real_application(directory: Path, spool: Path, handler: str) -> AbstractContextManager[RealUwsgi]:
     """Run an application that writes tasks into *spool*, without a spooler."""
     return _running(directory, handler, "--spooler-external", str(spool))
+
+
+@contextlib.contextmanager
+def real_web_server(directory: Path, application: str, *options: str) -> Iterator[RealUwsgi]:
+    """Run a WSGI application in two processes behind the file ``socket`` in *directory*.
+
+    :param application: its module there, and its name in it.
+    """
+    listen = ("--socket", str(directory / "socket"), "--wsgi", application, "--need-app")
+    # By default, it refuses more than 4096 bytes of variables, and waits a minute for workers that don't end.
+    limits = ("--buffer-size", "65535", "--reload-mercy", "2", "--worker-reload-mercy", "2")
+    with _running(directory, "", *listen, "--processes", "2", *limits, *options) as running:
+        until(lambda: "spawned uWSGI worker 2" in running.log, "the workers")
+        yield running

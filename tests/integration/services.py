@@ -253,7 +253,15 @@ class Launcher:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._directories = 0
         self._services: list[Service] = []
+
+    def new_directory(self) -> Path:
+        """Make a directory for a service."""
+        directory = self._directory / f"s{self._directories}"
+        self._directories += 1
+        directory.mkdir()
+        return directory
 
     def start(
         self,
@@ -273,8 +281,7 @@ class Launcher:
         :param twistd: what runs it.
         """
         if directory is None:
-            directory = self._directory / f"s{len(self._services)}"
-            directory.mkdir()
+            directory = self.new_directory()
         port = free_port()
         address: Any = ("127.0.0.1", port) if tcp else f"unix:{directory}/socket"
         listen = f"tcp:{port}" if tcp else str(address)
@@ -294,8 +301,7 @@ class Launcher:
         :param address: where its service listens.
         :param modules: the sources of modules beside it, by their names.
         """
-        directory = self._directory / f"s{len(self._services)}"
-        directory.mkdir()
+        directory = self.new_directory()
         (directory / "application.tac").write_text(source)
         for name, text in modules.items():
             (directory / f"{name}.py").write_text(text)
