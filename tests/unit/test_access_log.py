@@ -72,9 +72,8 @@ def test_no_variables() -> None:
     """A malformed request has a line too, and the original URI counts, if there is one."""
     line = combined(Entry({}, "400", 16, 0.0, 0, AT))
     assert line == '- - - [01/Jan/2026:00:00:00 +0000] "  " 400 16 "-" "-" 0.000000 0'
-    assert '"GET /raw%20path HTTP' in combined(
-        Entry({**VARIABLES, "REQUEST_URI": "/raw%20path"}, "200", 0, 0.0, 0, AT)
-    )
+    found = combined(Entry({**VARIABLES, "REQUEST_URI": "/raw%20path"}, "200", 0, 0.0, 0, AT))
+    assert "GET /raw%20path HTTP" in found
 
 
 def test_writing(tmp_path: Path) -> None:
