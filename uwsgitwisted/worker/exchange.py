@@ -127,6 +127,7 @@ class Exchange:
     def read(self, size: int) -> bytes:
         """Return up to *size* bytes of the request's stream; wait for some. At its end, return none.
 
+        :raises ClientGone: if nobody waits for the answer any more.
         :raises BrokenPipeError: if the front is gone.
         """
         body = self._body
@@ -135,6 +136,8 @@ class Exchange:
         while not body.chunks:
             if body.ended:
                 return b""
+            if self.cancelled:  # its stream is forgotten, and never ends
+                raise ClientGone("the client has gone")
             self._pipe.receive(wait=True)
         data = body.take(size)
         if body.used >= _GRANT and not body.ended:

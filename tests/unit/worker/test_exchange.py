@@ -261,6 +261,30 @@ def test_client_goes_at_the_end(front: Make) -> None:
     assert isinstance(error_of(made.next()), RequestCancelled)
 
 
+def test_client_goes_while_its_body_is_awaited(front: Make) -> None:
+    """A handler that waits for a body that never comes, because the request was cancelled, gets an error."""
+    caught: list[Exception] = []
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send(b"begun")
+        try:
+            read_all(exchange)
+        except ClientGone as error:
+            caught.append(error)
+            raise
+
+    made = front(serve)
+    made.begin()
+    made.upload(b"a part")
+    assert isinstance(made.next(), StreamedAnswerReceived)
+    made.session.send_cancel(1)
+    made.flush()
+    error = error_of(made.next())
+    assert isinstance(error, RemoteError)
+    assert error.type == "ClientGone"
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 65_531, 65_532, len(LONG) - 10])
 def test_file(front: Make, tmp_path: Path, size: int) -> None:
     """A part of a file is sent from its offset on, and ordinary parts around it in their places."""
