@@ -162,7 +162,8 @@ class Exchange:
         """Send *size* bytes of a file, from *offset*, without reading them into this process.
 
         :raises ClientGone: if nobody waits for the answer any more.
-        :raises SystemExit: if the file has become shorter: then the answer, and the pipe, can't be saved.
+        :raises RuntimeError: if the file has become shorter.
+        :raises OSError: if the system can't send from it.
         """
         self._begin(b"")
         self._pipe.flush()
@@ -175,12 +176,16 @@ class Exchange:
 
     def _send_piece(self, descriptor: int, offset: int, size: int) -> None:
         self._pipe.connection.sendall(SHORT_FRAME.pack(SESSION, ID.size + size, DATA, self.id))
-        while size:
-            sent = os.sendfile(self._pipe.connection.fileno(), descriptor, offset, size)
-            if not sent:
-                raise SystemExit("a file became shorter while it was being sent")
-            offset += sent
-            size -= sent
+        try:
+            while size:
+                sent = os.sendfile(self._pipe.connection.fileno(), descriptor, offset, size)
+                if not sent:
+                    raise RuntimeError("a file became shorter while it was being sent")
+                offset += sent
+                size -= sent
+        finally:
+            # The head has announced so many bytes: without them, the next frames would be taken for the file's.
+            self._pipe.connection.sendall(bytes(size))
 
     def finish(self, data: bytes = b"") -> None:
         """Send the last part of the answer, or all of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,6 +318,49 @@ def test_file_first(front: Make, tmp_path: Path) -> None:
     made = front(serve)
     made.begin()
     assert made.download()[0] == b"content"
+
+
+def test_file_becomes_shorter(front: Make, tmp_path: Path) -> None:
+    """A file that ends early ends its answer with an error, and leaves the answers of others alone."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1_000))
+
+    def serve(exchange: AnyExchange) -> None:
+        if exchange.packet.payload != ASKED.payload:
+            exchange.finish(b"of another")
+            return
+        with path.open("rb") as file:
+            exchange.send(b"head")
+            exchange.send_file(file.fileno(), 0, 5_000)
+            exchange.finish()
+
+    made = front(serve)
+    made.put(2)
+    made.session.send_request(1, ASKED)
+    made.session.send_request(2, Packet(WSGI, 0, b"other"))
+    made.flush()
+    data, end = made.download()
+    assert isinstance(error_of(end), RemoteError)
+    assert len(data) <= 4 + 5_000
+    other = made.next()
+    assert isinstance(other, AnswerReceived)
+    assert other.packet.payload == b"of another"
+
+
+def test_file_that_cannot_be_sent(front: Make) -> None:
+    """A descriptor that the system can't send from fails the answer only."""
+    reader, writer = os.pipe()
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send(b"head")
+        exchange.send_file(reader, 0, 500)
+
+    made = front(serve)
+    made.begin()
+    _, end = made.download()
+    os.close(reader)
+    os.close(writer)
+    assert isinstance(error_of(end), RemoteError)
 
 
 def test_front_goes(front: Make) -> None:
