@@ -384,6 +384,16 @@ def test_front_goes(front: Make) -> None:
     assert not isinstance(caught[0], ClientGone)
 
 
+def test_recalled_body(front: Make) -> None:
+    """A recalled request with a body is confirmed, and leaves nothing behind."""
+    made = front(echo)
+    made.session.send_streamed_request(1, ASKED)
+    made.session.send_cancel(1)
+    made.flush()
+    assert isinstance(error_of(made.next()), RequestCancelled)
+    assert made.worker._bodies == {}
+
+
 def test_deadline_of_a_body(front: Make) -> None:
     """A request with a body that has timed out is not begun, and leaves nothing behind."""
     began = threading.Event()
