@@ -96,12 +96,13 @@ class Exchange:
     :param body: the stream behind it; None if there is none.
     """
 
-    __slots__ = ("_begun", "_body", "_pipe", "_started", "cancelled", "id", "packet")
+    __slots__ = ("_begun", "_body", "_finished", "_pipe", "_started", "cancelled", "id", "packet")
 
     def __init__(self, pipe: Pipe, request: int, packet: Packet, body: Body | None) -> None:
         self._pipe = pipe
         self._body = body
         self._begun = False
+        self._finished = False
         self._started = monotonic()
         self.id = request
         #: The request's packet.
@@ -197,10 +198,16 @@ class Exchange:
             if data:
                 self.send(data)
             self._pipe.session.streams.send_end(self.id, self.took)
+        self._finished = True
         self._pipe.flush()
 
     def _begin(self, data: bytes) -> int:
-        """Begin the answer, if that wasn't done; return how many bytes of *data* went with it."""
+        """Begin the answer, if that wasn't done; return how many bytes of *data* went with it.
+
+        :raises RuntimeError: if the answer has ended: no window would ever be granted for more.
+        """
+        if self._finished:
+            raise RuntimeError("the answer has ended, so nothing can be added to it")
         if self._begun:
             self._pipe.receive(wait=False)  # the caller may have gone
             return 0

@@ -286,6 +286,22 @@ def test_client_goes_while_its_body_is_awaited(front: Make) -> None:
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("parts", [[], [b"begun"]])
+def test_sending_after_the_end(front: Make, parts: list[bytes]) -> None:
+    """A handler that sends more after the end is told so, rather than kept waiting for ever."""
+
+    def serve(exchange: AnyExchange) -> None:
+        for part in parts:
+            exchange.send(part)
+        exchange.finish()
+        exchange.send(b"more")
+
+    made = front(serve)
+    made.begin()
+    assert isinstance(made.download()[1], EndReceived if parts else AnswerReceived)
+    assert isinstance(error_of(made.next()), RemoteError)
+
+
 @pytest.mark.parametrize("size", [0, 1, 65_531, 65_532, len(LONG) - 10])
 def test_file(front: Make, tmp_path: Path, size: int) -> None:
     """A part of a file is sent from its offset on, and ordinary parts around it in their places."""
