@@ -367,6 +367,22 @@ def test_worker_dies(bench: Bench) -> None:
     assert bench.pipe.capacity == 0
 
 
+def test_worker_dies_before_it_begins(bench: Bench) -> None:
+    """The body of a request that a dead worker had not begun goes, whole, to another one."""
+    body = Stream()
+    body.write(b"body")
+    job = bench.job(body)
+    bench.arrived()
+    assert bench.pipe.take_unfinished() == ([], [job])
+    body.end()
+    other = Bench()
+    other.pipe.assign(job, 0.0)
+    other.arrived()
+    other.begin(1)
+    assert other.arrived() == [DataReceived(1, b"body"), EndReceived(1, 0.0)]
+    other.tokens.close()
+
+
 def test_reports(bench: Bench) -> None:
     """An error of the id 0 is of a request that the worker has accepted itself: it completes nothing here."""
     job = bench.job()
