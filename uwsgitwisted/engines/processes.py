@@ -119,13 +119,19 @@ class ProcessEngine:
         """
         return Deferred.fromCoroutine(self._supervisor.replace_all())
 
+    def stop_accepting(self) -> None:
+        """Have the workers take no further requests from the ports, which the service will close."""
+        if self._spec.accepting is not None:
+            self._spec = replace(self._spec, accepting=None)
+            for worker in self._workers:
+                worker.pipe.stop_accepting()
+
     def stop(self, seconds: float) -> Deferred[None]:
         """Finish the accepted requests for up to *seconds*, then end every worker."""
         self._stopping = True
         self._stop_timer.set(seconds)
         if self._stopped is None:
-            for worker in self._workers:
-                worker.pipe.stop_accepting()
+            self.stop_accepting()
             self._stopped = Deferred.fromCoroutine(self._stop())
         return self._stopped
 
@@ -164,7 +170,8 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        descriptors = None if self._shared is None else self._shared.descriptors
+        accepts = self._shared is not None and self._spec.accepting is not None
+        descriptors = self._shared.descriptors if self._shared is not None and accepts else None
         worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, descriptors)
         return worker
 
