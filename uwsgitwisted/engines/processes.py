@@ -88,6 +88,7 @@ class ProcessEngine:
         self._next_check = math.inf
         self._stop_timer = Timer(reactor, self._on_stop_timeout)
         self._shared: SharedPorts | None = None
+        self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
@@ -96,9 +97,14 @@ class ProcessEngine:
 
     # Start, reload and stop
 
+    def lend(self, number: int, descriptor: int) -> None:
+        """Give each worker that starts from now on a copy of *descriptor*, under the number *number*."""
+        self._descriptors[number] = descriptor
+
     def share(self, ports: SharedPorts) -> None:
         """Have the workers take web requests from *ports* themselves; to be called before the start."""
         self._shared = ports
+        self._descriptors |= ports.descriptors
         self._spec = replace(self._spec, accepting=ports.accepting)
 
     def start(self) -> Deferred[None]:
@@ -121,8 +127,10 @@ class ProcessEngine:
 
     def stop_accepting(self) -> None:
         """Have the workers take no further requests from the ports, which the service will close."""
-        if self._spec.accepting is not None:
+        if self._shared is not None and self._spec.accepting is not None:
             self._spec = replace(self._spec, accepting=None)
+            for number in self._shared.descriptors:
+                del self._descriptors[number]
             for worker in self._workers:
                 worker.pipe.stop_accepting()
 
@@ -170,9 +178,7 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        accepts = self._shared is not None and self._spec.accepting is not None
-        descriptors = self._shared.descriptors if self._shared is not None and accepts else None
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, descriptors)
+        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
