@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTime
 from twisted.python.failure import Failure
 
 from uwsgitwisted.address import split_description
@@ -168,9 +169,24 @@ def opened_port(listener: Listener) -> Any:
     return port if hasattr(port, "socket") else None
 
 
-async def stop_listening(listeners: list[Listener]) -> None:
-    """Close the ports."""
+async def stop_listening(reactor: IReactorTime, listeners: list[Listener]) -> None:
+    """Close the ports, and accept the connections that wait there: the system would reset them.
+
+    :param reactor: closes the ports.
+    """
+    # A port closes itself by a later call of the reactor; this one comes right before that.
+    reactor.callLater(0, _accept_waiting, [port for port in map(opened_port, listeners) if port])
     await DeferredList([listener.port.addCallback(_close_port) for listener in listeners])
+
+
+def _accept_waiting(ports: list[Any]) -> None:
+    for port in ports:
+        waiting = select.poll()
+        waiting.register(port.socket, select.POLLIN)
+        for _ in range(int(_BACKLOG)):
+            if not waiting.poll(0):
+                break
+            port.doRead()
 
 
 def _close_port(port: IListeningPort | None) -> object:
