@@ -49,6 +49,7 @@ class ServerService(Service):
     :param bodies: the modifiers of packets that are followed by a body.
     :param share_ports: whether the workers take web requests from the ports themselves, where that is possible.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
+    :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     """
 
     _log = Logger()
@@ -62,6 +63,7 @@ class ServerService(Service):
         *,
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
+        ended_by_peer: Container[int] = (),
         share_ports: bool = False,
     ) -> None:
         self._reactor = reactor
@@ -81,6 +83,7 @@ class ServerService(Service):
             tracebacks=settings.tracebacks,
             bodies=bodies,
             streamed_bodies=streamed_bodies,
+            ended_by_peer=ended_by_peer,
             max_body=settings.max_body,
         )
 
