@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import re
 import signal
 import socket
 import threading
@@ -497,3 +499,36 @@ def _worker_memory(node: Service) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
         peaks.append(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
     return max(peaks)
+
+
+@both_ways
+def test_access_log(launch: Launcher, tmp_path: Path, way: str) -> None:
+    """Each request has a line with its status, size, time and worker, whatever is in its variables."""
+    log = tmp_path / "access.log"
+    node = start_node(launch, "--access-log", str(log))
+    for path, headers in (("/", {"User-Agent": 'a"b\nc'}), ("/10k?x=1", {}), ("/raises?when=before", {})):
+        variables = request_variables("GET", path, headers=headers)
+        WAYS[way](node.address, request_packet(variables))
+    until(lambda: len(log.read_text().splitlines()) == 3, "three lines")
+    found = log.read_text().splitlines()
+    line = r"192\.0\.2\.1 - - \[\d\d/\w+/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "
+    assert re.fullmatch(line + r'"GET / HTTP/1\.1" 200 14 "-" "a\\x22b\\x0ac" 0\.\d{6} [12]', found[0])
+    assert re.fullmatch(line + r'"GET /10k\?x=1 HTTP/1\.1" 200 10240 "-" "-" 0\.\d{6} [12]', found[1])
+    assert '"GET /raises?when=before HTTP/1.1" 500 0 ' in found[2]
+    log.rename(tmp_path / "old.log")
+    node.process.send_signal(signal.SIGHUP)
+    node.wait_for("every worker was replaced")
+    ask(node.address, "GET", "/")
+    until(lambda: len(log.read_text().splitlines()) == 1, "a line in a new file")
+
+
+def test_access_log_as_json(launch: Launcher) -> None:
+    """The lines may be JSON; the front's own answers have some too."""
+    node = start_node(launch, "--access-log", "access.log", "--access-log-format", "json", "--max-body", "1K")
+    ask(node.address, "HEAD", "/10k")
+    ask(node.address, "POST", "/", bytes(2_000))
+    log = node.directory / "access.log"
+    until(lambda: len(log.read_text().splitlines()) == 2, "two lines")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    seen = [(line["method"], line["uri"], line["status"], line["bytes"], line["worker"] > 0) for line in lines]
+    assert seen == [("HEAD", "/10k", 200, 0, True), ("POST", "/", 413, 29, False)]

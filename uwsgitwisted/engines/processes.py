@@ -86,6 +86,7 @@ class ProcessEngine:
         self._next_check = math.inf
         self._stop_timer = Timer(reactor, self._on_stop_timeout)
         self._shared: SharedPorts | None = None
+        self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
@@ -94,9 +95,14 @@ class ProcessEngine:
 
     # Start, reload and stop
 
+    def lend(self, number: int, descriptor: int) -> None:
+        """Give each worker that starts from now on a copy of *descriptor*, under the number *number*."""
+        self._descriptors[number] = descriptor
+
     def share(self, ports: SharedPorts) -> None:
         """Have the workers take web requests from *ports* themselves; to be called before the start."""
         self._shared = ports
+        self._descriptors |= ports.descriptors
         self._spec = replace(self._spec, accepting=ports.accepting)
 
     def start(self) -> Deferred[None]:
@@ -162,8 +168,7 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        descriptors = None if self._shared is None else self._shared.descriptors
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, descriptors)
+        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:

@@ -17,8 +17,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.descriptions import worker_count
-from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -26,12 +24,11 @@ from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.exit import exit_with_failure
-from uwsgitwisted.services.listening import Listener, listen, opened_port, stop_listening
+from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server.budget import default_limit
-from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
@@ -47,7 +44,6 @@ class ServerService(Service):
     :param engine: runs the handlers.
     :param responders: the responders besides ping and echo, by modifier1.
     :param bodies: the modifiers of packets that are followed by a body.
-    :param share_ports: whether the workers take web requests from the ports themselves, where that is possible.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     """
@@ -64,13 +60,11 @@ class ServerService(Service):
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
         ended_by_peer: Container[int] = (),
-        share_ports: bool = False,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
         self._listeners: list[Listener] = []
-        self._share_ports = share_ports
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
         dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
@@ -122,31 +116,12 @@ class ServerService(Service):
         if not self._listeners:
             self.privilegedStartService()
         self._signals.install(signal.SIGHUP, self.reload)
-        if self._share_ports:
-            self._share()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
             started.addErrback(lambda _: None)
             failure.raiseException()
         started.addErrback(self._fail_startup)
-
-    def _share(self) -> None:
-        """Let the workers accept connections on the ports that they can: those of sockets, without TLS."""
-        reactor: Any = self._reactor
-        ports = [port for port in map(opened_port, self._listeners) if port and port.factory is self._factory]
-        engine = self._engine
-        if ports and isinstance(engine, ProcessEngine) and can_share():
-            networks = self._settings.networks
-            engine.share(
-                SharedPorts(
-                    reactor,
-                    Handoff(reactor, ports),
-                    ports,
-                    None if networks is None else list(map(str, networks)),
-                    self._settings.limits.write_timeout,
-                )
-            )
 
     def _start_engine(self) -> Deferred[None]:
         return self._engine.start().addCallback(self._announce)
@@ -197,6 +172,7 @@ class ServerService(Service):
 
     def reload(self) -> None:
         """Load the handlers' code again, since the signal HUP arrived."""
+        self._before_reload()
         if not IReloadable.providedBy(self._engine):
             self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
             return
@@ -214,6 +190,9 @@ class ServerService(Service):
             await self._after_reload()
         else:
             self._log.error("a new worker did not start, so the old ones stay; fix the handler and try again")
+
+    def _before_reload(self) -> None:
+        """Prepare what the new workers are to have."""
 
     async def _after_reload(self) -> None:
         """Apply whatever else depends on the new code."""

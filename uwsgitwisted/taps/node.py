@@ -9,11 +9,18 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
 
 _DEFAULTS = ServerSettings(listen=())
+
+
+def _access_log_format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"there are {', '.join(FORMATS)}")
+    return text
 
 
 class Options(ServerOptions):
@@ -33,6 +40,8 @@ class Options(ServerOptions):
         ["resource", None, None, "The twisted.web resource that answers web requests, in the reactor's own process: module.Class, or module.name of a resource, a function that returns one, or a Klein application"],
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
+        ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
+        ["access-log-format", None, "combined", f"The format of those lines: {' or '.join(FORMATS)}", _access_log_format],
         ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
     )  # fmt: skip
 
@@ -86,5 +95,7 @@ def makeService(options: Options) -> IService:
         chdir=options["chdir"] or "",
         env_file=options["env-file"] or "",
         resource=options["resource"] or "",
+        access_log=options["access-log"] or "",
+        access_log_format=options["access-log-format"],
     )
     return make_node(installed_reactor(), options.settings(), node)

@@ -19,7 +19,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from uwsgitwisted.engines.resource.request import WebRequest
-from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout
+from uwsgitwisted.errors import ConnectionFailed, RemoteError, RequestCancelled, RequestTimeout
 from uwsgitwisted.interfaces import Answer, Request, StreamedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.timer import Timer
@@ -61,12 +61,18 @@ class Channel:
     ) -> None:
         self.site = site
         self.asked = asked
-        self.mount = web.mount
+        self.web = web
+        #: The status of the answer; empty if there is none.
+        self.status = ""
+        #: How many bytes of a body were written.
+        self.size = 0
+        #: When all of the request had arrived.
+        self.started = clock.seconds()
         #: What twisted.web calls the request's transport.
         self.transport = self
         #: Fires when the answer is complete or has begun.
         self.answer: Deferred[Answer] = Deferred(lambda _: self._lose())
-        self._web = web
+        self._clock = clock
         self._timeout = timeout
         self._on_end = on_end
         self._stream = Stream(self._on_taken, self._lose)
@@ -84,7 +90,7 @@ class Channel:
     def _make_request(self) -> Any:
         """Make twisted.web's request, and give it the headers."""
         request = self.site.requestFactory(self)
-        for name, value in self._web.headers:
+        for name, value in self.web.headers:
             request.requestHeaders.addRawHeader(name, value)
         request.parseCookies()
         return request
@@ -97,7 +103,7 @@ class Channel:
         :param body: the body. A stream is read as fast as it comes; twisted.web keeps a large body in a file.
         """
         try:
-            self._request.gotLength(self._web.size)
+            self._request.gotLength(self.web.size)
             if isinstance(body, Stream):
                 body.on_ready(lambda: self._read(body))
             else:
@@ -121,8 +127,9 @@ class Channel:
 
     def _process(self) -> None:
         self._processing = True
+        self.started = self._clock.seconds()
         try:
-            self._request.requestReceived(self._web.method, self._web.uri, b"HTTP/1.0")
+            self._request.requestReceived(self.web.method, self.web.uri, b"HTTP/1.0")
         except Exception:
             self.fail(Failure())
         self._processing = False
@@ -144,10 +151,15 @@ class Channel:
         if isinstance(headers, Headers):
             headers = [(name, value) for name, values in headers.getAllRawHeaders() for value in values]
         lines += [b"%b: %b" % pair for pair in headers]
-        self.write(b"".join(line.translate(_CLEAN) + b"\r\n" for line in lines) + b"\r\n")
+        self.status = code.decode()
+        self._write(b"".join(line.translate(_CLEAN) + b"\r\n" for line in lines) + b"\r\n")
 
     def write(self, data: bytes) -> None:
-        """Write bytes of the answer."""
+        """Write bytes of the answer's body."""
+        self.size += len(data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         if self._request is None:
             return
         self._stream.write(data)
@@ -252,6 +264,9 @@ class Channel:
 
     def fail(self, failure: Failure) -> None:
         """End the request with an error, which the peer sees as such, or as the early end of its answer."""
+        if not self._begun:  # the answer is another one
+            self.status = "500" if isinstance(failure.value, RemoteError) else ""
+            self.size = 0
         request = self._close(stop=True)
         if request is None:
             return
@@ -284,6 +299,7 @@ class Channel:
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Refuse a body that twisted.web can't parse; it calls this method."""
+        self.status = str(HTTPStatus.BAD_REQUEST.value)
         self._stream.write(status_answer(HTTPStatus.BAD_REQUEST))
         self.loseConnection()
 
@@ -291,15 +307,15 @@ class Channel:
 
     def getPeer(self) -> IAddress:
         """Return the browser's address."""
-        return self._web.client
+        return self.web.client
 
     def getHost(self) -> IAddress:
         """Return the address that the browser has asked for."""
-        return self._web.host
+        return self.web.host
 
     def isSecure(self) -> bool:
         """Whether the request has come over HTTPS."""
-        return self._web.secure
+        return self.web.secure
 
     # What a transport has besides: the body has arrived when an application runs, so there is nothing to pause
 

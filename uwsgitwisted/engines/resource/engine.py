@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from uwsgitwisted.access import Peer
+from uwsgitwisted.access_log import Entry
 from uwsgitwisted.engines.fair import refusal
 from uwsgitwisted.engines.resource.channel import Channel
 from uwsgitwisted.engines.resource.request import WebRequest, read_request
@@ -39,6 +42,7 @@ class ResourceEngine:
     :param max_queue: how many requests with large bodies there may be at once.
     :param max_form: the largest form, in bytes: twisted.web parses forms in memory.
     :param max_forms: how many bytes of large forms there may be at once.
+    :param log: gets a line for each request that the resource has answered; None for no lines.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ResourceEngine:
         max_queue: int,
         max_form: int,
         max_forms: int,
+        log: Callable[[Entry], None] | None = None,
     ) -> None:
         self.description = f"reactor, with {name}"
         self._clock = clock
@@ -58,6 +63,7 @@ class ResourceEngine:
         self._timeout = timeout
         self._max_queue = max_queue
         self._max_form = max_form
+        self._log = log
         self._forms = Budget(max_forms)
         self._uploads = 0
         self._by_peer: Counter[str] = Counter()
@@ -130,6 +136,11 @@ class ResourceEngine:
     def _end(self, upload: _Upload | None, channel: Channel) -> None:
         """Forget a request that is over."""
         self._running.discard(channel)
+        if channel.status and self._log is not None:
+            given = channel.web.variables.items()
+            variables = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
+            took = self._clock.seconds() - channel.started
+            self._log(Entry(variables, channel.status, channel.size, took, 0, time.time()))
         if upload is not None:
             upload.account.close()
             self._uploads -= 1

@@ -34,6 +34,7 @@ _PORT_DIGITS = 5
 class WebRequest:
     """A request, without its body.
 
+    :param variables: what the web server has sent.
     :param method: such as ``b"GET"``.
     :param uri: the path and the query, percent-encoded.
     :param mount: how many segments of the path lead to the application.
@@ -45,6 +46,7 @@ class WebRequest:
     :param is_form: whether twisted.web parses the body.
     """
 
+    variables: Mapping[bytes, bytes]
     method: bytes
     uri: bytes
     mount: int
@@ -74,6 +76,7 @@ def read_request(block: bytes, modifier1: int, peer: Peer) -> WebRequest:
     uri, mount = _target(given, modifier1)
     content_type = given.get(b"CONTENT_TYPE", b"").decode("latin-1").partition(";")[0].strip().lower()
     return WebRequest(
+        given,
         method,
         uri,
         mount,

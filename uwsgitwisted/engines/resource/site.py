@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import LogEvent, Logger, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
+from zope.interface import provider
 
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.interfaces import Request
@@ -18,6 +19,7 @@ from uwsgitwisted.wire.failure import describe
 _FAILED = b"500 Internal Server Error\n"
 
 
+@provider(ILogObserver)
 def _warn(event: LogEvent) -> None:
     """Log what is at least a warning: twisted.web has a line for each HEAD, which any peer can send."""
     if event["log_level"] >= LogLevel.warn:
@@ -85,6 +87,6 @@ class ResourceSite(server.Site):
 
     def getResourceFor(self, request: Any) -> Any:
         """Return the resource of a request, whose path begins where the resource is mounted."""
-        mount = request.channel.mount
+        mount = request.channel.web.mount
         request.prepath, request.postpath = request.postpath[:mount], request.postpath[mount:]
         return super().getResourceFor(request)  # type: ignore[no-untyped-call]
