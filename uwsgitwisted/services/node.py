@@ -14,8 +14,6 @@ from twisted.internet.defer import Deferred
 
 from uwsgitwisted.access_log import AccessLog, Entry, open_log
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.resource.engine import ResourceEngine
-from uwsgitwisted.engines.resource.target import load_resource
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
@@ -108,12 +106,16 @@ class NodeService(ServerService):
             ended_by_peer=WEB if self._resources else (),
         )
 
-    def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> ResourceEngine:
+    def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
         """Make the engine of the resource.
 
         Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
         times.
         """
+        # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
+        from uwsgitwisted.engines.resource.engine import ResourceEngine
+        from uwsgitwisted.engines.resource.target import load_resource
+
         buffered = settings.limits.max_buffered
         return ResourceEngine(
             reactor,
