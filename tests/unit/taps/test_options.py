@@ -341,6 +341,14 @@ class TestSpooler:
         with pytest.raises(UsageError):
             parse(spooler.Options, *SPOOLER, "--keep-results", "-1")
 
+    @pytest.mark.parametrize("other", ["--wsgi", "--mount"])
+    def test_resource(self, other: str) -> None:
+        """A resource answers web requests by itself; objects may be answered beside it."""
+        assert parse(node.Options, "--resource", "a.B")["resource"] == "a.B"
+        assert parse(node.Options, "--resource", "a.B", "--handler", "my_server")["handler"] == "my_server"
+        with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
+            parse(node.Options, "--resource", "a.B", other, "/x=c:d")
+
     def test_http_vars(self) -> None:
         """The variables of a web request are a list."""
         assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
@@ -385,6 +393,11 @@ reactor.run()
         """A node is made of its handler module."""
         assert IService.providedBy(node.makeService(parse(node.Options, "--handler", "a_server")))
 
+    def test_node_with_a_resource(self, modules: Path) -> None:
+        """A node is made of a resource."""
+        (modules / "a_site.py").write_text("from twisted.web.resource import Resource\nroot = Resource()\n")
+        assert IService.providedBy(node.makeService(parse(node.Options, "--resource", "a_site.root")))
+
     def test_renderer(self, modules: Path) -> None:
         """A renderer is made of its directories."""
         options = parse(renderer.Options, "--templates", str(modules), "--filters", "h, trim,", "--strict")
@@ -400,6 +413,7 @@ reactor.run()
         ("module", "arguments", "lacking"),
         [
             (node, "--handler no_such_module", "no_such_module"),
+            (node, "--resource no_such_module.Root", "no_such_module"),
             (renderer, "--templates no/such/directory", "no/such/directory"),
             (spooler, "--handler no_such_module --spool sqlite:x.sqlite", "no_such_module"),
             (spooler, "--handler a_tasks --spool sqlite:no/such/directory/x", "no/such/directory/x"),
