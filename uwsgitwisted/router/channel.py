@@ -80,7 +80,6 @@ class RouterChannel(HTTPChannel):
         self._body_paused = False
         self._unread = False
         self._finishing = False
-        self._dropped = 0
 
     def connectionMade(self) -> None:
         """Wait for a request."""
@@ -122,8 +121,7 @@ class RouterChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes from the client."""
-        if self._state in (State.LINGERING, State.CLOSING, State.CLOSED):
-            self._drop(data)
+        if self._ending:
             return
         if self._state is State.IDLE:
             self._enter(State.HEADER)
@@ -286,11 +284,6 @@ class RouterChannel(HTTPChannel):
         self.transport.resumeProducing()
         if IHalfCloseableDescriptor.providedBy(self.transport) and not self.isSecure():
             self.transport.loseWriteConnection()  # type: ignore[attr-defined]
-
-    def _drop(self, data: bytes) -> None:
-        self._dropped += len(data)
-        if self._dropped > self.front.limits.max_ignored:
-            self.abort()
 
     def abort(self) -> None:
         """Close the connection now, so that the client notices that an answer is not whole."""
