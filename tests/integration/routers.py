@@ -91,7 +91,8 @@ def cut(environ, start):
     os.kill(os.getpid(), 9)
 
 def headers(environ, start):
-    start("202 Quite Fine", [("X-One", "1"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Connection", "close")])
+    cookies = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
+    start("202 Quite Fine", [("X-One", "1"), *cookies, ("Connection", "close")])
     return [b"body"]
 
 def nothing(environ, start):

@@ -162,7 +162,8 @@ _ONLY_NGINX = {
     "HTTP_X_FORWARDED_PREFIX",
 }
 _ONLY_ROUTER = {"HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO"}
-#: What has different values: each has an own port, Debian's nginx sends no port in HTTP_HOST, and SERVER_NAME is a setting.
+#: What differs: each has a port of its own, Debian's nginx sends HTTP_HOST without a port, and SERVER_NAME is a
+#: setting.
 _OTHERWISE = {"SERVER_PORT", "REMOTE_PORT", "HTTP_HOST", "SERVER_NAME"}
 
 
@@ -418,12 +419,16 @@ def test_stopping(start: Routers) -> None:
     assert "Traceback" not in router.log
 
 
+def _tls(port: int) -> str:
+    """Return the endpoint of a port with TLS."""
+    files = Path(__file__).parents[1] / "unit" / "tls"
+    return f"ssl:{port}:privateKey={files}/key.pem:certKey={files}/roots/node.pem"
+
+
 def test_tls(start: Routers, node: WebNode) -> None:
     """With --https, the application is told so."""
-    key = Path(__file__).parents[1] / "unit" / "tls"
     port = free_port()
-    endpoint = f"ssl:{port}:privateKey={key}/key.pem:certKey={key}/roots/node.pem"
-    start.router(node.address, options=["--https", endpoint])
+    start.router(node.address, options=["--https", _tls(port)])
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     client = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
@@ -436,7 +441,11 @@ def test_tls(start: Routers, node: WebNode) -> None:
 
 
 def test_whom_it_serves(start: Routers, node: WebNode) -> None:
-    """A connection from outside the networks in --allow is closed at once."""
-    router = start.router(node.address, options=["--allow", "10.0.0.0/8"])
-    with socket.create_connection(router.address, PATIENCE) as client:
-        assert read_to_end(client) == b""
+    """A connection from outside the networks in --allow is closed at once, with TLS and without."""
+    port = free_port()
+    router = start.router(node.address, options=["--allow", "10.0.0.0/8", "--https", _tls(port)])
+    for address in (router.address, ("127.0.0.1", port)):
+        with socket.create_connection(address, PATIENCE) as client:
+            assert read_to_end(client) == b""
+    router.wait_for("none of the allowed networks")
+    assert "Traceback" not in router.log

@@ -16,7 +16,7 @@ from uwsgitwisted.router.channel import RouterFactory
 from uwsgitwisted.router.front import Front, RouterSettings
 from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
 from uwsgitwisted.services.descriptors import allowed_connections
-from uwsgitwisted.services.listening import Listener, listen, stop_listening
+from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.signals import Signals
 
@@ -41,6 +41,11 @@ class RouterOptions:
     connect_timeout: float = 3.0
     drain_timeout: float = 30.0
     requests: RouterSettings = field(default_factory=RouterSettings)
+
+
+def _option(description: str) -> str:
+    """Return the option that has named an endpoint."""
+    return "--https" if has_tls(description) else "--http"
 
 
 class RouterService(Service):
@@ -82,7 +87,7 @@ class RouterService(Service):
         """Open the ports while this process may still have the privileges that low ports need."""
         prepare_process(self._reactor)
         for description in self._options.listen:
-            self._listeners.append(listen(self._reactor, description, self._factory))
+            self._listeners.append(listen(self._reactor, description, self._factory, _option(description)))
 
     def startService(self) -> None:
         """Start to ping the nodes."""

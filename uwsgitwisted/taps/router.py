@@ -8,10 +8,10 @@ from typing import Any
 from twisted.application.service import IService
 
 from uwsgitwisted.access import parse_network
-from uwsgitwisted.address import Address, parse_address, split_description
+from uwsgitwisted.address import Address, parse_address
 from uwsgitwisted.router.front import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
-from uwsgitwisted.services.listening import check_endpoint, on_loopback
+from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService
 from uwsgitwisted.taps.options import ServiceOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.timeouts import parse_timeout
@@ -20,24 +20,18 @@ from uwsgitwisted.transport.server.limits import Limits
 _REQUESTS = RouterSettings()
 _LIMITS = _REQUESTS.limits
 _SERVICE = RouterOptions(listen=(), nodes=())
-#: The kinds of endpoints without TLS.
-_PLAIN = ("tcp", "tcp6", "unix")
 
 
 def _check_http(description: str) -> None:
     check_endpoint(description)
-    if _kind(description) not in _PLAIN:
+    if has_tls(description):
         raise ValueError(f"for TLS, write --https {description}")
 
 
 def _check_https(description: str) -> None:
     check_endpoint(description)
-    if _kind(description) in _PLAIN:
+    if not has_tls(description):
         raise ValueError("it has no TLS; for example: --https ssl:8443:privateKey=key.pem:certKey=cert.pem")
-
-
-def _kind(description: str) -> str:
-    return "".join(split_description(description)[0][:1]).lower()
 
 
 def _parse_nodes(text: str) -> list[Address]:
