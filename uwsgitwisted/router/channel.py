@@ -207,6 +207,8 @@ class RouterChannel(HTTPChannel):
 
     def read_body(self, wanted: bool) -> None:
         """Read more of the request's body, or wait. The client's time stops meanwhile."""
+        if wanted is not self._body_paused:
+            return
         self._body_paused = not wanted
         if self._state is State.BODY:
             if wanted:

@@ -7,13 +7,18 @@ from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, clientFromString
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    clientFromString,
+)
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.balancer import Balancer
-from uwsgitwisted.errors import MalformedPacket, RequestTimeout, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, RequestTimeout, StartupError, UwsgiError
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import PING, Packet
@@ -30,17 +35,31 @@ def make_endpoint(reactor: Any, address: Address, timeout: float) -> IStreamClie
     An IP address needs no resolver, for which Twisted would start a thread each time.
 
     :param timeout: seconds for connecting, unless the address has a limit of its own.
+    :raises StartupError: if the address has an option that can't be used.
     """
     seconds = float(address.option("timeout") or timeout)
     if address.kind == "tcp" and address.option("bindAddress") is None:
-        if isIPAddress(address.host):
-            return TCP4ClientEndpoint(reactor, address.host, address.port, timeout=seconds)
-        if isIPv6Address(address.host):
-            return TCP6ClientEndpoint(reactor, address.host, address.port, timeout=seconds)
+        kind = _BY_VERSION[_ip_version(address.host)]
+        connecting: IStreamClientEndpoint = kind(reactor, address.host, address.port, timeout=seconds)
+        return connecting
     others = (option for option in address.options if option[0] != "timeout")
     limited = address._replace(options=(*others, ("timeout", str(max(1, round(seconds))))))
-    endpoint: IStreamClientEndpoint = clientFromString(reactor, limited.description)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, limited.description)
+    except (ImportError, NameError) as error:  # Twisted raises them where pyOpenSSL isn't installed
+        raise StartupError(f"--nodes {address}: TLS needs more: install uwsgitwisted[tls]") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise StartupError(f"--nodes {address}: {error}") from error
     return endpoint
+
+
+#: The endpoints of IP addresses by their version, and that of names.
+_BY_VERSION: dict[int, Any] = {4: TCP4ClientEndpoint, 6: TCP6ClientEndpoint, 0: HostnameEndpoint}
+
+
+def _ip_version(host: str) -> int:
+    """Return the version of an IP address; 0 for a name."""
+    return 4 if isIPAddress(host) else 6 if isIPv6Address(host) else 0
 
 
 class RoutedNode:

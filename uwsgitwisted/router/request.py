@@ -17,7 +17,7 @@ from twisted.web.http import CACHED, NOT_MODIFIED, Request, datetimeToString
 from twisted.web.iweb import INonQueuedRequestFactory
 from zope.interface import implementer, provider
 
-from uwsgitwisted.errors import MalformedRequest, MessageTooLarge, UwsgiError
+from uwsgitwisted.errors import MalformedRequest, UwsgiError
 from uwsgitwisted.router.bodies import Body, FileSender, SpooledBody, StreamedBody
 from uwsgitwisted.router.forwarding import Forwarding, Outgoing
 from uwsgitwisted.router.nodes import RoutedNode
@@ -122,7 +122,8 @@ class RoutedRequest(Request):
             )
             self._web.check()
         except MalformedRequest as error:
-            self.refuse(HTTPStatus.BAD_REQUEST, f"{str(error).capitalize()}.")
+            text = str(error)
+            self.refuse(HTTPStatus.BAD_REQUEST, f"{text[:1].upper()}{text[1:]}.")
             return None
         return self._web
 
@@ -132,11 +133,8 @@ class RoutedRequest(Request):
             if name is not None:
                 self._send_static(files, name)
                 return
-        try:
-            packet = web.encode(body.size)
-        except MessageTooLarge:
-            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request is too large.")
-            return
+        # Twisted accepts heads of 16 KB. No part of them is there more than three times, so the variables fit.
+        packet = web.encode(body.size)
         self._forwarding = Forwarding(
             self._front.clock,
             self._front.nodes,

@@ -19,7 +19,7 @@ from uwsgitwisted.wire.vars import encode_vars
 #: A header as it was received: its name, and the value of each of its lines.
 Header = tuple[bytes, Sequence[bytes]]
 
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 _ESCAPE = re.compile(rb"%(..?)?", re.DOTALL)
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{2}")
 #: In the names of variables, "-" becomes "_", so nginx drops names that have one, and all other characters.
