@@ -150,6 +150,7 @@ def test_answers_without_a_body(router: Router) -> None:
             assert answer.status == int(status[:3])
             assert answer.headers["X-Is"] == "here"
             assert answer.body == b""
+            assert answer.headers["Content-Length"] == (None if answer.status == 204 else "4")
         assert ask(client, "GET", "/name").body == b"node0"
 
 

@@ -118,9 +118,7 @@ class Forwarding:
             return
         node = self._tried[-1]
         self._nodes.finish(node)
-        error = ConnectionFailed(f"no connection: {failure.getErrorMessage()}")
-        self._nodes.fail(node, error)
-        self._client.node_failed(node, error)
+        self._nodes.fail(node, ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
         self.start()
 
     def _give_up(self) -> None:

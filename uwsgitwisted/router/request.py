@@ -13,7 +13,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
-from twisted.web.http import CACHED, NOT_MODIFIED, Request, datetimeToString
+from twisted.web.http import CACHED, NO_CONTENT, NOT_MODIFIED, Request, datetimeToString
 from twisted.web.iweb import INonQueuedRequestFactory
 from zope.interface import implementer, provider
 
@@ -169,7 +169,7 @@ class RoutedRequest(Request):
         self.setResponseCode(head.status, head.reason or None)
         for name, value in head.headers:
             self.responseHeaders.addRawHeader(name, value)
-        if head.length is not None:
+        if head.length is not None and head.status != NO_CONTENT:
             self.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % head.length])
         self._add_date()
         self.registerProducer(producer, True)
