@@ -201,7 +201,7 @@ class ServerFactory(Factory):
     @property
     def expects_requests(self) -> bool:
         """Whether a connection has none, or only a part, of its request yet."""
-        return any(connection.arriving for connection in self.connections)
+        return any(isinstance(each, ServerProtocol) and each.arriving for each in self.connections)
 
     def finish(self) -> Deferred[None]:
         """Drain every connection: let it finish its requests in flight.
