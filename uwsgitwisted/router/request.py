@@ -140,7 +140,8 @@ class RoutedRequest(Request):
             self._front.nodes,
             self,
             Outgoing(web.method, packet, body),
-            self._front.settings.timeout,
+            group=self._peer.group,
+            timeout=self._front.settings.timeout,
         )
         self._forwarding.start()
 

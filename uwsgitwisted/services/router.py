@@ -31,6 +31,7 @@ class RouterOptions:
 
     :param listen: endpoint descriptions.
     :param nodes: the addresses of the nodes.
+    :param max_in_flight: how many requests a node may have at once.
     :param connect_timeout: seconds for connecting to a node.
     :param drain_timeout: seconds that requests in flight get to finish when the service stops.
     :param requests: how requests are handled.
@@ -38,6 +39,7 @@ class RouterOptions:
 
     listen: Sequence[str]
     nodes: Sequence[Address]
+    max_in_flight: int = 100
     connect_timeout: float = 3.0
     drain_timeout: float = 30.0
     requests: RouterSettings = field(default_factory=RouterSettings)
@@ -66,7 +68,7 @@ class RouterService(Service):
             RoutedNode(str(address), make_endpoint(reactor, address, options.connect_timeout))
             for address in dict.fromkeys(options.nodes)
         ]
-        self._nodes = Nodes(reactor, nodes)
+        self._nodes = Nodes(reactor, nodes, options.max_in_flight)
         self._front = Front(reactor, self._nodes, self._fit(options.requests))
         self._factory = RouterFactory(self._front)
 

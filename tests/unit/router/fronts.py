@@ -156,13 +156,16 @@ class World:
 
     :param nodes: how many nodes it has.
     :param limits: its limits that are not the defaults.
+    :param in_flight: how many requests a node may have.
     :param settings: its settings that are not the defaults.
     """
 
-    def __init__(self, nodes: int = 1, *, limits: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, nodes: int = 1, *, limits: dict[str, Any] | None = None, in_flight: int = 100, **settings: Any
+    ) -> None:
         self.clock = Clock()
         self.nodes = [FakeNode(f"node{number}") for number in range(nodes)]
-        self.balanced = Nodes(self.clock, [each.node for each in self.nodes])
+        self.balanced = Nodes(self.clock, [each.node for each in self.nodes], in_flight)
         known = RouterSettings(**settings)
         chosen: Limits = replace(known.limits, **(limits or {}))
         self.front = Front(self.clock, self.balanced, replace(known, limits=chosen))
