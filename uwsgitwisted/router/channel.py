@@ -101,8 +101,8 @@ class RouterChannel(HTTPChannel):
     def time_out(self) -> None:
         """Close the connection: the time limit of its state has expired."""
         self._deadlines = None
-        if self._state is State.IDLE:
-            self.loseConnection()
+        if self._state is not State.LINGERING and self.idle_since is not None:
+            self.loseConnection()  # nobody waits for anything
             return
         self._report(LIMITS[self._state].late)
         self.abort()
@@ -137,16 +137,6 @@ class RouterChannel(HTTPChannel):
     def _ending(self) -> bool:
         """Whether no request is taken any more. Twisted's parser may still have bytes in hand."""
         return self._state in (State.LINGERING, State.CLOSING, State.CLOSED)
-
-    def lineReceived(self, line: bytes) -> None:
-        """Handle a line of a request's head."""
-        if not self._ending:
-            super().lineReceived(line)
-
-    def rawDataReceived(self, data: bytes) -> None:
-        """Handle bytes of a body, or those behind a request that is being answered."""
-        if not self._ending:
-            super().rawDataReceived(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse a head with a line that is too long."""
@@ -188,12 +178,12 @@ class RouterChannel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """Wait for the next request."""
-        self._begun = any(self._dataBuffer)
+        self._begun = False
         if self._state is State.BODY:  # it was answered early; nobody reads the rest of its body
             self.persistent = False
         if self.persistent:
-            self._enter(State.HEADER if self._begun else State.IDLE)
-        super().requestDone(request)
+            self._enter(State.IDLE)
+        super().requestDone(request)  # what has come meanwhile goes through dataReceived
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Refuse what is no HTTP. It is Twisted's method; its answer has no text."""

@@ -20,7 +20,7 @@ from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.timer import Deadlines
 
 #: Seconds for which a client may go on sending a request that was answered before its end.
-_LINGER_TIMEOUT = 10.0
+_LINGER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ def test_an_answer_before_the_end_of_the_body() -> None:
     client.send(b"3" * 500 + GET)
     assert client.take() == b""
     assert len(world.node.requests) == 1
-    world.advance(9)
+    world.advance(29)
     assert client.state == "half-closed"
     world.advance(1)
     assert client.state == "aborted"
@@ -370,6 +370,17 @@ def test_slow_heads() -> None:
     client.send(GET[5:6])
     world.advance(1)
     assert client.state == "aborted"
+
+
+def test_silent_connections() -> None:
+    """A connection on which nothing comes is closed after as much time, and without a line in the log."""
+    world = World()
+    client = world.client()
+    world.advance(9)
+    assert client.state == "open"
+    world.advance(1)
+    assert client.state == "closing"
+    client.lose()
 
 
 def test_a_head_behind_another_request() -> None:
