@@ -408,6 +408,8 @@ def test_stopping(start: Routers) -> None:
         assert ask(idle, "GET", "/name").status == 200
         busy.request("GET", "/wait")
         until((node.directory / "waiting").exists, "the request")
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_for("no code to reload")
         router.process.send_signal(signal.SIGTERM)
         assert idle.sock.recv(1) == b""
         with pytest.raises(OSError, match="refused"):

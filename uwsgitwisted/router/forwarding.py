@@ -200,6 +200,7 @@ class Forwarding:
             self._nodes.suspect(node)
         if isinstance(error, NoAnswer) and self._may_run_again:
             self._error = error
+            self._request.body.detach()
             self._nodes.finish(node)
             self._nodes.send(self)
             return

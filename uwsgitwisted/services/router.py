@@ -96,12 +96,17 @@ class RouterService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         if not self._listeners:
             self.privilegedStartService()
+        self._signals.install(signal.SIGHUP, self.reload)
         self._nodes.start()
         self._log.info(
             "the router takes requests on {where}, for {nodes}",
             where=", ".join(listener.description for listener in self._listeners),
             nodes=", ".join(map(str, self._options.nodes)),
         )
+
+    def reload(self) -> None:
+        """Do nothing but say so, since the signal HUP arrived."""
+        self._log.warn("a router has no code to reload; restart it to change its options")
 
     def stopService(self) -> Deferred[None]:
         """Accept no new request, finish those in flight, and stop.

@@ -72,6 +72,21 @@ def test_a_connection_that_is_closed_without_an_answer(data: bytes, codes: list[
         assert world.nodes[1].requests[0].body == b"12"
 
 
+def test_a_body_that_comes_between_two_nodes() -> None:
+    """A body that comes after one node has failed and before the next is connected, reaches that one."""
+    world = World(2)
+    world.nodes[0].answer = None
+    world.nodes[1].answer, world.nodes[1].closes = None, False
+    world.nodes[1].endpoint.held = []
+    client = world.client().send(PUT[:-2])
+    assert requests(world) == [1, 0]
+    assert client.transport.producerState == "paused"
+    client.send(b"12")
+    world.nodes[1].endpoint.go_on()
+    world.flush()
+    assert world.nodes[1].requests[0].body == b"12"
+
+
 def test_a_request_that_kills() -> None:
     """At most three nodes get a request that ends without an answer."""
     world = World(5)
