@@ -14,7 +14,12 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor, IHalfCloseableProtocol
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    IProtocolNegotiationFactory,
+)
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
@@ -322,6 +327,7 @@ LIMITS = {
 }
 
 
+@implementer(IProtocolNegotiationFactory)
 class RouterFactory(Factory):
     """Makes the connections of clients.
 
@@ -346,6 +352,10 @@ class RouterFactory(Factory):
             reason, "a connection of {peer} was refused: {reason}", peer=peer, reason=reason
         )
         return None
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return the only protocol that it speaks; with TLS, browsers offer others as well."""
+        return [b"http/1.1"]
 
     def log(self, request: RoutedRequest) -> None:
         """Do nothing: Twisted calls this with each request that was answered, for an access log."""

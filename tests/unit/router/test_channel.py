@@ -164,7 +164,9 @@ def test_expect() -> None:
     world = World(max_body=4)
     world.node.answer, world.node.closes = None, False
     assert world.client().send(head % 4).take() == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert status(world.client().send(head % 5).take()) == 413
+    answer = world.client().send(head % 5).take()
+    assert status(answer) == 413
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 # Answers
