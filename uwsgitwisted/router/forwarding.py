@@ -101,8 +101,9 @@ class Forwarding:
 
     def start(self) -> None:
         """Send the request to the node that has the fewest, when that has room."""
-        self._timer.set(self._timeout)
         self._nodes.send(self)
+        if not self.tried and not self._ended:
+            self._timer.set(self._timeout)
 
     def go(self, node: RoutedNode | None) -> None:
         """Send the request to *node*, or give up if there is none."""

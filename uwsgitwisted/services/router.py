@@ -13,8 +13,8 @@ from twisted.logger import Logger
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.router.channel import RouterFactory
-from uwsgitwisted.router.front import Front, RouterSettings
 from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
+from uwsgitwisted.router.shared import RouterSettings, Shared
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
@@ -69,8 +69,8 @@ class RouterService(Service):
             for address in dict.fromkeys(options.nodes)
         ]
         self._nodes = Nodes(reactor, nodes, options.max_in_flight)
-        self._front = Front(reactor, self._nodes, self._fit(options.requests))
-        self._factory = RouterFactory(self._front)
+        self._shared = Shared(reactor, self._nodes, self._fit(options.requests))
+        self._factory = RouterFactory(self._shared)
 
     def _fit(self, settings: RouterSettings) -> RouterSettings:
         """Reduce the number of connections to what the file descriptors allow."""
@@ -121,8 +121,8 @@ class RouterService(Service):
     async def _drain_and_stop(self) -> None:
         await stop_listening(self._listeners)
         self._listeners = []
-        closed = self._front.finish()
-        overdue = self._reactor.callLater(self._options.drain_timeout, self._front.abort)
+        closed = self._shared.finish()
+        overdue = self._reactor.callLater(self._options.drain_timeout, self._shared.abort)
         await closed
         if overdue.active():
             overdue.cancel()
@@ -132,4 +132,4 @@ class RouterService(Service):
     def stop_at_once(self) -> None:
         """Stop without waiting for the requests in flight, since a second signal arrived."""
         self._log.warn("stopping without waiting for running requests")
-        self._front.abort()
+        self._shared.abort()

@@ -9,7 +9,7 @@ from twisted.application.service import IService
 
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 
-from tests.unit.router.fronts import OK, World, status
+from tests.unit.router.world import OK, World, status
 from uwsgitwisted.access import parse_network
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -109,12 +109,12 @@ def test_a_chunked_body(size: int | None) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     client.send(head + b"2\r\n12\r\n3\r\n345\r\n", size)
     assert world.node.requests == []
-    assert world.front.spooled.used == 5
+    assert world.shared.spooled.used == 5
     client.send(b"0\r\n\r\n" + GET, size)
     first, second = world.node.requests
     assert (first.body, first.variables["CONTENT_LENGTH"]) == (b"12345", "5")
     assert second.variables["REQUEST_METHOD"] == "GET"
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
 
 
 def test_a_chunked_body_without_bytes() -> None:
@@ -136,7 +136,7 @@ def test_large_bodies() -> None:
     )
     assert status(client.take()) == 413
     assert client.state == "half-closed"
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     assert world.node.requests == []
     world.client().send(POST % 4 + b"1234")
     assert world.node.requests[0].body == b"1234"
@@ -152,7 +152,7 @@ def test_bodies_of_all_clients() -> None:
     second = world.client().send(head + piece)
     assert status(second.take()) == 503
     first.lose()
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     third = world.client().send(head + piece)
     assert third.state == "open"
     third.lose()
@@ -245,7 +245,7 @@ def test_a_client_that_leaves() -> None:
     client.lose()
     world.flush()
     assert world.node.requests[0].lost
-    assert list(world.front.connections) == []
+    assert list(world.shared.connections) == []
 
 
 def test_close() -> None:
@@ -317,7 +317,7 @@ def test_a_bad_chunk_after_the_first() -> None:
     client.send(b"nonsense\r\n")
     assert status(client.take()) == 400
     client.lose()
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     assert world.node.requests == []
 
 
@@ -469,7 +469,7 @@ def test_draining() -> None:
     begun = world.client().get()
     world.node.requests[-1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", close=False)
     world.flush()
-    drained = world.front.finish()
+    drained = world.shared.finish()
     assert [each.state for each in (idle, fresh, reading, busy, begun)] == [
         "closing",
         "closing",
@@ -495,7 +495,7 @@ def test_aborting() -> None:
     """All connections are closed now."""
     world = World()
     clients = [world.client(), world.client().get()]
-    world.front.abort()
+    world.shared.abort()
     assert [client.state for client in clients] == ["aborted", "aborted"]
     for client in clients:
         client.lose()

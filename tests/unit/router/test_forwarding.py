@@ -7,7 +7,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.error import TCPTimedOutError
 from twisted.logger import globalLogPublisher
 
-from tests.unit.router.fronts import OK, Client, World, status
+from tests.unit.router.world import OK, Client, World, status
 from uwsgitwisted.errors import ConnectionFailed
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n12"

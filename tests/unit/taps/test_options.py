@@ -24,7 +24,7 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.spool import HTTP_VARS
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.router import RouterOptions
 from uwsgitwisted.services.settings import ServerSettings

@@ -45,7 +45,7 @@ class RouterSettings:
     limits: Limits = field(default_factory=lambda: Limits(header_timeout=10.0, idle_timeout=60.0))
 
 
-class Front:
+class Shared:
     """What all connections of a router share.
 
     :param clock: for the time limits.
