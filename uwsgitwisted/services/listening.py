@@ -11,9 +11,16 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IProtocolNegotiationFactory,
+    IReactorTime,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides
 
 from uwsgitwisted.address import split_description
 from uwsgitwisted.errors import StartupError
@@ -114,6 +121,13 @@ class _ClosingFactory(Factory):
 
     def __init__(self, factory: IProtocolFactory) -> None:
         self._factory = factory
+        if IProtocolNegotiationFactory.providedBy(factory):
+            directlyProvides(self, IProtocolNegotiationFactory)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what the factory speaks, if it says so: browsers ask in the handshake (ALPN)."""
+        found: list[bytes] = self._factory.acceptableProtocols()  # type: ignore[attr-defined]
+        return found
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return a connection's protocol."""
