@@ -110,7 +110,7 @@ class Pipe:
         owner: PipeOwner,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
-        self._streams = PipeStreams(self._session, self._flush_later)
+        self._streams = PipeStreams(self._session, self._flush_later, owner.on_progress)
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._tokens = tokens
@@ -169,6 +169,11 @@ class Pipe:
         BATCH.at_end(self.flush)
 
     @property
+    def uploading(self) -> bool:
+        """Whether the worker runs a request whose body is still arriving."""
+        return self._streams.uploading
+
+    @property
     def waits_for_peer(self) -> bool:
         """Whether the worker may be waiting for the peer whose request it runs."""
         return self._streams.waits_for_peer
@@ -197,11 +202,13 @@ class Pipe:
         :return: the requests that it had started, and those that it had not.
         """
         jobs = list(self._in_flight.values())
+        started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
+        for request in list(self._in_flight)[started:]:  # their bodies go with them to another worker
+            self._streams.withdraw(request)
         self._in_flight.clear()
         self._closed = True
         self._streams.end_all(WorkerDied("the worker died while it was answering"))
         self._writer.abort()
-        started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
         return jobs[:started], jobs[started:]
 
     def flush(self) -> None:

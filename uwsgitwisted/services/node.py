@@ -165,6 +165,12 @@ class NodeService(ServerService):
             )
             self._engine.share(SharedPorts(reactor, Handoff(reactor, ports), ports, accepting))
 
+    async def _stop_listening(self) -> None:
+        """Have the workers leave the ports to the front, which takes what waits there, and close them."""
+        if isinstance(self._engine, ProcessEngine):
+            self._engine.stop_accepting()
+        await super()._stop_listening()
+
     def _before_reload(self) -> None:
         """Open the access log again, as its file may have been renamed."""
         self._open_access_log()

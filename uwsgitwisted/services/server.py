@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -154,8 +155,9 @@ class ServerService(Service):
         return Deferred.fromCoroutine(self._drain_and_stop())
 
     async def _drain_and_stop(self) -> None:
-        await stop_listening(self._listeners)
-        self._listeners = []
+        await self._stop_listening()
+        if self._factory.expects_requests:
+            await deferLater(self._reactor, _LAST_REQUESTS)  # type: ignore[arg-type]
         closed = self._factory.finish()
         await self._stop_engine()
         overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
@@ -163,6 +165,11 @@ class ServerService(Service):
         if overdue.active():
             overdue.cancel()
         self._signals.restore()
+
+    async def _stop_listening(self) -> None:
+        """Close the ports."""
+        await stop_listening(self._reactor, self._listeners)  # type: ignore[arg-type]
+        self._listeners = []
 
     def stop_at_once(self) -> None:
         """Stop without draining, since a second signal arrived."""
@@ -207,6 +214,8 @@ class ServerService(Service):
 
 #: At most one part in so many of --max-buffered is kept for answers on their way from workers.
 _LARGEST_RESERVE = 2
+#: Seconds for the requests of connections that were just accepted to arrive.
+_LAST_REQUESTS = 0.2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
 

@@ -23,7 +23,7 @@ from uwsgitwisted.errors import ConnectionFailed, RemoteError, RequestCancelled,
 from uwsgitwisted.interfaces import Answer, Request, StreamedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.timer import Timer
-from uwsgitwisted.wire.web import status_answer
+from uwsgitwisted.wire.web_status import status_answer
 
 #: A producer pauses when so many bytes wait for the peer, and goes on when fewer than half of them do.
 HELD = 128 * 1024

@@ -68,6 +68,8 @@ class _State(enum.Enum):
     CLOSED = enum.auto()
 
 
+#: The states before a request is complete, or its responder has it.
+_ARRIVING = (_State.HEADER, _State.PACKET, _State.BODY)
 #: The states in which an answer may be sent.
 _ANSWERABLE = (_State.UPLOADING, _State.ANSWERING, _State.HALF_CLOSED)
 
@@ -196,6 +198,11 @@ class ServerFactory(Factory):
             f"{what} of {size} bytes; the limit is {limit} ({option})", size=size, limit=limit
         )
 
+    @property
+    def expects_requests(self) -> bool:
+        """Whether a connection has none, or only a part, of its request yet."""
+        return any(isinstance(each, ServerProtocol) and each.arriving for each in self.connections)
+
     def finish(self) -> Deferred[None]:
         """Drain every connection: let it finish its requests in flight.
 
@@ -275,6 +282,11 @@ class ServerProtocol(Protocol):
             late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
         )
         self.abort()
+
+    @property
+    def arriving(self) -> bool:
+        """Whether none, or only a part, of its request has arrived."""
+        return self._state in _ARRIVING
 
     def finish(self) -> None:
         """Answer the requests in flight, then close; accept nothing more."""
