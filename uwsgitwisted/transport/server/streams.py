@@ -29,14 +29,15 @@ class StreamedBody:
     :param set_reading: reads from the connection, or stops for now.
     """
 
-    __slots__ = ("_paused", "_set_reading", "_size", "missing", "packet", "stream")
+    __slots__ = ("_set_reading", "_size", "missing", "packet", "paused", "stream")
 
     def __init__(self, packet: Packet, size: int, set_reading: Callable[[bool], None]) -> None:
         self.packet = packet
         self.stream = Stream(self._on_taken)
         self._set_reading = set_reading
-        self._paused = False
         self._size = size
+        #: Whether its peer is not read, because nobody takes what has arrived.
+        self.paused = False
         #: How many bytes have not arrived.
         self.missing = size
 
@@ -52,14 +53,14 @@ class StreamedBody:
         self.stream.write(data if taken == len(data) else data[:taken])
         if not self.missing:
             self.stream.end()
-        elif self.stream.size >= HELD and self.ready and not self._paused:
-            self._paused = True
+        elif self.stream.size >= HELD and self.ready and not self.paused:
+            self.paused = True
             self._set_reading(False)
         return len(data) - taken
 
     def _on_taken(self, _: int) -> None:
-        if self._paused and self.stream.size < HELD // 2:
-            self._paused = False
+        if self.paused and self.stream.size < HELD // 2:
+            self.paused = False
             self._set_reading(True)
 
     def abort(self) -> None:

@@ -228,6 +228,20 @@ class TestBodies:
         assert any("did not send the rest of its body" in str(event) for event in logs)
         bench.check_end()
 
+    def test_peer_that_is_not_read(self) -> None:
+        """While nobody takes the body, its peer is not read, and no time limit runs against it."""
+        bench = Bench()
+        bench.send(asked(LARGE) + bytes(HELD))
+        assert bench.server.paused
+        bench.clock.advance(1_000)
+        bench.link.flush()
+        assert not bench.lost
+        take(bench.body(), LARGE)
+        assert not bench.server.paused
+        with capturedLogs():
+            bench.clock.advance(31.0)
+        assert bench.aborted
+
     def test_answer_of_the_held_request(self) -> None:
         """A request whose body is complete has no time limit here."""
         bench = Bench()
