@@ -33,7 +33,7 @@ class StreamedBody:
 
     def __init__(self, packet: Packet, size: int, set_reading: Callable[[bool], None]) -> None:
         self.packet = packet
-        self.stream = Stream(self._on_taken)
+        self.stream = Stream(self._on_taken, self._resume)
         self._set_reading = set_reading
         self._size = size
         #: Whether its peer is not read, because nobody takes what has arrived.
@@ -59,7 +59,12 @@ class StreamedBody:
         return len(data) - taken
 
     def _on_taken(self, _: int) -> None:
-        if self.paused and self.stream.size < HELD // 2:
+        if self.stream.size < HELD // 2:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Read from the peer again, also if nobody wants the rest: it may read its answer only after the body."""
+        if self.paused:
             self.paused = False
             self._set_reading(True)
 

@@ -294,6 +294,23 @@ class TestEarlyAnswers:
         bench.check_end()
         assert bench.client.received == b""
 
+    def test_body_that_nobody_wants_any_more(self) -> None:
+        """A peer that reads its answer only after it has sent its body gets both done."""
+        bench = Bench()
+        bench.server.capacity = 10
+        bench.link.client.paused = True
+        bench.send(asked(LARGE) + bytes(HELD))
+        stream = bench.stream()
+        assert bench.server.paused
+        bench.body().cancel()  # its worker has written the whole answer
+        stream.write(b"the answer")
+        stream.end()
+        bench.send(bytes(LARGE - HELD))
+        assert not bench.link.client.outgoing
+        bench.link.client.paused = False
+        bench.check_end()
+        assert bench.client.received == HEAD + b"the answer"
+
 
 class TestPeersThatGo:
     def test_while_the_body_is_held(self) -> None:
