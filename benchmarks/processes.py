@@ -143,7 +143,7 @@ class Servers:
         self._ends = contextlib.ExitStack()
 
     def __enter__(self) -> Servers:
-        self._directory = Path(self._ends.enter_context(tempfile.TemporaryDirectory()))
+        self.directory = Path(self._ends.enter_context(tempfile.TemporaryDirectory()))
         return self
 
     def __exit__(
@@ -159,7 +159,7 @@ class Servers:
         port = free_port()
         twistd = str(Path(sys.executable).with_name("twistd"))
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.handlers", "--engine", engine]
-        return self._start([twistd, "-n", "--pidfile=", "uwsgi-node", *listen, *options], port)
+        return self.start([twistd, "-n", "--pidfile=", "uwsgi-node", *listen, *options], port)
 
     def spooler(self, *options: str) -> Server:
         """Start one of our spoolers, with its own file."""
@@ -167,28 +167,29 @@ class Servers:
         twistd = str(Path(sys.executable).with_name("twistd"))
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.spool_tasks"]
         spool = ["--spool", f"sqlite:{port}.sqlite"]
-        return self._start([twistd, "-n", "--pidfile=", "uwsgi-spooler", *listen, *spool, *options], port)
+        return self.start([twistd, "-n", "--pidfile=", "uwsgi-spooler", *listen, *spool, *options], port)
 
     def huey(self) -> None:
         """Start Huey's consumer with two processes."""
         consumer = str(Path(sys.executable).with_name("huey_consumer"))
         command = [consumer, "benchmarks.huey_tasks.huey", "--workers", "2", "--worker-type", "process"]
-        self._ends.callback(Server(command, 0, self._directory, self._core).stop)
+        self._ends.callback(Server(command, 0, self.directory, self._core).stop)
 
     def uwsgi(self) -> Server:
         """Start a real uWSGI with one process, which has an RPC function and logs no requests."""
         port = free_port()
         application = str(ROOT / "benchmarks" / "uwsgi_functions.py")
         options = ["--socket", f"{HOST}:{port}", "--import", application, "--disable-logging", "--die-on-term"]
-        return self._start([uwsgi_binary(), *options], port)
+        return self.start([uwsgi_binary(), *options], port)
 
     def peer(self, name: str) -> Server:
         """Start one of the servers in :mod:`benchmarks.serve`."""
         port = free_port()
-        return self._start([sys.executable, "-m", "benchmarks.serve", name, str(port)], port)
+        return self.start([sys.executable, "-m", "benchmarks.serve", name, str(port)], port)
 
-    def _start(self, command: Sequence[str], port: int) -> Server:
-        server = Server(command, port, self._directory, self._core)
+    def start(self, command: Sequence[str], port: int) -> Server:
+        """Start a server, and wait until it accepts connections at *port*."""
+        server = Server(command, port, self.directory, self._core)
         self._ends.callback(server.stop)
         server.wait()
         return server
@@ -210,7 +211,7 @@ class Servers:
     def _run(self, command: Sequence[str], seconds: float) -> list[float]:
         ended = subprocess.run(
             command,
-            cwd=self._directory,
+            cwd=self.directory,
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

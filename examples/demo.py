@@ -3,8 +3,9 @@
     python examples/demo.py
 
 It starts a renderer, a hand-written node that does the same, three front nodes, five computing nodes and a
-spooler, each as a twistd process on a free port of 127.0.0.1. At its end it stops all of them in any case. It
-exits with status 0 if everything was as expected; otherwise it prints what was not, and exits with status 1.
+spooler, each as a twistd process on a free port of 127.0.0.1, and nginx if that is installed. At its end it
+stops all of them in any case. It exits with status 0 if everything was as expected; otherwise it prints what
+was not, and exits with status 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ EXAMPLES = Path(__file__).resolve().parent
 sys.path[:0] = [str(EXAMPLES / "cpu_fanout"), str(EXAMPLES / "central_spooler")]
 
 from demo_support import HOST, DemoFailed, Service, Services, Terminal, wait_for  # noqa: E402
+from demo_web import HOW_TO_INSTALL, WebServer, find_nginx  # noqa: E402
 from enqueue import enqueue  # noqa: E402
 from fan_out import fan_out  # noqa: E402
 
@@ -33,6 +35,8 @@ from uwsgitwisted.errors import UwsgiError  # noqa: E402
 ONE_WORKER = ("--engine", "processes:1")
 #: The query for the front nodes. The time is fixed, so that the pages can be compared.
 QUERY = "n=12&time=1.5"
+#: How many pages to get from nginx with all front nodes, and as many with one less.
+WEB_REQUESTS = 6
 #: Seconds from the acceptance of the second task to its time. The spooler is killed in between.
 TASK_DELAY = 3
 #: Seconds for a task to run once its time has come.
@@ -68,8 +72,13 @@ def describe(services: Services, scratch: Path) -> Cluster:
         renderer,
         hand_written,
         [
-            services.add(f"front node {number}", *node, "front_node", directory=mako, environment=places)
-            for number in range(1, 4)
+            services.add(
+                name,
+                *(*node, "front_node", "--wsgi", "web_front:application"),
+                directory=mako,
+                environment={**places, "NODE": name},
+            )
+            for name in (f"front node {number}" for number in range(1, 4))
         ],
         [services.add(f"computing node {number}", *node, "my_cpu", directory=cpu) for number in range(1, 6)],
         services.add(
@@ -95,12 +104,52 @@ def start(terminal: Terminal, services: Services, cluster: Cluster) -> None:
     terminal.table(rows)
 
 
-def remote_templates(terminal: Terminal, cluster: Cluster) -> None:
-    """Scenario 1: three front nodes get the same page from each of the two nodes that render."""
-    terminal.headline("1. Remote templates")
+def web_server(terminal: Terminal, services: Services, cluster: Cluster, scratch: Path) -> None:
+    """Scenario 1, for browsers: nginx distributes requests over the front nodes, one of which is killed."""
+    terminal.headline("1. A web server with remote templates")
+    program = find_nginx()
+    if program is None:
+        terminal.say(f"What browsers would get is left out, since nginx is missing: {HOW_TO_INSTALL}")
+        return
     terminal.say(
-        "Each front node gets a query string, computes the Fibonacci sequence and has the page rendered "
-        "elsewhere: by the handler that is written like old uWSGI code, and by the renderer."
+        "nginx takes requests like a browser's and distributes them over the front nodes. Each computes the "
+        "Fibonacci sequence in a WSGI application, and has the page rendered by the renderer."
+    )
+    with WebServer(program, scratch / "nginx", [front.port for front in cluster.fronts]) as web:
+        terminal.good(f"started nginx at http://{HOST}:{web.port} (process {web.pid})")
+        pages = get_pages(terminal, web)
+        killed = cluster.fronts[0]
+        services.kill(killed)
+        terminal.good(f"killed {killed.name} with SIGKILL; the others answer for it:")
+        pages |= get_pages(terminal, web)
+        with terminal.progress("starting it again"):
+            services.start(killed)
+            services.wait_until_up(killed)
+    if len(pages) != 1 or "<td>89</td>" not in pages.copy().pop():
+        raise DemoFailed(f"one page with F(11) = 89 was expected, but there are {len(pages)}: {pages!r}")
+    terminal.good(f"{2 * WEB_REQUESTS} pages, all the same")
+
+
+def get_pages(terminal: Terminal, web: WebServer) -> set[str]:
+    """Get the page a few times, show who has answered, and return the different texts.
+
+    :raises DemoFailed: if a request fails.
+    """
+    rows, texts = [("answered by", "after")], set()
+    for _ in range(WEB_REQUESTS):
+        began = time.perf_counter()
+        node, text = web.get(f"/?{QUERY}&renderer=1")
+        rows.append((node, f"{(time.perf_counter() - began) * 1000:.1f} ms"))
+        texts.add(text)
+    terminal.table(rows)
+    return texts
+
+
+def remote_templates(terminal: Terminal, cluster: Cluster) -> None:
+    """Scenario 1, for programs: each front node gets the same page from both nodes that render."""
+    terminal.say(
+        "The same nodes answer messages. Each gets a query string, computes the Fibonacci sequence and has a "
+        "text rendered elsewhere: by the handler that is written like old uWSGI code, and by the renderer."
     )
     rows = [("front node", "hand-written node", "renderer")]
     pages: set[object] = set()
@@ -196,6 +245,7 @@ def run(terminal: Terminal, scratch: Path) -> None:
     with Services(scratch) as services, explained(terminal, services):
         cluster = describe(services, scratch)
         start(terminal, services, cluster)
+        web_server(terminal, services, cluster, scratch)
         remote_templates(terminal, cluster)
         cpu_fan_out(terminal, cluster)
         central_spooler(terminal, services, cluster)

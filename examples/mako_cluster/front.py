@@ -4,7 +4,7 @@ Start one of the two nodes as my_server.py says, and then, in this directory:
 
     python front.py 'n=12'
 
-front_node.py serves the same function to other machines.
+front_node.py serves the same function to other machines, and web_front.py to browsers.
 """
 
 import os
@@ -30,11 +30,12 @@ def fibonacci(count: int) -> list[int]:
     return numbers
 
 
-def page(query: str) -> object:
+def page(query: str, template: str = "mytemplate.txt") -> object:
     """Return the page for a query string.
 
     :param query: ``n`` is the number of Fibonacci numbers, ``renderer`` the index in RENDERERS of the node that
         renders the page, ``time`` the time to show instead of the current one.
+    :raises ValueError: if one of them is not a number.
     """
     fields = {name: values[-1] for name, values in parse_qs(query).items()}
     variables = {
@@ -42,7 +43,7 @@ def page(query: str) -> object:
         "whattimeisit": float(fields.get("time", time.time())),
     }
     host, port = RENDERERS[int(fields.get("renderer", 0))].rsplit(":", 1)
-    message = ("mytemplate.txt", variables)
+    message = (template, variables)
     return send_uwsgi_message(host, port, modifier1=33, modifier2=0, message=message, timeout=30)
 
 

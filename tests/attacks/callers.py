@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import math
 import os
 import signal
@@ -20,6 +21,8 @@ from twisted.internet.task import deferLater
 
 from tests.attacks.witness import Witness, pinging
 from tests.integration.services import Service, read_to_end
+from tests.integration.web_apps import GREETING
+from tests.integration.web_servers import ask
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import ConnectionFailed, UwsgiError
@@ -60,6 +63,19 @@ class Seen:
         return f"{len(self.durations):5} calls {len(self.errors):3} failed {shown} ms"
 
 
+def get_page(service: Service) -> None:
+    """Get a page of a node that runs :mod:`tests.integration.web_apps`.
+
+    :raises ConnectionFailed: if it isn't there.
+    """
+    try:
+        answer = ask(service.address, "GET", "/")
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionFailed(f"{error!r}") from error
+    if (answer.status, answer.body) != (200, GREETING):
+        raise ConnectionFailed(f"{answer.status} {answer.body[:100]!r}")
+
+
 class Callers:
     """One good caller of each kind, for one service.
 
@@ -77,6 +93,8 @@ class Callers:
             self._calls |= {"enqueue and wait": self._enqueue_and_wait, "plain enqueue": self._enqueue_plainly}
         else:
             self._calls |= {"session call": self._call, "plain call": self._call_plainly}
+        if kind == "node":
+            self._calls["page"] = lambda: get_page(service)
 
     def _call(self) -> None:
         question, expected = _QUESTIONS[self._kind]

@@ -33,6 +33,7 @@ import pytest_twisted
 from tests.attacks.callers import Callers, Seen, Usage, busy_processes, descriptors
 from tests.attacks.hostile.behaviours import BEHAVIOURS
 from tests.integration.services import Launcher, Service, eventually
+from tests.integration.web_apps import copy_to
 from uwsgitwisted.client import Client
 
 pytestmark = pytest.mark.integration
@@ -121,8 +122,14 @@ _BOUNDS = ("--timeout", "2", "--max-memory", "400M", "--max-buffered", str(BUDGE
 
 
 def _start_node(launch: Launcher) -> Service:
+    directory = launch.new_directory()
+    web = ("--wsgi", f"{copy_to(directory)}:application")
     return launch.start(
-        "uwsgi-node", "--engine", "processes:4", *_BOUNDS, handler=HANDLER, tcp=True, twistd=_LIMITED
+        *("uwsgi-node", "--engine", "processes:4", *_BOUNDS, *web),
+        handler=HANDLER,
+        tcp=True,
+        directory=directory,
+        twistd=_LIMITED,
     )
 
 

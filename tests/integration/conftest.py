@@ -24,6 +24,10 @@ NEEDS = {
         "apt install postgresql",
     ),
     "faketime": (any(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "apt install faketime"),
+    "chromium": (
+        shutil.which("chromium-headless-shell") or shutil.which("chromium"),
+        "apt install chromium-headless-shell",
+    ),
     "uwsgi": (Path(sys.executable).with_name("uwsgi").exists(), "pip install uwsgi, with a C compiler"),
 }
 

@@ -21,7 +21,7 @@ daemon off;
 master_process off;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
-events {{ worker_connections 64; }}
+events {{ worker_connections 256; }}
 http {{
     access_log off;
     client_max_body_size 0;
@@ -34,6 +34,7 @@ http {{
         listen 127.0.0.1:{port};
 {locations}
     }}
+{servers}
 }}
 """
 
@@ -51,15 +52,16 @@ class Nginx:
 
     :param directory: for its files.
     :param locations: what stands in its ``server`` block.
+    :param servers: what stands beside that block.
     """
 
-    def __init__(self, directory: Path, locations: str) -> None:
+    def __init__(self, directory: Path, locations: str, servers: str = "") -> None:
         assert _PROGRAM, "these tests need nginx; on Debian: apt install nginx-light"
         self.port = free_port()
         self._errors = directory / "error.log"
         configuration = directory / "nginx.conf"
         configuration.write_text(
-            _CONFIGURATION.format(directory=directory, port=self.port, locations=locations)
+            _CONFIGURATION.format(directory=directory, port=self.port, locations=locations, servers=servers)
         )
         self._process = subprocess.Popen(
             [_PROGRAM, "-e", str(self._errors), "-p", str(directory), "-c", str(configuration)],

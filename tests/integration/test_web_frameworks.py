@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.integration.nginx import Nginx
 from tests.integration.real_uwsgi import real_web_server
+from tests.integration.services import Launcher
 from tests.integration.web_servers import UNBUFFERED, nginx_before
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx", "uwsgi")]
@@ -34,22 +36,25 @@ def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=["uWSGI"])
+@pytest.fixture(scope="module", params=["ours", "uWSGI"])
 def server(request: pytest.FixtureRequest) -> str:
     """The server that runs it."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def front(framework: str, server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+def front(
+    framework: str, server: str, shared: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Nginx]:
     """An nginx in front of a server that runs the application."""
     application = _APPLICATIONS[framework]
     directory = _directory_of(application, tmp_path_factory.mktemp("f"))
-    with (
-        real_web_server(directory, application),
-        nginx_before(f"unix:{directory}/socket", directory / "nginx") as running,
-    ):
-        yield running
+    with ExitStack() as stack:
+        if server == "ours":
+            shared.start("uwsgi-node", "--engine", "processes:2", "--wsgi", application, directory=directory)
+        else:
+            stack.enter_context(real_web_server(directory, application))
+        yield stack.enter_context(nginx_before(f"unix:{directory}/socket", directory / "nginx"))
 
 
 def _form(size: int) -> bytes:

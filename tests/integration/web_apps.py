@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -131,7 +132,7 @@ def unread(environ: Environ, start_response: Any) -> list[bytes]:
 def reads(environ: Environ, start_response: Any) -> list[bytes]:
     """Answer with what each way to read a body gives, one after another, in JSON; the body has lines."""
     source = environ["wsgi.input"]
-    found = [source.readline(), source.read(3), source.readline(), source.readline(2), *source.readlines(1)]
+    found = [source.readline(), source.read(3), source.readline(), *islice(source, 1), *source.readlines()]
     return _json(start_response, [each.decode() for each in (*found, *source, source.read(), source.read(10))])
 
 
@@ -328,6 +329,31 @@ def logs(environ: Environ, start_response: Any) -> list[bytes]:
     return _text(start_response, "logged")
 
 
+#: What a page of today does: it posts more than a packet holds, and listens to server-sent events.
+_PAGE = """<!DOCTYPE html>
+<html><head><meta charset="utf-8"><title>Requests of a page</title></head>
+<body><p id="posted">nothing</p><p id="events"></p>
+<script>
+fetch("/digest", {method: "POST", body: new Uint8Array(SIZE)})
+    .then((answer) => answer.json())
+    .then((found) => { document.getElementById("posted").textContent = found.size + " " + found.digest; });
+const source = new EventSource("/events?count=3&path=PATH");
+source.onmessage = (event) => {
+    document.getElementById("events").textContent += event.data + ";";
+    if (event.data === "2") source.close();
+};
+</script></body></html>
+"""
+
+
+def page(environ: Environ, start_response: Any) -> list[bytes]:
+    """Answer with a page that posts ``size`` zeros, and gets the events of ``path``."""
+    query = _query(environ)
+    body = _PAGE.replace("SIZE", query["size"]).replace("PATH", query["path"]).encode()
+    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
 def missing(environ: Environ, start_response: Any) -> list[bytes]:
     """Say that there is no such application."""
     return _text(start_response, "no such path", "404 Not Found")
@@ -363,6 +389,7 @@ APPLICATIONS: dict[str, Application] = {
     "/nothing": nothing,
     "/empty-pieces": empty_pieces,
     "/logs": logs,
+    "/page": page,
     "/validated": validator(hello),
 }
 

@@ -20,8 +20,8 @@ from tests.integration.services import PATIENCE, Launcher, Service, read_to_end
 from uwsgitwisted.wire.packet import Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
-#: nginx's locations in front of a server: everything buffered, as by default, and nothing. It accepts as many
-#: headers as a packet can have.
+#: nginx's locations in front of a server: everything buffered, as by default; nothing; and as with TLS. It
+#: accepts as many headers as a packet can have.
 LOCATIONS = """
         large_client_header_buffers 16 8k;
         include /etc/nginx/uwsgi_params;
@@ -30,6 +30,12 @@ LOCATIONS = """
             rewrite ^/unbuffered(/.*)$ $1 break;
             uwsgi_buffering off;
             uwsgi_request_buffering off;
+            uwsgi_pass {address};
+        }}
+        location /secure/ {{
+            rewrite ^/secure(/.*)$ $1 break;
+            include /etc/nginx/uwsgi_params;
+            uwsgi_param HTTPS on;
             uwsgi_pass {address};
         }}
 """

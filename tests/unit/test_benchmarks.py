@@ -23,6 +23,13 @@ RUNS = {
         "`ProcessPoolExecutor`",
     ],
     "plain": ["ours: an object (33)", "uWSGI: RPC (173)", "the floor", "ours: ping (100)", "ours: echo (101)"],
+    "web": [
+        "Hello world behind nginx",
+        "10 KB behind nginx",
+        "ours: `--wsgi`",
+        "uWSGI, 2 processes",
+        "gunicorn",
+    ],
     "large": ["1 MB of bytes", "ours: `blocking`, engine `processes:2`", "ours: `Client`, engine `reactor`"],
     "idle": ["each of 20 idle sessions", "20 idle sessions", "after they were closed"],
     "ping": ["all idle, 99th percentile", "all busy, 99th percentile"],

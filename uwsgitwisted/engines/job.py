@@ -45,6 +45,11 @@ class Job:
         return self._answer
 
     @property
+    def arriving(self) -> bool:
+        """Whether it has a body that is still arriving."""
+        return self.body is not None and not self.body.ended
+
+    @property
     def completed(self) -> bool:
         """Whether it was answered or cancelled."""
         return self._answer is None

@@ -110,7 +110,7 @@ class Pipe:
         owner: PipeOwner,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
-        self._streams = PipeStreams(self._session, self._flush_later)
+        self._streams = PipeStreams(self._session, self._flush_later, owner.on_progress)
         self._writer = Writer(transport, self.flush)
         self._clock = clock
         self._tokens = tokens
@@ -167,6 +167,11 @@ class Pipe:
         self._in_flight[request] = job
         self._new_tokens += 1
         BATCH.at_end(self.flush)
+
+    @property
+    def uploading(self) -> bool:
+        """Whether the worker runs a request whose body is still arriving."""
+        return self._streams.uploading
 
     @property
     def waits_for_peer(self) -> bool:

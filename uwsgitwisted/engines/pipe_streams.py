@@ -20,17 +20,24 @@ class PipeStreams:
 
     :param session: the session with the worker.
     :param flush: writes the session's frames.
+    :param on_body_sent: called when all of a body has gone to the worker.
     """
 
-    def __init__(self, session: Session, flush: Callable[[], None]) -> None:
+    def __init__(self, session: Session, flush: Callable[[], None], on_body_sent: Callable[[], None]) -> None:
         self._session = session
         self._flush = flush
+        self._on_body_sent = on_body_sent
         self._bodies: dict[int, Stream] = {}
         #: The requests with bodies that the worker has begun.
         self._begun: set[int] = set()
         self._answers: dict[int, Stream] = {}
         #: How many bytes of each answer were taken, and not granted again.
         self._taken: dict[int, int] = {}
+
+    @property
+    def uploading(self) -> bool:
+        """Whether a body is still arriving from its peer."""
+        return any(not body.ended for body in self._bodies.values())
 
     @property
     def waits_for_peer(self) -> bool:
@@ -71,6 +78,7 @@ class PipeStreams:
         if body.finished:
             self.withdraw(request)
             streams.send_end(request)
+            self._on_body_sent()
         self._flush()
 
     def begin_answer(self, request: int) -> Stream:

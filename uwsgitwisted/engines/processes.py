@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
+from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
@@ -78,7 +78,9 @@ class ProcessEngine:
         self._spec = replace(spec, numproc=processes)
         self._timeout = timeout
         self._node = node
-        self._queue = FairQueue(max_queue)
+        self._queue = WaitingRequests(max_queue)
+        # One worker is left to those who have sent all of their requests.
+        self._max_uploads = max(1, processes - 1)
         self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
@@ -86,6 +88,7 @@ class ProcessEngine:
         self._next_check = math.inf
         self._stop_timer = Timer(reactor, self._on_stop_timeout)
         self._shared: SharedPorts | None = None
+        self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
@@ -94,9 +97,14 @@ class ProcessEngine:
 
     # Start, reload and stop
 
+    def lend(self, number: int, descriptor: int) -> None:
+        """Give each worker that starts from now on a copy of *descriptor*, under the number *number*."""
+        self._descriptors[number] = descriptor
+
     def share(self, ports: SharedPorts) -> None:
         """Have the workers take web requests from *ports* themselves; to be called before the start."""
         self._shared = ports
+        self._descriptors |= ports.descriptors
         self._spec = replace(self._spec, accepting=ports.accepting)
 
     def start(self) -> Deferred[None]:
@@ -117,13 +125,21 @@ class ProcessEngine:
         """
         return Deferred.fromCoroutine(self._supervisor.replace_all())
 
+    def stop_accepting(self) -> None:
+        """Have the workers take no further requests from the ports, which the service will close."""
+        if self._shared is not None and self._spec.accepting is not None:
+            self._spec = replace(self._spec, accepting=None)
+            for number in self._shared.descriptors:
+                del self._descriptors[number]
+            for worker in self._workers:
+                worker.pipe.stop_accepting()
+
     def stop(self, seconds: float) -> Deferred[None]:
         """Finish the accepted requests for up to *seconds*, then end every worker."""
         self._stopping = True
         self._stop_timer.set(seconds)
         if self._stopped is None:
-            for worker in self._workers:
-                worker.pipe.stop_accepting()
+            self.stop_accepting()
             self._stopped = Deferred.fromCoroutine(self._stop())
         return self._stopped
 
@@ -137,8 +153,8 @@ class ProcessEngine:
         self._check_timer.clear()
 
     def _on_stop_timeout(self) -> None:
-        while self._queue:
-            self._queue.pop().complete(Unavailable("the node was stopped before the request could start"))
+        while (job := self._queue.pop(lambda: True)) is not None:
+            job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
             if running is not None:
@@ -162,8 +178,7 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        descriptors = None if self._shared is None else self._shared.descriptors
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, descriptors)
+        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -210,13 +225,12 @@ class ProcessEngine:
         """
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
-        refusal = self._queue.refusal(request.peer)
+        job = Job(request, self._reactor.seconds(), self._cancel_job)
+        refusal = self._queue.refusal(request.peer, upload=job.arriving)
         if refusal is not None:
             return fail(refusal)
-        job = Job(request, self._reactor.seconds(), self._cancel_job)
         answer = job.answer
-        self._queue.append(job)
-        if len(self._queue) == 1:  # if others are waiting, no worker has capacity
+        if self._queue.append(job):  # if others are waiting, no worker has capacity
             self._dispatch()
         return answer
 
@@ -230,12 +244,17 @@ class ProcessEngine:
             worker = self._least_loaded_worker()
             if worker is None:
                 break
-            job = self._queue.pop()
+            job = self._queue.pop(self._may_upload)
+            if job is None:
+                break
             if job.deadline <= now:
                 job.complete(RequestTimeout("the request timed out before a worker was free"))
             elif not job.completed:  # its caller may have cancelled it while a worker had it
                 self._assign(worker, job, now)
         self._check_drained()
+
+    def _may_upload(self) -> bool:
+        return sum(worker.pipe.uploading for worker in self._workers) < self._max_uploads
 
     def _least_loaded_worker(self) -> WorkerProcess | None:
         """Return the worker with capacity that has the fewest requests in flight."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.tcp import Port
@@ -34,8 +35,7 @@ class SharedPorts:
     :param clock: for the looks.
     :param handoff: takes the connections that the workers hand over.
     :param ports: the ports, at most :data:`~uwsgitwisted.worker.spec.MAX_PORTS`.
-    :param networks: whose connections the workers take, as texts; None for all.
-    :param write_timeout: for how many seconds a peer may read nothing while bytes wait for it.
+    :param accepting: what the workers are told, but for the number of ports.
     """
 
     def __init__(
@@ -43,8 +43,7 @@ class SharedPorts:
         clock: IReactorTime,
         handoff: Handoff,
         ports: Sequence[Port],
-        networks: Sequence[str] | None,
-        write_timeout: float,
+        accepting: Accepting,
     ) -> None:
         self._ports = ports[:MAX_PORTS]
         self._handoff = handoff
@@ -53,7 +52,7 @@ class SharedPorts:
         self._by_descriptor = {port.socket.fileno(): port for port in self._ports}
         self._on_look: Callable[[], bool] = lambda: True
         #: What the workers are told.
-        self.accepting = Accepting(len(self._ports), networks, write_timeout)
+        self.accepting = replace(accepting, ports=len(self._ports))
         #: The descriptors that a worker gets, by the numbers that they have there.
         self.descriptors = {
             HANDOFF_FD: handoff.descriptor,

@@ -76,20 +76,20 @@ class WorkerProcess(ProcessProtocol):
         self._kill_later = Timer(reactor, self._end_retired)
         self._activity: Activity | None = None
 
-    def spawn(self, spec: WorkerSpec, node: str, shared: Mapping[int, int] | None = None) -> None:
+    def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
 
         :param spec: the handlers.
         :param node: the node's name, for error texts.
-        :param shared: the further descriptors of a worker that accepts connections, by their numbers there.
+        :param descriptors: further descriptors for the process, by their numbers there.
         :raises OSError: if the system has no process or file descriptor left.
         """
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
-            further = dict(shared or {})
-            if further:
+            further = dict(descriptors or {})
+            if spec.accepting is not None:
                 further[ACTIVITY_FD] = Activity.create()
                 opened.callback(os.close, further[ACTIVITY_FD])
                 self._activity = Activity(further[ACTIVITY_FD])
@@ -109,7 +109,7 @@ class WorkerProcess(ProcessProtocol):
                 },
             )
             opened.pop_all()
-        if further:
+        if spec.accepting is not None:
             os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()

@@ -6,15 +6,21 @@ answered here.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.errors import RequestCancelled
+from uwsgitwisted.access_log import Entry
+from uwsgitwisted.errors import ProtocolError, RemoteError, RequestCancelled
 from uwsgitwisted.interfaces import Answer, IEngine, IResponder, Reply, Request
 from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.wire.web import status_answer, status_of
+from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.vars import decode_vars, split_vars
+from uwsgitwisted.wire.web_status import status_answer, status_of
 
 
 @implementer(IResponder)
@@ -22,18 +28,20 @@ class WebResponder:
     """Forwards web requests to an engine.
 
     :param engine: runs the applications.
+    :param log: gets a line for each request that no application has answered; None for no lines.
     """
 
     _log = Logger()
 
-    def __init__(self, engine: IEngine) -> None:
+    def __init__(self, engine: IEngine, log: Callable[[Entry], None] | None = None) -> None:
         self._engine = engine
+        self._log_access = log
         self._reports = Reports(self._log)
 
     def respond(self, request: Request) -> Reply:
         """Return a Deferred that fires with the HTTP answer, which may be a stream."""
         if request.refused is not None:
-            return status_answer(status_of(request.refused))
+            return self._refuse(request, request.refused)
         answer = self._engine.submit(request)
         assert isinstance(answer, Deferred)
         return answer.addErrback(self._answer_failure, request)
@@ -44,4 +52,22 @@ class WebResponder:
             return b""  # nobody reads it
         self._reports.failed(failure, request)
         assert failure.value is not None
-        return status_answer(status_of(failure.value))
+        return self._refuse(request, failure.value)
+
+    def _refuse(self, request: Request, error: BaseException) -> bytes:
+        answer = status_answer(status_of(error))
+        # A worker logs what an application has answered, and its failures.
+        if self._log_access is not None and not isinstance(error, RemoteError):
+            head, _, body = answer.partition(b"\r\n\r\n")
+            status = head.split()[1].decode()
+            self._log_access(Entry(_variables(request.packet), status, len(body), 0.0, 0, time.time()))
+        return answer
+
+
+def _variables(packet: Packet) -> Mapping[str, str]:
+    """Return the variables of a request as WSGI has them; none, if they are malformed."""
+    try:
+        variables = decode_vars(split_vars(packet.payload)[0])
+    except ProtocolError:
+        return {}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in variables.items()}

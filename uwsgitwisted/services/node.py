@@ -1,18 +1,32 @@
-"""A node: answers objects with its handler module's function, and web requests with WSGI applications."""
+"""A node: answers objects with its handler module's function, and web requests with applications.
+
+Those are WSGI applications, or a resource of twisted.web.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from uwsgitwisted.interfaces import IProcessReactor, IResponder
+from twisted.internet.defer import Deferred
+
+from uwsgitwisted.access_log import AccessLog, Entry, open_log
+from uwsgitwisted.engines.processes import ProcessEngine
+from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
+from uwsgitwisted.errors import StartupError
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.web import WebResponder
+from uwsgitwisted.services.listening import opened_port
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.transport.server.budget import default_limit
+from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, WSGI
-from uwsgitwisted.worker.spec import Loader
+from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: The modifiers of web requests.
 WEB = (WSGI, WSGI_STRIPPED)
@@ -27,12 +41,20 @@ class NodeSettings:
         :func:`uwsgitwisted.worker.handlers.wsgi.load` takes them.
     :param chdir: the directory in which the applications run; empty for this one.
     :param env_file: a file with environment variables for them; empty for none.
+    :param resource: the name of a twisted.web resource that answers web requests in their place, as
+        :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
+    :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
+        empty for nowhere.
+    :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
     """
 
     handler: str = ""
     applications: Mapping[str, str] = field(default_factory=dict)
     chdir: str = ""
     env_file: str = ""
+    resource: str = ""
+    access_log: str = ""
+    access_log_format: str = "combined"
 
     @property
     def loaders(self) -> list[Loader]:
@@ -43,6 +65,7 @@ class NodeSettings:
                 "applications": dict(self.applications),
                 "chdir": self.chdir,
                 "env_file": self.env_file,
+                "access_log": self.access_log_format if self.access_log else "",
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
@@ -50,21 +73,144 @@ class NodeSettings:
         return loaders
 
 
-def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSettings) -> ServerService:
+class NodeService(ServerService):
+    """The service of a node.
+
+    :param engine: runs the handlers and applications; None if there are none.
+    :param node: what the node runs.
+    :raises StartupError: if its resource can't be loaded.
+    """
+
+    def __init__(
+        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
+    ) -> None:
+        self._node = node
+        self._access_log: AccessLog | None = None
+        self._access_log_file = -1
+        self._resources = self._make_resources(reactor, settings) if node.resource else None
+        responders: dict[int, IResponder] = {}
+        if node.handler:
+            assert engine is not None
+            responders[MARSHAL] = ForwardResponder(engine)
+        web = self._resources or (engine if node.applications else None)
+        if web is not None:
+            responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
+        engine = engine or self._resources
+        assert engine is not None
+        super().__init__(
+            reactor,
+            settings,
+            engine,
+            responders,
+            streamed_bodies=WEB if web else (),
+            ended_by_peer=WEB if self._resources else (),
+        )
+
+    def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
+        """Make the engine of the resource.
+
+        Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
+        times.
+        """
+        # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
+        from uwsgitwisted.engines.resource.engine import ResourceEngine
+        from uwsgitwisted.engines.resource.target import load_resource
+
+        buffered = settings.limits.max_buffered
+        return ResourceEngine(
+            reactor,
+            load_resource(self._node.resource),
+            name=self._node.resource,
+            timeout=settings.timeout,
+            max_queue=settings.max_queue,
+            max_form=settings.max_message,
+            max_forms=(default_limit() if buffered is None else buffered) // 2,
+            log=self._log_access if self._node.access_log else None,
+        )
+
+    def stop_at_once(self) -> None:
+        """Stop without draining, since a second signal arrived."""
+        if self._resources is not None:
+            self._resources.stop(0)
+        super().stop_at_once()
+
+    async def _stop_engine(self) -> None:
+        drained = self._resources.stop(self._settings.drain_timeout) if self._resources else None
+        if self._engine is not self._resources:
+            await super()._stop_engine()
+        if drained is not None:
+            await drained
+
+    def privilegedStartService(self) -> None:
+        """Open the ports, and the access log, which may be another user's."""
+        super().privilegedStartService()
+        self._open_access_log()
+
+    def _start_engine(self) -> Deferred[None]:
+        if self._node.applications:
+            self._share_ports()
+        return super()._start_engine()
+
+    def _share_ports(self) -> None:
+        """Let the workers accept connections on the ports that they can: those of sockets, without TLS."""
+        reactor: Any = self._reactor
+        ports = [port for port in map(opened_port, self._listeners) if port and port.factory is self._factory]
+        if ports and isinstance(self._engine, ProcessEngine) and can_share():
+            networks = self._settings.networks
+            accepting = Accepting(
+                ports=len(ports),
+                networks=None if networks is None else tuple(map(str, networks)),
+                max_body=self._settings.max_body,
+                write_timeout=self._settings.limits.write_timeout,
+            )
+            self._engine.share(SharedPorts(reactor, Handoff(reactor, ports), ports, accepting))
+
+    async def _stop_listening(self) -> None:
+        """Have the workers leave the ports to the front, which takes what waits there, and close them."""
+        if isinstance(self._engine, ProcessEngine):
+            self._engine.stop_accepting()
+        await super()._stop_listening()
+
+    def _before_reload(self) -> None:
+        """Open the access log again, as its file may have been renamed."""
+        self._open_access_log()
+
+    def _open_access_log(self) -> None:
+        """Open the access log for the front, and for the workers that start from now on.
+
+        :raises StartupError: if that is not possible, and it isn't open yet.
+        """
+        path = self._node.access_log
+        if not path:
+            return
+        try:
+            opened = open_log(path)
+        except OSError as error:
+            if self._access_log is None:
+                raise StartupError(f"--access-log {path}: {error.strerror}") from error
+            self._log.error("--access-log {path}: {error}", path=path, error=error.strerror)
+            return
+        if isinstance(self._engine, ProcessEngine):
+            self._engine.lend(ACCESS_LOG_FD, opened)
+        self._access_log = AccessLog(opened, self._node.access_log_format)
+        if self._access_log_file != -1:
+            os.close(self._access_log_file)
+        self._access_log_file = opened
+
+    def _log_access(self, entry: Entry) -> None:
+        if self._access_log is not None:
+            self._access_log.write(entry)
+
+
+def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSettings) -> NodeService:
     """Make the service of a node.
 
     :param node: what it runs.
     :raises StartupError: if that can't be loaded.
     """
-    spec = settings.worker_spec(*node.loaders)
-    check_handlers(spec)
-    engine = settings.make_engine(reactor, spec)
-    responders: dict[int, IResponder] = {}
-    if node.handler:
-        responders[MARSHAL] = ForwardResponder(engine)
-    if node.applications:
-        responders |= dict.fromkeys(WEB, WebResponder(engine))
-    has_web = bool(node.applications)
-    return ServerService(
-        reactor, settings, engine, responders, streamed_bodies=WEB if has_web else (), share_ports=has_web
-    )
+    engine = None
+    if node.loaders:
+        spec = settings.worker_spec(*node.loaders)
+        check_handlers(spec)
+        engine = settings.make_engine(reactor, spec)
+    return NodeService(reactor, settings, engine, node)

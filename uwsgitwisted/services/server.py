@@ -13,12 +13,11 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.descriptions import worker_count
-from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -26,12 +25,11 @@ from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.exit import exit_with_failure
-from uwsgitwisted.services.listening import Listener, listen, opened_port, stop_listening
+from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server.budget import default_limit
-from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
@@ -47,8 +45,8 @@ class ServerService(Service):
     :param engine: runs the handlers.
     :param responders: the responders besides ping and echo, by modifier1.
     :param bodies: the modifiers of packets that are followed by a body.
-    :param share_ports: whether the workers take web requests from the ports themselves, where that is possible.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
+    :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     """
 
     _log = Logger()
@@ -62,13 +60,12 @@ class ServerService(Service):
         *,
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
-        share_ports: bool = False,
+        ended_by_peer: Container[int] = (),
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
         self._listeners: list[Listener] = []
-        self._share_ports = share_ports
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
         dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
@@ -81,6 +78,7 @@ class ServerService(Service):
             tracebacks=settings.tracebacks,
             bodies=bodies,
             streamed_bodies=streamed_bodies,
+            ended_by_peer=ended_by_peer,
             max_body=settings.max_body,
         )
 
@@ -119,31 +117,12 @@ class ServerService(Service):
         if not self._listeners:
             self.privilegedStartService()
         self._signals.install(signal.SIGHUP, self.reload)
-        if self._share_ports:
-            self._share()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
             started.addErrback(lambda _: None)
             failure.raiseException()
         started.addErrback(self._fail_startup)
-
-    def _share(self) -> None:
-        """Let the workers accept connections on the ports that they can: those of sockets, without TLS."""
-        reactor: Any = self._reactor
-        ports = [port for port in map(opened_port, self._listeners) if port and port.factory is self._factory]
-        engine = self._engine
-        if ports and isinstance(engine, ProcessEngine) and can_share():
-            networks = self._settings.networks
-            engine.share(
-                SharedPorts(
-                    reactor,
-                    Handoff(reactor, ports),
-                    ports,
-                    None if networks is None else list(map(str, networks)),
-                    self._settings.limits.write_timeout,
-                )
-            )
 
     def _start_engine(self) -> Deferred[None]:
         return self._engine.start().addCallback(self._announce)
@@ -176,8 +155,9 @@ class ServerService(Service):
         return Deferred.fromCoroutine(self._drain_and_stop())
 
     async def _drain_and_stop(self) -> None:
-        await stop_listening(self._listeners)
-        self._listeners = []
+        await self._stop_listening()
+        if self._factory.expects_requests:
+            await deferLater(self._reactor, _LAST_REQUESTS)  # type: ignore[arg-type]
         closed = self._factory.finish()
         await self._stop_engine()
         overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
@@ -185,6 +165,11 @@ class ServerService(Service):
         if overdue.active():
             overdue.cancel()
         self._signals.restore()
+
+    async def _stop_listening(self) -> None:
+        """Close the ports."""
+        await stop_listening(self._reactor, self._listeners)  # type: ignore[arg-type]
+        self._listeners = []
 
     def stop_at_once(self) -> None:
         """Stop without draining, since a second signal arrived."""
@@ -194,6 +179,7 @@ class ServerService(Service):
 
     def reload(self) -> None:
         """Load the handlers' code again, since the signal HUP arrived."""
+        self._before_reload()
         if not IReloadable.providedBy(self._engine):
             self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
             return
@@ -212,6 +198,9 @@ class ServerService(Service):
         else:
             self._log.error("a new worker did not start, so the old ones stay; fix the handler and try again")
 
+    def _before_reload(self) -> None:
+        """Prepare what the new workers are to have."""
+
     async def _after_reload(self) -> None:
         """Apply whatever else depends on the new code."""
 
@@ -225,6 +214,8 @@ class ServerService(Service):
 
 #: At most one part in so many of --max-buffered is kept for answers on their way from workers.
 _LARGEST_RESERVE = 2
+#: Seconds for the requests of connections that were just accepted to arrive.
+_LAST_REQUESTS = 0.2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
 

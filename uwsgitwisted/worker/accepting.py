@@ -22,7 +22,7 @@ from uwsgitwisted.errors import MalformedPacket, UwsgiError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
 from uwsgitwisted.wire.vars import body_size, may_announce_body
-from uwsgitwisted.wire.web import status_answer, status_of
+from uwsgitwisted.wire.web_status import status_answer, status_of
 from uwsgitwisted.worker.exchange import ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.spec import Accepting
@@ -157,6 +157,7 @@ class Acceptor:
         #: The ports, by their descriptors.
         self.listeners = {listener.fileno(): listener for listener in listeners}
         self._write_timeout = accepting.write_timeout
+        self._max_body = accepting.max_body
         self._front = front
         self._activity = activity
         self._handlers = handlers
@@ -177,7 +178,7 @@ class Acceptor:
             return False
         with connection:
             data = self._read(connection)
-            packet = _web_request(data)
+            packet = _web_request(data, self._max_body)
             if packet is None or not self._is_allowed(address[0] if address else ""):
                 # A message without a byte would look like the end of the connection to the front.
                 socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
@@ -222,7 +223,7 @@ class Acceptor:
                 self._report(error)
 
 
-def _web_request(data: bytes) -> Packet | None:
+def _web_request(data: bytes, max_body: int) -> Packet | None:
     """Return the complete web request that *data* is, with its body; None if it is anything else."""
     if len(data) < HEADER_SIZE:
         return None
@@ -231,9 +232,12 @@ def _web_request(data: bytes) -> Packet | None:
         return None
     if may_announce_body(data):
         try:
-            size += body_size(data[HEADER_SIZE : HEADER_SIZE + size])
+            body = body_size(data[HEADER_SIZE : HEADER_SIZE + size])
         except MalformedPacket:
             return None
+        if body > max_body:
+            return None
+        size += body
     return Packet(modifier1, modifier2, data[HEADER_SIZE:]) if len(data) == HEADER_SIZE + size else None
 
 

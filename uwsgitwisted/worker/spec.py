@@ -27,9 +27,10 @@ OptionValues = Mapping[str, str | Sequence[str] | bool]
 NO_REQUEST = 0
 #: The most ports from which a worker accepts connections.
 MAX_PORTS = 64
-#: Where the front puts the session's socket, the pipe of tokens, and, in a worker that accepts connections, its
-#: activity, the socket over which connections go to the front, and the ports, the first of them there.
-SOCKET_FD, TOKENS_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7
+#: Where the front puts the session's socket, the pipe of tokens, the access log, if there is one, and, in a
+#: worker that accepts connections, its activity, the socket over which connections go to the front, and the
+#: ports, the first of them there.
+SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,13 @@ class Accepting:
 
     :param ports: how many ports there are.
     :param networks: whose connections it takes itself, as texts; None for all.
+    :param max_body: the largest body, in bytes.
     :param write_timeout: for how many seconds a peer may read nothing while bytes wait for it.
     """
 
     ports: int
     networks: Sequence[str] | None
+    max_body: int
     write_timeout: float
 
 

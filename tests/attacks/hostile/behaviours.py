@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.attacks.hostile import connections, floods, queues
+from tests.attacks.hostile import connections, floods, queues, web
 from tests.attacks.hostile.connections import Behaviour
 
 _ALL = ("node", "renderer", "spooler")
@@ -55,6 +55,15 @@ BEHAVIOURS: dict[str, Entry] = {
     "hostile variables": Entry(floods.hostile_variables, _RENDERER),
     "looping handler": Entry(floods.looping_handler, _NODE, alone=True),
     "memory-hungry handler": Entry(floods.hungry_handler, _NODE, alone=True),
+    "slow web packets": Entry(web.slow_packets, _NODE),
+    "slow web bodies": Entry(web.slow_bodies, _NODE),
+    "slow web uploads": Entry(web.slow_uploads, _NODE),
+    "lying web lengths": Entry(web.lying_lengths, _NODE),
+    "lying web variables": Entry(web.lying_variables, _NODE),
+    "endless web bodies": Entry(web.endless_body, _NODE),
+    "cut web bodies": Entry(web.cut_bodies, _NODE),
+    "unread web pages": Entry(web.unread_pages, _NODE),
+    "left web pages": Entry(web.left_pages, _NODE),
     "plain waits": Entry(queues.plain_waits, _SPOOLER),
     "status flood": Entry(queues.status_flood, _SPOOLER),
     "empty batches": Entry(queues.empty_batches, _SPOOLER),

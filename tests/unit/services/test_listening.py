@@ -15,11 +15,18 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.protocol import Factory
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactor, MemoryReactorClock, StringTransport
+from twisted.internet.threads import deferToThread
 
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.services.listening import check_endpoint, listen, on_loopback, stop_listening
+from uwsgitwisted.services.listening import (
+    check_endpoint,
+    listen,
+    on_loopback,
+    opened_port,
+    stop_listening,
+)
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER
 
 
@@ -83,16 +90,16 @@ async def test_who_may_use_a_unix_socket(given: str, mode: int, tmp_path: Path) 
     try:
         assert stat.S_IMODE(path.stat().st_mode) == mode
     finally:
-        await Deferred.fromCoroutine(stop_listening([listener]))
+        await Deferred.fromCoroutine(stop_listening(reactor, [listener]))
 
 
 def test_listen_and_stop() -> None:
     """A port is opened, and closed again."""
-    reactor = MemoryReactor()
+    reactor = MemoryReactorClock()
     listener = listen(reactor, "tcp:3033", Factory())
     assert listener.description == "tcp:3033"
     assert reactor.tcpServers[0][0] == 3_033
-    stopped = Deferred.fromCoroutine(stop_listening([listener]))
+    stopped = Deferred.fromCoroutine(stop_listening(reactor, [listener]))
     assert stopped.called
 
 
@@ -184,12 +191,37 @@ def test_another_reason(error: Exception) -> None:
     )
 
 
+def test_refused_connections_with_tls() -> None:
+    """With TLS, a connection that the factory refuses gets a protocol, which closes it at once."""
+
+    class Refusing(Factory):
+        def buildProtocol(self, addr: object) -> None:
+            return None
+
+    files = Path(__file__).parents[1] / "tls"
+    reactor = MemoryReactor()
+    listen(reactor, f"ssl:3033:privateKey={files}/key.pem:certKey={files}/roots/node.pem", Refusing())
+    listen(reactor, "tcp:3033", Refusing())
+    transport = StringTransport()
+    reactor.sslServers[0][1].buildProtocol(transport.getPeer()).makeConnection(transport)
+    assert transport.disconnected
+    assert reactor.tcpServers[0][1].buildProtocol(transport.getPeer()) is None
+
+
+def test_another_option() -> None:
+    """The error names the option that has named the endpoint."""
+    with pytest.raises(StartupError, match=r"^--http nonsense: "):
+        listen(MemoryReactor(), "nonsense", Factory(), "--http")
+    with pytest.raises(StartupError, match=r"name another port with --http$"):
+        listen(FullReactor(_error(errno.EADDRINUSE)), "tcp:3033", Factory(), "--http")
+
+
 def test_stop_what_could_not_be_opened() -> None:
     """A port that failed later doesn't keep the service from stopping."""
-    reactor = MemoryReactor()
+    reactor = MemoryReactorClock()
     listener = listen(reactor, "tcp:3033", Factory())
     listener.port.addCallback(lambda _: None)
-    assert Deferred.fromCoroutine(stop_listening([listener])).called
+    assert Deferred.fromCoroutine(stop_listening(reactor, [listener])).called
 
 
 @pytest.mark.integration
@@ -205,4 +237,33 @@ async def test_what_connections_inherit() -> None:
             # Linux keeps the doubled value; the system's own limit may be lower.
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BUFFER
     listener.port.addCallback(lambda _: port)
-    await stop_listening([listener])
+    await stop_listening(reactor, [listener])
+
+
+class Greeter(Protocol):
+    """Greets who connects."""
+
+    def connectionMade(self) -> None:
+        """Send the greeting."""
+        assert self.transport is not None
+        self.transport.write(b"hello")
+        self.transport.loseConnection()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("description", ["tcp:0:interface=127.0.0.1", "unix:{path}/socket"])
+@pytest_twisted.ensureDeferred
+async def test_connections_that_wait_when_a_port_is_closed(description: str, tmp_path: Path) -> None:
+    """They are accepted and not reset; later ones are refused."""
+    listener = listen(reactor, description.format(path=tmp_path), Factory.forProtocol(Greeter))
+    port = opened_port(listener)
+    family, address = port.socket.family, port.socket.getsockname()
+    waiting = [socket.socket(family) for _ in range(20)]
+    for connection in waiting:
+        connection.connect(address)  # this test blocks the reactor, so nobody accepts
+    await stop_listening(reactor, [listener])
+    for connection in waiting:
+        with connection:
+            assert await deferToThread(connection.recv, 100) == b"hello"
+    with socket.socket(family) as late, pytest.raises(OSError, match=r"refused|No such file"):
+        late.connect(address)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from time import monotonic, time
 from typing import Any
 
+from uwsgitwisted.access_log import AccessLog, Entry
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import WSGI
-from uwsgitwisted.wire.web import status_answer
+from uwsgitwisted.worker.compat.calls import worker_id
 from uwsgitwisted.worker.compat.install import install
 from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.module import load_module
+from uwsgitwisted.worker.spec import ACCESS_LOG_FD
 from uwsgitwisted.worker.web.environ import Environ, complete, read_request
-from uwsgitwisted.worker.web.response import Application, FileWrapper, run
+from uwsgitwisted.worker.web.response import Application, FileWrapper, Response, StartResponse, run
 
 #: The callable's name where only a module is named, as in uWSGI.
 DEFAULT_CALLABLE = "application"
@@ -25,13 +27,16 @@ DEFAULT_CALLABLE = "application"
 _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
 
 
-def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = "") -> dict[int, StreamHandler]:
+def load(
+    applications: Mapping[str, str], *, chdir: str = "", env_file: str = "", access_log: str = ""
+) -> dict[int, StreamHandler]:
     """Import the applications and return the handlers of web requests, by modifier1.
 
     :param applications: their targets by the paths at which they are mounted; ``""`` is the root. A target is
         ``module:callable``, ``module:factory()``, or a module with a callable named ``application``.
     :param chdir: the directory to change to before; empty for none.
     :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
+    :param access_log: the format of the access log, whose file the worker has; empty for none.
     :raises StartupError: if something can't be loaded; its text says why.
     """
     if env_file:
@@ -47,6 +52,7 @@ def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = ""
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
     }
+    log = AccessLog(ACCESS_LOG_FD, access_log) if access_log else None
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
     def serve(exchange: AnyExchange) -> None:
@@ -54,13 +60,21 @@ def load(applications: Mapping[str, str], *, chdir: str = "", env_file: str = ""
         complete(environ, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
-        application = find(environ)
-        if application is None:
-            exchange.finish(status_answer(HTTPStatus.NOT_FOUND))
-        else:
-            run(application, environ, exchange)
+        response, started = Response(exchange, environ), monotonic()
+        try:
+            run(find(environ) or _not_found, environ, response)
+        finally:
+            if log is not None:
+                took = monotonic() - started
+                log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
 
     return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve))
+
+
+def _not_found(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """Be the application of the paths at which none is mounted."""
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"404 Not Found\n"]
 
 
 def _application(target: str) -> Application:

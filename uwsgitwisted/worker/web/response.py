@@ -84,7 +84,7 @@ class Response:
     :param environ: the request's environment.
     """
 
-    __slots__ = ("_exchange", "_headers", "_left", "_method", "_protocol", "_sent", "_status")
+    __slots__ = ("_exchange", "_headers", "_left", "_method", "_protocol", "_sent", "_status", "size")
 
     def __init__(self, exchange: AnyExchange, environ: Environ) -> None:
         self._exchange = exchange
@@ -96,6 +96,13 @@ class Response:
         self._sent = False
         # How many bytes of the body may follow; None for any number.
         self._left: int | None = None
+        #: How many bytes of the body were sent.
+        self.size = 0
+
+    @property
+    def status(self) -> str:
+        """The three digits of the status that was sent; those of a failure before that."""
+        return self._status[:3] if self._sent else "500"
 
     def start(self, status: str, headers: Headers, exc_info: _ExcInfo | None = None) -> Callable[[bytes], None]:
         """Be the application's ``start_response``: set the status and the headers.
@@ -124,6 +131,7 @@ class Response:
         data = self._bounded(data)
         if head or data:
             self._exchange.send(head + data)
+            self.size += len(data)
 
     def send(self, result: Iterable[bytes]) -> None:
         """Send what the application has returned, each part as soon as it is there."""
@@ -146,6 +154,7 @@ class Response:
         if self._left:
             raise ValueError(f"the application has sent {self._left} bytes less than its Content-Length says")
         self._exchange.finish(head + data if head else data)
+        self.size += len(data)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """Send a file without reading it; return whether that is possible."""
@@ -160,6 +169,7 @@ class Response:
         if head:
             self._exchange.send(head)
         self._exchange.send_file(descriptor, offset, size)
+        self.size += size
         self._finish(b"")
         return True
 
@@ -195,9 +205,8 @@ class Response:
         return data
 
 
-def run(application: Application, environ: Environ, exchange: AnyExchange) -> None:
+def run(application: Application, environ: Environ, response: Response) -> None:
     """Run *application* for one request, and send its answer."""
-    response = Response(exchange, environ)
     result = application(environ, response.start)
     try:
         response.send(result)

@@ -1,0 +1,62 @@
+"""The requests that wait for a worker: those that have arrived, and uploads, whose bodies are still arriving.
+
+A worker that runs an upload waits for its peer, who may be slow on purpose. So only some workers may do that at
+once, and uploads wait in a queue of their own, which the others pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from uwsgitwisted.access import Peer
+from uwsgitwisted.engines.fair import FairQueue
+from uwsgitwisted.engines.job import Job
+from uwsgitwisted.errors import Busy
+
+
+class WaitingRequests:
+    """Two fair queues, which take turns.
+
+    :param limit: how many requests may wait in each.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._arrived = FairQueue(limit)
+        self._uploads = FairQueue(limit)
+        self._upload_next = False
+
+    def __len__(self) -> int:
+        return len(self._arrived) + len(self._uploads)
+
+    def _queue_of(self, job: Job) -> FairQueue:
+        return self._uploads if job.arriving else self._arrived
+
+    def refusal(self, peer: Peer, *, upload: bool) -> Busy | None:
+        """Return why *peer* may not queue another request, or None if it may."""
+        return (self._uploads if upload else self._arrived).refusal(peer)
+
+    def append(self, job: Job) -> bool:
+        """Add *job*; return whether it is the only one of its kind, so that it may be able to run."""
+        queue = self._queue_of(job)
+        queue.append(job)
+        return len(queue) == 1
+
+    def pop(self, may_upload: Callable[[], bool]) -> Job | None:
+        """Remove and return the next job that may run, or None if there is none.
+
+        :param may_upload: whether another upload may run.
+        """
+        if self._uploads and (self._upload_next or not self._arrived) and may_upload():
+            self._upload_next = False
+            return self._uploads.pop()
+        self._upload_next = True
+        return self._arrived.pop() if self._arrived else None
+
+    def discard(self, job: Job) -> bool:
+        """Remove *job*; return whether it was waiting."""
+        return self._arrived.discard(job) or self._uploads.discard(job)
+
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Return *jobs* to the front of their queues, in their order."""
+        for job in reversed(list(jobs)):
+            self._queue_of(job).put_back([job])
