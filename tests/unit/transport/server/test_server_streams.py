@@ -1,4 +1,4 @@
-"""Bodies and answers that pass through a server's connection as streams: limits, back-pressure, and every end."""
+"""Bodies and answers that pass through a server's connection as streams: limits, back-pressure, every end."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TestBodies:
         assert request.refused is None
 
     def test_streamed(self) -> None:
-        """A request with a large body starts when a part of the body has arrived; the rest comes as it is taken."""
+        """A request with a large body starts when a part of that has arrived; the rest comes as it is taken."""
         bench = Bench()
         bench.send(asked(LARGE) + bytes(HELD - 1))
         assert bench.requests == []
@@ -124,7 +124,8 @@ class TestBodies:
         assert HELD <= body.size < HELD + 60_000
         taken = 0
         while taken < LARGE:
-            assert (got := take(body, 50_000)), "reading does not go on"
+            got = take(body, 50_000)
+            assert got, "reading does not go on"
             taken += got
             bench.link.flush(60_000)
             assert body.size < HELD + 60_000
@@ -322,7 +323,7 @@ class TestPeersThatGo:
         bench.check_end()
 
     def test_while_uploading(self) -> None:
-        """The body of a peer that goes ends with an error, behind what has arrived; the request is cancelled."""
+        """The body of a peer that goes ends with an error behind what has arrived; the request is cancelled."""
         bench = Bench()
         bench.send(asked(LARGE) + bytes(HELD))
         body = bench.body()
