@@ -63,7 +63,7 @@ class StreamedBody:
             self._resume()
 
     def _resume(self) -> None:
-        """Read from the peer again; also if nobody wants the rest, since its answer may have to wait for that."""
+        """Read from the peer again; also if nobody wants the rest, since its answer may wait for that."""
         if self.paused:
             self.paused = False
             self._set_reading(True)
