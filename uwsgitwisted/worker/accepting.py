@@ -8,6 +8,7 @@ peer that may not connect.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import select
@@ -218,7 +219,8 @@ class Acceptor:
             if exchange.begun:
                 exchange.abort()
             else:
-                exchange.finish(status_answer(status_of(error)))
+                with contextlib.suppress(ClientGone):
+                    exchange.finish(status_answer(status_of(error)))
             if not isinstance(error.__cause__, ClientGone):
                 self._report(error)
 

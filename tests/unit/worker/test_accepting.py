@@ -287,6 +287,20 @@ def test_handler_fails_at_the_end(bench: Make) -> None:
     assert len(made.reports) == 1
 
 
+def test_peer_of_a_failure_has_gone(bench: Make) -> None:
+    """The worker survives a peer that is gone when its error is to be answered."""
+
+    def serve(exchange: AnyExchange) -> None:
+        reset(client)
+        raise KeyError("x")
+
+    made = bench(serve)
+    client = made.connect(GET)
+    assert made.accept()
+    assert len(made.reports) == 1
+    assert made.activity.busy_for == 0
+
+
 @pytest.mark.parametrize("file", [False, True])
 def test_client_goes(bench: Make, tmp_path: Path, file: bool) -> None:
     """A handler that sends to a client that has gone gets an error, which nobody needs to hear of."""
