@@ -479,6 +479,17 @@ def test_max_requests(front: MakeFront) -> None:
     assert everything(made.connect()) == b"hello"
 
 
+def test_out_of_memory(front: MakeFront) -> None:
+    """A worker whose request of a port ran out of memory asks to be replaced."""
+
+    def serve(exchange: AnyExchange) -> None:
+        raise MemoryError
+
+    made = front(serve)
+    assert everything(made.connect()).startswith(b"HTTP/1.0 500 ")
+    assert {type(event) for event in made.events(2)} == {ErrorReceived, ShutdownReceived}
+
+
 def test_accepts_no_more(front: MakeFront) -> None:
     """After the front's shutdown notice, connections are left to others; the pipe is still served."""
     made = front()
