@@ -219,6 +219,14 @@ class TestHead:
             ("X", b"a"),
             (b"X", "a"),
             (None, "a"),
+            ("Content-Length", "x"),
+            ("Content-Length", "-1"),
+            ("Content-Length", "+1"),
+            ("Content-Length", "1_0"),
+            ("Content-Length", ""),
+            ("Content-Length", "\u0661"),
+            ("Content-Length", "9" * 21),
+            ("X", "\u20ac"),
         ],
     )
     def test_bad_header(self, header: Any) -> None:
@@ -316,6 +324,22 @@ class TestStart:
         assert closed == [True]
         assert not got.exchange.finished
         assert got.body == b"begun"
+
+    def test_after_a_head_that_could_not_be_sent(self) -> None:
+        """A head that can't be sent was not sent: an application may replace it."""
+
+        def application(environ: Environ, start_response: Any) -> Any:
+            write = start_response("200 OK", [("Content-Length", "much")])
+            try:
+                write(b"x")
+            except ValueError:
+                start_response("500 Oops", TEXT, sys.exc_info())
+            return [b"sorry"]
+
+        got = Got(application)
+        assert got.error is None
+        assert got.status == "HTTP/1.0 500 Oops"
+        assert got.body == b"sorry"
 
 
 class TestBodies:
@@ -466,6 +490,14 @@ class TestLengths:
         got = Got(application([b"more"], [("Content-Length", "3")], writes=[b"ab", b"cd", b"ef"]))
         assert got.body == b"abc"
         assert got.exchange.finished
+
+    def test_too_little_at_once(self) -> None:
+        """An answer of one part with fewer bytes than its length is an error, before anything is sent."""
+        got = Got(application([b"abc"], [("Content-Length", "5")]))
+        assert isinstance(got.error, ValueError)
+        assert "2 bytes less" in str(got.error)
+        assert got.parts == []
+        assert got.response.status == "500"
 
     def test_too_little_in_parts(self) -> None:
         """An answer in parts with fewer bytes than its length has no end: nobody must take it for the whole."""

@@ -130,7 +130,7 @@ class Response:
         head = b"" if self._sent else self._head(None)
         data = self._bounded(data)
         if head or data:
-            self._exchange.send(head + data)
+            self._send(head + data)
             self.size += len(data)
 
     def send(self, result: Iterable[bytes]) -> None:
@@ -148,12 +148,18 @@ class Response:
                     break
         self._finish(b"")
 
+    def _send(self, data: bytes) -> None:
+        self._sent = True
+        self._exchange.send(data)
+
     def _finish(self, data: bytes) -> None:
         head = b"" if self._sent else self._head(len(data))
         data = self._bounded(data)
         if self._left:
             raise ValueError(f"the application has sent {self._left} bytes less than its Content-Length says")
-        self._exchange.finish(head + data if head else data)
+        whole = head + data if head else data
+        self._sent = True
+        self._exchange.finish(whole)
         self.size += len(data)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
@@ -167,7 +173,7 @@ class Response:
             size = min(size, self._left)
             self._left -= size
         if head:
-            self._exchange.send(head)
+            self._send(head)
         self._exchange.send_file(descriptor, offset, size)
         self.size += size
         self._finish(b"")
@@ -180,7 +186,6 @@ class Response:
         """
         if not self._status:
             raise AssertionError("the application has not called start_response")
-        self._sent = True
         bodiless = self._status[:3] in _BODILESS or self._status[0] == "1"
         lines = [f"{self._protocol if self._protocol in _PROTOCOLS else 'HTTP/1.0'} {self._status}"]
         length = None
