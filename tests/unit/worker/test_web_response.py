@@ -505,6 +505,12 @@ class TestLengths:
         assert isinstance(got.error, ValueError)
         assert not got.exchange.finished
 
+    def test_two(self) -> None:
+        """Two lengths are an error: web servers don't agree which one counts."""
+        got = Got(application([b"abc"], [("Content-Length", "3"), ("Content-Length", "2")]))
+        assert isinstance(got.error, ValueError)
+        assert got.parts == []
+
     def test_zero(self) -> None:
         """With a length of 0 nothing but the head is sent."""
         got = Got(application(iter([b"abc"]), [("Content-Length", "0")]))

@@ -193,6 +193,8 @@ class Response:
             if name.lower() == "content-length":
                 if self._status[:3] == "204":
                     continue
+                if length is not None:  # web servers don't agree which one counts
+                    raise ValueError("the application has set Content-Length twice")
                 length = _length(value)
             lines.append(f"{name}: {value}")
         if length is None and size is not None and not bodiless and self._method != "HEAD":
