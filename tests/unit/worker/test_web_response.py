@@ -627,7 +627,7 @@ class TestFiles:
         got = Got(application(FileWrapper(path.open("rb")), writes=[b"first "]))
         assert got.body == b"first 0123"
 
-    @pytest.mark.parametrize("kind", [io.BytesIO])
+    @pytest.mark.parametrize("kind", [io.BytesIO, gzip.GzipFile], ids=["memory", "gzip"])
     def test_no_real_one(self, kind: Any, tmp_path: Path) -> None:
         """What isn't a file of the system, or has other content than that, is read in blocks, and closed."""
         if kind is gzip.GzipFile:
@@ -642,6 +642,13 @@ class TestFiles:
         assert len(got.parts) == 3
         assert file.closed
 
+    def test_text(self, tmp_path: Path) -> None:
+        """A file that was opened as text is sent without being read, too."""
+        path = tmp_path / "file"
+        path.write_bytes(b"0123")
+        got = Got(self.wrapped(path.open(encoding="ascii")))
+        assert got.body == b"0123"
+
     def test_temporary(self) -> None:
         """A temporary file, which is wrapped itself, is sent without being read."""
         with tempfile.NamedTemporaryFile() as file:
@@ -650,6 +657,11 @@ class TestFiles:
             got = Got(self.wrapped(file))
         assert got.body == b"0123"
         assert got.exchange.files == 1
+
+    def test_special(self) -> None:
+        """A file whose size the system doesn't know is read."""
+        got = Got(self.wrapped(Path("/proc/self/stat").open("rb"), size=1_000))
+        assert got.body.endswith(b"\n")
 
     def test_no_close(self) -> None:
         """What has only a read method will do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -66,15 +67,25 @@ class FileWrapper:
 
     def rest(self) -> tuple[int, int, int] | None:
         """Return the descriptor of a regular file, where its rest begins, and its size; or None."""
+        if _is_converted(self.file):
+            return None
         try:
             descriptor = self.file.fileno()
             status = os.fstat(descriptor)
             offset = self.file.tell()
         except (AttributeError, OSError, ValueError):  # it is no file of the system
             return None
-        if not stat.S_ISREG(status.st_mode) or not hasattr(os, "sendfile"):
+        size = status.st_size - offset
+        # A file of /proc has a size of 0, whatever can be read from it.
+        if not stat.S_ISREG(status.st_mode) or size <= 0 or not hasattr(os, "sendfile"):
             return None
-        return descriptor, offset, max(0, status.st_size - offset)
+        return descriptor, offset, size
+
+
+def _is_converted(file: Any) -> bool:
+    """Whether what is read from a file is not what its descriptor has, as with compressed files."""
+    raw = getattr(getattr(file, "buffer", file), "raw", file)
+    return isinstance(raw, io.IOBase) and not isinstance(raw, io.FileIO)
 
 
 class Response:
