@@ -660,7 +660,8 @@ class TestFiles:
 
     def test_special(self) -> None:
         """A file whose size the system doesn't know is read."""
-        got = Got(self.wrapped(Path("/proc/self/stat").open("rb"), size=1_000))
+        path = Path("/proc/self/stat")
+        got = Got(self.wrapped(path.open("rb"), size=1_000))
         assert got.body.endswith(b"\n")
 
     def test_no_close(self) -> None:
