@@ -103,6 +103,7 @@ class TestLoad:
             ("{}:Holder.missing", "has no 'Holder.missing'"),
             ("{}:number", "'number' is a int"),
             ("{}:broken_factory()", "KeyError: 'no settings'"),
+            ("{}:leaving_factory()", "leaving"),
             ("{}:create_app(1)", "write 'module:callable'"),
             ("{}:", "write 'module:callable'"),
             ("", "write 'module:callable'"),
@@ -128,6 +129,11 @@ class TestLoad:
         (tmp_path / "env").write_text("SETTING=new\n")
         table = load({"": f"{module}:environment"}, chdir=str(place), env_file=str(tmp_path / "env"))
         assert ask(table) == f"new|{place}".encode()
+
+    def test_no_directory(self, module: str, tmp_path: Path) -> None:
+        """A directory that isn't there is the user's mistake, and named."""
+        with pytest.raises(StartupError, match=f"--chdir {tmp_path}/missing: No such file"):
+            load({"": module}, chdir=f"{tmp_path}/missing")
 
 
 class TestPaths:
@@ -219,7 +225,7 @@ class TestEnvironmentFile:
             "H": "\u00e4",
         }
 
-    @pytest.mark.parametrize("line", ["A", "=1", "1A=2", "A B=1", "A-B=1"])
+    @pytest.mark.parametrize("line", ["A", "=1", "1A=2", "A B=1", "A-B=1", "A=\0"])
     def test_mistakes(self, tmp_path: Path, line: str) -> None:
         """Anything else is an error that names the line."""
         with pytest.raises(StartupError, match="env, line 2: write NAME=value"):

@@ -42,7 +42,10 @@ def load(
     if env_file:
         os.environ.update(read_env_file(env_file))
     if chdir:
-        os.chdir(chdir)
+        try:
+            os.chdir(chdir)
+        except OSError as error:
+            raise StartupError(f"--chdir {chdir}: {error.strerror}") from error
     mounted = {path: _application(target) for path, target in applications.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),
@@ -96,7 +99,7 @@ def _application(target: str) -> Application:
     if parts["call"]:
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StartupError(f"--wsgi {target}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise StartupError(f"--wsgi {target}: {name!r} is a {type(found).__name__}, no WSGI application")
@@ -150,7 +153,7 @@ def read_env_file(path: str) -> dict[str, str]:
         if not text or text.startswith("#"):
             continue
         name, separator, value = text.removeprefix("export ").partition("=")
-        if not separator or not name.strip().isidentifier():
+        if not separator or not name.strip().isidentifier() or "\0" in value:
             raise StartupError(f"--env-file {path}, line {number}: write NAME=value")
         value = value.strip()
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
