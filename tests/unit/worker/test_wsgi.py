@@ -175,8 +175,11 @@ class TestPaths:
         [
             ("/app", "/app/x", b"application|/app|/x"),
             ("/app", "/app", b"application|/app|"),
+            ("/app/", "/app/x", b"application|/app|/x"),
+            ("/app", "/apple/x", b"application|/app|/apple/x"),
             ("/app", "/other", b"application|/app|/other"),
             ("", "/x", b"application||/x"),
+            ("/", "/x", b"application||/x"),
         ],
     )
     def test_stripped(self, module: str, script: str, path: str, answer: bytes) -> None:

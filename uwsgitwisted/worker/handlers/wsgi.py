@@ -118,7 +118,7 @@ def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Applicat
     def find(environ: Environ) -> Application | None:
         path = environ["PATH_INFO"]
         for mount, application in mounts:
-            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in ("", "/"):
+            if _is_below(path, mount):
                 environ["SCRIPT_NAME"] += mount
                 environ["PATH_INFO"] = path[len(mount) :]
                 return application
@@ -129,9 +129,14 @@ def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Applicat
 
 def _strip_script(environ: Environ) -> None:
     """Remove SCRIPT_NAME, which the web server has set, from the path, as uWSGI does for modifier 30."""
-    script = environ["SCRIPT_NAME"].rstrip("/")
-    if environ["PATH_INFO"].startswith(script):
+    script = environ["SCRIPT_NAME"] = environ["SCRIPT_NAME"].rstrip("/")
+    if _is_below(environ["PATH_INFO"], script):
         environ["PATH_INFO"] = environ["PATH_INFO"][len(script) :]
+
+
+def _is_below(path: str, parent: str) -> bool:
+    """Whether *path* is *parent*, or below it."""
+    return path.startswith(parent) and path[len(parent) : len(parent) + 1] in ("", "/")
 
 
 def read_env_file(path: str) -> dict[str, str]:
