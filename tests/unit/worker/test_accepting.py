@@ -76,7 +76,7 @@ class Bench:
             [self.listener],
             theirs,
             self.activity,
-            {WSGI: StreamHandler(serve)},
+            {WSGI: StreamHandler(lambda exchange, _: serve(exchange))},
             "n1 worker 1",
             self.reports.append,
         )
@@ -410,7 +410,8 @@ class SharingFront(Front):
             self.bench.acceptor._report = report
             return self.bench.acceptor
 
-        super().__init__({WSGI: StreamHandler(serve)}, make, Terms(window=1_000), **limits)
+        handler = StreamHandler(lambda exchange, _: serve(exchange))
+        super().__init__({WSGI: handler}, make, Terms(window=1_000), **limits)
         self.negotiate()
 
     def connect(self, data: bytes = GET) -> socket.socket:

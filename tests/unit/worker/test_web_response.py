@@ -12,7 +12,7 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.wire.packet import WSGI, Packet
@@ -248,6 +248,7 @@ class TestHead:
         assert isinstance(got.error, (TypeError, ValueError))
         assert got.parts == []
 
+    @settings(deadline=None)  # other processes use the processors, too
     @given(st.text(), st.text(), st.text())
     def test_any_text(self, status: str, name: str, value: str) -> None:
         """Whatever an application says, either it is refused, or it makes exactly one status and one header."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.worker.test_web_response import FakeExchange
-from uwsgitwisted.errors import MalformedPacket, StartupError
+from uwsgitwisted.errors import Busy, MalformedPacket, RemoteError, StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, may_announce_body
@@ -203,6 +203,16 @@ class TestErrors:
         exchange.packet = Packet(WSGI, 0, b"\xff")
         with pytest.raises(MalformedPacket):
             load({"": module})[WSGI](exchange, "n1")  # type: ignore[arg-type]
+
+    def test_error_of_this_package(self, module: str) -> None:
+        """An error of this package that an application raises is the application's: the node isn't busy."""
+        exchange = FakeExchange()
+        exchange.packet = Packet(WSGI, 0, vars_of())
+        with pytest.raises(RemoteError) as caught:
+            load({"": f"{module}:busy"})[WSGI](exchange, "n1")  # type: ignore[arg-type]
+        assert isinstance(caught.value.__cause__, Busy)
+        assert caught.value.type == "Busy"
+        assert "in busy" in caught.value.traceback
 
 
 class TestEnvironmentFile:

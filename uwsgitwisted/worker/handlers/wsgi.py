@@ -58,11 +58,14 @@ def load(
     log = AccessLog(ACCESS_LOG_FD, access_log) if access_log else None
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
-    def serve(exchange: AnyExchange) -> None:
+    def read(exchange: AnyExchange) -> Environ:
         environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
         complete(environ, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
+        return environ
+
+    def serve(exchange: AnyExchange, environ: Environ) -> None:
         response, started = Response(exchange, environ), monotonic()
         try:
             run(find(environ) or _not_found, environ, response)
@@ -71,7 +74,7 @@ def load(
                 took = monotonic() - started
                 log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
 
-    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve))
+    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve, read))
 
 
 def _not_found(environ: Environ, start_response: StartResponse) -> list[bytes]:
