@@ -140,11 +140,12 @@ def collect(answer: StreamedAnswer, limit: int) -> Deferred[Packet]:
 
     :param limit: the most bytes that it may have.
     :return: fires with the whole answer; fails with ``MessageTooLarge``, or with the error that ended it early.
+        Cancelling it cancels the answer.
     """
     packet, stream = answer
     chunks = [packet.payload]
     size = len(packet.payload)
-    collected: Deferred[Packet] = Deferred()
+    collected: Deferred[Packet] = Deferred(lambda _: stream.cancel())
 
     def go_on() -> None:
         nonlocal size
