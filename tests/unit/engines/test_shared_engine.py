@@ -220,6 +220,17 @@ class TestTimeLimit:
         bench.look()
         assert not worker.kills
 
+    def test_retired(self) -> None:
+        """A worker that was replaced while it hung in a port's request is killed as well."""
+        old, new = FakeWorker(1), FakeWorker(1)
+        old.retired = True
+        bench = Bench(old, new)
+        old.work(TIMEOUT + 0.1)
+        with capturedLogs():
+            assert not bench.look()
+        assert old.kills
+        assert not new.kills
+
     def test_request_behind_a_ports(self) -> None:
         """The limit of a request doesn't run while its worker is busy with a port's, or waits for its peer."""
         worker = FakeWorker(1)
