@@ -183,6 +183,8 @@ class ProcessEngine:
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
+        if self._shared is not None and self._spec.accepting is None:  # it was started before the stop
+            worker.pipe.stop_accepting()
         if not self._ready.called:
             self._ready.callback(None)
         self.on_progress()

@@ -290,6 +290,17 @@ class TestStop:
         assert refused.called
         assert isinstance(bench.results[0], Unavailable)
 
+    def test_ready_too_late(self) -> None:
+        """A worker that becomes ready only after the stop has begun leaves the ports alone, too."""
+        bench = Bench(FakeWorker(1))
+        shared: Any = FakeShared()
+        bench.engine.share(shared)
+        bench.submit()
+        bench.engine.stop(5)
+        late = FakeWorker(2)
+        bench.engine._on_ready(late)  # type: ignore[arg-type]
+        assert not late.pipe.accepting
+
     def test_timeout(self) -> None:
         """Over its time limit, workers that are still busy are killed, with whatever request."""
         port, front, idle = FakeWorker(1), FakeWorker(2), FakeWorker(3)
