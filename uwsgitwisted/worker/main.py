@@ -157,6 +157,12 @@ class Worker:
     def _report(self, error: UwsgiError) -> None:
         """Have the front log an error of a request that isn't its own."""
         self.session.send_error(NO_REQUEST, encode_failure(error))
+        self._retire_without_memory(error)
+
+    def _retire_without_memory(self, error: UwsgiError) -> None:
+        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
+        if isinstance(error.__cause__, MemoryError):
+            self._left = 1
 
     def _negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
@@ -242,8 +248,7 @@ class Worker:
                     self.session.send_answer(request.id, answer, monotonic() - started)
             except UwsgiError as error:
                 self._fail(request.id, error, monotonic() - started)
-                if isinstance(error.__cause__, MemoryError):
-                    self._left = 1  # whatever it is that holds the memory, it goes with this process
+                self._retire_without_memory(error)
 
         self._exchange = None
         self._bodies.pop(request.id, None)

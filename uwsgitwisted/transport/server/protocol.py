@@ -254,12 +254,13 @@ class ServerProtocol(Protocol):
         self._enter(_State.HEADER)
 
     def _enter(self, state: _State) -> None:
-        """Enter a state, and start its time limit, if it has one."""
+        """Enter a state, and start its time limit, if it has one, and the peer is read."""
         if self._deadlines is not None:
             self._deadlines.discard(self)
         self._state = state
         self._deadlines = _BEHAVIOUR[state].deadlines(self._factory)
-        if self._deadlines is not None:
+        paused = isinstance(self._body, StreamedBody) and self._body.paused
+        if self._deadlines is not None and not paused:
             self._deadlines.add(self)
 
     # Events

@@ -29,14 +29,15 @@ class StreamedBody:
     :param set_reading: reads from the connection, or stops for now.
     """
 
-    __slots__ = ("_paused", "_set_reading", "_size", "missing", "packet", "stream")
+    __slots__ = ("_set_reading", "_size", "missing", "packet", "paused", "stream")
 
     def __init__(self, packet: Packet, size: int, set_reading: Callable[[bool], None]) -> None:
         self.packet = packet
-        self.stream = Stream(self._on_taken)
+        self.stream = Stream(self._on_taken, self._resume)
         self._set_reading = set_reading
-        self._paused = False
         self._size = size
+        #: Whether its peer is not read, because nobody takes what has arrived.
+        self.paused = False
         #: How many bytes have not arrived.
         self.missing = size
 
@@ -52,14 +53,19 @@ class StreamedBody:
         self.stream.write(data if taken == len(data) else data[:taken])
         if not self.missing:
             self.stream.end()
-        elif self.stream.size >= HELD and self.ready and not self._paused:
-            self._paused = True
+        elif self.stream.size >= HELD and self.ready and not self.paused:
+            self.paused = True
             self._set_reading(False)
         return len(data) - taken
 
     def _on_taken(self, _: int) -> None:
-        if self._paused and self.stream.size < HELD // 2:
-            self._paused = False
+        if self.stream.size < HELD // 2:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Read from the peer again; also if nobody wants the rest, since its answer may wait for that."""
+        if self.paused:
+            self.paused = False
             self._set_reading(True)
 
     def abort(self) -> None:
@@ -134,11 +140,12 @@ def collect(answer: StreamedAnswer, limit: int) -> Deferred[Packet]:
 
     :param limit: the most bytes that it may have.
     :return: fires with the whole answer; fails with ``MessageTooLarge``, or with the error that ended it early.
+        Cancelling it cancels the answer.
     """
     packet, stream = answer
     chunks = [packet.payload]
     size = len(packet.payload)
-    collected: Deferred[Packet] = Deferred()
+    collected: Deferred[Packet] = Deferred(lambda _: stream.cancel())
 
     def go_on() -> None:
         nonlocal size
