@@ -72,6 +72,14 @@ class MalformedPacket(ProtocolError):
     """The bytes of a packet, or of the vars or array block in it, are inconsistent."""
 
 
+class MalformedRequest(ProtocolError):
+    """A client's web request can't be understood."""
+
+
+class MalformedAnswer(ProtocolError):
+    """A node's answer to a web request is not HTTP."""
+
+
 class PacketTooLarge(ProtocolError):
     """A packet announces more bytes than the receiver accepts.
 

@@ -18,12 +18,14 @@ class Stream:
     :param on_cancel: tells the producer that nobody wants the rest.
     """
 
-    __slots__ = ("_chunks", "_on_cancel", "_on_ready", "_on_taken", "ended", "error", "size")
+    __slots__ = ("_chunks", "_on_cancel", "_on_ready", "_on_taken", "_start", "ended", "error", "size")
 
     def __init__(
         self, on_taken: Callable[[int], None] = lambda _: None, on_cancel: Callable[[], None] = lambda: None
     ) -> None:
         self._chunks: deque[bytes] = deque()
+        # How much of the first chunk is taken: cutting it off would copy the rest of a large one each time.
+        self._start = 0
         self._on_taken = on_taken
         self._on_cancel = on_cancel
         self._on_ready: Callable[[], None] = lambda: None
@@ -66,10 +68,13 @@ class Stream:
         """Remove and return up to *limit* bytes; none if there are none."""
         if not self._chunks or limit <= 0:
             return b""
-        data = self._chunks.popleft()
-        if len(data) > limit:
-            self._chunks.appendleft(data[limit:])
-            data = data[:limit]
+        chunk = self._chunks[0]
+        end = self._start + limit
+        data = chunk if not self._start and len(chunk) <= limit else chunk[self._start : end]
+        self._start = end
+        if end >= len(chunk):
+            self._start = 0
+            self._chunks.popleft()
         self.size -= len(data)
         self._on_taken(len(data))
         return data
@@ -77,7 +82,7 @@ class Stream:
     def cancel(self) -> None:
         """Drop what waits, and tell the producer to stop, unless it has ended the stream."""
         self._chunks.clear()
-        self.size = 0
+        self.size = self._start = 0
         self._on_ready = lambda: None
         if not self.ended:
             self.ended = True

@@ -187,6 +187,13 @@ def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
         (("uwsgi-renderer",), "--templates is missing"),
         (("uwsgi-spooler", "--handler", "m"), "--spool is missing"),
         (("uwsgi-spooler", "--spool", "sqlite:s"), "--handler is missing"),
+        (("uwsgi-router",), "--nodes is missing"),
+        (("uwsgi-router", "--nodes", "nowhere"), "--nodes nowhere"),
+        (("uwsgi-router", "--nodes", "h:1", "--https", "tcp:8443"), "it has no TLS"),
+        (
+            ("uwsgi-router", "--nodes", "h:1", "--static", "/static"),
+            "--static /static: write /prefix=DIRECTORY",
+        ),
         (("uwsgi-node", "--handler", "m", "--engine", "rockets"), "rockets"),
         (("uwsgi-node", "--handler", "m", "--engine", "processes:many"), "--engine processes:many: 'many'"),
         (("uwsgi-node", "--handler", "m", "--timeout", "soon"), "--timeout soon: not a number"),
@@ -219,10 +226,10 @@ def test_a_wrong_listen(tmp_path: Path, listen: str) -> None:
 
 
 def test_the_commands_in_the_help(tmp_path: Path) -> None:
-    """`twistd --help` lists the three commands."""
+    """`twistd --help` lists the commands."""
     ended = run_to_end([*TWISTD, "--help"], tmp_path)
     assert ended.returncode == 0
-    for command in ("uwsgi-node", "uwsgi-renderer", "uwsgi-spooler"):
+    for command in ("uwsgi-node", "uwsgi-renderer", "uwsgi-spooler", "uwsgi-router"):
         assert re.search(rf"^ +{command} +A uwsgi ", ended.stdout, re.MULTILINE)
 
 
@@ -239,7 +246,7 @@ def test_the_help_of_each_command(tmp_path: Path, command: str, option: str) -> 
         assert name in ended.stdout
 
 
-@pytest.mark.parametrize("command", ["uwsgi-node", "uwsgi-renderer", "uwsgi-spooler"])
+@pytest.mark.parametrize("command", ["uwsgi-node", "uwsgi-renderer", "uwsgi-spooler", "uwsgi-router"])
 def test_the_version_of_each_command(tmp_path: Path, command: str) -> None:
     """Each command's --version is ours."""
     ended = run_to_end([*TWISTD, command, "--version"], tmp_path)

@@ -1,4 +1,4 @@
-"""Tells twistd of our three commands; each one's module is imported only when it is used."""
+"""Tells twistd of our commands; each one's module is imported only when it is used."""
 
 from twisted.application.service import ServiceMaker
 
@@ -21,4 +21,11 @@ spooler = ServiceMaker(
     "uwsgitwisted.taps.spooler",
     "A uwsgi spooler: stores tasks on disk and runs them until they succeed.",
     "uwsgi-spooler",
+)
+
+router = ServiceMaker(
+    "uwsgitwisted router",
+    "uwsgitwisted.taps.router",
+    "A uwsgi router: takes HTTP requests, and balances them over uwsgi nodes.",
+    "uwsgi-router",
 )

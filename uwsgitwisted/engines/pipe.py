@@ -202,11 +202,13 @@ class Pipe:
         :return: the requests that it had started, and those that it had not.
         """
         jobs = list(self._in_flight.values())
+        started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
+        for request in list(self._in_flight)[started:]:  # their bodies go with them to another worker
+            self._streams.withdraw(request)
         self._in_flight.clear()
         self._closed = True
         self._streams.end_all(WorkerDied("the worker died while it was answering"))
         self._writer.abort()
-        started = len(jobs) - self._new_tokens - self._tokens.take(len(jobs))
         return jobs[:started], jobs[started:]
 
     def flush(self) -> None:

@@ -20,7 +20,7 @@ from uwsgitwisted.interfaces import Answer, IEngine, IResponder, Reply, Request
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.vars import decode_vars, split_vars
-from uwsgitwisted.wire.web import status_answer, status_of
+from uwsgitwisted.wire.web_status import status_answer, status_of
 
 
 @implementer(IResponder)

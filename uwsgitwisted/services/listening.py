@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
 from uwsgitwisted.address import split_description
@@ -24,6 +25,8 @@ from uwsgitwisted.transport.writer import RECEIVE_BUFFER, enable_keepalive
 
 #: The loopback interface, by the kind of an endpoint.
 _LOOPBACK = {"tcp": "127.0.0.1", "ssl": "127.0.0.1", "tls": "127.0.0.1", "tcp6": "\\:\\:1"}
+#: The kinds of endpoints without TLS.
+_WITHOUT_TLS = ("tcp", "tcp6", "unix", "systemd", "fd")
 #: How many connections may wait to be accepted; Twisted's default is 50. When the backlog is full, the system
 #: drops new connections, and their callers try again only seconds later.
 _BACKLOG = "1024"
@@ -50,6 +53,11 @@ def check_endpoint(description: str) -> None:
             "the limits for each peer would see the proxy instead; listen on tcp:, let the proxy connect "
             "without that header, and name the proxy in --allow"
         )
+
+
+def has_tls(description: str) -> bool:
+    """Whether connections to an endpoint have TLS."""
+    return _read(description)[0] not in _WITHOUT_TLS
 
 
 def on_loopback(description: str) -> str:
@@ -98,6 +106,32 @@ def _set_options(port: IListeningPort) -> IListeningPort:
     return port
 
 
+class _Closed(Protocol):
+    """A connection that is closed at once."""
+
+    def connectionMade(self) -> None:
+        """Close it."""
+        assert self.transport is not None
+        self.transport.abortConnection()  # type: ignore[attr-defined]
+
+
+class _ClosingFactory(Factory):
+    """Gives refused connections a protocol too: Twisted's TLS fails with a traceback without one.
+
+    :param factory: makes the other ones.
+    """
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory) -> None:
+        self._factory = factory
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Return a connection's protocol."""
+        assert addr is not None
+        return self._factory.buildProtocol(addr) or _Closed()
+
+
 class Listener(NamedTuple):
     """An endpoint description and its port."""
 
@@ -105,48 +139,50 @@ class Listener(NamedTuple):
     port: Deferred[IListeningPort]
 
 
-def listen(reactor: object, description: str, factory: IProtocolFactory) -> Listener:
+def listen(reactor: object, description: str, factory: IProtocolFactory, option: str = "--listen") -> Listener:
     """Start to listen on an endpoint.
 
+    :param option: the option that has named it.
     :raises StartupError: if the port can't be opened; its text says what to do.
     """
     try:
         check_endpoint(description)
-        port = serverFromString(reactor, _add_defaults(description)).listen(factory)
+        closing = _ClosingFactory(factory) if has_tls(description) else factory
+        port = serverFromString(reactor, _add_defaults(description)).listen(closing)
         port.addCallback(_set_options)
     except (ImportError, NameError) as error:  # Twisted raises them where pyOpenSSL isn't installed
-        raise StartupError(f"--listen {description}: TLS needs more: install uwsgitwisted[tls]") from error
+        raise StartupError(f"{option} {description}: TLS needs more: install uwsgitwisted[tls]") from error
     except (ValueError, TypeError, OSError) as error:
-        raise StartupError(f"--listen {description}: {error}") from error
+        raise StartupError(f"{option} {description}: {error}") from error
     failures: list[Failure] = []
     port.addErrback(failures.append)
     if failures:
-        raise StartupError(_explain(description, failures[0]))
+        raise StartupError(_explain(description, failures[0], option))
     return Listener(description, port)
 
 
 #: The advice for an internet port that can't be opened, by errno.
 _FOR_PORTS = {
-    errno.EADDRINUSE: "Stop the service that listens there, or name another port with --listen",
+    errno.EADDRINUSE: "Stop the service that listens there, or name another port with {option}",
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM),
-        "Ports below 1024 are for root: start twistd as root, with --uid, or name a higher port with --listen",
+        "Ports below 1024 are for root: start twistd as root, with --uid, or name a higher port with {option}",
     ),
     errno.EADDRNOTAVAIL: "Name an IP address of this machine in interface=",
     errno.EAFNOSUPPORT: "This machine has no IPv6; listen on tcp: instead of tcp6:",
-    errno.ERANGE: "Name a port from 0 to 65535 with --listen",
+    errno.ERANGE: "Name a port from 0 to 65535 with {option}",
 }
 #: The same for a UNIX socket.
 _FOR_SOCKETS = {
     errno.EADDRINUSE: "Stop the service that listens there, or remove what is at {path}",
     errno.EBUSY: "Stop the service that listens there, which holds {path}.lock",
-    errno.ENOENT: "Create the directory {directory}, or name another path with --listen",
-    errno.ENOTDIR: "{directory} is not a directory; name another path with --listen",
+    errno.ENOENT: "Create the directory {directory}, or name another path with {option}",
+    errno.ENOTDIR: "{directory} is not a directory; name another path with {option}",
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS),
-        "This user can't create files in {directory}; change that, or name another path with --listen",
+        "This user can't create files in {directory}; change that, or name another path with {option}",
     ),
-    errno.ENAMETOOLONG: "Name a shorter path with --listen",
+    errno.ENAMETOOLONG: "Name a shorter path with {option}",
 }
 #: The errno for errors without one: an invalid interface, an invalid port, and Twisted's lock file.
 _NUMBERS: dict[type, int] = {
@@ -156,7 +192,7 @@ _NUMBERS: dict[type, int] = {
 }
 
 
-def _explain(description: str, failure: Failure) -> str:
+def _explain(description: str, failure: Failure, option: str) -> str:
     """Explain why a port can't be opened, with the advice for this reason if there is one."""
     error = failure.value
     cause: object = error.socketError if isinstance(error, CannotListenError) else error
@@ -168,9 +204,9 @@ def _explain(description: str, failure: Failure) -> str:
     if kind == "unix":
         path = "".join(arguments[:1]) or split_description(description)[1].get("address", "")
         directory = os.path.dirname(os.path.abspath(path))
-        advice = _FOR_SOCKETS.get(number, "").format(path=path, directory=directory)
+        advice = _FOR_SOCKETS.get(number, "").format(path=path, directory=directory, option=option)
     else:
-        advice = _FOR_PORTS.get(number, "")
+        advice = _FOR_PORTS.get(number, "").format(option=option)
     return f"can't listen on {description}: {reason}{'. ' if advice else ''}{advice}"
 
 

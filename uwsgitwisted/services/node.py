@@ -1,4 +1,7 @@
-"""A node: answers objects with its handler module's function, and web requests with WSGI applications."""
+"""A node: answers objects with its handler module's function, and web requests with applications.
+
+Those are WSGI applications, or a resource of twisted.web.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, WSGI
@@ -37,6 +41,8 @@ class NodeSettings:
         :func:`uwsgitwisted.worker.handlers.wsgi.load` takes them.
     :param chdir: the directory in which the applications run; empty for this one.
     :param env_file: a file with environment variables for them; empty for none.
+    :param resource: the name of a twisted.web resource that answers web requests in their place, as
+        :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
@@ -46,6 +52,7 @@ class NodeSettings:
     applications: Mapping[str, str] = field(default_factory=dict)
     chdir: str = ""
     env_file: str = ""
+    resource: str = ""
     access_log: str = ""
     access_log_format: str = "combined"
 
@@ -69,24 +76,70 @@ class NodeSettings:
 class NodeService(ServerService):
     """The service of a node.
 
-    :param engine: runs the handlers and applications.
-    :param node: what it runs.
+    :param engine: runs the handlers and applications; None if there are none.
+    :param node: what the node runs.
+    :raises StartupError: if its resource can't be loaded.
     """
 
     def __init__(
-        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine, node: NodeSettings
+        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
     ) -> None:
         self._node = node
         self._access_log: AccessLog | None = None
         self._access_log_file = -1
+        self._resources = self._make_resources(reactor, settings) if node.resource else None
         responders: dict[int, IResponder] = {}
         if node.handler:
+            assert engine is not None
             responders[MARSHAL] = ForwardResponder(engine)
-        if node.applications:
-            responders |= dict.fromkeys(WEB, WebResponder(engine, self._log_access))
+        web = self._resources or (engine if node.applications else None)
+        if web is not None:
+            responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
+        engine = engine or self._resources
+        assert engine is not None
         super().__init__(
-            reactor, settings, engine, responders, streamed_bodies=WEB if node.applications else ()
+            reactor,
+            settings,
+            engine,
+            responders,
+            streamed_bodies=WEB if web else (),
+            ended_by_peer=WEB if self._resources else (),
         )
+
+    def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
+        """Make the engine of the resource.
+
+        Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
+        times.
+        """
+        # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
+        from uwsgitwisted.engines.resource.engine import ResourceEngine
+        from uwsgitwisted.engines.resource.target import load_resource
+
+        buffered = settings.limits.max_buffered
+        return ResourceEngine(
+            reactor,
+            load_resource(self._node.resource),
+            name=self._node.resource,
+            timeout=settings.timeout,
+            max_queue=settings.max_queue,
+            max_form=settings.max_message,
+            max_forms=(default_limit() if buffered is None else buffered) // 2,
+            log=self._log_access if self._node.access_log else None,
+        )
+
+    def stop_at_once(self) -> None:
+        """Stop without draining, since a second signal arrived."""
+        if self._resources is not None:
+            self._resources.stop(0)
+        super().stop_at_once()
+
+    async def _stop_engine(self) -> None:
+        drained = self._resources.stop(self._settings.drain_timeout) if self._resources else None
+        if self._engine is not self._resources:
+            await super()._stop_engine()
+        if drained is not None:
+            await drained
 
     def privilegedStartService(self) -> None:
         """Open the ports, and the access log, which may be another user's."""
@@ -133,7 +186,7 @@ class NodeService(ServerService):
         :raises StartupError: if that is not possible, and it isn't open yet.
         """
         path = self._node.access_log
-        if not path or not isinstance(self._engine, ProcessEngine):
+        if not path:
             return
         try:
             opened = open_log(path)
@@ -142,7 +195,8 @@ class NodeService(ServerService):
                 raise StartupError(f"--access-log {path}: {error.strerror}") from error
             self._log.error("--access-log {path}: {error}", path=path, error=error.strerror)
             return
-        self._engine.lend(ACCESS_LOG_FD, opened)
+        if isinstance(self._engine, ProcessEngine):
+            self._engine.lend(ACCESS_LOG_FD, opened)
         self._access_log = AccessLog(opened, self._node.access_log_format)
         if self._access_log_file != -1:
             os.close(self._access_log_file)
@@ -159,6 +213,9 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     :param node: what it runs.
     :raises StartupError: if that can't be loaded.
     """
-    spec = settings.worker_spec(*node.loaders)
-    check_handlers(spec)
-    return NodeService(reactor, settings, settings.make_engine(reactor, spec), node)
+    engine = None
+    if node.loaders:
+        spec = settings.worker_spec(*node.loaders)
+        check_handlers(spec)
+        engine = settings.make_engine(reactor, spec)
+    return NodeService(reactor, settings, engine, node)

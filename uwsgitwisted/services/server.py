@@ -46,6 +46,7 @@ class ServerService(Service):
     :param responders: the responders besides ping and echo, by modifier1.
     :param bodies: the modifiers of packets that are followed by a body.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
+    :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     """
 
     _log = Logger()
@@ -59,6 +60,7 @@ class ServerService(Service):
         *,
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
+        ended_by_peer: Container[int] = (),
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -76,6 +78,7 @@ class ServerService(Service):
             tracebacks=settings.tracebacks,
             bodies=bodies,
             streamed_bodies=streamed_bodies,
+            ended_by_peer=ended_by_peer,
             max_body=settings.max_body,
         )
 
@@ -181,6 +184,7 @@ class ServerService(Service):
 
     def reload(self) -> None:
         """Load the handlers' code again, since the signal HUP arrived."""
+        self._before_reload()
         if not IReloadable.providedBy(self._engine):
             self._log.warn("engine {engine} can't reload; restart the service", engine=self._engine.description)
             return
@@ -193,7 +197,6 @@ class ServerService(Service):
     async def _reload_engine(self) -> None:
         engine: Any = self._engine  # it is reloadable
         self._log.info("replacing the workers one by one")
-        self._before_reload()
         if await engine.reload():
             self._log.info("every worker was replaced")
             await self._after_reload()

@@ -26,16 +26,18 @@ def _access_log_format(text: str) -> str:
 class Options(ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
-    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE"
+    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications."
+        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
+        "of twisted.web."
     )
     default_listen = "tcp:3033"
 
     optParameters: list[list[Any]] = converted(
         ["handler", None, None, "The module that handles requests, as an import statement names it"],
         ["wsgi", None, None, "The WSGI application that answers web requests: module:callable, module:factory(), or a module with a callable named 'application'"],
+        ["resource", None, None, "The twisted.web resource that answers web requests, in the reactor's own process: module.Class, or module.name of a resource, a function that returns one, or a Klein application"],
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
         ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
@@ -59,10 +61,19 @@ class Options(ServerOptions):
         super().postOptions()
         if self["wsgi"]:
             self["mount"][""] = self["wsgi"]
-        if not self["mount"]:
+        if self["resource"]:
+            self._check_resource()
+        elif not self["mount"]:
             self.require("handler", "my_server")
         elif not self["engine"].startswith("processes"):
             raise usage.UsageError(f"--engine {self['engine']}: WSGI applications need --engine processes:N")
+
+    def _check_resource(self) -> None:
+        if self["mount"]:
+            given = "--wsgi" if self["wsgi"] else "--mount"
+            raise usage.UsageError(
+                f"--resource and {given} would both answer web requests: leave one out, or start a second node"
+            )
 
     def settings(self) -> ServerSettings:
         """Make the settings from the options."""
@@ -83,6 +94,7 @@ def makeService(options: Options) -> IService:
         applications=options["mount"],
         chdir=options["chdir"] or "",
         env_file=options["env-file"] or "",
+        resource=options["resource"] or "",
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
     )

@@ -78,62 +78,26 @@ def engine(text: str) -> str:
     return text
 
 
-class ServerOptions(usage.Options):
-    """The common options of a node, a renderer and a spooler.
+class ServiceOptions(usage.Options):
+    """The options that every service has, and the way in which all are parsed.
 
-    A subclass sets :attr:`default_listen`, may set :attr:`default_timeout`, adds its own options, and makes its service from :meth:`settings`.
+    A subclass sets :attr:`default_listen`, and has an option that appends endpoints to ``self["listen"]``.
     """
 
     #: The default endpoint.
     default_listen = ""
-    #: The default of ``--timeout``, in seconds.
-    default_timeout = _DEFAULTS.timeout
-
-    optParameters: list[list[Any]] = converted(
-        ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
-        ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", parse_timeout],
-        ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", parse_timeout],
-        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused. One peer may have three times as many as are free", count],
-        ["max-requests", None, None, "The number of requests after which a worker process is replaced (default: never)", count],
-        ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
-        ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
-        ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
-        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
-        ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
-        ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
-        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
-        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
-        ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
-    )  # fmt: skip
-
-    optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
-        ["no-tracebacks", None, "Don't send callers the tracebacks of handlers' exceptions"],
-    ]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self["timeout"] = self.defaults["timeout"] = self.default_timeout
         self["listen"] = []
         self["allow"] = []
         #: What was given, as ``uwsgi.opt`` shows it to handlers.
         self.given: dict[str, str | list[str] | bool] = {}
 
-    def opt_listen(self, description: str) -> None:
-        """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
-
-        Without interface=, it listens on loopback only, unless --allow names who may connect. A UNIX socket without
-        mode= is for its owner and group.
-        """
-        convert("listen", check_endpoint, description)
-        self["listen"].append(description)
-
-    opt_l = opt_listen
-
     def opt_allow(self, network: str) -> None:
         """Accept connections from this network only, such as 10.0.0.0/8; may be given again.
 
-        --listen tcp:PORT then listens on every interface.
+        An endpoint tcp:PORT then listens on every interface.
         """
         self["allow"].append(convert("allow", parse_network, network))
 
@@ -199,6 +163,63 @@ class ServerOptions(usage.Options):
         kind, *arguments = *positional, *keywords.values()
         return os.path.basename(arguments[0] if arguments else kind)
 
+    def require(self, option: str, example: str) -> str:
+        """Return the value of an option that has no default.
+
+        :raises UsageError: if it isn't given.
+        """
+        value: str | None = self[option]
+        if not value:
+            raise usage.UsageError(f"--{option} is missing; for example: --{option} {example}")
+        return value
+
+
+class ServerOptions(ServiceOptions):
+    """The common options of a node, a renderer and a spooler.
+
+    A subclass may set :attr:`default_timeout`, adds its own options, and makes its service from :meth:`settings`.
+    """
+
+    #: The default of ``--timeout``, in seconds.
+    default_timeout = _DEFAULTS.timeout
+
+    optParameters: list[list[Any]] = converted(
+        ["engine", "e", _DEFAULTS.engine, "Where handlers run: processes:N (one per core if N is left out), threads:N, reactor, executor:module:callable", engine],
+        ["timeout", "t", _DEFAULTS.timeout, "Seconds that a request may run before its worker is killed and replaced", parse_timeout],
+        ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", parse_timeout],
+        ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused. One peer may have three times as many as are free", count],
+        ["max-requests", None, None, "The number of requests after which a worker process is replaced (default: never)", count],
+        ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
+        ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
+        ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
+        ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
+        ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
+        ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
+        ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
+        ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
+        ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
+    )  # fmt: skip
+
+    optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+        ["no-tracebacks", None, "Don't send callers the tracebacks of handlers' exceptions"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["timeout"] = self.defaults["timeout"] = self.default_timeout
+
+    def opt_listen(self, description: str) -> None:
+        """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
+
+        Without interface=, it listens on loopback only, unless --allow names who may connect. A UNIX socket without
+        mode= is for its owner and group.
+        """
+        convert("listen", check_endpoint, description)
+        self["listen"].append(description)
+
+    opt_l = opt_listen
+
     def settings(self) -> ServerSettings:
         """Make the settings from the options."""
         networks = tuple(self["allow"]) or None
@@ -225,13 +246,3 @@ class ServerOptions(usage.Options):
                 max_buffered=self["max-buffered"],
             ),
         )
-
-    def require(self, option: str, example: str) -> str:
-        """Return the value of an option that has no default.
-
-        :raises UsageError: if it isn't given.
-        """
-        value: str | None = self[option]
-        if not value:
-            raise usage.UsageError(f"--{option} is missing; for example: --{option} {example}")
-        return value

@@ -22,7 +22,7 @@ from uwsgitwisted.errors import MalformedPacket, UwsgiError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
 from uwsgitwisted.wire.vars import body_size, may_announce_body
-from uwsgitwisted.wire.web import status_answer, status_of
+from uwsgitwisted.wire.web_status import status_answer, status_of
 from uwsgitwisted.worker.exchange import ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.spec import Accepting

@@ -96,12 +96,13 @@ class Exchange:
     :param body: the stream behind it; None if there is none.
     """
 
-    __slots__ = ("_begun", "_body", "_pipe", "_started", "cancelled", "id", "packet")
+    __slots__ = ("_begun", "_body", "_finished", "_pipe", "_started", "cancelled", "id", "packet")
 
     def __init__(self, pipe: Pipe, request: int, packet: Packet, body: Body | None) -> None:
         self._pipe = pipe
         self._body = body
         self._begun = False
+        self._finished = False
         self._started = monotonic()
         self.id = request
         #: The request's packet.
@@ -127,6 +128,7 @@ class Exchange:
     def read(self, size: int) -> bytes:
         """Return up to *size* bytes of the request's stream; wait for some. At its end, return none.
 
+        :raises ClientGone: if nobody waits for the answer any more.
         :raises BrokenPipeError: if the front is gone.
         """
         body = self._body
@@ -135,6 +137,8 @@ class Exchange:
         while not body.chunks:
             if body.ended:
                 return b""
+            if self.cancelled:  # its stream is forgotten, and never ends
+                raise ClientGone("the client has gone")
             self._pipe.receive(wait=True)
         data = body.take(size)
         if body.used >= _GRANT and not body.ended:
@@ -159,7 +163,8 @@ class Exchange:
         """Send *size* bytes of a file, from *offset*, without reading them into this process.
 
         :raises ClientGone: if nobody waits for the answer any more.
-        :raises SystemExit: if the file has become shorter: then the answer, and the pipe, can't be saved.
+        :raises RuntimeError: if the file has become shorter.
+        :raises OSError: if the system can't send from it.
         """
         self._begin(b"")
         self._pipe.flush()
@@ -172,12 +177,16 @@ class Exchange:
 
     def _send_piece(self, descriptor: int, offset: int, size: int) -> None:
         self._pipe.connection.sendall(SHORT_FRAME.pack(SESSION, ID.size + size, DATA, self.id))
-        while size:
-            sent = os.sendfile(self._pipe.connection.fileno(), descriptor, offset, size)
-            if not sent:
-                raise SystemExit("a file became shorter while it was being sent")
-            offset += sent
-            size -= sent
+        try:
+            while size:
+                sent = os.sendfile(self._pipe.connection.fileno(), descriptor, offset, size)
+                if not sent:
+                    raise RuntimeError("a file became shorter while it was being sent")
+                offset += sent
+                size -= sent
+        finally:
+            # The head has announced so many bytes: without them, the next frames would be taken for the file's.
+            self._pipe.connection.sendall(bytes(size))
 
     def finish(self, data: bytes = b"") -> None:
         """Send the last part of the answer, or all of it."""
@@ -189,10 +198,16 @@ class Exchange:
             if data:
                 self.send(data)
             self._pipe.session.streams.send_end(self.id, self.took)
+        self._finished = True
         self._pipe.flush()
 
     def _begin(self, data: bytes) -> int:
-        """Begin the answer, if that wasn't done; return how many bytes of *data* went with it."""
+        """Begin the answer, if that wasn't done; return how many bytes of *data* went with it.
+
+        :raises RuntimeError: if the answer has ended: no window would ever be granted for more.
+        """
+        if self._finished:
+            raise RuntimeError("the answer has ended, so nothing can be added to it")
         if self._begun:
             self._pipe.receive(wait=False)  # the caller may have gone
             return 0

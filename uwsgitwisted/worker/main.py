@@ -204,6 +204,7 @@ class Worker:
     def _confirm(self, request: int) -> None:
         """Tell the front that a request that it recalled is forgotten here."""
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0].id != request)
+        self._bodies.pop(request, None)
         self.session.send_error(request, encode_failure(RequestCancelled("recalled")))
 
     def _may_begin(self) -> bool:

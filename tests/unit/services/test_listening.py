@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactor, MemoryReactorClock
+from twisted.internet.testing import MemoryReactor, MemoryReactorClock, StringTransport
 from twisted.internet.threads import deferToThread
 
 from uwsgitwisted.errors import StartupError
@@ -190,6 +190,31 @@ def test_another_reason(error: Exception) -> None:
         "can't listen on tcp:3033: odd",
         "can't listen on tcp:3033: Too many open files",
     )
+
+
+def test_refused_connections_with_tls() -> None:
+    """With TLS, a connection that the factory refuses gets a protocol, which closes it at once."""
+
+    class Refusing(Factory):
+        def buildProtocol(self, addr: object) -> None:
+            return None
+
+    files = Path(__file__).parents[1] / "tls"
+    reactor = MemoryReactor()
+    listen(reactor, f"ssl:3033:privateKey={files}/key.pem:certKey={files}/roots/node.pem", Refusing())
+    listen(reactor, "tcp:3033", Refusing())
+    transport = StringTransport()
+    reactor.sslServers[0][1].buildProtocol(transport.getPeer()).makeConnection(transport)
+    assert transport.disconnected
+    assert reactor.tcpServers[0][1].buildProtocol(transport.getPeer()) is None
+
+
+def test_another_option() -> None:
+    """The error names the option that has named the endpoint."""
+    with pytest.raises(StartupError, match=r"^--http nonsense: "):
+        listen(MemoryReactor(), "nonsense", Factory(), "--http")
+    with pytest.raises(StartupError, match=r"name another port with --http$"):
+        listen(FullReactor(_error(errno.EADDRINUSE)), "tcp:3033", Factory(), "--http")
 
 
 def test_stop_what_could_not_be_opened() -> None:

@@ -1,4 +1,4 @@
-"""The options of the three twistd commands, and the services that they make."""
+"""The options of the twistd commands, and the services that they make."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from twisted.python.usage import UsageError
 from twisted.scripts.twistd import ServerOptions as Twistd  # type: ignore[attr-defined]
 
 from uwsgitwisted import __version__
+from uwsgitwisted.address import Address
 from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.spool import HTTP_VARS
+from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.static import StaticFiles
+from uwsgitwisted.services.router import RouterOptions
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.taps import node, renderer, spooler
+from uwsgitwisted.taps import node, renderer, router, spooler
 from uwsgitwisted.taps.options import ServerOptions, count, installed_reactor, size
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire.terms import MAX_MESSAGE
@@ -341,10 +345,87 @@ class TestSpooler:
         with pytest.raises(UsageError):
             parse(spooler.Options, *SPOOLER, "--keep-results", "-1")
 
+    @pytest.mark.parametrize("other", ["--wsgi", "--mount"])
+    def test_resource(self, other: str) -> None:
+        """A resource answers web requests by itself; objects may be answered beside it."""
+        assert parse(node.Options, "--resource", "a.B")["resource"] == "a.B"
+        assert parse(node.Options, "--resource", "a.B", "--handler", "my_server")["handler"] == "my_server"
+        with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
+            parse(node.Options, "--resource", "a.B", other, "/x=c:d")
+
     def test_http_vars(self) -> None:
         """The variables of a web request are a list."""
         assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
         assert parse(spooler.Options, *SPOOLER, "--http-vars", "A, B,")["http-vars"] == ("A", "B")
+
+
+ROUTER = ["--nodes", "10.0.0.5:3031,/run/node.sock"]
+
+
+class TestRouter:
+    def test_defaults(self) -> None:
+        """A router that is told only its nodes listens on loopback with the documented limits."""
+        nodes = (Address("tcp", "10.0.0.5", 3_031), Address("unix", path="/run/node.sock"))
+        expected = RouterOptions(listen=("tcp:8080:interface=127.0.0.1",), nodes=nodes)
+        found = parse(router.Options, *ROUTER).service_options()
+        assert replace(found, requests=RouterSettings()) == expected
+        assert replace(found.requests, static=()) == RouterSettings()
+
+    def test_all(self, tmp_path: Path) -> None:
+        """Each option has its place."""
+        line = f"""
+            --http tcp:1 --https ssl:2:privateKey=k.pem --nodes h:1 --nodes h:2 --static /static={tmp_path}
+            --allow 10.0.0.0/8 --trust 10.0.0.9 --connect-timeout 1 --drain-timeout 2 --max-body 3K
+            --max-connections 5 --max-connections-per-peer 4 --header-timeout 6 --body-timeout 7 -t 5
+            --write-timeout 8 --idle-timeout 9 --max-spooled 4K
+        """.split()
+        assert parse(router.Options, *line).service_options() == RouterOptions(
+            listen=("tcp:1", "ssl:2:privateKey=k.pem"),
+            nodes=(Address("tcp", "h", 1), Address("tcp", "h", 2)),
+            connect_timeout=1,
+            drain_timeout=2,
+            requests=RouterSettings(
+                timeout=5,
+                max_body=3 << 10,
+                max_spooled=4 << 10,
+                static=(StaticFiles("/static", str(tmp_path)),),
+                networks=(ipaddress.ip_network("10.0.0.0/8"),),
+                trusted=(ipaddress.ip_network("10.0.0.9"),),
+                limits=Limits(6, 7, 8, 9, 5, 4),
+            ),
+        )
+
+    @pytest.mark.parametrize(
+        ("wrong", "told"),
+        [
+            ("--http ssl:1", "--http ssl:1: for TLS, write --https ssl:1"),
+            ("--https tcp:1", "--https tcp:1: it has no TLS; for example: --https ssl:8443:"),
+            ("--http haproxy:tcp:1", "--http haproxy:tcp:1: a PROXY header"),
+            ("--nodes nowhere", "--nodes nowhere: nowhere: not an address"),
+            ("--nodes h:1,", "--nodes h:1,: "),
+            ("--static static=/tmp", "--static static=/tmp: write /prefix=DIRECTORY"),
+            ("--static /static", "--static /static: write /prefix=DIRECTORY"),
+            ("--static /static=/absent", "--static /static=/absent: /absent is no directory"),
+            ("--trust everybody", "--trust everybody: 'everybody' does not"),
+            ("--max-body 0", "--max-body 0: not a whole number from 1"),
+            ("surplus", "'surplus' belongs to no option"),
+        ],
+    )
+    def test_mistakes(self, wrong: str, told: str) -> None:
+        """The user's mistakes raise UsageError with the option's name and value."""
+        with pytest.raises(UsageError) as caught:
+            parse(router.Options, *ROUTER, *wrong.split())
+        assert str(caught.value).startswith(told)
+
+    def test_no_nodes(self) -> None:
+        """A router needs nodes."""
+        with pytest.raises(UsageError, match=r"^--nodes is missing; for example: --nodes 10"):
+            parse(router.Options)
+
+    def test_the_service(self) -> None:
+        """The service is made of the options, and the pid file has the port."""
+        assert IService.providedBy(router.makeService(parse(router.Options, "--nodes", "127.0.0.1:1")))
+        assert as_twistd("uwsgi-router", *ROUTER)["pidfile"] == os.path.abspath("uwsgi-router-8080.pid")
 
 
 @pytest.fixture
@@ -385,6 +466,11 @@ reactor.run()
         """A node is made of its handler module."""
         assert IService.providedBy(node.makeService(parse(node.Options, "--handler", "a_server")))
 
+    def test_node_with_a_resource(self, modules: Path) -> None:
+        """A node is made of a resource."""
+        (modules / "a_site.py").write_text("from twisted.web.resource import Resource\nroot = Resource()\n")
+        assert IService.providedBy(node.makeService(parse(node.Options, "--resource", "a_site.root")))
+
     def test_renderer(self, modules: Path) -> None:
         """A renderer is made of its directories."""
         options = parse(renderer.Options, "--templates", str(modules), "--filters", "h, trim,", "--strict")
@@ -400,6 +486,7 @@ reactor.run()
         ("module", "arguments", "lacking"),
         [
             (node, "--handler no_such_module", "no_such_module"),
+            (node, "--resource no_such_module.Root", "no_such_module"),
             (renderer, "--templates no/such/directory", "no/such/directory"),
             (spooler, "--handler no_such_module --spool sqlite:x.sqlite", "no_such_module"),
             (spooler, "--handler a_tasks --spool sqlite:no/such/directory/x", "no/such/directory/x"),

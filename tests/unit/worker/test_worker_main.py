@@ -18,17 +18,19 @@ from uwsgitwisted.errors import (
     RequestTimeout,
     StartupError,
     UnknownModifier,
+    UwsgiError,
 )
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, ShutdownReceived
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
+from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.main import Worker, main
 from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
 
 LIMIT = 100_000
-PATIENCE = 10
+PATIENCE = 5
 
 
 def _exit() -> None:
@@ -48,9 +50,20 @@ ACTIONS: dict[bytes, Callable[[], Any]] = {
 
 
 class Front:
-    """A worker in a thread, and the front's end of its pipe."""
+    """A worker in a thread, and the front's end of its pipe.
 
-    def __init__(self, **limits: Any) -> None:
+    :param handlers: its handlers; without them, it runs :data:`ACTIONS`.
+    :param make_acceptor: makes what accepts its connections.
+    :param terms: of the front's side of the session.
+    """
+
+    def __init__(
+        self,
+        handlers: HandlerTable | None = None,
+        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        terms: Terms = Terms(),  # noqa: B008 - it is immutable
+        **limits: Any,
+    ) -> None:
         #: What was run, in order.
         self.ran: list[bytes] = []
         self.ours, theirs = socket.socketpair()
@@ -60,7 +73,9 @@ class Front:
         self._descriptors = (reader, self.tokens)
         self.ended: list[BaseException | None] = []
         spec = WorkerSpec((Loader("nothing:load"),), max_message=LIMIT, **limits)
-        worker = Worker(theirs, reader, spec, {33: Handler(self._run, _answer)}, "n1 worker 1")
+        handlers = handlers or {33: Handler(self._run, _answer)}
+        self.worker = worker = Worker(theirs, reader, spec, handlers, "n1 worker 1", make_acceptor)
+        self._terms = terms
 
         def serve() -> None:
             with theirs:
@@ -71,9 +86,9 @@ class Front:
                 else:
                     self.ended.append(None)
 
-        self.thread = threading.Thread(target=serve)
+        self.thread = threading.Thread(target=serve, daemon=True)  # a test that fails must not hang
         self.thread.start()
-        self.session = Session(Role.CLIENT, Terms(), Terms())
+        self.session = Session(Role.CLIENT, terms, terms)
         self._early: list[Event] = []
 
     def _run(self, request: Packet) -> bytes:
@@ -82,7 +97,7 @@ class Front:
 
     def negotiate(self, first: bytes | None = None, behind: bytes = b"") -> Terms:
         """Offer a session and return what the worker grants."""
-        self.ours.sendall((encode_offer(Terms()) if first is None else first) + behind)
+        self.ours.sendall((encode_offer(self._terms) if first is None else first) + behind)
         decoder = PacketDecoder(count=1)
         (packet,) = decoder.receive(self.ours.recv(65_536))
         self._early = self.session.receive(decoder.rest())

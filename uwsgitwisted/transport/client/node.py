@@ -10,11 +10,11 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, RequestCancelled, RequestTimeout, Unavailable
 from uwsgitwisted.transport.client.call import Call, identity
+from uwsgitwisted.transport.client.factory import SingleFactory
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
@@ -173,7 +173,7 @@ class Node:
         """Connect; the Deferred fails with ``ConnectionFailed``."""
         if self._closed:
             return fail(ConnectionFailed("the client is closed"))
-        connecting = self._endpoint.connect(Factory.forProtocol(lambda: protocol))
+        connecting = self._endpoint.connect(SingleFactory(protocol))
         self._connecting.add(connecting)
         connecting.addBoth(self._forget_attempt, connecting)
         return connecting.addCallbacks(self._on_connected, self._translate_error)

@@ -35,10 +35,6 @@ class Connection(Protocol):
     def idle_since(self) -> float | None:
         """Since when it has been idle, in the reactor's time; None if it is in use."""
 
-    @property
-    def arriving(self) -> bool:
-        """Whether none, or only a part, of its request has arrived."""
-
     def evict(self) -> None:
         """Close it gracefully, with a shutdown notice if it is a session."""
 

@@ -113,6 +113,8 @@ class ServerFactory(Factory):
         the server can't take it, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
     :param streamed_bodies: the values of modifier1 whose bodies, if they are large, are passed on as streams.
     :param max_body: the largest such body, in bytes.
+    :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side. For
+        other requests it may still read the answer; the system doesn't say whether it has gone.
     """
 
     noisy = False
@@ -130,6 +132,7 @@ class ServerFactory(Factory):
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
         max_body: int = MAX_BODY,
+        ended_by_peer: Container[int] = (),
     ) -> None:
         self.clock = clock
         self.respond = respond
@@ -141,6 +144,7 @@ class ServerFactory(Factory):
         self._with_body = bodies
         self._streamed_bodies = streamed_bodies
         self._max_body = max_body
+        self.ended_by_peer = ended_by_peer
         self.reports = Reports(self._log)
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
@@ -197,7 +201,7 @@ class ServerFactory(Factory):
     @property
     def expects_requests(self) -> bool:
         """Whether a connection has none, or only a part, of its request yet."""
-        return any(connection.arriving for connection in self.connections)
+        return any(isinstance(each, ServerProtocol) and each.arriving for each in self.connections)
 
     def finish(self) -> Deferred[None]:
         """Drain every connection: let it finish its requests in flight.
@@ -238,6 +242,7 @@ class ServerProtocol(Protocol):
         self._sender: StreamSender | None = None
         self._answer: Deferred[Answer] | None = None
         self._answers_raw = False
+        self._ended_by_peer = False
         self._session: ServerSession | None = None
         #: How many unexpected bytes have come; negative while a body is being dropped.
         self._ignored = 0
@@ -413,6 +418,7 @@ class ServerProtocol(Protocol):
     ) -> None:
         self._enter(_State.ANSWERING if body is None or body.ended else _State.UPLOADING)
         self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
+        self._ended_by_peer = packet.modifier1 in self._factory.ended_by_peer
         try:
             answer = self._factory.respond(Request(packet, self.peer, refused=refused, body=body))
         except Exception:
@@ -537,6 +543,9 @@ class ServerProtocol(Protocol):
             writer.half_close()
 
     def _half_close(self) -> None:
+        if self._ended_by_peer:
+            self.abort()
+            return
         self._since = self._factory.clock.seconds()
         self._enter(_State.HALF_CLOSED)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from typing import Any
 
 from uwsgitwisted.errors import MalformedPacket
+from uwsgitwisted.wire.vars import may_announce_body, split_vars
 from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 
-_unpack_length = struct.Struct("<H").unpack_from
-#: The most digits of a body's size.
-_MAX_DIGITS = 20
+#: How the names of variables begin that are commands to uWSGI.
+_UWSGI = "UWSGI_"
 _TRUE = frozenset({"on", "1", "https"})
 
 #: A WSGI environment.
@@ -22,45 +21,46 @@ Environ = dict[str, Any]
 def read_request(message: bytes, *, streamed: bool) -> tuple[Environ, bytes]:
     """Read the variables of a request, and the body behind them.
 
-    The variables end where as many bytes are left as their ``CONTENT_LENGTH`` says, as in
-    :func:`uwsgitwisted.wire.vars.split_vars`. Variables that would load code in uWSGI are dropped.
+    Variables that would load code in uWSGI are dropped.
 
     :param message: the vars block, and right behind it the body, unless the body comes as a stream.
     :param streamed: whether it does.
     :return: the variables as text, each character a byte, as PEP 3333 has it, and the body.
     :raises MalformedPacket: if the variables don't add up.
     """
-    environ: Environ = {}
-    position, available = 0, len(message)
-    announced = 0
-    while position < available if streamed else available - position != announced:
-        try:
-            key_at = position + 2
-            value_at = key_at + _unpack_length(message, position)[0] + 2
-            position = value_at + _unpack_length(message, value_at - 2)[0]
-        except struct.error:
-            raise MalformedPacket("the variables of the web request end within a length") from None
-        if position > available or value_at == key_at + 2:
-            raise MalformedPacket("the variables of the web request are cut off, or one has no name")
-        key = message[key_at : value_at - 2].decode("latin-1")
-        if key.startswith("UWSGI_"):
-            continue
-        if key == "CONTENT_LENGTH":
-            if key in environ:
-                raise MalformedPacket("CONTENT_LENGTH occurs twice")
-            announced = _size(message[value_at:position])
-        environ[key] = message[value_at:position].decode("latin-1")
+    block, body, missing = message, b"", 0
+    if not streamed and may_announce_body(message):
+        block, body, missing = split_vars(message)
+    environ = _decode(block)
+    if missing:
+        raise MalformedPacket(f"the web request has {missing} bytes less than its CONTENT_LENGTH says")
     if not environ.get("REQUEST_METHOD"):
         raise MalformedPacket("the web request has no REQUEST_METHOD; nginx needs: include uwsgi_params;")
-    return environ, message[position:]
+    return environ, body
 
 
-def _size(text: bytes) -> int:
-    if not text:
-        return 0
-    if not text.isdigit() or len(text) > _MAX_DIGITS:
-        raise MalformedPacket(f"CONTENT_LENGTH is {text[:40]!r}; it must be a number of bytes")
-    return int(text)
+def _decode(block: bytes) -> Environ:
+    """Decode a vars block to text.
+
+    The block is decoded as a whole, and its lengths are put together by hand: this takes a third of the time of
+    :func:`uwsgitwisted.wire.vars.decode_vars`.
+    """
+    environ: Environ = {}
+    text = block.decode("latin-1")
+    position, available = 0, len(block)
+    try:
+        while position < available:
+            key_at = position + 2
+            value_at = key_at + (block[position] | block[position + 1] << 8) + 2
+            position = value_at + (block[value_at - 2] | block[value_at - 1] << 8)
+            environ[text[key_at : value_at - 2]] = text[value_at:position]
+    except IndexError:
+        position = -1
+    if position != available or "" in environ:
+        raise MalformedPacket("the variables of the web request don't add up, or one has no name")
+    if _UWSGI in text:
+        environ = {name: value for name, value in environ.items() if not name.startswith(_UWSGI)}
+    return environ
 
 
 def complete(environ: Environ, exchange: AnyExchange, body: bytes, shared: Environ) -> None:

@@ -222,6 +222,15 @@ class TestPlain:
         link.flush()
         assert client.received == encode_packet(TOLD)
 
+    def test_half_close_ends_a_request(self) -> None:
+        """Where that is said of a modifier, a peer that closes its sending side has gone."""
+        cancelled: list[object] = []
+        client, link = Bench(lambda _: Deferred(cancelled.append), ended_by_peer=(33,)).ask(encode_packet(ASK))
+        link.server.protocol.readConnectionLost()  # type: ignore[attr-defined]
+        link.flush()
+        assert client.lost is not None
+        assert len(cancelled) == 1
+
     @pytest.mark.parametrize("sent", [b"", encode_packet(ASK)[:2], encode_packet(ASK)[:6]])
     def test_half_close_before_the_request(self, sent: bytes) -> None:
         """One whose request can't become whole any more is dropped."""

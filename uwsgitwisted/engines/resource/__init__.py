@@ -1,0 +1,1 @@
+"""Twisted's own applications: runs twisted.web resources in the reactor's process, behind a web server."""

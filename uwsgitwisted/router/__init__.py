@@ -1,0 +1,1 @@
+"""HTTP in front, uwsgi behind: what the service ``uwsgi-router`` is made of."""

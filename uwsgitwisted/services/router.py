@@ -1,0 +1,128 @@
+"""A router: takes HTTP requests, and has nodes answer them that speak uwsgi."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from uwsgitwisted.address import Address
+from uwsgitwisted.router.channel import RouterFactory
+from uwsgitwisted.router.front import Front, RouterSettings
+from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
+from uwsgitwisted.services.descriptors import allowed_connections
+from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
+from uwsgitwisted.services.process import prepare_process
+from uwsgitwisted.services.signals import Signals
+
+#: Descriptors of a connection: the client's socket, the node's, and a temporary file for a body of unknown
+#: size.
+_DESCRIPTORS_EACH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """What the command line says.
+
+    :param listen: endpoint descriptions.
+    :param nodes: the addresses of the nodes.
+    :param connect_timeout: seconds for connecting to a node.
+    :param drain_timeout: seconds that requests in flight get to finish when the service stops.
+    :param requests: how requests are handled.
+    """
+
+    listen: Sequence[str]
+    nodes: Sequence[Address]
+    connect_timeout: float = 3.0
+    drain_timeout: float = 30.0
+    requests: RouterSettings = field(default_factory=RouterSettings)
+
+
+def _option(description: str) -> str:
+    """Return the option that has named an endpoint."""
+    return "--https" if has_tls(description) else "--http"
+
+
+class RouterService(Service):
+    """The service of a router.
+
+    :param reactor: opens the ports and connections, and runs the timers.
+    :param options: what the command line says.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, options: RouterOptions) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._listeners: list[Listener] = []
+        self._signals = Signals(reactor)
+        nodes = [
+            RoutedNode(str(address), make_endpoint(reactor, address, options.connect_timeout))
+            for address in dict.fromkeys(options.nodes)
+        ]
+        self._nodes = Nodes(reactor, nodes)
+        self._front = Front(reactor, self._nodes, self._fit(options.requests))
+        self._factory = RouterFactory(self._front)
+
+    def _fit(self, settings: RouterSettings) -> RouterSettings:
+        """Reduce the number of connections to what the file descriptors allow."""
+        limits = settings.limits
+        allowed = allowed_connections(limits.max_connections * _DESCRIPTORS_EACH, 0) // _DESCRIPTORS_EACH
+        if allowed < limits.max_connections:
+            self._log.warn(
+                "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "
+                "(ulimit -Hn, LimitNOFILE=) for more",
+                allowed=allowed,
+                wanted=limits.max_connections,
+            )
+        return replace(settings, limits=replace(limits, max_connections=min(allowed, limits.max_connections)))
+
+    def privilegedStartService(self) -> None:
+        """Open the ports while this process may still have the privileges that low ports need."""
+        prepare_process(self._reactor)
+        for description in self._options.listen:
+            self._listeners.append(listen(self._reactor, description, self._factory, _option(description)))
+
+    def startService(self) -> None:
+        """Start to ping the nodes."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if not self._listeners:
+            self.privilegedStartService()
+        self._nodes.start()
+        self._log.info(
+            "the router takes requests on {where}, for {nodes}",
+            where=", ".join(listener.description for listener in self._listeners),
+            nodes=", ".join(map(str, self._options.nodes)),
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Accept no new request, finish those in flight, and stop.
+
+        :return: fires when the service has stopped.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._signals.install(number, self.stop_at_once)
+        return Deferred.fromCoroutine(self._drain_and_stop())
+
+    async def _drain_and_stop(self) -> None:
+        await stop_listening(self._reactor, self._listeners)
+        self._listeners = []
+        closed = self._front.finish()
+        overdue = self._reactor.callLater(self._options.drain_timeout, self._front.abort)
+        await closed
+        if overdue.active():
+            overdue.cancel()
+        await self._nodes.stop()
+        self._signals.restore()
+
+    def stop_at_once(self) -> None:
+        """Stop without waiting for the requests in flight, since a second signal arrived."""
+        self._log.warn("stopping without waiting for running requests")
+        self._front.abort()

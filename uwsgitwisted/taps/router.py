@@ -1,0 +1,141 @@
+"""``twistd uwsgi-router``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.application.service import IService
+
+from uwsgitwisted.access import parse_network
+from uwsgitwisted.address import Address, parse_address
+from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.static import StaticFiles
+from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
+from uwsgitwisted.services.router import RouterOptions, RouterService
+from uwsgitwisted.taps.options import ServiceOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.timeouts import parse_timeout
+from uwsgitwisted.transport.server.limits import Limits
+
+_REQUESTS = RouterSettings()
+_LIMITS = _REQUESTS.limits
+_SERVICE = RouterOptions(listen=(), nodes=())
+
+
+def _check_http(description: str) -> None:
+    check_endpoint(description)
+    if has_tls(description):
+        raise ValueError(f"for TLS, write --https {description}")
+
+
+def _check_https(description: str) -> None:
+    check_endpoint(description)
+    if not has_tls(description):
+        raise ValueError("it has no TLS; for example: --https ssl:8443:privateKey=key.pem:certKey=cert.pem")
+
+
+def _parse_nodes(text: str) -> list[Address]:
+    """Parse addresses with commas between them."""
+    return [parse_address(part.strip()) for part in text.split(",")]
+
+
+def _parse_static(text: str) -> StaticFiles:
+    """Parse ``/prefix=DIRECTORY``."""
+    prefix, _, directory = text.partition("=")
+    if not prefix.startswith("/") or not directory:
+        raise ValueError("write /prefix=DIRECTORY, for example --static /static=/srv/static")
+    if not os.path.isdir(directory):
+        raise ValueError(f"{directory} is no directory")
+    return StaticFiles(prefix, os.path.realpath(directory))
+
+
+class Options(ServiceOptions):
+    """The options of ``twistd uwsgi-router``."""
+
+    synopsis = "[options] --nodes HOST:PORT,HOST:PORT"
+    longdesc = (
+        "Takes HTTP requests and sends each to the uwsgi server that has the fewest: nodes of this package, or "
+        "uWSGI itself."
+    )
+    default_listen = "tcp:8080"
+
+    optParameters: list[list[Any]] = converted(
+        ["timeout", "t", _REQUESTS.timeout, "Seconds for which a node may neither take any of a request nor send any of its answer", parse_timeout],
+        ["connect-timeout", None, _SERVICE.connect_timeout, "Seconds for connecting to a node", parse_timeout],
+        ["drain-timeout", None, _SERVICE.drain_timeout, "Seconds that requests in flight get to finish when the service is stopped", parse_timeout],
+        ["max-body", None, _REQUESTS.max_body, "The largest body of a request: bytes, or a number with K, M or G", size],
+        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of chunked bodies are kept in temporary files for all clients together; one may have as many as are free", size],
+        ["max-connections", None, _LIMITS.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
+        ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
+        ["header-timeout", None, _LIMITS.header_timeout, "Seconds that a client gets to send the head of a request", parse_timeout],
+        ["body-timeout", None, _LIMITS.body_timeout, "Seconds that it gets for each 64 KB of the body", parse_timeout],
+        ["write-timeout", None, _LIMITS.write_timeout, "Seconds for which it may leave the next piece of its answer, up to 128 KB, unread", parse_timeout],
+        ["idle-timeout", None, _LIMITS.idle_timeout, "Seconds that a connection stays open for another request", parse_timeout],
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["nodes"] = []
+        self["static"] = []
+        self["trust"] = []
+
+    def opt_http(self, description: str) -> None:
+        """Take HTTP requests on this Twisted endpoint, such as tcp:8080; may be given again.
+
+        Without interface=, it listens on loopback only, unless --allow names who may connect.
+        """
+        convert("http", _check_http, description)
+        self["listen"].append(description)
+
+    def opt_https(self, description: str) -> None:
+        """Take HTTPS requests on this endpoint, such as ssl:8443:privateKey=key.pem:certKey=cert.pem; may be given again."""
+        convert("https", _check_https, description)
+        self["listen"].append(description)
+
+    def opt_nodes(self, addresses: str) -> None:
+        """Send requests to the nodes at these addresses, such as 10.0.0.5:3031,/run/node.sock; may be given again."""
+        self["nodes"] += convert("nodes", _parse_nodes, addresses)
+
+    def opt_static(self, mapping: str) -> None:
+        """Send the files below a directory, such as /static=/srv/static, without asking a node; may be given again."""
+        self["static"].append(convert("static", _parse_static, mapping))
+
+    def opt_trust(self, network: str) -> None:
+        """Believe the X-Forwarded headers of proxies in this network; may be given again."""
+        self["trust"].append(convert("trust", parse_network, network))
+
+    def postOptions(self) -> None:
+        """Check that there are nodes."""
+        super().postOptions()
+        self.require("nodes", "10.0.0.5:3031,10.0.0.6:3031")
+
+    def service_options(self) -> RouterOptions:
+        """Make the service's options."""
+        networks = tuple(self["allow"]) or None
+        return RouterOptions(
+            listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
+            nodes=tuple(self["nodes"]),
+            connect_timeout=self["connect-timeout"],
+            drain_timeout=self["drain-timeout"],
+            requests=RouterSettings(
+                timeout=self["timeout"],
+                max_body=self["max-body"],
+                max_spooled=self["max-spooled"],
+                static=tuple(self["static"]),
+                networks=networks,
+                trusted=tuple(self["trust"]),
+                limits=Limits(
+                    header_timeout=self["header-timeout"],
+                    body_timeout=self["body-timeout"],
+                    write_timeout=self["write-timeout"],
+                    idle_timeout=self["idle-timeout"],
+                    max_connections=self["max-connections"],
+                    max_peer_connections=self["max-connections-per-peer"],
+                ),
+            ),
+        )
+
+
+def makeService(options: Options) -> IService:
+    """Make the service from its options."""
+    return RouterService(installed_reactor(), options.service_options())

@@ -1,0 +1,46 @@
+"""The answers to web requests that no application has answered: which status an error has, and its bytes."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from uwsgitwisted.errors import (
+    Busy,
+    MessageTooLarge,
+    ProtocolError,
+    RemoteError,
+    RequestTimeout,
+    Unavailable,
+    WorkerDied,
+)
+
+#: Seconds after which a client should try again.
+RETRY_AFTER = 5
+#: The statuses of errors; the first class that fits counts. Only the status is sent: the texts of the errors
+#: could reveal to strangers what the application is made of.
+STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
+    (RemoteError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (RequestTimeout, HTTPStatus.GATEWAY_TIMEOUT),
+    (WorkerDied, HTTPStatus.BAD_GATEWAY),
+    (MessageTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (ProtocolError, HTTPStatus.BAD_REQUEST),
+    (BaseException, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+
+
+def status_of(error: BaseException) -> HTTPStatus:
+    """Return the status of a request that failed with *error*."""
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def status_answer(status: HTTPStatus) -> bytes:
+    """Return an HTTP answer that has only its status to say, in the form that nginx reads."""
+    body = f"{status.value} {status.phrase}\n".encode()
+    retry = f"Retry-After: {RETRY_AFTER}\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
+    head = (
+        f"HTTP/1.0 {status.value} {status.phrase}\r\n"
+        f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
+    )
+    return head.encode() + body
