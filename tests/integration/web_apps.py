@@ -320,15 +320,6 @@ def empty_pieces(environ: Environ, start_response: Any) -> list[bytes]:
     return [b"", b"some", b"", b"thing", b""]
 
 
-def logs(environ: Environ, start_response: Any) -> list[bytes]:
-    """Write ``text`` to the error stream, and to the standard output."""
-    text = _query(environ)["text"]
-    environ["wsgi.errors"].write(f"{text} in errors\n")
-    environ["wsgi.errors"].flush()
-    print(f"{text} in output", flush=True)
-    return _text(start_response, "logged")
-
-
 #: What a page of today does: it posts more than a packet holds, and listens to server-sent events.
 _PAGE = """<!DOCTYPE html>
 <html><head><meta charset="utf-8"><title>Requests of a page</title></head>
@@ -388,7 +379,6 @@ APPLICATIONS: dict[str, Application] = {
     "/bad-headers": bad_headers,
     "/nothing": nothing,
     "/empty-pieces": empty_pieces,
-    "/logs": logs,
     "/page": page,
     "/validated": validator(hello),
 }
