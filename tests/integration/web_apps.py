@@ -1,7 +1,7 @@
 """WSGI applications that the tests of web requests and the benchmarks share; each is behind a path.
 
 The module imports only the standard library, so that a server can run a copy of it. ``application`` has them
-all, and :func:`create_app` makes the same. Their arguments come in the query string.
+all. Their arguments come in the query string.
 """
 
 from __future__ import annotations
@@ -387,11 +387,6 @@ APPLICATIONS: dict[str, Application] = {
 def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
     """Run the application of the request's path."""
     return APPLICATIONS.get(environ.get("PATH_INFO", ""), missing)(environ, start_response)
-
-
-def create_app() -> Application:
-    """Make the same application, as a factory does."""
-    return application
 
 
 def copy_to(directory: Path) -> str:
