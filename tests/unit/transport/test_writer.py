@@ -171,8 +171,9 @@ class TestEager:
         assert len(received + pipe.read()) == len(data)
         assert len(pipe.lost) == 1
 
-    def test_not_under_tls(self, pipe: Pipe) -> None:
+    def test_not_under_tls(self, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         """A connection that has begun TLS is not written around its encryption."""
+        monkeypatch.setattr(pipe.transport, "registerProducer", lambda *_: None)  # the protocol's, with TLS
         pipe.transport.TLS = True  # type: ignore[assignment]
         writer = Writer(pipe.transport)
         pipe.transport.TLS = False  # type: ignore[assignment]
