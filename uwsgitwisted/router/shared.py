@@ -30,8 +30,7 @@ class RouterSettings:
     :param timeout: seconds for which a node may do nothing.
     :param max_body: the largest body of a request, in bytes.
     :param buffer_body: the largest body that reaches a node only when all of it has come, in bytes. A larger
-    one
-        is passed on as it comes, so a slow client keeps a worker busy.
+        one is passed on as it comes, so a slow client keeps a worker busy.
     :param max_spooled: how many bytes of bodies are kept until their end for all clients together.
     :param static: the directories whose files the router sends itself.
     :param networks: the networks that may connect; None for all.
