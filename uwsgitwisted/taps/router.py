@@ -9,7 +9,7 @@ from twisted.application.service import IService
 
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService
@@ -61,6 +61,7 @@ class Options(ServiceOptions):
 
     optParameters: list[list[Any]] = converted(
         ["timeout", "t", _REQUESTS.timeout, "Seconds for which a node may neither take any of a request nor send any of its answer", parse_timeout],
+        ["max-in-flight", None, _SERVICE.max_in_flight, "How many requests a node may have at once; further ones wait, and clients take turns", count],
         ["connect-timeout", None, _SERVICE.connect_timeout, "Seconds for connecting to a node", parse_timeout],
         ["drain-timeout", None, _SERVICE.drain_timeout, "Seconds that requests in flight get to finish when the service is stopped", parse_timeout],
         ["max-body", None, _REQUESTS.max_body, "The largest body of a request: bytes, or a number with K, M or G", size],
@@ -115,6 +116,7 @@ class Options(ServiceOptions):
         return RouterOptions(
             listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
             nodes=tuple(self["nodes"]),
+            max_in_flight=self["max-in-flight"],
             connect_timeout=self["connect-timeout"],
             drain_timeout=self["drain-timeout"],
             requests=RouterSettings(

@@ -13,7 +13,7 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.testing import MemoryReactorClock
 
-from tests.unit.router.fronts import World, status
+from tests.unit.router.world import World, status
 from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.router.nodes import PING_INTERVAL, PING_TIMEOUT, make_endpoint

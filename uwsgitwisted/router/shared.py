@@ -20,7 +20,7 @@ from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.timer import Deadlines
 
 #: Seconds for which a client may go on sending a request that was answered before its end.
-_LINGER_TIMEOUT = 10.0
+_LINGER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class RouterSettings:
     limits: Limits = field(default_factory=lambda: Limits(header_timeout=10.0, idle_timeout=60.0))
 
 
-class Front:
+class Shared:
     """What all connections of a router share.
 
     :param clock: for the time limits.
