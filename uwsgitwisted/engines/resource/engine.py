@@ -115,8 +115,9 @@ class ResourceEngine:
         """
         size = web.size if web.is_form else 0
         if size > self._max_form:
-            text = f"a form of {size} bytes, which is parsed in memory; the limit is {self._max_form} (--max-message)"
-            raise MessageTooLarge(text, size=size, limit=self._max_form)
+            limit = self._max_form
+            text = f"a form of {size} bytes, which is parsed in memory; the limit is {limit} (--max-message)"
+            raise MessageTooLarge(text, size=size, limit=limit)
         busy = refusal(peer, self._by_peer[peer.group], self._uploads, self._max_queue)
         if busy is not None:
             raise busy
