@@ -283,7 +283,7 @@ class TestAnswers:
         bench.clock.advance(0)
         assert take_all(asked.stream).endswith(b"\r\n\r\none")
         assert not asked.stream.ended
-        bench.request.write(b"two")
+        bench.request.transport.writeSequence([b"t", b"wo"])
         assert take_all(asked.stream) == b"two"
         bench.request.finish()
         assert asked.stream.finished
@@ -507,6 +507,17 @@ class TestBodies:
         assert isinstance(asked.error, OSError)
         assert cancelled == [True]
 
+    def test_no_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no file can be opened for it, its request fails."""
+
+        def refuse() -> None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr("twisted.web.http.tempfile.TemporaryFile", refuse)
+        bench = Bench()
+        assert isinstance(bench.ask("POST", "/", Stream(), size=300_000).error, OSError)
+        assert bench.engine.stop(1).called
+
     def test_many(self) -> None:
         """Requests with large bodies are limited in number, and one peer can't have all places."""
         bench = Bench(later)
@@ -643,6 +654,16 @@ class TestProducers:
         take_all(stream)
         assert isinstance(stream.error, ConnectionFailed)
         assert "ZeroDivisionError" in formatEvent(logs[0])
+
+    def test_raises_when_stopped(self) -> None:
+        """One that raises when it is stopped is logged, and the application is told all the same."""
+        producer = Producer()
+        producer.stopProducing = lambda: 1 / 0  # type: ignore[method-assign]
+        bench, stream = self.begin(producer, streaming=True)
+        with capturedLogs() as logs:
+            stream.cancel()
+        assert "ZeroDivisionError" in formatEvent(logs[0])
+        assert bench.page.ends[0].check(ConnectionLost)
 
     def test_peer_goes_away(self) -> None:
         """When the peer has gone, the producer is stopped, and the application is told."""
