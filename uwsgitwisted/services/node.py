@@ -165,6 +165,11 @@ class NodeService(ServerService):
             )
             self._engine.share(SharedPorts(reactor, Handoff(reactor, ports), ports, accepting))
 
+    @property
+    def _expects_requests(self) -> bool:
+        """The same; a worker may just have accepted a connection, which it will answer or hand over."""
+        return bool(self._node.applications) or super()._expects_requests
+
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""
         if isinstance(self._engine, ProcessEngine):

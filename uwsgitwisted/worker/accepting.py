@@ -34,8 +34,8 @@ _READ_SIZE = HEADER_SIZE + 2 * MAX_PAYLOAD
 #: worker may be faster.
 _FIRST_BYTES = 0.001
 #: After a connection without bytes, no other is waited for in this time, in seconds: many such connections must
-#: cost nothing.
-_PAUSE = 0.1
+#: cost little.
+_PAUSE = 0.01
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 

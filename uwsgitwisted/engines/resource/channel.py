@@ -45,8 +45,6 @@ class Channel:
     :param on_end: called when the request is over.
     """
 
-    #: twisted.web would write its own access log.
-    factory = None
     disconnecting = False
 
     def __init__(

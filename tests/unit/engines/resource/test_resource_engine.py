@@ -228,7 +228,9 @@ class TestAnswers:
 
     def test_large(self) -> None:
         """A large answer that is complete is a stream, so that it isn't copied."""
-        assert Bench(lambda _: b"x" * (HELD + 1)).ask().body == b"x" * (HELD + 1)
+        asked = Bench(lambda _: b"x" * (HELD + 1)).ask()
+        assert isinstance(asked.result, StreamedAnswer)
+        assert asked.body == b"x" * (HELD + 1)
 
     def test_no_chunks(self) -> None:
         """An answer without a length isn't sent in chunks, although the browser speaks HTTP/1.1."""
@@ -322,6 +324,16 @@ class TestAnswers:
         bench.request.finish()
         (line,) = bench.lines
         assert (line.status, line.size, line.seconds, line.worker, line.uri) == ("200", 4, 2.0, 0, "/a")
+
+    def test_access_log_of_a_slow_body(self) -> None:
+        """The time begins when the body is complete."""
+        bench = Bench()
+        body = Stream()
+        bench.ask("POST", "/", body, size=1)
+        bench.clock.advance(2)
+        body.write(b"x")
+        body.end()
+        assert [line.seconds for line in bench.lines] == [0.0]
 
 
 class TestRequests:
@@ -564,6 +576,21 @@ class TestProducers:
         assert stream.finished
         assert producer.calls == ["resume"]
         assert not bench.clock.getDelayedCalls()
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_unregistered_before_it_goes_on(self, streaming: bool) -> None:
+        """One that is unregistered before its next turn isn't asked, and the answer goes on."""
+        producer = Producer()
+        bench, stream = self.begin(producer, streaming)
+        bench.request.write(b"x" * HELD)
+        take_all(stream)
+        bench.request.unregisterProducer()
+        bench.clock.advance(0)
+        bench.request.write(b"end")
+        bench.request.finish()
+        assert take_all(stream) == b"end"
+        assert stream.error is None
+        assert "resume" not in producer.calls
 
     def test_second(self) -> None:
         """There is only one at a time."""
