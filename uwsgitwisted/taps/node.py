@@ -53,13 +53,15 @@ class Options(ServerOptions):
         """Answer web requests below a path with an application: /path=module:callable; may be given again."""
         path, target = convert("mount", _mount, mount)
         if path in self["mount"]:
-            raise usage.UsageError(f"--mount {mount}: another application is mounted at {path}")
+            raise usage.UsageError(f"--mount {mount}: another application is mounted at {path or '/'}")
         self["mount"][path] = target
 
     def postOptions(self) -> None:
         """Check that there is something to run, and an engine that can."""
         super().postOptions()
         if self["wsgi"]:
+            if "" in self["mount"]:
+                raise usage.UsageError(f"--wsgi {self['wsgi']}: another application is mounted at /")
             self["mount"][""] = self["wsgi"]
         if self["resource"]:
             self._check_resource()

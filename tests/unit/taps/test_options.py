@@ -353,6 +353,44 @@ class TestSpooler:
         with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
             parse(node.Options, "--resource", "a.B", other, "/x=c:d")
 
+    def test_applications(self) -> None:
+        """Applications are mounted at paths; the one of --wsgi answers what is left."""
+        line = "--wsgi a:b --mount /x=c:d --mount /y/z/=e:f() --max-body 2K"
+        options = parse(node.Options, *line.split())
+        assert options["mount"] == {"": "a:b", "/x": "c:d", "/y/z": "e:f()"}
+        assert options.settings().max_body == 2_048
+        assert parse(node.Options, "--mount", "/=a")["mount"] == {"": "a"}
+        assert parse(node.Options, "--wsgi", "a", *NODE)["handler"] == "my_server"
+
+    def test_places_of_applications(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Paths are those of the directory in which twistd starts."""
+        monkeypatch.chdir(tmp_path)
+        options = parse(node.Options, "--wsgi", "a", "--chdir", "place", "--env-file", "env")
+        assert options["chdir"] == str(tmp_path / "place")
+        assert options["env-file"] == str(tmp_path / "env")
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("", "--handler is missing"),
+            ("--mount x=a:b", "--mount x=a:b: write /path=module:callable"),
+            ("--mount /x", "--mount /x: write /path=module:callable"),
+            ("--mount /x=", "--mount /x=: write /path=module:callable"),
+            ("--mount /x=a --mount /x/=b", "--mount /x/=b: another application is mounted at /x"),
+            ("--mount /=a --mount /=b", "--mount /=b: another application is mounted at /"),
+            ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
+            ("--wsgi a --engine threads:2", "--engine threads:2: WSGI applications need --engine processes:N"),
+            ("--mount /x=a --engine reactor", "--engine reactor: WSGI applications need --engine processes:N"),
+            ("--wsgi a --max-body 0", "--max-body 0: "),
+            ("--wsgi a --max-body -1", "--max-body -1: "),
+        ],
+    )
+    def test_mistakes_with_applications(self, line: str, told: str) -> None:
+        """The user's mistakes raise UsageError with the option's name and value."""
+        with pytest.raises(UsageError) as caught:
+            parse(node.Options, *line.split())
+        assert told in str(caught.value)
+
     def test_http_vars(self) -> None:
         """The variables of a web request are a list."""
         assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
