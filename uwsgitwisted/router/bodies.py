@@ -161,7 +161,7 @@ class StreamedBody:
 
 
 class SpooledBody:
-    """A body whose size is unknown until its end: kept in a temporary file.
+    """A body that is kept until its end, in a temporary file: its size is unknown, or it may come slowly.
 
     :param account: counts its bytes.
     """

@@ -15,10 +15,11 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.balancer import Balancer
-from uwsgitwisted.errors import MalformedPacket, RequestTimeout, StartupError, UwsgiError
+from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, RequestTimeout, StartupError, UwsgiError
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.turns import Grouped, Turns
@@ -203,11 +204,12 @@ class _Check:
         else:
             self._nodes.fail(self._node, MalformedPacket("its answer to a ping is none; does it speak uwsgi?"))
 
-    def _on_failure(self, failure: Any) -> None:
+    def _on_failure(self, failure: Failure) -> None:
         self._running = False
-        failure.trap(UwsgiError)
-        if not self._stopped:
-            self._nodes.fail(self._node, failure.value)
+        if self._stopped:
+            return
+        error = failure.value
+        self._nodes.fail(self._node, error if isinstance(error, UwsgiError) else ConnectionFailed(str(error)))
 
     def stop(self) -> Deferred[None]:
         """Stop; the Deferred fires when no connection is open."""

@@ -75,10 +75,11 @@ class RoutedRequest(Request):
         web = self._understand()
         if web is None:
             return
-        if length is None:
-            self._spooled = SpooledBody(self._shared.spooled.account(self._peer.group))
-        elif length > self._shared.settings.max_body:
+        settings = self._shared.settings
+        if length is not None and length > settings.max_body:
             self._refuse_body()
+        elif length is None or length <= settings.buffer_body:
+            self._spooled = SpooledBody(self._shared.spooled.account(self._peer.group))
         else:
             self._streamed = StreamedBody(length, self.channel.read_body)
             self._route(web, self._streamed)

@@ -30,8 +30,8 @@ from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server.budget import default_limit
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import WorkerSpec

@@ -65,7 +65,8 @@ class Options(ServiceOptions):
         ["connect-timeout", None, _SERVICE.connect_timeout, "Seconds for connecting to a node", parse_timeout],
         ["drain-timeout", None, _SERVICE.drain_timeout, "Seconds that requests in flight get to finish when the service is stopped", parse_timeout],
         ["max-body", None, _REQUESTS.max_body, "The largest body of a request: bytes, or a number with K, M or G", size],
-        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of chunked bodies are kept in temporary files for all clients together; one may have as many as are free", size],
+        ["buffer-body", None, _REQUESTS.buffer_body, "The largest body that reaches a node only when all of it has come, so that slow clients keep no worker busy; chunked ones always do: bytes, or a number with K, M or G", size],
+        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of such bodies are kept in temporary files for all clients together; one may have as many as are free", size],
         ["max-connections", None, _LIMITS.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _LIMITS.header_timeout, "Seconds that a client gets to send the head of a request", parse_timeout],
@@ -122,6 +123,7 @@ class Options(ServiceOptions):
             requests=RouterSettings(
                 timeout=self["timeout"],
                 max_body=self["max-body"],
+                buffer_body=self["buffer-body"],
                 max_spooled=self["max-spooled"],
                 static=tuple(self["static"]),
                 networks=networks,

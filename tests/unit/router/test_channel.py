@@ -117,6 +117,24 @@ def test_a_chunked_body(size: int | None) -> None:
     assert world.shared.spooled.used == 0
 
 
+@pytest.mark.parametrize("size", [None, 1, 7])
+def test_a_small_body(size: int | None) -> None:
+    """A body that may be kept reaches a node only when all of it has come; a larger one is passed on."""
+    world = World(buffer_body=5)
+    world.node.answer, world.node.closes = None, False
+    client = world.client().send(POST % 5 + b"1234", size)
+    assert world.node.connections == []
+    client.send(b"5")
+    assert world.node.requests[0].body == b"12345"
+    assert world.node.requests[0].variables["CONTENT_LENGTH"] == "5"
+    world.node.requests[0].send(OK)
+    world.flush()
+    assert status(client.take()) == 200
+    client.send(POST % 6 + b"1", size)
+    assert world.node.requests[1].body == b"1"
+    assert world.shared.spooled.used == 0
+
+
 def test_a_chunked_body_without_bytes() -> None:
     """An empty body has no size."""
     world = World()

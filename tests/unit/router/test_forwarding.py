@@ -72,6 +72,15 @@ def test_a_connection_that_is_closed_without_an_answer(data: bytes, codes: list[
         assert world.nodes[1].requests[0].body == b"12"
 
 
+def test_a_body_that_is_still_there() -> None:
+    """A request with a body that was kept goes to another node, if it may run twice."""
+    world = World(2, buffer_body=2)
+    world.nodes[0].answer = None
+    client = world.client()
+    assert [status(client.send(data).take()) for data in (PUT, POST)] == [200, 502]
+    assert world.nodes[1].requests[0].body == b"12"
+
+
 def test_a_body_that_comes_between_two_nodes() -> None:
     """A body that comes after one node has failed and before the next is connected, reaches that one."""
     world = World(2)

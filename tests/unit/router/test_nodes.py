@@ -87,6 +87,22 @@ def test_a_node_that_closes_connections() -> None:
     assert len(world.node.requests) == 3  # it has answered the pings
 
 
+def test_an_endpoint_that_raises() -> None:
+    """Whatever a ping fails with, the node is looked after again."""
+    world = World(2)
+
+    def fail(factory: object) -> None:
+        raise ValueError("no such name")
+
+    world.node.endpoint.connect = fail  # type: ignore[assignment,method-assign]
+    start(world)
+    world.client().get()
+    assert len(world.nodes[1].requests) == 1
+    del world.node.endpoint.connect
+    world.advance(0.5)
+    assert pings(world)[0] == 1
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_ping_that_is_late(nodes: int) -> None:
     """It leaves a node out only while there is another one."""

@@ -157,7 +157,7 @@ class World:
     :param nodes: how many nodes it has.
     :param limits: its limits that are not the defaults.
     :param in_flight: how many requests a node may have.
-    :param settings: its settings that are not the defaults.
+    :param settings: its settings that are not the defaults; bodies are passed on as they come.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class World:
         self.clock = Clock()
         self.nodes = [FakeNode(f"node{number}") for number in range(nodes)]
         self.balanced = Nodes(self.clock, [each.node for each in self.nodes], in_flight)
-        known = RouterSettings(**settings)
+        known = RouterSettings(**{"buffer_body": 0, **settings})
         chosen: Limits = replace(known.limits, **(limits or {}))
         self.shared = Shared(self.clock, self.balanced, replace(known, limits=chosen))
         self.factory = RouterFactory(self.shared)

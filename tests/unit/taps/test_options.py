@@ -377,7 +377,7 @@ class TestRouter:
             --http tcp:1 --https ssl:2:privateKey=k.pem --nodes h:1 --nodes h:2 --static /static={tmp_path}
             --allow 10.0.0.0/8 --trust 10.0.0.9 --connect-timeout 1 --drain-timeout 2 --max-body 3K
             --max-connections 5 --max-connections-per-peer 4 --header-timeout 6 --body-timeout 7 -t 5
-            --write-timeout 8 --idle-timeout 9 --max-spooled 4K --max-in-flight 10
+            --write-timeout 8 --idle-timeout 9 --max-spooled 4K --max-in-flight 10 --buffer-body 2K
         """.split()
         assert parse(router.Options, *line).service_options() == RouterOptions(
             listen=("tcp:1", "ssl:2:privateKey=k.pem"),
@@ -388,6 +388,7 @@ class TestRouter:
             requests=RouterSettings(
                 timeout=5,
                 max_body=3 << 10,
+                buffer_body=2 << 10,
                 max_spooled=4 << 10,
                 static=(StaticFiles("/static", str(tmp_path)),),
                 networks=(ipaddress.ip_network("10.0.0.0/8"),),

@@ -21,8 +21,8 @@ from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.batch import SLICE_SIZE
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, PongReceived, ShutdownReceived
 from uwsgitwisted.wire.frame import FIRST_PIECE
