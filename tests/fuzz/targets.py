@@ -18,7 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from tests.fuzz.objects import keys, objects, stretched_objects
-from tests.fuzz.sessions import conversation, hostile_peer
+from tests.fuzz.sessions import conversation, hostile_peer, streaming_conversation, streaming_peer
 from tests.fuzz.source import Source
 from tests.fuzz.timing import assert_linear
 from uwsgitwisted.errors import ProtocolError, UwsgiError
@@ -303,6 +303,8 @@ TARGETS: dict[str, Target] = {
     "exchange": exchange,
     "session": hostile_peer,
     "conversation": conversation,
+    "streaming_session": streaming_peer,
+    "streaming_conversation": streaming_conversation,
     "objects": objects,
     "stretched_objects": stretched_objects,
     "keys": keys,
