@@ -79,8 +79,8 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = WaitingRequests(max_queue)
-        # One worker is left to those who have sent all of their requests.
-        self._max_uploads = max(1, processes - 1)
+        # Half of the workers are left to those who have sent all of their requests.
+        self._max_uploads = max(1, processes // 2)
         self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)

@@ -109,8 +109,8 @@ class NodeService(ServerService):
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
         """Make the engine of the resource.
 
-        Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
-        times.
+        Large forms may take half as much memory as all the rest, since each is there several times while it is
+        parsed.
         """
         # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
         from uwsgitwisted.engines.resource.engine import ResourceEngine
