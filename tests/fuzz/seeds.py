@@ -60,6 +60,7 @@ _SEEDS: dict[str, list[bytes]] = {
         b"\0" + encode_failure(RemoteError(type="KeyError", message="x", traceback="t", node="n")),
     ],
     "http": [b"\0" + _WEB],
+    "web_request": [b"\2" + _WEB + b"ok", b"\7" + encode_packet(Packet(30, 0, _WEB)) + b"ok"],
     "spool_file": [b"\0\0\0" + encode_packet(Packet(17, 0, _TASK)) + b"body"],
     "tasks": [b"\3\0" + _TASK, b"\0\0" + encode_batch([BatchItem(_TASK, b"body", b"")])],
     "questions": [marshal.dumps(value, 2) for value in (7, [1, 2], {"ids": [1]}, [(b"", b"", b"")])],
