@@ -189,7 +189,7 @@ def test_body_breaks_off(bench: Bench) -> None:
 
 
 def test_head_that_is_too_large(bench: Bench) -> None:
-    """The variables in front of a streamed body fit one frame; otherwise nothing is sent, and nothing is lost."""
+    """The variables in front of a streamed body fit one frame; otherwise nothing is sent."""
     with pytest.raises(MessageTooLarge):
         bench.job(Stream(), ASKED._replace(payload=bytes(FIRST_PIECE + 1)))
     assert bench.pipe.in_flight == 0
