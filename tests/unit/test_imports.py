@@ -76,7 +76,16 @@ def test_the_table_is_used() -> None:
 
 
 #: The folders and modules that work without Twisted.
-WITHOUT_TWISTED = ("errors.py", "address.py", "memory.py", "timeouts.py", "wire", "blocking", "worker")
+WITHOUT_TWISTED = (
+    "errors.py",
+    "address.py",
+    "files.py",
+    "memory.py",
+    "timeouts.py",
+    "wire",
+    "blocking",
+    "worker",
+)
 #: The handlers of a renderer, which need Mako.
 _WITH_MAKO = ("render.py", "templates.py")
 

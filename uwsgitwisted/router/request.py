@@ -18,10 +18,11 @@ from twisted.web.iweb import INonQueuedRequestFactory
 from zope.interface import implementer, provider
 
 from uwsgitwisted.errors import MalformedRequest, UwsgiError
+from uwsgitwisted.files import Part, parse_range
 from uwsgitwisted.router.bodies import Body, FileSender, SpooledBody, StreamedBody
 from uwsgitwisted.router.forwarding import Forwarding, Outgoing
 from uwsgitwisted.router.nodes import RoutedNode
-from uwsgitwisted.router.static import OpenFile, Part, StaticFiles, parse_range
+from uwsgitwisted.router.static import OpenFile, StaticFiles
 from uwsgitwisted.transport.client.web import WebProtocol
 from uwsgitwisted.wire.http import AnswerHead
 from uwsgitwisted.wire.web import WebRequest, parse_target

@@ -39,6 +39,7 @@ class NodeSettings:
     :param handler: the handler module's name; empty for none.
     :param applications: the targets of WSGI applications by the paths at which they are mounted, as
         :func:`uwsgitwisted.worker.handlers.wsgi.load` takes them.
+    :param static: the directories whose files workers send, by the paths at which they are mounted.
     :param chdir: the directory in which the applications run; empty for this one.
     :param env_file: a file with environment variables for them; empty for none.
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
@@ -50,6 +51,7 @@ class NodeSettings:
 
     handler: str = ""
     applications: Mapping[str, str] = field(default_factory=dict)
+    static: Mapping[str, str] = field(default_factory=dict)
     chdir: str = ""
     env_file: str = ""
     resource: str = ""
@@ -57,12 +59,18 @@ class NodeSettings:
     access_log_format: str = "combined"
 
     @property
+    def has_web_workers(self) -> bool:
+        """Whether workers answer web requests."""
+        return bool(self.applications or self.static)
+
+    @property
     def loaders(self) -> list[Loader]:
         """What loads it in a worker."""
         loaders = []
-        if self.applications:
+        if self.has_web_workers:
             arguments = {
                 "applications": dict(self.applications),
+                "static": dict(self.static),
                 "chdir": self.chdir,
                 "env_file": self.env_file,
                 "access_log": self.access_log_format if self.access_log else "",
@@ -92,7 +100,7 @@ class NodeService(ServerService):
         if node.handler:
             assert engine is not None
             responders[MARSHAL] = ForwardResponder(engine)
-        web = self._resources or (engine if node.applications else None)
+        web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
         engine = engine or self._resources
@@ -147,7 +155,7 @@ class NodeService(ServerService):
         self._open_access_log()
 
     def _start_engine(self) -> Deferred[None]:
-        if self._node.applications:
+        if self._node.has_web_workers:
             self._share_ports()
         return super()._start_engine()
 

@@ -13,6 +13,7 @@ from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
+from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
 
@@ -23,14 +24,14 @@ def _access_log_format(text: str) -> str:
     return text
 
 
-class Options(ServerOptions):
+class Options(StaticOptions, ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
     synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
         "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
-        "of twisted.web."
+        "of twisted.web. Sends files, too."
     )
     default_listen = "tcp:3033"
 
@@ -63,18 +64,22 @@ class Options(ServerOptions):
             if "" in self["mount"]:
                 raise usage.UsageError(f"--wsgi {self['wsgi']}: another application is mounted at /")
             self["mount"][""] = self["wsgi"]
+        for path in self["mount"].keys() & self["static"].keys():
+            raise usage.UsageError(f"--static {path or '/'}=...: an application is mounted at {path or '/'}")
         if self["resource"]:
             self._check_resource()
-        elif not self["mount"]:
+        elif not self["mount"] and not self["static"]:
             self.require("handler", "my_server")
         elif not self["engine"].startswith("processes"):
-            raise usage.UsageError(f"--engine {self['engine']}: WSGI applications need --engine processes:N")
+            raise usage.UsageError(
+                f"--engine {self['engine']}: WSGI applications and --static need --engine processes:N"
+            )
 
     def _check_resource(self) -> None:
-        if self["mount"]:
-            given = "--wsgi" if self["wsgi"] else "--mount"
+        given = next((option for option in ("wsgi", "mount", "static") if self[option]), None)
+        if given is not None:
             raise usage.UsageError(
-                f"--resource and {given} would both answer web requests: leave one out, or start a second node"
+                f"--resource and --{given} would both answer web requests: leave one out, or start a second node"
             )
 
     def settings(self) -> ServerSettings:
@@ -94,6 +99,7 @@ def makeService(options: Options) -> IService:
     node = NodeSettings(
         handler=options["handler"] or "",
         applications=options["mount"],
+        static=options["static"],
         chdir=options["chdir"] or "",
         env_file=options["env-file"] or "",
         resource=options["resource"] or "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from twisted.application.service import IService
@@ -13,7 +12,8 @@ from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService
-from uwsgitwisted.taps.options import ServiceOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.static import StaticOptions
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.transport.server.limits import Limits
 
@@ -39,17 +39,7 @@ def _parse_nodes(text: str) -> list[Address]:
     return [parse_address(part.strip()) for part in text.split(",")]
 
 
-def _parse_static(text: str) -> StaticFiles:
-    """Parse ``/prefix=DIRECTORY``."""
-    prefix, _, directory = text.partition("=")
-    if not prefix.startswith("/") or not directory:
-        raise ValueError("write /prefix=DIRECTORY, for example --static /static=/srv/static")
-    if not os.path.isdir(directory):
-        raise ValueError(f"{directory} is no directory")
-    return StaticFiles(prefix, os.path.realpath(directory))
-
-
-class Options(ServiceOptions):
+class Options(StaticOptions):
     """The options of ``twistd uwsgi-router``."""
 
     synopsis = "[options] --nodes HOST:PORT,HOST:PORT"
@@ -78,7 +68,6 @@ class Options(ServiceOptions):
     def __init__(self) -> None:
         super().__init__()
         self["nodes"] = []
-        self["static"] = []
         self["trust"] = []
 
     def opt_http(self, description: str) -> None:
@@ -97,10 +86,6 @@ class Options(ServiceOptions):
     def opt_nodes(self, addresses: str) -> None:
         """Send requests to the nodes at these addresses, such as 10.0.0.5:3031,/run/node.sock; may be given again."""
         self["nodes"] += convert("nodes", _parse_nodes, addresses)
-
-    def opt_static(self, mapping: str) -> None:
-        """Send the files below a directory, such as /static=/srv/static, without asking a node; may be given again."""
-        self["static"].append(convert("static", _parse_static, mapping))
 
     def opt_trust(self, network: str) -> None:
         """Believe the X-Forwarded headers of proxies in this network; may be given again."""
@@ -125,7 +110,7 @@ class Options(ServiceOptions):
                 max_body=self["max-body"],
                 buffer_body=self["buffer-body"],
                 max_spooled=self["max-spooled"],
-                static=tuple(self["static"]),
+                static=tuple(StaticFiles(*each) for each in self["static"].items()),
                 networks=networks,
                 trusted=tuple(self["trust"]),
                 limits=Limits(

@@ -397,6 +397,49 @@ class TestSpooler:
         assert parse(spooler.Options, *SPOOLER, "--http-vars", "A, B,")["http-vars"] == ("A", "B")
 
 
+class TestStatic:
+    @pytest.mark.parametrize("command", [(node.Options, []), (router.Options, ["--nodes", "h:1"])])
+    def test_directories(self, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Node and router take the same: directories by paths, as they are named, even if they are links."""
+        make, arguments = command
+        (tmp_path / "link").symlink_to(".")
+        monkeypatch.chdir(tmp_path)
+        options = parse(make, *arguments, "--static", "/a/=link", "--static", "/=.")
+        assert options["static"] == {"/a": str(tmp_path / "link"), "": str(tmp_path)}
+        for wrong, told in [
+            ("a=.", "--static a=.: write /path=DIRECTORY"),
+            ("/a", "--static /a: write /path=DIRECTORY"),
+            ("/a=", "--static /a=: write /path=DIRECTORY"),
+            ("/a=absent", "--static /a=absent: absent is no directory"),
+        ]:
+            with pytest.raises(UsageError) as caught:
+                parse(make, *arguments, "--static", wrong)
+            assert str(caught.value).startswith(told)
+        with pytest.raises(UsageError, match=r"^--static /a/=\.: another directory is at /a$"):
+            parse(make, *arguments, "--static", "/a=.", "--static", "/a/=.")
+
+    def test_beside_applications(self) -> None:
+        """A node sends files with or without applications, but not at the same path."""
+        assert not node.NodeSettings().has_web_workers
+        options = parse(node.Options, "--static", "/a=.", "--wsgi", "b:c", "--mount", "/d=e")
+        assert options["mount"] == {"": "b:c", "/d": "e"}
+        for given, path in ((["--mount", "/a=b:c"], "/a"), (["--static", "/=.", "--wsgi", "b:c"], "/")):
+            with pytest.raises(
+                UsageError, match=rf"^--static {path}=\.\.\.: an application is mounted at {path}$"
+            ):
+                parse(node.Options, "--static", "/a=.", *given)
+        with pytest.raises(UsageError, match=r"^--mount /=b:c: another application is mounted at /$"):
+            parse(node.Options, "--mount", "/=d:e", "--wsgi", "b:c")
+
+    def test_what_runs_it(self) -> None:
+        """Worker processes do; so no other engine and no resource may be given."""
+        assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
+        with pytest.raises(UsageError, match="WSGI applications and --static need --engine processes:N"):
+            parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
+        with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
+            parse(node.Options, "--static", "/a=.", "--resource", "a.B")
+
+
 ROUTER = ["--nodes", "10.0.0.5:3031,/run/node.sock"]
 
 
@@ -443,8 +486,8 @@ class TestRouter:
             ("--http haproxy:tcp:1", "--http haproxy:tcp:1: a PROXY header"),
             ("--nodes nowhere", "--nodes nowhere: nowhere: not an address"),
             ("--nodes h:1,", "--nodes h:1,: "),
-            ("--static static=/tmp", "--static static=/tmp: write /prefix=DIRECTORY"),
-            ("--static /static", "--static /static: write /prefix=DIRECTORY"),
+            ("--static static=/tmp", "--static static=/tmp: write /path=DIRECTORY"),
+            ("--static /static", "--static /static: write /path=DIRECTORY"),
             ("--static /static=/absent", "--static /static=/absent: /absent is no directory"),
             ("--trust everybody", "--trust everybody: 'everybody' does not"),
             ("--max-body 0", "--max-body 0: not a whole number from 1"),

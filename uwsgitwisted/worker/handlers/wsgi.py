@@ -1,4 +1,7 @@
-"""Web requests (modifiers 0 and 30): runs the WSGI applications that ``--wsgi`` and ``--mount`` name."""
+"""Web requests (modifiers 0 and 30): runs the WSGI applications that ``--wsgi`` and ``--mount`` name.
+
+The files of ``--static`` are an application too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from time import monotonic, time
+from types import MappingProxyType
 from typing import Any
 
 from uwsgitwisted.access_log import AccessLog, Entry
@@ -20,6 +24,7 @@ from uwsgitwisted.worker.handlers.module import load_module
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD
 from uwsgitwisted.worker.web.environ import Environ, complete, read_request
 from uwsgitwisted.worker.web.response import Application, FileWrapper, Response, StartResponse, run
+from uwsgitwisted.worker.web.static import StaticFiles
 
 #: The callable's name where only a module is named, as in uWSGI.
 DEFAULT_CALLABLE = "application"
@@ -28,12 +33,18 @@ _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
 
 
 def load(
-    applications: Mapping[str, str], *, chdir: str = "", env_file: str = "", access_log: str = ""
+    applications: Mapping[str, str],
+    *,
+    static: Mapping[str, str] = MappingProxyType({}),
+    chdir: str = "",
+    env_file: str = "",
+    access_log: str = "",
 ) -> dict[int, StreamHandler]:
     """Import the applications and return the handlers of web requests, by modifier1.
 
     :param applications: their targets by the paths at which they are mounted; ``""`` is the root. A target is
         ``module:callable``, ``module:factory()``, or a module with a callable named ``application``.
+    :param static: the directories whose files are sent, by the paths at which they are mounted.
     :param chdir: the directory to change to before; empty for none.
     :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
     :param access_log: the format of the access log, whose file the worker has; empty for none.
@@ -47,6 +58,7 @@ def load(
         except OSError as error:
             raise StartupError(f"--chdir {chdir}: {error.strerror}") from error
     mounted = {path: _application(target) for path, target in applications.items()}
+    mounted |= {path: StaticFiles(directory) for path, directory in static.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),
         "wsgi.multithread": False,
@@ -116,7 +128,8 @@ def _only(application: Application) -> Callable[[Environ], Application | None]:
 
 def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Application | None]:
     """Return what finds the application of a request by its path, the longest mount first."""
-    mounts = sorted(mounted.items(), key=lambda item: -len(item[0]))
+    paths = ((os.fsencode(path).decode("latin-1"), application) for path, application in mounted.items())
+    mounts = sorted(paths, key=lambda item: -len(item[0]))
 
     def find(environ: Environ) -> Application | None:
         path = environ["PATH_INFO"]
