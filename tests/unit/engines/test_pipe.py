@@ -368,6 +368,21 @@ def test_waits_for_peer(bench: Bench) -> None:
     assert not bench.pipe.waits_for_peer
 
 
+def test_uploading(bench: Bench) -> None:
+    """A worker has an upload from its assignment until all of the body has arrived from the peer."""
+    body = Stream()
+    assert not bench.pipe.uploading
+    bench.job(body)
+    assert bench.pipe.uploading
+    bench.arrived()
+    bench.begin(1)
+    body.write(b"body")
+    assert bench.pipe.uploading
+    body.end()
+    assert not bench.pipe.uploading
+    assert bench.pipe.in_flight == 1
+
+
 def test_worker_dies(bench: Bench) -> None:
     """A worker that dies ends the streams of the request that it ran, body and answer."""
     cancelled: list[bool] = []
