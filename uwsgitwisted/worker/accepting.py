@@ -88,6 +88,7 @@ class DirectExchange:
 
         :raises ClientGone: if the peer is gone, or has read nothing for too long.
         :raises RuntimeError: if the file has become shorter.
+        :raises OSError: if the system can't send from it.
         """
         self.begun = True
         self._connection.setblocking(False)
@@ -98,7 +99,7 @@ class DirectExchange:
             except BlockingIOError:
                 self._wait()
                 continue
-            except OSError as error:
+            except (ConnectionError, TimeoutError) as error:  # other errors are the file's
                 raise ClientGone(f"the client has gone: {error}") from error
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")

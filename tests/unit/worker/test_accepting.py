@@ -399,6 +399,25 @@ def test_file_becomes_shorter(bench: Make, tmp_path: Path) -> None:
     assert len(made.reports) == 1
 
 
+def test_file_that_cannot_be_sent(bench: Make) -> None:
+    """A descriptor that the system can't send from is the application's failure, and is reported as that."""
+    reader, writer = os.pipe()
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send_file(reader, 0, 1_000)
+
+    made = bench(serve)
+    client = made.connect(GET)
+    assert made.accept()
+    with pytest.raises(ConnectionResetError):
+        everything(client)
+    os.close(reader)
+    os.close(writer)
+    (error,) = made.reports
+    assert isinstance(error, RemoteError)
+    assert error.type == "OSError"
+
+
 class SharingFront(Front):
     """A worker in a thread that accepts connections, and the front's end of its pipe."""
 

@@ -51,11 +51,6 @@ class StreamSender:
             self._write(self._first)
         self._stream.on_ready(self._go_on)
 
-    @property
-    def pending(self) -> int:
-        """How many bytes are held for the peer."""
-        return self._stream.size + self.writer.pending
-
     def _write(self, data: bytes) -> None:
         self.writer.write(data)
         if self.writer.waiting:
