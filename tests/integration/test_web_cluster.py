@@ -141,7 +141,7 @@ def test_a_node_that_is_stopped(cluster: Cluster) -> None:
         gets.more()
         answered, posted = gets.stop(), posts.stop()
     assert set(answered) == NODES
-    assert set(posted) == NODES
+    assert set(posted) == NODES, cluster.nginx.log
 
 
 def test_no_renderer(cluster: Cluster) -> None:

@@ -29,7 +29,7 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
-from uwsgitwisted.transport.server.protocol import ServerFactory
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import ECHO, MARSHAL, NO, PING, SPOOL, YES, Packet
 from uwsgitwisted.wire.terms import Terms

@@ -79,8 +79,8 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = WaitingRequests(max_queue)
-        # One worker is left to those who have sent all of their requests.
-        self._max_uploads = max(1, processes - 1)
+        # Half of the workers are left to those who have sent all of their requests.
+        self._max_uploads = max(1, processes // 2)
         self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
@@ -183,6 +183,8 @@ class ProcessEngine:
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
+        if self._shared is not None and self._spec.accepting is None:  # it was started before the stop
+            worker.pipe.stop_accepting()
         if not self._ready.called:
             self._ready.callback(None)
         self.on_progress()
@@ -291,22 +293,21 @@ class ProcessEngine:
 
     def _look(self) -> bool:
         """Look after workers that accept connections; return whether the front should accept what waits."""
-        busy = []
-        for worker in self.workers:
+        for worker in self._workers:  # also those that were replaced
             if worker.working_for > self._timeout:
                 text = f"a web request exceeded the node's limit of {self._timeout:g} s; its worker was killed"
                 self.on_report(RequestTimeout(text, seconds=self._timeout))
                 worker.kill()
-            if worker.busy_for > _SLOW or worker.pipe.in_flight:
-                busy.append(worker)
-        if len(busy) < len(self.workers):
+        workers = self.workers
+        busy = [worker for worker in workers if worker.busy_for > _SLOW or worker.pipe.in_flight]
+        if len(busy) < len(workers):
             for worker in busy:
                 if worker.busy_for:
                     self._queue.put_back(worker.pipe.recall(spared=0))
             if self._queue:
                 self._dispatch()
         self._check_drained()
-        return len(busy) == len(self.workers)
+        return len(busy) == len(workers)
 
     # Time limits
 

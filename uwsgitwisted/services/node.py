@@ -1,6 +1,6 @@
 """A node: answers objects with its handler module's function, and web requests with applications.
 
-Those are WSGI applications, or a resource of twisted.web.
+Those are WSGI applications and static files, or a resource of twisted.web.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class NodeService(ServerService):
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
         """Make the engine of the resource.
 
-        Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
-        times.
+        Large forms may take half as much memory as all the rest, since each is there several times while it is
+        parsed.
         """
         # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
         from uwsgitwisted.engines.resource.engine import ResourceEngine
@@ -172,6 +172,11 @@ class NodeService(ServerService):
                 write_timeout=self._settings.limits.write_timeout,
             )
             self._engine.share(SharedPorts(reactor, Handoff(reactor, ports), ports, accepting))
+
+    @property
+    def _expects_requests(self) -> bool:
+        """The same; a worker may just have accepted a connection, which it will answer or hand over."""
+        return self._node.has_web_workers or super()._expects_requests
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""

@@ -8,7 +8,7 @@ from twisted.application.service import IService
 
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService
@@ -51,10 +51,12 @@ class Options(StaticOptions):
 
     optParameters: list[list[Any]] = converted(
         ["timeout", "t", _REQUESTS.timeout, "Seconds for which a node may neither take any of a request nor send any of its answer", parse_timeout],
+        ["max-in-flight", None, _SERVICE.max_in_flight, "How many requests a node may have at once; further ones wait, and clients take turns", count],
         ["connect-timeout", None, _SERVICE.connect_timeout, "Seconds for connecting to a node", parse_timeout],
         ["drain-timeout", None, _SERVICE.drain_timeout, "Seconds that requests in flight get to finish when the service is stopped", parse_timeout],
         ["max-body", None, _REQUESTS.max_body, "The largest body of a request: bytes, or a number with K, M or G", size],
-        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of chunked bodies are kept in temporary files for all clients together; one may have as many as are free", size],
+        ["buffer-body", None, _REQUESTS.buffer_body, "The largest body that reaches a node only when all of it has come, so that slow clients keep no worker busy; chunked ones always do: bytes, or a number with K, M or G", size],
+        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of such bodies are kept in temporary files for all clients together; one may have as many as are free", size],
         ["max-connections", None, _LIMITS.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _LIMITS.header_timeout, "Seconds that a client gets to send the head of a request", parse_timeout],
@@ -100,11 +102,13 @@ class Options(StaticOptions):
         return RouterOptions(
             listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
             nodes=tuple(self["nodes"]),
+            max_in_flight=self["max-in-flight"],
             connect_timeout=self["connect-timeout"],
             drain_timeout=self["drain-timeout"],
             requests=RouterSettings(
                 timeout=self["timeout"],
                 max_body=self["max-body"],
+                buffer_body=self["buffer-body"],
                 max_spooled=self["max-spooled"],
                 static=tuple(StaticFiles(*each) for each in self["static"].items()),
                 networks=networks,

@@ -8,6 +8,7 @@ peer that may not connect.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import select
@@ -33,8 +34,8 @@ _READ_SIZE = HEADER_SIZE + 2 * MAX_PAYLOAD
 #: worker may be faster.
 _FIRST_BYTES = 0.001
 #: After a connection without bytes, no other is waited for in this time, in seconds: many such connections must
-#: cost nothing.
-_PAUSE = 0.1
+#: cost little.
+_PAUSE = 0.01
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -179,7 +180,7 @@ class Acceptor:
         with connection:
             data = self._read(connection)
             packet = _web_request(data, self._max_body)
-            if packet is None or not self._is_allowed(address[0] if address else ""):
+            if packet is None or not self._is_allowed(address[0] if isinstance(address, tuple) else ""):
                 # A message without a byte would look like the end of the connection to the front.
                 socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
                 return False
@@ -218,7 +219,8 @@ class Acceptor:
             if exchange.begun:
                 exchange.abort()
             else:
-                exchange.finish(status_answer(status_of(error)))
+                with contextlib.suppress(ClientGone):
+                    exchange.finish(status_answer(status_of(error)))
             if not isinstance(error.__cause__, ClientGone):
                 self._report(error)
 

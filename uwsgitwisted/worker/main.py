@@ -60,6 +60,8 @@ from uwsgitwisted.worker.spec import (
     WorkerSpec,
 )
 
+#: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
+_UNINTERRUPTED = 0.001
 #: How many bytes are read at once.
 _READ_SIZE = 256 * 1024
 
@@ -129,10 +131,13 @@ class Worker:
                         for listener in acceptor.listeners:
                             poll.unregister(listener)
                         acceptor.listeners.clear()
+                until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
-                    if descriptor in acceptor.listeners and acceptor.accept(descriptor):
+                    while descriptor in acceptor.listeners and acceptor.accept(descriptor):
                         self._count()
                         self.flush()
+                        if monotonic() > until:
+                            break
 
     def _serve_pipe(self, data: bytes) -> None:
         """Handle bytes from the pipe, and run the requests that are there then."""
@@ -152,6 +157,12 @@ class Worker:
     def _report(self, error: UwsgiError) -> None:
         """Have the front log an error of a request that isn't its own."""
         self.session.send_error(NO_REQUEST, encode_failure(error))
+        self._retire_without_memory(error)
+
+    def _retire_without_memory(self, error: UwsgiError) -> None:
+        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
+        if isinstance(error.__cause__, MemoryError):
+            self._left = 1
 
     def _negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
@@ -237,8 +248,7 @@ class Worker:
                     self.session.send_answer(request.id, answer, monotonic() - started)
             except UwsgiError as error:
                 self._fail(request.id, error, monotonic() - started)
-                if isinstance(error.__cause__, MemoryError):
-                    self._left = 1  # whatever it is that holds the memory, it goes with this process
+                self._retire_without_memory(error)
 
         self._exchange = None
         self._bodies.pop(request.id, None)
@@ -253,13 +263,16 @@ class Worker:
             self.connection.sendall(chunk)
 
 
-def _become_worker() -> None:
-    """Take signals and memory as a worker should, and leave the processor to the front."""
+def _become_worker(*, accepts: bool) -> None:
+    """Take signals and memory as a worker should, and leave the processor to the front.
+
+    :param accepts: whether it also does the front's work for its connections.
+    """
     keep_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not accepts:
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             # A worker computes; the front, which only moves packets, interrupts it and not the other way round.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -278,8 +291,8 @@ def main(arguments: list[str]) -> None:
             WorkerSpec.decode(arguments[1]).load()
             json.dump(periodic(), output)
         return
-    _become_worker()
     spec = WorkerSpec.decode(arguments[0])
+    _become_worker(accepts=spec.accepting is not None)
     node, worker_id = arguments[1], int(arguments[2])
     if spec.descriptors is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

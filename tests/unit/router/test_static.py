@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.router.fronts import Client, World, status
+from tests.unit.router.world import Client, World, status
 from uwsgitwisted.router.static import StaticFiles
 
 MODIFIED = 1_700_000_000

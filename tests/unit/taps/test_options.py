@@ -24,7 +24,7 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.spool import HTTP_VARS
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.router import RouterOptions
 from uwsgitwisted.services.settings import ServerSettings
@@ -353,6 +353,44 @@ class TestSpooler:
         with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
             parse(node.Options, "--resource", "a.B", other, "/x=c:d")
 
+    def test_applications(self) -> None:
+        """Applications are mounted at paths; the one of --wsgi answers what is left."""
+        line = "--wsgi a:b --mount /x=c:d --mount /y/z/=e:f() --max-body 2K"
+        options = parse(node.Options, *line.split())
+        assert options["mount"] == {"": "a:b", "/x": "c:d", "/y/z": "e:f()"}
+        assert options.settings().max_body == 2_048
+        assert parse(node.Options, "--mount", "/=a")["mount"] == {"": "a"}
+        assert parse(node.Options, "--wsgi", "a", *NODE)["handler"] == "my_server"
+
+    def test_places_of_applications(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Paths are those of the directory in which twistd starts."""
+        monkeypatch.chdir(tmp_path)
+        options = parse(node.Options, "--wsgi", "a", "--chdir", "place", "--env-file", "env")
+        assert options["chdir"] == str(tmp_path / "place")
+        assert options["env-file"] == str(tmp_path / "env")
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("", "--handler is missing"),
+            ("--mount x=a:b", "--mount x=a:b: write /path=module:callable"),
+            ("--mount /x", "--mount /x: write /path=module:callable"),
+            ("--mount /x=", "--mount /x=: write /path=module:callable"),
+            ("--mount /x=a --mount /x/=b", "--mount /x/=b: another application is mounted at /x"),
+            ("--mount /=a --mount /=b", "--mount /=b: another application is mounted at /"),
+            ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
+            ("--wsgi a --engine threads:2", "--engine threads:2: WSGI applications need --engine processes:N"),
+            ("--mount /x=a --engine reactor", "--engine reactor: WSGI applications need --engine processes:N"),
+            ("--wsgi a --max-body 0", "--max-body 0: "),
+            ("--wsgi a --max-body -1", "--max-body -1: "),
+        ],
+    )
+    def test_mistakes_with_applications(self, line: str, told: str) -> None:
+        """The user's mistakes raise UsageError with the option's name and value."""
+        with pytest.raises(UsageError) as caught:
+            parse(node.Options, *line.split())
+        assert told in str(caught.value)
+
     def test_http_vars(self) -> None:
         """The variables of a web request are a list."""
         assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
@@ -390,13 +428,13 @@ class TestStatic:
                 UsageError, match=rf"^--static {path}=\.\.\.: an application is mounted at {path}$"
             ):
                 parse(node.Options, "--static", "/a=.", *given)
-        with pytest.raises(UsageError, match=r"^--mount /=b:c: another application is mounted at /$"):
+        with pytest.raises(UsageError, match=r"^--wsgi b:c: another application is mounted at /$"):
             parse(node.Options, "--mount", "/=d:e", "--wsgi", "b:c")
 
     def test_what_runs_it(self) -> None:
         """Worker processes do; so no other engine and no resource may be given."""
         assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
-        with pytest.raises(UsageError, match="WSGI applications and --static need --engine processes:N"):
+        with pytest.raises(UsageError, match="--engine threads:2: static files need --engine processes:N"):
             parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
         with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
             parse(node.Options, "--static", "/a=.", "--resource", "a.B")
@@ -420,16 +458,18 @@ class TestRouter:
             --http tcp:1 --https ssl:2:privateKey=k.pem --nodes h:1 --nodes h:2 --static /static={tmp_path}
             --allow 10.0.0.0/8 --trust 10.0.0.9 --connect-timeout 1 --drain-timeout 2 --max-body 3K
             --max-connections 5 --max-connections-per-peer 4 --header-timeout 6 --body-timeout 7 -t 5
-            --write-timeout 8 --idle-timeout 9 --max-spooled 4K
+            --write-timeout 8 --idle-timeout 9 --max-spooled 4K --max-in-flight 10 --buffer-body 2K
         """.split()
         assert parse(router.Options, *line).service_options() == RouterOptions(
             listen=("tcp:1", "ssl:2:privateKey=k.pem"),
             nodes=(Address("tcp", "h", 1), Address("tcp", "h", 2)),
+            max_in_flight=10,
             connect_timeout=1,
             drain_timeout=2,
             requests=RouterSettings(
                 timeout=5,
                 max_body=3 << 10,
+                buffer_body=2 << 10,
                 max_spooled=4 << 10,
                 static=(StaticFiles("/static", str(tmp_path)),),
                 networks=(ipaddress.ip_network("10.0.0.0/8"),),

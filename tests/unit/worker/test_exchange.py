@@ -39,7 +39,7 @@ class WebFront(Front):
 
     def __init__(self, serve: Callable[[AnyExchange], None]) -> None:
         terms = Terms(max_message=1 << 20, window=FRONT_WINDOW)
-        super().__init__({WSGI: StreamHandler(serve)}, terms=terms)
+        super().__init__({WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, terms=terms)
         self.granted = self.negotiate()
         self.session = Session(Role.CLIENT, terms, self.granted)
         self._pending: list[Event] = []

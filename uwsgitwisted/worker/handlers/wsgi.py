@@ -53,7 +53,10 @@ def load(
     if env_file:
         os.environ.update(read_env_file(env_file))
     if chdir:
-        os.chdir(chdir)
+        try:
+            os.chdir(chdir)
+        except OSError as error:
+            raise StartupError(f"--chdir {chdir}: {error.strerror}") from error
     mounted = {path: _application(target) for path, target in applications.items()}
     mounted |= {path: StaticFiles(directory) for path, directory in static.items()}
     shared: Environ = {
@@ -67,11 +70,14 @@ def load(
     log = AccessLog(ACCESS_LOG_FD, access_log) if access_log else None
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
-    def serve(exchange: AnyExchange) -> None:
+    def read(exchange: AnyExchange) -> Environ:
         environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
         complete(environ, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
+        return environ
+
+    def serve(exchange: AnyExchange, environ: Environ) -> None:
         response, started = Response(exchange, environ), monotonic()
         try:
             run(find(environ) or _not_found, environ, response)
@@ -80,7 +86,7 @@ def load(
                 took = monotonic() - started
                 log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
 
-    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve))
+    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve, read))
 
 
 def _not_found(environ: Environ, start_response: StartResponse) -> list[bytes]:
@@ -108,7 +114,7 @@ def _application(target: str) -> Application:
     if parts["call"]:
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StartupError(f"--wsgi {target}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise StartupError(f"--wsgi {target}: {name!r} is a {type(found).__name__}, no WSGI application")
@@ -128,7 +134,7 @@ def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Applicat
     def find(environ: Environ) -> Application | None:
         path = environ["PATH_INFO"]
         for mount, application in mounts:
-            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in ("", "/"):
+            if _is_below(path, mount):
                 environ["SCRIPT_NAME"] += mount
                 environ["PATH_INFO"] = path[len(mount) :]
                 return application
@@ -139,9 +145,14 @@ def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Applicat
 
 def _strip_script(environ: Environ) -> None:
     """Remove SCRIPT_NAME, which the web server has set, from the path, as uWSGI does for modifier 30."""
-    script = environ["SCRIPT_NAME"].rstrip("/")
-    if environ["PATH_INFO"].startswith(script):
+    script = environ["SCRIPT_NAME"] = environ["SCRIPT_NAME"].rstrip("/")
+    if _is_below(environ["PATH_INFO"], script):
         environ["PATH_INFO"] = environ["PATH_INFO"][len(script) :]
+
+
+def _is_below(path: str, parent: str) -> bool:
+    """Whether *path* is *parent*, or below it."""
+    return path.startswith(parent) and path[len(parent) : len(parent) + 1] in ("", "/")
 
 
 def read_env_file(path: str) -> dict[str, str]:
@@ -163,7 +174,7 @@ def read_env_file(path: str) -> dict[str, str]:
         if not text or text.startswith("#"):
             continue
         name, separator, value = text.removeprefix("export ").partition("=")
-        if not separator or not name.strip().isidentifier():
+        if not separator or not name.strip().isidentifier() or "\0" in value:
             raise StartupError(f"--env-file {path}, line {number}: write NAME=value")
         value = value.strip()
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

@@ -19,8 +19,8 @@ from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.errors import Busy, MessageTooLarge
 from uwsgitwisted.interfaces import Reply, Request
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars, split_vars
