@@ -1,6 +1,6 @@
 """A node: answers objects with its handler module's function, and web requests with applications.
 
-Those are WSGI applications, or a resource of twisted.web.
+Those are WSGI applications and static files, or a resource of twisted.web.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class NodeService(ServerService):
     @property
     def _expects_requests(self) -> bool:
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
-        return bool(self._node.applications) or super()._expects_requests
+        return self._node.has_web_workers or super()._expects_requests
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""

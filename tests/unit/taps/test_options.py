@@ -444,7 +444,7 @@ class TestStatic:
     def test_what_runs_it(self) -> None:
         """Worker processes do; so no other engine and no resource may be given."""
         assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
-        with pytest.raises(UsageError, match="WSGI applications and --static need --engine processes:N"):
+        with pytest.raises(UsageError, match="--engine threads:2: static files need --engine processes:N"):
             parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
         with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
             parse(node.Options, "--static", "/a=.", "--resource", "a.B")
