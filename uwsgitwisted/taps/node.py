@@ -29,8 +29,8 @@ class Options(ServerOptions):
     synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
-        "of twisted.web."
+        "uwsgi.message_manager_marshal, RPC (modifier1 173) with those that it registers with uwsgi.register_rpc, "
+        "and web requests (modifier1 0 and 30) with WSGI applications, or a resource of twisted.web."
     )
     default_listen = "tcp:3033"
 
