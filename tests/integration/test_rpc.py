@@ -336,7 +336,7 @@ def test_too_large_a_body(launch: Launcher) -> None:
 
 
 def test_neither(launch: Launcher) -> None:
-    """A handler module that answers neither objects nor calls is refused at the start; the error has both ways."""
+    """A handler module that answers neither objects nor calls is refused at the start; the error says how."""
     with pytest.raises(AssertionError) as raised:
         launch.start("uwsgi-node", handler="import uwsgi\n")
     text = " ".join(str(raised.value).split())

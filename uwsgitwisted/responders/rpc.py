@@ -20,7 +20,7 @@ from uwsgitwisted.wire.web_status import status_answer, status_of
 BODIES = ((RPC, RPC_HTTP),)
 
 #: The statuses that uWSGI answers: for a function that it doesn't have, and for a path that names none.
-_STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
+STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
     (UnknownFunction, HTTPStatus.NOT_FOUND),
     (ProtocolError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
@@ -59,5 +59,5 @@ class RpcResponder:
 
 def _failed(error: BaseException) -> bytes:
     """Return the HTTP answer to a call that failed."""
-    known = (status for kind, status in _STATUSES if isinstance(error, kind))
+    known = (status for kind, status in STATUSES if isinstance(error, kind))
     return status_answer(next(known, None) or status_of(error))
