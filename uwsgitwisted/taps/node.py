@@ -32,8 +32,9 @@ class Options(StaticOptions, ServerOptions):
     )
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications and static "
-        "files, or with a resource of twisted.web."
+        "uwsgi.message_manager_marshal, RPC (modifier1 173) with those that it registers with uwsgi.register_rpc, "
+        "and web requests (modifier1 0 and 30) with WSGI applications and static files, or with a resource of "
+        "twisted.web."
     )
     default_listen = "tcp:3033"
 
