@@ -40,7 +40,8 @@ from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import loads_plain
-from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.rpc import decode_call, encode_result
 from uwsgitwisted.wire.tasks import (
     decode_batch,
     decode_run,
@@ -137,7 +138,12 @@ def array(data: bytes) -> int:
     block = Source(data).stretch()
     with contextlib.suppress(ProtocolError):
         assert b"".join(map(encode_item, decode_array(block))) == block
-    return len(block)
+    for modifier2 in range(4):
+        with contextlib.suppress(UwsgiError):
+            request = Packet(RPC, modifier2, block)
+            assert decode_call(request).name
+            assert encode_result(request, b"x").payload.endswith(b"x")
+    return 5 * len(block)
 
 
 def terms(data: bytes) -> int:

@@ -1,6 +1,6 @@
-"""A node: answers objects with its handler module's function, and web requests with applications.
+"""A node: answers objects and RPC with its handler module's functions, and web requests with applications.
 
-Those are WSGI applications, or a resource of twisted.web.
+Those are WSGI applications and static files, or a resource of twisted.web.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port
 from uwsgitwisted.services.server import ServerService, check_handlers
@@ -25,7 +26,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import MARSHAL, WSGI
+from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: The modifiers of web requests.
@@ -77,7 +78,9 @@ class NodeSettings:
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
-            loaders.append(Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": self.handler}))
+            loaders.append(
+                Loader("uwsgitwisted.worker.handlers.rpc:load_with_objects", {"module": self.handler})
+            )
         return loaders
 
 
@@ -99,7 +102,7 @@ class NodeService(ServerService):
         responders: dict[int, IResponder] = {}
         if node.handler:
             assert engine is not None
-            responders[MARSHAL] = ForwardResponder(engine)
+            responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
@@ -110,6 +113,7 @@ class NodeService(ServerService):
             settings,
             engine,
             responders,
+            bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
         )
@@ -176,7 +180,7 @@ class NodeService(ServerService):
     @property
     def _expects_requests(self) -> bool:
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
-        return bool(self._node.applications) or super()._expects_requests
+        return self._node.has_web_workers or super()._expects_requests
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""

@@ -27,11 +27,14 @@ def _access_log_format(text: str) -> str:
 class Options(StaticOptions, ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
-    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
+    synopsis = (
+        "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --static /PATH=DIR | --resource MODULE.NAME"
+    )
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
-        "of twisted.web. Sends files, too."
+        "uwsgi.message_manager_marshal, RPC (modifier1 173) with those that it registers with uwsgi.register_rpc, "
+        "and web requests (modifier1 0 and 30) with WSGI applications and static files, or with a resource of "
+        "twisted.web."
     )
     default_listen = "tcp:3033"
 
@@ -71,9 +74,8 @@ class Options(StaticOptions, ServerOptions):
         elif not self["mount"] and not self["static"]:
             self.require("handler", "my_server")
         elif not self["engine"].startswith("processes"):
-            raise usage.UsageError(
-                f"--engine {self['engine']}: WSGI applications and --static need --engine processes:N"
-            )
+            what = "WSGI applications" if self["mount"] else "static files"
+            raise usage.UsageError(f"--engine {self['engine']}: {what} need --engine processes:N")
 
     def _check_resource(self) -> None:
         given = next((option for option in ("wsgi", "mount", "static") if self[option]), None)

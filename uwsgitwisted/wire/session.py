@@ -340,6 +340,17 @@ class Session:
 
     # Sending
 
+    def abandon(self) -> None:
+        """Drop what has arrived in part, and what is not sent: the connection is closed.
+
+        The owner is often part of a cycle of references, which Python frees late. What a peer has made this
+        session hold must not wait for that.
+        """
+        self._buffer = ReceiveBuffer()
+        self._incoming.clear()
+        self.announced = self.unfinished = 0
+        self._outgoing.clear()
+
     def check_size(self, size: int) -> None:
         """Check that the peer accepts a message of *size* bytes.
 

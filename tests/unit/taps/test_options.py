@@ -44,6 +44,10 @@ COMMANDS = [
 COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spooler", SPOOLER)]
 
 
+THREADS = "--engine threads:2"
+NEED_PROCESSES = "WSGI applications and --static need --engine processes:N"
+
+
 def parse(make: type[ServerOptions], *arguments: str) -> Any:
     options = make()
     options.parseOptions(list(arguments))
@@ -379,8 +383,14 @@ class TestSpooler:
             ("--mount /x=a --mount /x/=b", "--mount /x/=b: another application is mounted at /x"),
             ("--mount /=a --mount /=b", "--mount /=b: another application is mounted at /"),
             ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
-            ("--wsgi a --engine threads:2", "--engine threads:2: WSGI applications need --engine processes:N"),
-            ("--mount /x=a --engine reactor", "--engine reactor: WSGI applications need --engine processes:N"),
+            (
+                "--wsgi a --engine threads:2",
+                "--engine threads:2: WSGI applications and --static need --engine processes:N",
+            ),
+            (
+                "--mount /x=a --engine reactor",
+                "--engine reactor: WSGI applications and --static need --engine processes:N",
+            ),
             ("--wsgi a --max-body 0", "--max-body 0: "),
             ("--wsgi a --max-body -1", "--max-body -1: "),
         ],
@@ -428,13 +438,13 @@ class TestStatic:
                 UsageError, match=rf"^--static {path}=\.\.\.: an application is mounted at {path}$"
             ):
                 parse(node.Options, "--static", "/a=.", *given)
-        with pytest.raises(UsageError, match=r"^--mount /=b:c: another application is mounted at /$"):
+        with pytest.raises(UsageError, match=r"^--wsgi b:c: another application is mounted at /$"):
             parse(node.Options, "--mount", "/=d:e", "--wsgi", "b:c")
 
     def test_what_runs_it(self) -> None:
         """Worker processes do; so no other engine and no resource may be given."""
         assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
-        with pytest.raises(UsageError, match="WSGI applications and --static need --engine processes:N"):
+        with pytest.raises(UsageError, match="--engine threads:2: static files need --engine processes:N"):
             parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
         with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
             parse(node.Options, "--static", "/a=.", "--resource", "a.B")

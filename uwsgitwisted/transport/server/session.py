@@ -192,6 +192,7 @@ class ServerSession:
         for timer in (self._write_timer, self._idle_timer, self._body_timer, self._pause_timer):
             timer.clear()
         self._requests.cancel_all()
+        self._session.abandon()
 
     @property
     def idle_since(self) -> float | None:
