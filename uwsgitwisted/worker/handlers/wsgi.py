@@ -28,7 +28,12 @@ _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
 
 
 def load(
-    applications: Mapping[str, str], *, chdir: str = "", env_file: str = "", access_log: str = ""
+    applications: Mapping[str, str],
+    *,
+    chdir: str = "",
+    env_file: str = "",
+    access_log: str = "",
+    multithread: bool = False,
 ) -> dict[int, StreamHandler]:
     """Import the applications and return the handlers of web requests, by modifier1.
 
@@ -37,6 +42,7 @@ def load(
     :param chdir: the directory to change to before; empty for none.
     :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
     :param access_log: the format of the access log, whose file the worker has; empty for none.
+    :param multithread: whether several threads may call an application at once.
     :raises StartupError: if something can't be loaded; its text says why.
     """
     if env_file:
@@ -46,7 +52,7 @@ def load(
     mounted = {path: _application(target) for path, target in applications.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),
-        "wsgi.multithread": False,
+        "wsgi.multithread": multithread,
         "wsgi.multiprocess": install().numproc > 1,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
