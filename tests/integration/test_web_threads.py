@@ -247,6 +247,20 @@ def test_slow_peers(launch: Launcher, tmp_path: Path, way: str) -> None:
     assert node.workers() == workers
 
 
+def test_slow_uploads(launch: Launcher) -> None:
+    """Peers that are slow to send their bodies don't occupy all threads."""
+    node = start_threads(launch)
+    body = bytes(LONG)
+    with connect(node.address) as first, connect(node.address) as second:
+        for connection in (first, second):
+            connection.sendall(packet("/digest", body, "POST")[:-1])
+        for way in WAYS.values():
+            assert parse_response(way(node.address, packet("/"))).body == GREETING
+        for connection in (first, second):
+            connection.sendall(body[-1:])
+            assert hashlib.sha256(body).hexdigest().encode() in read_to_end(connection)
+
+
 def test_streams(launch: Launcher, tmp_path: Path) -> None:
     """Bodies and answers of several threads at once are not mixed up, whatever their way and size."""
     node = start_threads(launch, threads=4)

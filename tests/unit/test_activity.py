@@ -37,7 +37,7 @@ def test_idle(shared: Shared) -> None:
 
 
 def test_accepted(shared: Shared) -> None:
-    """Each thread counts that runs a request which the worker has accepted, also while that waits for its peer."""
+    """Each thread counts whose request the worker has accepted, also one that waits for its peer."""
     for number, slot in enumerate(shared.slots, 1):
         slot.begin(0)
         assert shared.front.accepted() == number

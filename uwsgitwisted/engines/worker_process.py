@@ -199,8 +199,7 @@ class WorkerProcess(ProcessProtocol):
 
     def on_retiring(self) -> None:
         """Have the owner replace this worker, which has asked for it."""
-        if not self.retired:
-            self._owner.on_retiring(self)
+        self._owner.on_retiring(self)
 
     def on_report(self, error: Exception) -> None:
         """Have the owner log an error."""

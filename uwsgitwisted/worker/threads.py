@@ -179,14 +179,15 @@ class ThreadedWorker(Worker):
                 ready = [descriptor for descriptor, _ in poll.poll()]
                 if self._wakeup in ready:
                     os.eventfd_read(self._wakeup)
+                # First, as no other worker was woken for such a connection.
+                for descriptor in ready:
+                    if self._acceptor is not None and descriptor in listeners and self._may_accept():
+                        self._accept(self._acceptor, descriptor)
                 data = self.connection.recv(READ_SIZE) if pipe in ready else b""
                 if pipe in ready and not data:
                     self._end()
                     return
                 self._serve_pipe(data)
-                for descriptor in ready:
-                    if self._acceptor is not None and descriptor in listeners and self._may_accept():
-                        self._accept(self._acceptor, descriptor)
 
     def _may_accept(self) -> bool:
         """Whether a thread is free for a connection."""

@@ -66,7 +66,8 @@ class Worker:
         self._handlers = handlers
         self._node = node
         self._terms = Terms(max_message=spec.max_message, node=node, window=1)
-        self._left = -1 if spec.max_requests is None else spec.max_requests
+        # How many requests are left until this worker asks to be replaced; it does so once.
+        self._left = math.inf if spec.max_requests is None else spec.max_requests
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
         #: Whether no further connections are accepted.
         self._draining = False
@@ -98,6 +99,13 @@ class Worker:
             self._serve_pipe(data)
             while True:
                 ready = [descriptor for descriptor, _ in poll.poll()]
+                # First: no other worker was woken for such a connection, and the pipe may bring a long request,
+                # or the end. The front recalls what has to wait.
+                for descriptor in ready:
+                    if descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
+                        acceptor.run(*accepted, slot)
+                        self._count()
+                        self.flush()
                 if pipe in ready:
                     if not (data := self.connection.recv(READ_SIZE)):
                         return
@@ -106,11 +114,6 @@ class Worker:
                         for listener in acceptor.listeners:
                             poll.unregister(listener)
                         acceptor.listeners.clear()
-                for descriptor in ready:
-                    if descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
-                        acceptor.run(*accepted, slot)
-                        self._count()
-                        self.flush()
 
     def _serve_pipe(self, data: bytes) -> None:
         """Handle bytes from the pipe, and run the requests that are there then."""
@@ -237,7 +240,7 @@ class Worker:
     def _fail(self, request: int, error: UwsgiError, took: float) -> None:
         """Answer a request with an error."""
         self.session.send_error(request, encode_failure(error), took)
-        if isinstance(error.__cause__, MemoryError):
+        if isinstance(error.__cause__, MemoryError) and self._left > 0:
             self._left = 1  # whatever it is that holds the memory, it goes with this process
 
     def flush(self) -> None:

@@ -356,6 +356,11 @@ def test_an_interrupt(make: Make) -> None:
 # Connections
 
 
+def greet(exchange: AnyExchange) -> None:
+    """Answer at once."""
+    exchange.finish(b"done")
+
+
 class Ports:
     """A port from which a worker accepts connections, and the front's end of what it hands over."""
 
@@ -422,6 +427,50 @@ def test_connections(make: Make, ports: Ports, gates: Gates) -> None:
     with first, third:
         assert (first.recv(10), third.recv(10)) == (b"1", b"3")
     front.until(lambda: not front.activity.accepted())
+
+
+def without_threads(serve: Callable[[AnyExchange], None], ports: Ports) -> Front:
+    """Make a worker that runs one request at a time, and accepts connections."""
+    descriptor = Activity.create()
+    slots = open_slots(descriptor)
+    os.close(descriptor)
+    front = Front({WSGI: StreamHandler(serve)}, ports.make_acceptor(serve), slots)
+    front.negotiate()
+    return front
+
+
+def test_a_connection_at_the_end(make: Make, ports: Ports) -> None:
+    """A connection for which a worker was woken is answered, although the pipe is closed at the same time."""
+    front = make(greet, make_acceptor=ports.make_acceptor(greet))
+    with front.worker.changed:  # type: ignore[attr-defined] # its main thread handles nothing meanwhile
+        front.session.send_ping()
+        front.flush()
+        connection = ports.connect("/last")
+        front.ours.shutdown(socket.SHUT_WR)
+    with connection:
+        assert connection.recv(10) == b"done"
+
+
+def test_a_connection_at_the_end_without_threads(ports: Ports, gates: Gates) -> None:
+    """The same holds for a worker without threads."""
+
+    def serve(exchange: AnyExchange) -> None:
+        if b"begin" in exchange.packet.payload:
+            gates.pass_through(b"gate")
+        greet(exchange)
+
+    descriptor = Activity.create()
+    slots = open_slots(descriptor)
+    os.close(descriptor)
+    front = Front({WSGI: StreamHandler(serve)}, ports.make_acceptor(serve), slots)
+    front.negotiate()
+    with ports.connect("/begin") as first:
+        gates.wait_for(b"gate")
+        with ports.connect("/last") as last:
+            front.ours.shutdown(socket.SHUT_WR)
+            gates.open(b"gate")
+            assert (first.recv(10), last.recv(10)) == (b"done", b"done")
+    front.close()
 
 
 def test_draining(make: Make, ports: Ports, gates: Gates) -> None:

@@ -314,6 +314,15 @@ def test_out_of_memory(front: Front) -> None:
     assert isinstance(shutdown, ShutdownReceived)
 
 
+def test_out_of_memory_again(front: Front) -> None:
+    """A worker asks to be replaced only once, so that its successor isn't replaced too."""
+    front.negotiate()
+    front.put(3)
+    front.ask(b"memory", b"memory", b"next")
+    events = front.events(4)
+    assert [type(event) for event in events].count(ShutdownReceived) == 1
+
+
 def test_the_end() -> None:
     """It ends when the front closes the pipe; without an error if the session had begun."""
     front = Front()
