@@ -48,6 +48,8 @@ pytestmark = pytest.mark.integration
 
 #: A body that no worker takes by itself, and that fits one window.
 LARGE = 200_000
+#: So much of a body has to arrive before its request begins.
+BEGUN = 300_000
 #: A size that takes a body, or an answer, several windows.
 LONG = 3_000_000
 HANDLER = """
@@ -251,13 +253,14 @@ def test_slow_uploads(launch: Launcher) -> None:
     """Peers that are slow to send their bodies don't occupy all threads."""
     node = start_threads(launch)
     body = bytes(LONG)
+    data = packet("/digest", body, "POST")
     with connect(node.address) as first, connect(node.address) as second:
         for connection in (first, second):
-            connection.sendall(packet("/digest", body, "POST")[:-1])
+            connection.sendall(data[:BEGUN])
         for way in WAYS.values():
             assert parse_response(way(node.address, packet("/"))).body == GREETING
         for connection in (first, second):
-            connection.sendall(body[-1:])
+            connection.sendall(data[BEGUN:])
             assert hashlib.sha256(body).hexdigest().encode() in read_to_end(connection)
 
 
@@ -347,6 +350,18 @@ def test_reload_under_load(launch: Launcher, tmp_path: Path) -> None:
     assert failures == []
     assert number > 10
     until(lambda: len(node.workers()) == 2 and not any(map(is_alive, before)), "new workers")
+
+
+def test_reload_with_free_threads(launch: Launcher, tmp_path: Path) -> None:
+    """A worker that was replaced takes nothing more, although it has free threads beside a long request."""
+    node = start_threads(launch, threads=3)
+    before = node.workers()
+    with occupied(node, tmp_path, 1, "front"):
+        node.process.send_signal(signal.SIGHUP)
+        node.wait_for("every worker was replaced")
+        seen = {int(ask(node.address, "GET", "/process").body) for _ in range(50)}
+        assert seen == set(node.workers()) - set(before)
+    until(lambda: not any(map(is_alive, before)), "the end of the old worker")
 
 
 def test_max_requests_under_load(launch: Launcher) -> None:

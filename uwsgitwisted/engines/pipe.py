@@ -126,7 +126,7 @@ class Pipe:
         # How many bytes the answers have that arrive in pieces.
         self._arriving = 0
         # The id of a request that is sent in pieces, or is followed by a stream: a later request would overtake
-        # it. In a worker with threads, it may do so once all pieces are sent, and streams are no obstacle.
+        # it. A worker with threads has begun it, or will before later ones, as soon as all pieces are sent.
         self._large: int | None = None
         #: When the running request started, in the reactor's time.
         self.running_since = 0.0
@@ -170,7 +170,7 @@ class Pipe:
             self._session.send_request(request, job.packet, seconds)
         if not self._in_flight:
             self.running_since = now
-        if len(job.packet.payload) > FIRST_PIECE or (job.body is not None and self._threads == 1):
+        if job.body is not None or len(job.packet.payload) > FIRST_PIECE:
             self._large = request
         self._in_flight[request] = job
         self._new_tokens += 1

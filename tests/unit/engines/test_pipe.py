@@ -489,9 +489,9 @@ def test_bodies_beside_each_other(threads: Bench) -> None:
     bodies = [Stream(), Stream()]
     for body in bodies:
         threads.job(body)
+    threads.arrived()
     assert threads.pipe.uploading == 2
     assert threads.pipe.capacity == 1
-    threads.arrived()
     for request in (1, 2):
         threads.begin(request)
     bodies[1].write(b"second")

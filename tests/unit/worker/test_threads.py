@@ -197,6 +197,29 @@ def test_activity(make: Make, gates: Gates) -> None:
     assert front.activity.working_for == 0
 
 
+def test_progress(make: Make, gates: Gates) -> None:
+    """What a request reads and sends is progress, also if it never waits for its peer."""
+
+    def serve(exchange: AnyExchange) -> None:
+        for number, step in enumerate((lambda: exchange.send(b"x"), lambda: exchange.read(1), exchange.finish)):
+            gates.pass_through(str(number).encode())
+            step()
+        gates.pass_through(b"3")
+
+    front = make(serve)
+    front.put(1)
+    front.session.send_request(1, ASKED)
+    front.flush()
+    for step in (b"0", b"1", b"2"):
+        gates.wait_for(step)
+        assert front.activity.overdue(0.5) == []
+        front.until(lambda: front.activity.overdue(0.5) == [1])
+        gates.open(step)
+    gates.wait_for(b"3")
+    assert front.activity.overdue(0.5) == []
+    gates.open(b"3")
+
+
 def test_failures(make: Make) -> None:
     """What fails in a thread fails as without one: unknown modifiers, large answers, too little memory."""
     front = make()
