@@ -117,6 +117,22 @@ class Server:
         return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
 
     @property
+    def all_processor_seconds(self) -> float:
+        """The processor time so far of it and of the processes below it."""
+        below: dict[int, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    below.setdefault(parent, []).append(int(entry.name))
+        total, pids = 0, [self.pid]
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+            pids += below.get(pid, [])
+        return total / 1e9
+
+    @property
     def memory(self) -> int:
         """Its memory in bytes."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 from benchmarks.harness import Contender, MissingError, Scale, Table, compare, main
@@ -25,6 +26,8 @@ _CONNECTIONS = 32
 #: wrk measures whole seconds, so a run takes longer than in other benchmarks.
 _LONGER = 4
 _RATE = re.compile(r"^Requests/sec: +([\d.]+)$", re.MULTILINE)
+#: How nginx passes requests to a gunicorn that doesn't speak uwsgi.
+_TOO_OLD = ("HTTP: it is too old for uwsgi", "proxy_pass http://")
 _ERRORS = re.compile(r"^ *(?:Non-2xx or 3xx responses|Socket errors): .*$", re.MULTILINE)
 
 _NGINX = """
@@ -80,6 +83,10 @@ def _gunicorn_speaks_uwsgi() -> bool:
     return "--protocol" in shown.stdout
 
 
+def _wrk() -> str | None:
+    return shutil.which("wrk")
+
+
 def _nginx() -> str:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
@@ -87,46 +94,63 @@ def _nginx() -> str:
     return program
 
 
-class _Runs:
-    """Makes runs. It starts a server, and nginx in front, when they are first needed."""
+class _Site:
+    """A server, and nginx in front of it. Both are started when they are first needed.
 
-    def __init__(self, servers: Servers, scale: Scale) -> None:
+    :param servers: starts them.
+    :param command: makes the server's command line from its port.
+    :param directive: by which nginx passes requests to it.
+    :param seconds: how long a run takes.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        command: Callable[[int], list[str]],
+        seconds: int,
+        directive: str = "uwsgi_pass ",
+    ) -> None:
         self._servers = servers
-        self._seconds = max(1, round(_LONGER * scale.seconds))
-        self._rounds = scale.rounds
-        self._wrk = shutil.which("wrk")
-        self._node = cache(lambda: self._start(_node(port := free_port()), port))
-        self._uwsgi = cache(lambda: self._start(_uwsgi(port := free_port()), port))
-        self._gunicorn = cache(self._start_gunicorn)
+        self._command = command
+        self._seconds = seconds
+        self._directive = directive
+        self._start = cache(self._start_both)
+        self._busy: list[float] = []
 
-    def _start_gunicorn(self) -> Server:
-        port = free_port()
-        directive = "uwsgi_pass " if _gunicorn_speaks_uwsgi() else "proxy_pass http://"
-        return self._start(_gunicorn(port), port, directive)
-
-    def _start(self, command: list[str], behind: int, directive: str = "uwsgi_pass ") -> Server:
-        """Start a server and return the nginx in front of it."""
-        program, port = _nginx(), free_port()
-        self._servers.start(command, behind)
+    def _start_both(self) -> tuple[Server, Server]:
+        program, behind, port = _nginx(), free_port(), free_port()
+        server = self._servers.start(self._command(behind), behind)
         directory = self._servers.directory / f"nginx-{port}"
         directory.mkdir()
         configuration = directory / "nginx.conf"
         configuration.write_text(
-            _NGINX.format(directory=directory, host=HOST, port=port, directive=directive, behind=behind)
+            _NGINX.format(directory=directory, host=HOST, port=port, directive=self._directive, behind=behind)
         )
         line = [program, "-e", str(directory / "log"), "-p", str(directory), "-c", str(configuration)]
-        return self._servers.start(line, port)
+        return server, self._servers.start(line, port)
 
-    def _rate(self, front: Server, path: str, body: bytes) -> float:
+    def rate(self, path: str, body: bytes) -> float:
+        """Return the answered requests for a page per second."""
+        server, front = self._start()
         url = f"http://{HOST}:{front.port}{path}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             if answer.read() != body:
                 raise RuntimeError(f"{url} is not the page that was to be measured")
-        if self._wrk is None:
-            return self._servers.drive("web:run", front.port, self._seconds, path, _CONNECTIONS)[0]
-        return self._rate_by_wrk(self._wrk, url)
+        before = server.all_processor_seconds
+        rate = self._load(front, url, path)
+        self._busy.append(rate * self._seconds / (server.all_processor_seconds - before))
+        return rate
 
-    def _rate_by_wrk(self, wrk: str, url: str) -> float:
+    def busy_rate(self) -> float:
+        """Return the answered requests per second of the server's processor time, of the next of those runs."""
+        if not self._busy:
+            raise MissingError("it was not measured")
+        return self._busy.pop(0)
+
+    def _load(self, front: Server, url: str, path: str) -> float:
+        wrk = _wrk()
+        if wrk is None:
+            return self._servers.drive("web:run", front.port, self._seconds, path, _CONNECTIONS)[0]
         command = [wrk, "-t1", f"-c{_CONNECTIONS}", f"-d{self._seconds}s", url]
         shown = subprocess.run(
             command, capture_output=True, text=True, timeout=self._seconds + 60, check=True
@@ -136,27 +160,32 @@ class _Runs:
             raise RuntimeError(f"requests have failed:\n{shown}")
         return float(found[1])
 
-    def table(self, title: str, path: str, body: bytes) -> Table:
-        """Measure one page of each server, in turn."""
-        generator = "`wrk -t1 -c32`" if self._wrk else "32 at a time by a Python client, for want of wrk (apt)"
-        protocol = "uwsgi" if _gunicorn_speaks_uwsgi() else "HTTP: it is too old for uwsgi"
-        contenders = [
-            Contender("ours: `--wsgi`, `processes:2`", lambda: self._rate(self._node(), path, body)),
-            Contender("uWSGI, 2 processes", lambda: self._rate(self._uwsgi(), path, body), "0.65 or more"),
-            Contender(
-                f"gunicorn, 2 sync workers, {protocol}",
-                lambda: self._rate(self._gunicorn(), path, body),
-                "1.6 or more",
-            ),
-        ]
-        return compare(f"{title} behind nginx, {generator}", "requests/s", contenders, self._rounds)
+
+def _tables(sites: list[tuple[str, _Site, str]], rounds: int) -> Iterator[Table]:
+    generator = "`wrk -t1 -c32`" if _wrk() else "32 at a time by a Python client, for want of wrk (apt)"
+    for title, path, body in _PAGES:
+        name = f"{title} behind nginx, {generator}"
+        by_clock = [Contender(each, partial(site.rate, path, body), wanted) for each, site, wanted in sites]
+        yield compare(name, "requests/s", by_clock, rounds)
+        by_processor = [Contender(each, site.busy_rate) for each, site, _ in sites]
+        yield compare(f"{name}, by the server's own time", "requests/processor-s", by_processor, rounds)
 
 
 def run(scale: Scale) -> list[Table]:
     """Run the comparison for each page."""
+    seconds = max(1, round(_LONGER * scale.seconds))
+    protocol, directive = ("uwsgi", "uwsgi_pass ") if _gunicorn_speaks_uwsgi() else _TOO_OLD
     with Servers() as servers:
-        runs = _Runs(servers, scale)
-        return [runs.table(*page) for page in _PAGES]
+        sites = [
+            ("ours: `--wsgi`, `processes:2`", _Site(servers, _node, seconds), ""),
+            ("uWSGI, 2 processes", _Site(servers, _uwsgi, seconds), "0.65 or more"),
+            (
+                f"gunicorn, 2 sync workers, {protocol}",
+                _Site(servers, _gunicorn, seconds, directive),
+                "1.6 or more",
+            ),
+        ]
+        return list(_tables(sites, scale.rounds))
 
 
 if __name__ == "__main__":

@@ -38,23 +38,26 @@ class Balancer(Generic[N]):
 
     :param nodes: the nodes; all count as well at first.
     :param seconds: a monotonic clock.
+    :param limit: how many requests a node may have in flight.
     """
 
-    def __init__(self, nodes: Iterable[N], seconds: Callable[[], float]) -> None:
+    def __init__(self, nodes: Iterable[N], seconds: Callable[[], float], limit: int) -> None:
         self._seconds = seconds
+        self._limit = limit
         self._states = {node: _State() for node in nodes}
         self._choices = 0
 
     def choose(self, excluded: Collection[N] = ()) -> N | None:
         """Choose the node for a request, and count the request as in flight there.
 
-        :param excluded: nodes that were tried already.
-        :return: the node; None if no other one is well.
+        :param excluded: nodes that were tried already. A request that has failed there needs no room: it has
+            waited once.
+        :return: the node; None if no other one is well, or none has room.
         """
         usable = [
             (state.in_flight, state.chosen, node)
             for node, state in self._states.items()
-            if not state.failures and node not in excluded
+            if not state.failures and node not in excluded and (excluded or state.in_flight < self._limit)
         ]
         if not usable:
             return None
@@ -64,6 +67,11 @@ class Balancer(Generic[N]):
         state.chosen = self._choices
         state.in_flight += 1
         return node
+
+    @property
+    def any_well(self) -> bool:
+        """Whether a node is well, with room or not."""
+        return any(not state.failures for state in self._states.values())
 
     def finish(self, node: N) -> None:
         """Count a request of *node* as no longer in flight."""

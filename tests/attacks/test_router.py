@@ -37,8 +37,8 @@ def start(tmp_path: Path) -> Iterator[Routers]:
 
 @pytest.fixture
 def node(start: Routers) -> WebNode:
-    """Give a node with workers for the good client, whatever the hostile ones do with theirs."""
-    return start.node("--processes", "8")
+    """Give a node with two workers."""
+    return start.node()
 
 
 def calling(router: Router) -> Callable[[], object]:
@@ -62,8 +62,7 @@ def test_idle_connections(start: Routers, node: WebNode, first: bytes) -> None:
     """As many connections as there may be, which then do nothing, keep nobody out, and are closed in time."""
     times = [option for name in ("header", "body", "idle") for option in (f"--{name}-timeout", "3")]
     router = start.router(node.address, options=["--max-connections", "300", *times])
-    number = 6 if first is HEAD_OF_POST else 300  # each takes a worker of the node
-    with watching(calling(router)) as witness, many(router, number, first) as hostile:
+    with watching(calling(router)) as witness, many(router, 300, first) as hostile:
         until(lambda: len(witness.durations) >= 20, "good calls")
         for connection in hostile:
             connection.settimeout(20)
@@ -131,8 +130,9 @@ def test_a_byte_a_second(start: Routers, node: WebNode) -> None:
     assert witness.errors == []
 
 
-def test_clients_that_do_not_read(start: Routers, node: WebNode) -> None:
+def test_clients_that_do_not_read(start: Routers) -> None:
     """Answers that nobody reads are neither kept nor waited for."""
+    node = start.node("--processes", "8")  # each of the answers keeps a worker busy
     router = start.router(node.address, options=["--write-timeout", "2"])
     before, opened = router.memory(), descriptors(router)
     request = b"GET /zeros?100000000 HTTP/1.1\r\nHost: a\r\n\r\n"

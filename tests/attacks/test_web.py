@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 TIMES, FLOOR = 2.0, 0.2
 #: Calls of the good client without the attack, and seconds of the attack.
-QUIET, ATTACK = 100, 4.0
+QUIET, ATTACK = 100, 3.0
 #: Hostile peers; they come from 127.0.0.2 and so on.
 PEERS = 2
 #: What the node may hold for its peers, and how much more it may grow, in bytes.

@@ -127,7 +127,7 @@ class WebNode:
             self.process = subprocess.Popen(
                 [
                     *(UWSGI, "--socket", self.address, "--master", "--die-on-term", "--processes", "2"),
-                    *("--wsgi-file", "application.py", "--buffer-size", "32768", "--listen", "64"),
+                    *("--wsgi-file", "application.py", "--buffer-size", "32768"),
                     *("--env", f"NAME={self.name}", "--disable-logging", *self._options),
                 ],
                 cwd=self.directory,

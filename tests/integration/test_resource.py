@@ -36,6 +36,7 @@ LARGE = 100_000_000
 GROWTH = 32_000_000
 LOCATIONS = """
         large_client_header_buffers 16 8k;
+        uwsgi_max_temp_file_size 0;
         include /etc/nginx/uwsgi_params;
         location / {{ uwsgi_pass {address}; }}
         location /unbuffered/ {{
@@ -216,6 +217,15 @@ def test_a_browser_that_goes_away(front: Nginx, tmp_path: Path, prefix: str) -> 
         until(path.exists, "the request")
     until(lambda: path.read_text() != "began", "the end of the request")
     assert path.read_text() == "ConnectionLost"
+
+
+def test_a_peer_that_goes_away(launch: Launcher, tmp_path: Path) -> None:
+    """It is told on a port of TCP too, where a peer that closes one side looks like one that has gone."""
+    node, path = start(launch, tcp=True), tmp_path / "end"
+    with connect(node.address) as connection:
+        connection.sendall(request_packet(request_variables("GET", f"/hang?path={path}")))
+        until(path.exists, "the request")
+    until(lambda: path.read_text() != "began", "the end of the request")
 
 
 def test_an_exception(node: Service, front: Nginx) -> None:

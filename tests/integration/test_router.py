@@ -408,6 +408,8 @@ def test_stopping(start: Routers) -> None:
         assert ask(idle, "GET", "/name").status == 200
         busy.request("GET", "/wait")
         until((node.directory / "waiting").exists, "the request")
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_for("no code to reload")
         router.process.send_signal(signal.SIGTERM)
         assert idle.sock.recv(1) == b""
         with pytest.raises(OSError, match="refused"):
@@ -431,12 +433,14 @@ def test_tls(start: Routers, node: WebNode) -> None:
     port = free_port()
     start.router(node.address, options=["--https", _tls(port)])
     context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])  # as browsers do
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     client = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
     with contextlib.closing(client):
         seen = json.loads(ask(client, "GET", "/env").body)
         assert (seen["HTTPS"], seen["REQUEST_SCHEME"]) == ("on", "https")
         assert seen["HTTP_X_FORWARDED_PROTO"] == "https"
+        assert client.sock.selected_alpn_protocol() == "http/1.1"
         body = os.urandom(3 * MEBIBYTE)
         assert digest(ask(client, "POST", "/echo", body).body) == digest(body)
 

@@ -114,7 +114,7 @@ def test_a_node_that_is_killed(cluster: Cluster) -> None:
         gets.more()
         posts.more(20)
         answered, posted = gets.stop(), posts.stop()
-    assert set(answered) == NODES
+    assert set(answered) == NODES, f"{answered}\n{cluster.nginx.log}"
     assert set(posted) <= {*NODES, "502"}
     assert posted["502"] <= 2
 
@@ -128,8 +128,8 @@ def test_a_reload(cluster: Cluster) -> None:
             node.wait_for("every worker was replaced")
         gets.more()
         answered, posted = gets.stop(), posts.stop()
-    assert set(answered) == NODES
-    assert set(posted) <= NODES
+    assert set(answered) == NODES, f"{answered}\n{cluster.nginx.log}"
+    assert set(posted) <= NODES, f"{posted}\n{cluster.nginx.log}"
 
 
 def test_a_node_that_is_stopped(cluster: Cluster) -> None:
@@ -140,8 +140,8 @@ def test_a_node_that_is_stopped(cluster: Cluster) -> None:
             node.terminate()
         gets.more()
         answered, posted = gets.stop(), posts.stop()
-    assert set(answered) == NODES
-    assert set(posted) == NODES
+    assert set(answered) == NODES, f"{answered}\n{cluster.nginx.log}"
+    assert set(posted) == NODES, cluster.nginx.log
 
 
 def test_no_renderer(cluster: Cluster) -> None:

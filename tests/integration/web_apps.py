@@ -1,7 +1,7 @@
 """WSGI applications that the tests of web requests and the benchmarks share; each is behind a path.
 
 The module imports only the standard library, so that a server can run a copy of it. ``application`` has them
-all, and :func:`create_app` makes the same. Their arguments come in the query string.
+all. Their arguments come in the query string.
 """
 
 from __future__ import annotations
@@ -320,15 +320,6 @@ def empty_pieces(environ: Environ, start_response: Any) -> list[bytes]:
     return [b"", b"some", b"", b"thing", b""]
 
 
-def logs(environ: Environ, start_response: Any) -> list[bytes]:
-    """Write ``text`` to the error stream, and to the standard output."""
-    text = _query(environ)["text"]
-    environ["wsgi.errors"].write(f"{text} in errors\n")
-    environ["wsgi.errors"].flush()
-    print(f"{text} in output", flush=True)
-    return _text(start_response, "logged")
-
-
 #: What a page of today does: it posts more than a packet holds, and listens to server-sent events.
 _PAGE = """<!DOCTYPE html>
 <html><head><meta charset="utf-8"><title>Requests of a page</title></head>
@@ -388,7 +379,6 @@ APPLICATIONS: dict[str, Application] = {
     "/bad-headers": bad_headers,
     "/nothing": nothing,
     "/empty-pieces": empty_pieces,
-    "/logs": logs,
     "/page": page,
     "/validated": validator(hello),
 }
@@ -397,11 +387,6 @@ APPLICATIONS: dict[str, Application] = {
 def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
     """Run the application of the request's path."""
     return APPLICATIONS.get(environ.get("PATH_INFO", ""), missing)(environ, start_response)
-
-
-def create_app() -> Application:
-    """Make the same application, as a factory does."""
-    return application
 
 
 def copy_to(directory: Path) -> str:

@@ -14,9 +14,9 @@ class Time:
         return self.now
 
 
-def make(nodes: str = "abc") -> tuple[Balancer[str], Time]:
+def make(nodes: str = "abc", limit: int = 100) -> tuple[Balancer[str], Time]:
     time = Time()
-    return Balancer(nodes, time), time
+    return Balancer(nodes, time, limit), time
 
 
 def test_the_fewest_first() -> None:
@@ -48,6 +48,22 @@ def test_excluded_nodes() -> None:
     balancer, _ = make()
     assert balancer.choose("a") == "b"
     assert balancer.choose("abc") is None
+
+
+def test_the_limit() -> None:
+    """A node that has as many requests as it may have gets only those that have failed elsewhere."""
+    balancer, _ = make("ab", 2)
+    assert [balancer.choose() for _ in range(5)] == ["a", "b", "a", "b", None]
+    assert balancer.any_well
+    assert balancer.choose("a") == "b"
+    balancer.finish("b")
+    assert balancer.choose() is None
+    balancer.finish("b")
+    assert balancer.choose() == "b"
+    balancer.fail("a")
+    assert balancer.any_well
+    balancer.fail("b")
+    assert not balancer.any_well
 
 
 def test_a_node_that_fails() -> None:

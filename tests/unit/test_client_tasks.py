@@ -41,7 +41,7 @@ from uwsgitwisted.errors import (
     UnencodableMessage,
 )
 from uwsgitwisted.interfaces import Reply, Request
-from uwsgitwisted.transport.server.protocol import ServerFactory
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import ANSWER, MARSHAL, NO, SPOOL, YES, Packet
 from uwsgitwisted.wire.tasks import (

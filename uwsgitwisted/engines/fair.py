@@ -8,12 +8,10 @@ by the same kind of rule.)
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
-
 from uwsgitwisted.access import NOBODY, Peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.errors import Busy
+from uwsgitwisted.turns import Turns
 
 #: One peer may have this many times the number of free places.
 _TIMES_FREE = 3
@@ -38,61 +36,19 @@ def refusal(peer: Peer, own: int, taken: int, limit: int) -> Busy | None:
     return None
 
 
-class FairQueue:
+class FairQueue(Turns[Job]):
     """The requests that wait for a worker. Peers take turns, each with its first request.
 
     :param limit: how many requests may wait.
     """
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self._limit = limit
-        self._length = 0
-        # By peer, the next one first; and by job, so that cancelling one takes the same time however many wait.
-        self._jobs: OrderedDict[str, OrderedDict[Job, None]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return self._length
 
     def refusal(self, peer: Peer) -> Busy | None:
         """Return why *peer* may not queue another request, or None if it may."""
         # Below this length no peer can have so many that it is refused, whosever the jobs are.
         if (1 + _TIMES_FREE) * self._length < _TIMES_FREE * self._limit:
             return None
-        return refusal(peer, len(self._jobs.get(peer.group, ())), self._length, self._limit)
-
-    def append(self, job: Job) -> None:
-        """Add *job* behind the others of its peer."""
-        jobs = self._jobs.get(job.group)
-        if jobs is None:
-            jobs = self._jobs[job.group] = OrderedDict()
-        jobs[job] = None
-        self._length += 1
-
-    def pop(self) -> Job:
-        """Remove and return the next job."""
-        group, jobs = next(iter(self._jobs.items()))
-        job, _ = jobs.popitem(last=False)
-        if not jobs:
-            del self._jobs[group]
-        elif len(self._jobs) > 1:
-            self._jobs.move_to_end(group)
-        self._length -= 1
-        return job
-
-    def discard(self, job: Job) -> bool:
-        """Remove *job*; return whether it was waiting."""
-        jobs = self._jobs.get(job.group)
-        if jobs is None or job not in jobs:
-            return False
-        del jobs[job]
-        if not jobs:
-            del self._jobs[job.group]
-        self._length -= 1
-        return True
-
-    def put_back(self, jobs: Iterable[Job]) -> None:
-        """Return *jobs* to the front of the queue, in their order."""
-        for job in reversed(list(jobs)):
-            self.append(job)
-            self._jobs[job.group].move_to_end(job, last=False)
-            self._jobs.move_to_end(job.group, last=False)
+        return refusal(peer, self.count(peer.group), self._length, self._limit)

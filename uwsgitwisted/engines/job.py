@@ -66,4 +66,6 @@ class Job:
 
     def _cancel(self, on_cancel: Callable[[Job], None], _: Deferred[TimedAnswer | StreamedAnswer]) -> None:
         on_cancel(self)
+        # It is never run again, and its caller no longer counts the memory that a worker's request would keep.
+        self.packet = self.packet._replace(payload=b"")
         self.complete(RequestCancelled("the request was cancelled"))

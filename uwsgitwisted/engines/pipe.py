@@ -216,6 +216,7 @@ class Pipe:
         self._in_flight.clear()
         self._closed = True
         self._streams.end_all(WorkerDied("the worker died while it was answering"))
+        self._session.abandon()
         self._writer.abort()
         return jobs[:started], jobs[started:]
 

@@ -79,8 +79,8 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = WaitingRequests(max_queue)
-        # One worker, or one thread, is left to those who have sent all of their requests.
-        self._max_uploads = max(1, processes * spec.threads - 1)
+        # Half of the workers, or of their threads, are left to those who have sent all of their requests.
+        self._max_uploads = max(1, processes * spec.threads // 2)
         self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
@@ -183,6 +183,8 @@ class ProcessEngine:
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
+        if self._shared is not None and self._spec.accepting is None:  # it was started before the stop
+            worker.pipe.stop_accepting()
         if not self._ready.called:
             self._ready.callback(None)
         self.on_progress()
@@ -294,7 +296,7 @@ class ProcessEngine:
 
     def _look(self) -> bool:
         """Look after workers that accept connections; return whether the front should accept what waits."""
-        for worker in self._workers:
+        for worker in self._workers:  # also those that were replaced
             self._kill_overdue(worker)
         workers, threads = self.workers, self._spec.threads
         busy = [worker for worker in workers if worker.pipe.in_flight + worker.accepted(_SLOW) >= threads]

@@ -38,6 +38,9 @@ class Body(Protocol):
     def attach(self, sink: Sink) -> None:
         """Start to send it to a connection."""
 
+    def detach(self) -> None:
+        """Wait for another connection: this one has failed."""
+
     def want(self, wanted: bool) -> None:
         """Go on, or wait: the connection takes no more now."""
 
@@ -142,6 +145,11 @@ class StreamedBody:
         if not self._missing:
             sink.sent()
 
+    def detach(self) -> None:
+        """Read no more until there is another connection."""
+        self._sink = None
+        self.want(False)
+
     def want(self, wanted: bool) -> None:
         """Read more from the client, or wait."""
         if self._missing:
@@ -153,7 +161,7 @@ class StreamedBody:
 
 
 class SpooledBody:
-    """A body whose size is unknown until its end: kept in a temporary file.
+    """A body that is kept until its end, in a temporary file: its size is unknown, or it may come slowly.
 
     :param account: counts its bytes.
     """
@@ -179,12 +187,15 @@ class SpooledBody:
 
     def attach(self, sink: Sink) -> None:
         """Send all of it to a connection."""
-        if self._sender is not None:
-            self._sender.stop()
         self._file.seek(0)
         # If the file can't be read, the node waits for the rest, and the request times out.
         self._sender = FileSender(self._file, self.size, sink.send, lambda _: sink.sent())
         self._sender.resume()
+
+    def detach(self) -> None:
+        """Send no more to the connection."""
+        if self._sender is not None:
+            self._sender.stop()
 
     def want(self, wanted: bool) -> None:
         """Go on sending, or wait."""
@@ -193,7 +204,6 @@ class SpooledBody:
 
     def close(self) -> None:
         """Remove the file."""
-        if self._sender is not None:
-            self._sender.stop()
+        self.detach()
         self._file.close()
         self._account.close()

@@ -14,7 +14,12 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor, IHalfCloseableProtocol
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    IProtocolNegotiationFactory,
+)
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
@@ -22,8 +27,8 @@ from twisted.web.http import HTTPChannel, Request
 from zope.interface import implementer
 
 from uwsgitwisted.access import Peer
-from uwsgitwisted.router.front import Front
 from uwsgitwisted.router.request import RoutedRequest
+from uwsgitwisted.router.shared import Shared
 from uwsgitwisted.transport.timer import Deadlines
 
 #: The body timeout starts again after this many bytes.
@@ -60,19 +65,19 @@ class State(enum.Enum):
 class RouterChannel(HTTPChannel):
     """One connection of a client.
 
-    :param front: what all connections share.
+    :param shared: what all connections share.
     :param peer: the client.
     """
 
     requestFactory = RoutedRequest  # type: ignore[assignment]
     transport: Any
 
-    def __init__(self, front: Front, peer: Peer) -> None:
+    def __init__(self, shared: Shared, peer: Peer) -> None:
         super().__init__()
-        self.front = front
+        self.shared = shared
         self.peer = peer
         self._state = State.HEADER
-        self._since = front.clock.seconds()
+        self._since = shared.clock.seconds()
         self._deadlines: Deadlines[Any] | None = None
         #: Whether any byte of the request has come.
         self._begun = False
@@ -83,7 +88,7 @@ class RouterChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         """Wait for a request."""
-        self.front.connections.add(self)
+        self.shared.connections.add(self)
         super().connectionMade()
         self._enter(State.HEADER)
 
@@ -92,17 +97,17 @@ class RouterChannel(HTTPChannel):
         if self._deadlines is not None:
             self._deadlines.discard(self)
         self._state = state
-        self._since = self.front.clock.seconds()
+        self._since = self.shared.clock.seconds()
         limit = LIMITS.get(state)
-        self._deadlines = None if limit is None else limit.deadlines(self.front)
+        self._deadlines = None if limit is None else limit.deadlines(self.shared)
         if self._deadlines is not None:
             self._deadlines.add(self)
 
     def time_out(self) -> None:
         """Close the connection: the time limit of its state has expired."""
         self._deadlines = None
-        if self._state is State.IDLE:
-            self.loseConnection()
+        if self._state is not State.LINGERING and self.idle_since is not None:
+            self.loseConnection()  # nobody waits for anything
             return
         self._report(LIMITS[self._state].late)
         self.abort()
@@ -113,7 +118,7 @@ class RouterChannel(HTTPChannel):
         self.abort()
 
     def _report(self, late: str) -> None:
-        self.front.reports.report(
+        self.shared.reports.report(
             late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
         )
 
@@ -137,16 +142,6 @@ class RouterChannel(HTTPChannel):
     def _ending(self) -> bool:
         """Whether no request is taken any more. Twisted's parser may still have bytes in hand."""
         return self._state in (State.LINGERING, State.CLOSING, State.CLOSED)
-
-    def lineReceived(self, line: bytes) -> None:
-        """Handle a line of a request's head."""
-        if not self._ending:
-            super().lineReceived(line)
-
-    def rawDataReceived(self, data: bytes) -> None:
-        """Handle bytes of a body, or those behind a request that is being answered."""
-        if not self._ending:
-            super().rawDataReceived(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse a head with a line that is too long."""
@@ -188,12 +183,12 @@ class RouterChannel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """Wait for the next request."""
-        self._begun = any(self._dataBuffer)
+        self._begun = False
         if self._state is State.BODY:  # it was answered early; nobody reads the rest of its body
             self.persistent = False
         if self.persistent:
-            self._enter(State.HEADER if self._begun else State.IDLE)
-        super().requestDone(request)
+            self._enter(State.IDLE)
+        super().requestDone(request)  # what has come meanwhile goes through dataReceived
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """Refuse what is no HTTP. It is Twisted's method; its answer has no text."""
@@ -224,13 +219,13 @@ class RouterChannel(HTTPChannel):
         """Wait with the answer: the client doesn't read."""
         if not self._unread:
             self._unread = True
-            self.front.unread.add(self)
+            self.shared.unread.add(self)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
         """Go on with it: the client has read what waited."""
         self._unread = False
-        self.front.unread.discard(self)
+        self.shared.unread.discard(self)
         super().resumeProducing()
         if self._body_paused:  # Twisted's channel knows nothing of the node that takes no more
             self.transport.pauseProducing()
@@ -274,12 +269,12 @@ class RouterChannel(HTTPChannel):
 
     def _close(self) -> None:
         self._enter(State.CLOSING)
-        self.front.unread.discard(self)  # the state has a time limit of its own
+        self.shared.unread.discard(self)  # the state has a time limit of its own
         super().loseConnection()
 
     def _linger(self) -> None:
         self._enter(State.LINGERING)
-        self.front.unread.discard(self)
+        self.shared.unread.discard(self)
         self._body_paused = False
         self.clearLineBuffer()
         self.transport.unregisterProducer()
@@ -307,9 +302,9 @@ class RouterChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop the requests in flight: nobody waits for their answers any more."""
         self._enter(State.CLOSED)
-        self.front.unread.discard(self)
+        self.shared.unread.discard(self)
         super().connectionLost(reason)
-        self.front.connections.remove(self)
+        self.shared.connections.remove(self)
 
 
 class _Limit(NamedTuple):
@@ -319,43 +314,48 @@ class _Limit(NamedTuple):
     :param late: what the client has done wrong when it expires, for the log.
     """
 
-    deadlines: Callable[[Front], Deadlines[Any]]
+    deadlines: Callable[[Shared], Deadlines[Any]]
     late: str
 
 
 LIMITS = {
-    State.HEADER: _Limit(lambda front: front.headers, "sent no complete request head"),
-    State.BODY: _Limit(lambda front: front.bodies, "did not send the rest of its request"),
-    State.IDLE: _Limit(lambda front: front.idle, ""),
-    State.LINGERING: _Limit(lambda front: front.lingering, "is still sending a request that was answered"),
-    State.CLOSING: _Limit(lambda front: front.closing, "did not read its answer"),
+    State.HEADER: _Limit(lambda shared: shared.headers, "sent no complete request head"),
+    State.BODY: _Limit(lambda shared: shared.bodies, "did not send the rest of its request"),
+    State.IDLE: _Limit(lambda shared: shared.idle, ""),
+    State.LINGERING: _Limit(lambda shared: shared.lingering, "is still sending a request that was answered"),
+    State.CLOSING: _Limit(lambda shared: shared.closing, "did not read its answer"),
 }
 
 
+@implementer(IProtocolNegotiationFactory)
 class RouterFactory(Factory):
     """Makes the connections of clients.
 
-    :param front: what they share.
+    :param shared: what they share.
     """
 
     noisy = False
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     def buildProtocol(self, addr: IAddress | None) -> RouterChannel | None:
         """Return a connection's protocol, or None, which closes it."""
         assert addr is not None
         peer = Peer(addr)
-        reason = self._front.refusal(peer)
+        reason = self._shared.refusal(peer)
         if reason is None:
-            channel = RouterChannel(self._front, peer)
+            channel = RouterChannel(self._shared, peer)
             channel.factory = self
             return channel
-        self._front.reports.report(
+        self._shared.reports.report(
             reason, "a connection of {peer} was refused: {reason}", peer=peer, reason=reason
         )
         return None
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return the only protocol that it speaks; with TLS, browsers offer others as well."""
+        return [b"http/1.1"]
 
     def log(self, request: RoutedRequest) -> None:
         """Do nothing: Twisted calls this with each request that was answered, for an access log."""

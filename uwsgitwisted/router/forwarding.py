@@ -6,6 +6,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import TCPTimedOutError
+from twisted.internet.error import TimeoutError as ConnectionTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -14,6 +16,7 @@ from uwsgitwisted.router.bodies import Body
 from uwsgitwisted.router.nodes import Nodes, RoutedNode
 from uwsgitwisted.transport.client.factory import SingleFactory
 from uwsgitwisted.transport.client.web import WebProtocol
+from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.http import AnswerHead
 
 #: The methods that may run twice (RFC 9110, 9.2.2).
@@ -65,18 +68,29 @@ class Forwarding:
     :param nodes: the nodes.
     :param client: gets the answer.
     :param outgoing: the request.
-    :param timeout: seconds for which a node may do nothing.
+    :param group: the peer that it belongs to; peers take turns where requests wait for a node.
+    :param timeout: seconds for which a node may do nothing, and the request may wait for one.
     """
 
     def __init__(
-        self, clock: IReactorTime, nodes: Nodes, client: Client, outgoing: Outgoing, timeout: float
+        self,
+        clock: IReactorTime,
+        nodes: Nodes,
+        client: Client,
+        outgoing: Outgoing,
+        *,
+        group: str,
+        timeout: float,
     ) -> None:
         self._clock = clock
         self._nodes = nodes
         self._client = client
         self._request = outgoing
         self._timeout = timeout
-        self._tried: list[RoutedNode] = []
+        self.group = group
+        #: The nodes that it has gone to.
+        self.tried: list[RoutedNode] = []
+        self._timer = Timer(clock, self._wait_no_longer)
         #: How many nodes have got the request.
         self._sent = 0
         self._error: UwsgiError | None = None
@@ -86,12 +100,18 @@ class Forwarding:
         self._ended = False
 
     def start(self) -> None:
-        """Send the request to the node that has the fewest."""
-        node = self._nodes.choose(self._tried)
+        """Send the request to the node that has the fewest, when that has room."""
+        self._nodes.send(self)
+        if not self.tried and not self._ended:
+            self._timer.set(self._timeout)
+
+    def go(self, node: RoutedNode | None) -> None:
+        """Send the request to *node*, or give up if there is none."""
+        self._timer.clear()
         if node is None:
             self._give_up()
             return
-        self._tried.append(node)
+        self.tried.append(node)
         protocol = WebProtocol(self._clock, self._request.packet, self._request.method, self, self._timeout)
         self._connecting = node.endpoint.connect(SingleFactory(protocol))
         self._connecting.addCallbacks(self._on_connected, self._on_not_connected)
@@ -99,6 +119,9 @@ class Forwarding:
     def stop(self) -> None:
         """Close the connection: nobody waits for the answer any more."""
         if self._ended:
+            return
+        if self._timer.running:
+            self._withdraw()
             return
         self._end()
         if self._connecting is not None:
@@ -116,10 +139,12 @@ class Forwarding:
         self._connecting = None
         if self._ended:  # it was cancelled
             return
-        node = self._tried[-1]
+        node = self.tried[-1]
+        late = failure.check(ConnectionTimeout, TCPTimedOutError) is not None
+        kind = RequestTimeout if late else ConnectionFailed
+        self._nodes.fail(node, kind(f"no connection: {failure.getErrorMessage()}"))
         self._nodes.finish(node)
-        self._nodes.fail(node, ConnectionFailed(f"no connection: {failure.getErrorMessage()}"))
-        self.start()
+        self._nodes.send(self)
 
     def _give_up(self) -> None:
         self._ended = True
@@ -128,13 +153,23 @@ class Forwarding:
         else:
             self._client.refuse(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "No server is available now. Please try again soon.",
+                "No server is free now. Please try again soon.",
                 retry_after=self._nodes.shortest_pause,
             )
 
+    def _wait_no_longer(self) -> None:
+        """Give up: no node has had room in time."""
+        self._withdraw()
+        self._give_up()
+
+    def _withdraw(self) -> None:
+        self._ended = True
+        self._timer.clear()
+        self._nodes.withdraw(self)
+
     def _end(self) -> None:
         self._ended = True
-        self._nodes.finish(self._tried[-1])
+        self._nodes.finish(self.tried[-1])
 
     # The node's answer
 
@@ -159,15 +194,16 @@ class Forwarding:
 
     def answer_failed(self, error: UwsgiError) -> None:
         """Try another node, or answer with an error, or cut the answer."""
-        node = self._tried[-1]
+        node = self.tried[-1]
         self._connection = None
         self._client.node_failed(node, error)
         if isinstance(error, (NoAnswer, RequestTimeout)):
             self._nodes.suspect(node)
         if isinstance(error, NoAnswer) and self._may_run_again:
             self._error = error
+            self._request.body.detach()
             self._nodes.finish(node)
-            self.start()
+            self._nodes.send(self)
             return
         self._end()
         if self._begun:

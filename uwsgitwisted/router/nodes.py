@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
@@ -15,12 +15,14 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.balancer import Balancer
-from uwsgitwisted.errors import MalformedPacket, RequestTimeout, StartupError, UwsgiError
+from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, RequestTimeout, StartupError, UwsgiError
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.transport.timer import Timer
+from uwsgitwisted.turns import Grouped, Turns
 from uwsgitwisted.wire.packet import PING, Packet
 from uwsgitwisted.wire.terms import Terms
 
@@ -77,18 +79,31 @@ class RoutedNode:
         return self.name
 
 
+class Waiting(Grouped, Protocol):
+    """A request that needs a node."""
+
+    #: The nodes that have failed it.
+    tried: list[RoutedNode]
+
+    def go(self, node: RoutedNode | None) -> None:
+        """Go to a node; None if no other one is well."""
+
+
 class Nodes:
     """All nodes behind a router.
 
     :param clock: for the time limits, and the pauses of nodes that fail.
     :param nodes: the nodes.
+    :param limit: how many requests a node may have in flight.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, nodes: Iterable[RoutedNode]) -> None:
+    def __init__(self, clock: IReactorTime, nodes: Iterable[RoutedNode], limit: int) -> None:
         known = list(nodes)
-        self._balancer = Balancer(known, clock.seconds)
+        self._balancer = Balancer(known, clock.seconds, limit)
+        #: The requests that wait until a node has room, each client in turn.
+        self._waiting: Turns[Waiting] = Turns()
         self._checks = {node: _Check(clock, node, self) for node in known}
 
     def start(self) -> None:
@@ -107,13 +122,30 @@ class Nodes:
         for closed in [check.stop() for check in self._checks.values()]:
             await closed
 
-    def choose(self, tried: Collection[RoutedNode]) -> RoutedNode | None:
-        """Choose the node for a request; None if no other than those that were *tried* is well."""
-        return self._balancer.choose(tried)
+    def send(self, request: Waiting) -> None:
+        """Give *request* a node: at once, or as soon as one has room; or None, if none is well."""
+        if request.tried:
+            request.go(self._balancer.choose(request.tried))
+        else:
+            self._waiting.append(request)
+            self._go_on()
+
+    def withdraw(self, request: Waiting) -> None:
+        """Let *request* wait no longer."""
+        self._waiting.discard(request)
 
     def finish(self, node: RoutedNode) -> None:
         """Count a request of *node* as no longer in flight."""
         self._balancer.finish(node)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Give nodes to the requests that wait, as far as there is room."""
+        while self._waiting:
+            node = self._balancer.choose()
+            if node is None and self._balancer.any_well:
+                return
+            self._waiting.pop().go(node)
 
     @property
     def shortest_pause(self) -> float:
@@ -126,12 +158,14 @@ class Nodes:
         if self._balancer.fail_unless_last(node) if late else self._balancer.fail(node):
             self._log.warn("node {node} is left out for now: {error}", node=node.name, error=error)
         self._checks[node].run_after(self._balancer.pause(node))
+        self._go_on()
 
     def recover(self, node: RoutedNode) -> None:
         """Use *node*, which has answered a ping."""
         if self._balancer.recover(node):
             self._log.info("node {node} is back", node=node.name)
         self._checks[node].run_after(None)
+        self._go_on()
 
     def suspect(self, node: RoutedNode) -> None:
         """See now whether *node*, which has closed a connection without an answer, is well."""
@@ -170,11 +204,12 @@ class _Check:
         else:
             self._nodes.fail(self._node, MalformedPacket("its answer to a ping is none; does it speak uwsgi?"))
 
-    def _on_failure(self, failure: Any) -> None:
+    def _on_failure(self, failure: Failure) -> None:
         self._running = False
-        failure.trap(UwsgiError)
-        if not self._stopped:
-            self._nodes.fail(self._node, failure.value)
+        if self._stopped:
+            return
+        error = failure.value
+        self._nodes.fail(self._node, error if isinstance(error, UwsgiError) else ConnectionFailed(str(error)))
 
     def stop(self) -> Deferred[None]:
         """Stop; the Deferred fires when no connection is open."""

@@ -18,10 +18,11 @@ from twisted.web.iweb import INonQueuedRequestFactory
 from zope.interface import implementer, provider
 
 from uwsgitwisted.errors import MalformedRequest, UwsgiError
+from uwsgitwisted.files import Part, parse_range
 from uwsgitwisted.router.bodies import Body, FileSender, SpooledBody, StreamedBody
 from uwsgitwisted.router.forwarding import Forwarding, Outgoing
 from uwsgitwisted.router.nodes import RoutedNode
-from uwsgitwisted.router.static import OpenFile, Part, StaticFiles, parse_range
+from uwsgitwisted.router.static import OpenFile, StaticFiles
 from uwsgitwisted.transport.client.web import WebProtocol
 from uwsgitwisted.wire.http import AnswerHead
 from uwsgitwisted.wire.web import WebRequest, parse_target
@@ -51,7 +52,7 @@ class RoutedRequest(Request):
 
     def __init__(self, channel: RouterChannel) -> None:
         super().__init__(channel)
-        self._front = channel.front
+        self._shared = channel.shared
         self._peer = channel.peer
         self._web: WebRequest | None = None
         self._spooled: SpooledBody | None = None
@@ -75,10 +76,11 @@ class RoutedRequest(Request):
         web = self._understand()
         if web is None:
             return
-        if length is None:
-            self._spooled = SpooledBody(self._front.spooled.account(self._peer.group))
-        elif length > self._front.settings.max_body:
+        settings = self._shared.settings
+        if length is not None and length > settings.max_body:
             self._refuse_body()
+        elif length is None or length <= settings.buffer_body:
+            self._spooled = SpooledBody(self._shared.spooled.account(self._peer.group))
         else:
             self._streamed = StreamedBody(length, self.channel.read_body)
             self._route(web, self._streamed)
@@ -118,7 +120,7 @@ class RoutedRequest(Request):
                 scheme=scheme,
                 remote=_host_and_port(self._peer.address),
                 port=_host_and_port(self.channel.getHost())[1] or _PORTS[scheme],
-                trusted=self._front.trusts(self._peer),
+                trusted=self._shared.trusts(self._peer),
             )
             self._web.check()
         except MalformedRequest as error:
@@ -128,7 +130,7 @@ class RoutedRequest(Request):
         return self._web
 
     def _route(self, web: WebRequest, body: Body) -> None:
-        for files in self._front.settings.static:
+        for files in self._shared.settings.static:
             name = files.name_of(web.target.path)
             if name is not None:
                 self._send_static(files, name)
@@ -136,28 +138,29 @@ class RoutedRequest(Request):
         # Twisted accepts heads of 16 KB. No part of them is there more than three times, so the variables fit.
         packet = web.encode(body.size)
         self._forwarding = Forwarding(
-            self._front.clock,
-            self._front.nodes,
+            self._shared.clock,
+            self._shared.nodes,
             self,
             Outgoing(web.method, packet, body),
-            self._front.settings.timeout,
+            group=self._peer.group,
+            timeout=self._shared.settings.timeout,
         )
         self._forwarding.start()
 
     def _spool(self, body: SpooledBody, data: bytes) -> None:
-        if body.size + len(data) > self._front.settings.max_body:
+        if body.size + len(data) > self._shared.settings.max_body:
             self._refuse_body()
             return
         try:
             has_room = body.add(data)
         except OSError as error:
-            self._front.reports.report("spool", "a request's body can't be kept: {error}", error=error)
+            self._shared.reports.report("spool", "a request's body can't be kept: {error}", error=error)
             has_room = False
         if not has_room:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "There is no room for the request now.", retry_after=1)
 
     def _refuse_body(self) -> None:
-        limit = self._front.settings.max_body
+        limit = self._shared.settings.max_body
         self.refuse(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body of the request has more than {limit} bytes."
         )
@@ -206,7 +209,7 @@ class RoutedRequest(Request):
 
     def node_failed(self, node: RoutedNode, error: UwsgiError) -> None:
         """Log that a node has failed; a few lines for each kind."""
-        self._front.reports.report(
+        self._shared.reports.report(
             (node.name, type(error)),
             "{peer}: {method} {uri}: node {node}: {error}",
             level=LogLevel.warn,

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import mimetypes
 import os
-import re
 import stat
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-#: Each part of a path is opened in the one before, and no link is followed: it could lead anywhere. A pipe
-#: doesn't hold up the open.
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_RANGE = re.compile(rb"bytes=(\d*)-(\d*)")
-#: The most digits of a position.
-_MAX_DIGITS = 20
+from uwsgitwisted.files import content_type, open_without_links
 
 
 class OpenFile(NamedTuple):
@@ -31,17 +23,6 @@ class OpenFile(NamedTuple):
     size: int
     modified: int
     content_type: str
-
-
-class Part(NamedTuple):
-    """The part of a file that is asked for.
-
-    :param start: where it starts.
-    :param size: how many bytes it has.
-    """
-
-    start: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +49,12 @@ class StaticFiles:
 
         A link is none, wherever it leads.
         """
-        *directories, last = name.split(b"/")
-        with contextlib.ExitStack() as stack:
-            try:
-                current = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                stack.callback(os.close, current)
-                for each in directories:
-                    current = os.open(each, _FLAGS | os.O_DIRECTORY, dir_fd=current)
-                    stack.callback(os.close, current)
-                descriptor = os.open(last, _FLAGS, dir_fd=current)
-            except (OSError, ValueError):
-                return None
-        return _regular(descriptor, os.fsdecode(last))
+        text = os.fsdecode(name)
+        try:
+            descriptor = open_without_links(self.directory, text)
+        except (OSError, ValueError):
+            return None
+        return _regular(descriptor, text)
 
 
 def _regular(descriptor: int, name: str) -> OpenFile | None:
@@ -88,34 +63,4 @@ def _regular(descriptor: int, name: str) -> OpenFile | None:
         os.close(descriptor)
         return None
     file = os.fdopen(descriptor, "rb", buffering=0)
-    return OpenFile(file, found.st_size, int(found.st_mtime), _content_type(name))
-
-
-def _content_type(name: str) -> str:
-    kind, encoding = mimetypes.guess_type(name)
-    if kind is None or encoding is not None:
-        return "application/octet-stream"
-    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
-
-
-def parse_range(text: bytes, size: int) -> Part | None:
-    """Parse a Range header; None stands for the whole file.
-
-    Several ranges at once stand for the whole file too, as a server may answer.
-
-    :param size: of the file.
-    :raises ValueError: if the range lies outside of the file.
-    """
-    match = _RANGE.fullmatch(text)
-    if match is None or not (match[1] or match[2]) or max(map(len, match.groups())) > _MAX_DIGITS:
-        return None
-    first, last = match[1], match[2]
-    if not first:  # the last bytes
-        start, end = max(0, size - int(last)), size
-    else:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
-        if last and int(last) < start:
-            return None
-    if start >= size:
-        raise ValueError(f"the file has {size} bytes")
-    return Part(start, end - start)
+    return OpenFile(file, found.st_size, int(found.st_mtime), content_type(name))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import select
 import socket
+import struct
+import sys
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IProtocolNegotiationFactory,
+    IReactorTime,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides
 
 from uwsgitwisted.address import split_description
 from uwsgitwisted.errors import StartupError
@@ -26,6 +37,13 @@ _WITHOUT_TLS = ("tcp", "tcp6", "unix", "systemd", "fd")
 #: How many connections may wait to be accepted; Twisted's default is 50. When the backlog is full, the system
 #: drops new connections, and their callers try again only seconds later.
 _BACKLOG = "1024"
+#: A program of Linux's packet filter, which begins at the TCP header: load the flags; if there is SYN, drop the
+#: packet; otherwise keep it. Each line is an instruction, two jumps and an operand.
+_FILTER_LINE = struct.Struct("HBBI")
+_DROP_SYN = b"".join(
+    _FILTER_LINE.pack(*line) for line in ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFF))
+)
+_SO_ATTACH_FILTER = 26
 #: The permissions of a UNIX socket; Twisted's default lets everybody connect. Whoever can connect may also
 #: manage a spooler's queue.
 _UNIX_MODE = "660"
@@ -114,6 +132,13 @@ class _ClosingFactory(Factory):
 
     def __init__(self, factory: IProtocolFactory) -> None:
         self._factory = factory
+        if IProtocolNegotiationFactory.providedBy(factory):
+            directlyProvides(self, IProtocolNegotiationFactory)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what the factory speaks, if it says so: browsers ask in the handshake (ALPN)."""
+        found: list[bytes] = self._factory.acceptableProtocols()  # type: ignore[attr-defined]
+        return found
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return a connection's protocol."""
@@ -215,8 +240,21 @@ async def stop_listening(reactor: IReactorTime, listeners: list[Listener]) -> No
     await DeferredList([listener.port.addCallback(_close_port) for listener in listeners])
 
 
+def refuse_new_connections(listener: socket.socket) -> None:
+    """Have Linux drop the packets that begin a connection to a TCP port, so that none begins before its close.
+
+    The other end sends such a packet again, and is refused then.
+    """
+    if listener.family in (socket.AF_INET, socket.AF_INET6) and sys.platform == "linux":
+        filter_ = ctypes.create_string_buffer(_DROP_SYN)
+        program = struct.pack("HP", len(_DROP_SYN) // _FILTER_LINE.size, ctypes.addressof(filter_))
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
 def _accept_waiting(ports: list[Any]) -> None:
     for port in ports:
+        refuse_new_connections(port.socket)
         waiting = select.poll()
         waiting.register(port.socket, select.POLLIN)
         for _ in range(int(_BACKLOG)):

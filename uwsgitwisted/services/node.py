@@ -1,6 +1,6 @@
-"""A node: answers objects with its handler module's function, and web requests with applications.
+"""A node: answers objects and RPC with its handler module's functions, and web requests with applications.
 
-Those are WSGI applications, or a resource of twisted.web.
+Those are WSGI applications and static files, or a resource of twisted.web.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port
 from uwsgitwisted.services.server import ServerService, check_handlers
@@ -25,7 +26,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import MARSHAL, WSGI
+from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: The modifiers of web requests.
@@ -39,6 +40,7 @@ class NodeSettings:
     :param handler: the handler module's name; empty for none.
     :param applications: the targets of WSGI applications by the paths at which they are mounted, as
         :func:`uwsgitwisted.worker.handlers.wsgi.load` takes them.
+    :param static: the directories whose files workers send, by the paths at which they are mounted.
     :param chdir: the directory in which the applications run; empty for this one.
     :param env_file: a file with environment variables for them; empty for none.
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
@@ -51,6 +53,7 @@ class NodeSettings:
 
     handler: str = ""
     applications: Mapping[str, str] = field(default_factory=dict)
+    static: Mapping[str, str] = field(default_factory=dict)
     chdir: str = ""
     env_file: str = ""
     resource: str = ""
@@ -59,12 +62,18 @@ class NodeSettings:
     access_log_format: str = "combined"
 
     @property
+    def has_web_workers(self) -> bool:
+        """Whether workers answer web requests."""
+        return bool(self.applications or self.static)
+
+    @property
     def loaders(self) -> list[Loader]:
         """What loads it in a worker."""
         loaders = []
-        if self.applications:
+        if self.has_web_workers:
             arguments = {
                 "applications": dict(self.applications),
+                "static": dict(self.static),
                 "chdir": self.chdir,
                 "env_file": self.env_file,
                 "access_log": self.access_log_format if self.access_log else "",
@@ -72,7 +81,9 @@ class NodeSettings:
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
-            loaders.append(Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": self.handler}))
+            loaders.append(
+                Loader("uwsgitwisted.worker.handlers.rpc:load_with_objects", {"module": self.handler})
+            )
         return loaders
 
 
@@ -94,8 +105,8 @@ class NodeService(ServerService):
         responders: dict[int, IResponder] = {}
         if node.handler:
             assert engine is not None
-            responders[MARSHAL] = ForwardResponder(engine)
-        web = self._resources or (engine if node.applications else None)
+            responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
+        web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
         engine = engine or self._resources
@@ -105,6 +116,7 @@ class NodeService(ServerService):
             settings,
             engine,
             responders,
+            bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
         )
@@ -112,8 +124,8 @@ class NodeService(ServerService):
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
         """Make the engine of the resource.
 
-        Large forms may take half as much memory as all the rest, since twisted.web holds each of them several
-        times.
+        Large forms may take half as much memory as all the rest, since each is there several times while it is
+        parsed.
         """
         # Imported late: twisted.web takes as long as a worker's start, and most nodes need none of it.
         from uwsgitwisted.engines.resource.engine import ResourceEngine
@@ -150,7 +162,7 @@ class NodeService(ServerService):
         self._open_access_log()
 
     def _start_engine(self) -> Deferred[None]:
-        if self._node.applications:
+        if self._node.has_web_workers:
             self._share_ports()
         return super()._start_engine()
 
@@ -167,6 +179,11 @@ class NodeService(ServerService):
                 write_timeout=self._settings.limits.write_timeout,
             )
             self._engine.share(SharedPorts(reactor, Handoff(reactor, ports), ports, accepting))
+
+    @property
+    def _expects_requests(self) -> bool:
+        """The same; a worker may just have accepted a connection, which it will answer or hand over."""
+        return self._node.has_web_workers or super()._expects_requests
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""

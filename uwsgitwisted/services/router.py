@@ -13,8 +13,8 @@ from twisted.logger import Logger
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.router.channel import RouterFactory
-from uwsgitwisted.router.front import Front, RouterSettings
 from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
+from uwsgitwisted.router.shared import RouterSettings, Shared
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
@@ -31,6 +31,7 @@ class RouterOptions:
 
     :param listen: endpoint descriptions.
     :param nodes: the addresses of the nodes.
+    :param max_in_flight: how many requests a node may have at once.
     :param connect_timeout: seconds for connecting to a node.
     :param drain_timeout: seconds that requests in flight get to finish when the service stops.
     :param requests: how requests are handled.
@@ -38,6 +39,7 @@ class RouterOptions:
 
     listen: Sequence[str]
     nodes: Sequence[Address]
+    max_in_flight: int = 100
     connect_timeout: float = 3.0
     drain_timeout: float = 30.0
     requests: RouterSettings = field(default_factory=RouterSettings)
@@ -66,9 +68,9 @@ class RouterService(Service):
             RoutedNode(str(address), make_endpoint(reactor, address, options.connect_timeout))
             for address in dict.fromkeys(options.nodes)
         ]
-        self._nodes = Nodes(reactor, nodes)
-        self._front = Front(reactor, self._nodes, self._fit(options.requests))
-        self._factory = RouterFactory(self._front)
+        self._nodes = Nodes(reactor, nodes, options.max_in_flight)
+        self._shared = Shared(reactor, self._nodes, self._fit(options.requests))
+        self._factory = RouterFactory(self._shared)
 
     def _fit(self, settings: RouterSettings) -> RouterSettings:
         """Reduce the number of connections to what the file descriptors allow."""
@@ -94,12 +96,17 @@ class RouterService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         if not self._listeners:
             self.privilegedStartService()
+        self._signals.install(signal.SIGHUP, self.reload)
         self._nodes.start()
         self._log.info(
             "the router takes requests on {where}, for {nodes}",
             where=", ".join(listener.description for listener in self._listeners),
             nodes=", ".join(map(str, self._options.nodes)),
         )
+
+    def reload(self) -> None:
+        """Do nothing but say so, since the signal HUP arrived."""
+        self._log.warn("a router has no code to reload; restart it to change its options")
 
     def stopService(self) -> Deferred[None]:
         """Accept no new request, finish those in flight, and stop.
@@ -114,8 +121,8 @@ class RouterService(Service):
     async def _drain_and_stop(self) -> None:
         await stop_listening(self._reactor, self._listeners)
         self._listeners = []
-        closed = self._front.finish()
-        overdue = self._reactor.callLater(self._options.drain_timeout, self._front.abort)
+        closed = self._shared.finish()
+        overdue = self._reactor.callLater(self._options.drain_timeout, self._shared.abort)
         await closed
         if overdue.active():
             overdue.cancel()
@@ -125,4 +132,4 @@ class RouterService(Service):
     def stop_at_once(self) -> None:
         """Stop without waiting for the requests in flight, since a second signal arrived."""
         self._log.warn("stopping without waiting for running requests")
-        self._front.abort()
+        self._shared.abort()

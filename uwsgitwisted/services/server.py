@@ -30,8 +30,8 @@ from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.transport.server.budget import default_limit
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import ECHO, PING
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import WorkerSpec
@@ -156,7 +156,7 @@ class ServerService(Service):
 
     async def _drain_and_stop(self) -> None:
         await self._stop_listening()
-        if self._factory.expects_requests:
+        if self._expects_requests:
             await deferLater(self._reactor, _LAST_REQUESTS)  # type: ignore[arg-type]
         closed = self._factory.finish()
         await self._stop_engine()
@@ -165,6 +165,11 @@ class ServerService(Service):
         if overdue.active():
             overdue.cancel()
         self._signals.restore()
+
+    @property
+    def _expects_requests(self) -> bool:
+        """Whether requests may arrive on connections that were accepted before the ports were closed."""
+        return self._factory.expects_requests
 
     async def _stop_listening(self) -> None:
         """Close the ports."""

@@ -9,8 +9,8 @@ from uwsgitwisted.access import Network
 from uwsgitwisted.engines.descriptions import DEFAULT, EngineSettings, parse_engine, worker_count
 from uwsgitwisted.interfaces import IEngine, IProcessReactor
 from uwsgitwisted.services.descriptors import soft_limit
+from uwsgitwisted.transport.server.bodies import MAX_BODY
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import MAX_BODY
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.spec import Loader, OptionValues, WorkerSpec
 

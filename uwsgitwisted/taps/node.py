@@ -14,6 +14,7 @@ from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
 
@@ -31,14 +32,17 @@ def _threads(text: str) -> int:
     return number
 
 
-class Options(ServerOptions):
+class Options(StaticOptions, ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
-    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
+    synopsis = (
+        "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --static /PATH=DIR | --resource MODULE.NAME"
+    )
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
-        "of twisted.web."
+        "uwsgi.message_manager_marshal, RPC (modifier1 173) with those that it registers with uwsgi.register_rpc, "
+        "and web requests (modifier1 0 and 30) with WSGI applications and static files, or with a resource of "
+        "twisted.web."
     )
     default_listen = "tcp:3033"
 
@@ -62,28 +66,33 @@ class Options(ServerOptions):
         """Answer web requests below a path with an application: /path=module:callable; may be given again."""
         path, target = convert("mount", _mount, mount)
         if path in self["mount"]:
-            raise usage.UsageError(f"--mount {mount}: another application is mounted at {path}")
+            raise usage.UsageError(f"--mount {mount}: another application is mounted at {path or '/'}")
         self["mount"][path] = target
 
     def postOptions(self) -> None:
         """Check that there is something to run, and an engine that can."""
         super().postOptions()
         if self["wsgi"]:
+            if "" in self["mount"]:
+                raise usage.UsageError(f"--wsgi {self['wsgi']}: another application is mounted at /")
             self["mount"][""] = self["wsgi"]
-        if self["wsgi-threads"] > 1 and not self["mount"]:
+        if self["wsgi-threads"] > 1 and not (self["mount"] or self["static"]):
             raise usage.UsageError("--wsgi-threads is for WSGI applications: give --wsgi or --mount too")
+        for path in self["mount"].keys() & self["static"].keys():
+            raise usage.UsageError(f"--static {path or '/'}=...: an application is mounted at {path or '/'}")
         if self["resource"]:
             self._check_resource()
-        elif not self["mount"]:
+        elif not self["mount"] and not self["static"]:
             self.require("handler", "my_server")
         elif not self["engine"].startswith("processes"):
-            raise usage.UsageError(f"--engine {self['engine']}: WSGI applications need --engine processes:N")
+            what = "WSGI applications" if self["mount"] else "static files"
+            raise usage.UsageError(f"--engine {self['engine']}: {what} need --engine processes:N")
 
     def _check_resource(self) -> None:
-        if self["mount"]:
-            given = "--wsgi" if self["wsgi"] else "--mount"
+        given = next((option for option in ("wsgi", "mount", "static") if self[option]), None)
+        if given is not None:
             raise usage.UsageError(
-                f"--resource and {given} would both answer web requests: leave one out, or start a second node"
+                f"--resource and --{given} would both answer web requests: leave one out, or start a second node"
             )
 
     def settings(self) -> ServerSettings:
@@ -103,6 +112,7 @@ def makeService(options: Options) -> IService:
     node = NodeSettings(
         handler=options["handler"] or "",
         applications=options["mount"],
+        static=options["static"],
         chdir=options["chdir"] or "",
         env_file=options["env-file"] or "",
         resource=options["resource"] or "",

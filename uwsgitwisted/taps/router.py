@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from twisted.application.service import IService
 
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
 from uwsgitwisted.services.router import RouterOptions, RouterService
-from uwsgitwisted.taps.options import ServiceOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.static import StaticOptions
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.transport.server.limits import Limits
 
@@ -39,17 +39,7 @@ def _parse_nodes(text: str) -> list[Address]:
     return [parse_address(part.strip()) for part in text.split(",")]
 
 
-def _parse_static(text: str) -> StaticFiles:
-    """Parse ``/prefix=DIRECTORY``."""
-    prefix, _, directory = text.partition("=")
-    if not prefix.startswith("/") or not directory:
-        raise ValueError("write /prefix=DIRECTORY, for example --static /static=/srv/static")
-    if not os.path.isdir(directory):
-        raise ValueError(f"{directory} is no directory")
-    return StaticFiles(prefix, os.path.realpath(directory))
-
-
-class Options(ServiceOptions):
+class Options(StaticOptions):
     """The options of ``twistd uwsgi-router``."""
 
     synopsis = "[options] --nodes HOST:PORT,HOST:PORT"
@@ -61,10 +51,12 @@ class Options(ServiceOptions):
 
     optParameters: list[list[Any]] = converted(
         ["timeout", "t", _REQUESTS.timeout, "Seconds for which a node may neither take any of a request nor send any of its answer", parse_timeout],
+        ["max-in-flight", None, _SERVICE.max_in_flight, "How many requests a node may have at once; further ones wait, and clients take turns", count],
         ["connect-timeout", None, _SERVICE.connect_timeout, "Seconds for connecting to a node", parse_timeout],
         ["drain-timeout", None, _SERVICE.drain_timeout, "Seconds that requests in flight get to finish when the service is stopped", parse_timeout],
         ["max-body", None, _REQUESTS.max_body, "The largest body of a request: bytes, or a number with K, M or G", size],
-        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of chunked bodies are kept in temporary files for all clients together; one may have as many as are free", size],
+        ["buffer-body", None, _REQUESTS.buffer_body, "The largest body that reaches a node only when all of it has come, so that slow clients keep no worker busy; chunked ones always do: bytes, or a number with K, M or G", size],
+        ["max-spooled", None, _REQUESTS.max_spooled, "How many bytes of such bodies are kept in temporary files for all clients together; one may have as many as are free", size],
         ["max-connections", None, _LIMITS.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _LIMITS.header_timeout, "Seconds that a client gets to send the head of a request", parse_timeout],
@@ -76,7 +68,6 @@ class Options(ServiceOptions):
     def __init__(self) -> None:
         super().__init__()
         self["nodes"] = []
-        self["static"] = []
         self["trust"] = []
 
     def opt_http(self, description: str) -> None:
@@ -96,10 +87,6 @@ class Options(ServiceOptions):
         """Send requests to the nodes at these addresses, such as 10.0.0.5:3031,/run/node.sock; may be given again."""
         self["nodes"] += convert("nodes", _parse_nodes, addresses)
 
-    def opt_static(self, mapping: str) -> None:
-        """Send the files below a directory, such as /static=/srv/static, without asking a node; may be given again."""
-        self["static"].append(convert("static", _parse_static, mapping))
-
     def opt_trust(self, network: str) -> None:
         """Believe the X-Forwarded headers of proxies in this network; may be given again."""
         self["trust"].append(convert("trust", parse_network, network))
@@ -115,13 +102,15 @@ class Options(ServiceOptions):
         return RouterOptions(
             listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
             nodes=tuple(self["nodes"]),
+            max_in_flight=self["max-in-flight"],
             connect_timeout=self["connect-timeout"],
             drain_timeout=self["drain-timeout"],
             requests=RouterSettings(
                 timeout=self["timeout"],
                 max_body=self["max-body"],
+                buffer_body=self["buffer-body"],
                 max_spooled=self["max-spooled"],
-                static=tuple(self["static"]),
+                static=tuple(StaticFiles(*each) for each in self["static"].items()),
                 networks=networks,
                 trusted=tuple(self["trust"]),
                 limits=Limits(

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from uwsgitwisted.errors import (
     Busy,
+    Interrupted,
     MessageTooLarge,
     ProtocolError,
     RemoteError,
@@ -24,6 +25,7 @@ STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (RequestTimeout, HTTPStatus.GATEWAY_TIMEOUT),
     (WorkerDied, HTTPStatus.BAD_GATEWAY),
+    (Interrupted, HTTPStatus.BAD_GATEWAY),
     (MessageTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (ProtocolError, HTTPStatus.BAD_REQUEST),
     (BaseException, HTTPStatus.INTERNAL_SERVER_ERROR),

@@ -8,6 +8,7 @@ peer that may not connect.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import select
@@ -33,8 +34,8 @@ _READ_SIZE = HEADER_SIZE + 2 * MAX_PAYLOAD
 #: worker may be faster.
 _FIRST_BYTES = 0.001
 #: After a connection without bytes, no other is waited for in this time, in seconds: many such connections must
-#: cost nothing.
-_PAUSE = 0.1
+#: cost little.
+_PAUSE = 0.01
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -85,6 +86,7 @@ class DirectExchange:
 
         :raises ClientGone: if the peer is gone, or has read nothing for too long.
         :raises RuntimeError: if the file has become shorter.
+        :raises OSError: if the system can't send from it.
         """
         self.begun = True
         self._connection.setblocking(False)
@@ -95,7 +97,7 @@ class DirectExchange:
             except BlockingIOError:
                 self._wait()
                 continue
-            except OSError as error:
+            except (ConnectionError, TimeoutError) as error:  # other errors are the file's
                 raise ClientGone(f"the client has gone: {error}") from error
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")
@@ -173,7 +175,7 @@ class Acceptor:
             return None
         data = self._read(connection)
         packet = _web_request(data, self._max_body)
-        if packet is not None and self._is_allowed(address[0] if address else ""):
+        if packet is not None and self._is_allowed(address[0] if isinstance(address, tuple) else ""):
             return connection, packet
         with connection:
             # A message without a byte would look like the end of the connection to the front.
@@ -220,7 +222,8 @@ class Acceptor:
             if exchange.begun:
                 exchange.abort()
             else:
-                exchange.finish(status_answer(status_of(error)))
+                with contextlib.suppress(ClientGone):
+                    exchange.finish(status_answer(status_of(error)))
             if not isinstance(error.__cause__, ClientGone):
                 self._report(error)
 

@@ -39,13 +39,16 @@ from uwsgitwisted.worker.threads import ThreadedWorker
 from uwsgitwisted.worker.worker import Worker
 
 
-def _become_worker() -> None:
-    """Take signals and memory as a worker should, and leave the processor to the front."""
+def _become_worker(*, accepts: bool) -> None:
+    """Take signals and memory as a worker should, and leave the processor to the front.
+
+    :param accepts: whether it also does the front's work for its connections.
+    """
     keep_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not accepts:
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             # A worker computes; the front, which only moves packets, interrupts it and not the other way round.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -64,8 +67,8 @@ def main(arguments: list[str]) -> None:
             WorkerSpec.decode(arguments[1]).load()
             json.dump(periodic(), output)
         return
-    _become_worker()
     spec = WorkerSpec.decode(arguments[0])
+    _become_worker(accepts=spec.accepting is not None)
     node, worker_id = arguments[1], int(arguments[2])
     if spec.descriptors is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -33,6 +33,8 @@ from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
 
+#: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
+_UNINTERRUPTED = 0.001
 #: How many bytes are read at once.
 READ_SIZE = 256 * 1024
 
@@ -101,11 +103,14 @@ class Worker:
                 ready = [descriptor for descriptor, _ in poll.poll()]
                 # First: no other worker was woken for such a connection, and the pipe may bring a long request,
                 # or the end. The front recalls what has to wait.
+                until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
-                    if descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
+                    while descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
                         acceptor.run(*accepted, slot)
                         self._count()
                         self.flush()
+                        if monotonic() > until:
+                            break
                 if pipe in ready:
                     if not (data := self.connection.recv(READ_SIZE)):
                         return
@@ -133,6 +138,12 @@ class Worker:
     def _report(self, error: UwsgiError) -> None:
         """Have the front log an error of a request that isn't its own."""
         self.session.send_error(NO_REQUEST, encode_failure(error))
+        self._retire_without_memory(error)
+
+    def _retire_without_memory(self, error: UwsgiError) -> None:
+        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
+        if isinstance(error.__cause__, MemoryError) and self._left > 0:
+            self._left = 1
 
     def _negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
@@ -240,8 +251,7 @@ class Worker:
     def _fail(self, request: int, error: UwsgiError, took: float) -> None:
         """Answer a request with an error."""
         self.session.send_error(request, encode_failure(error), took)
-        if isinstance(error.__cause__, MemoryError) and self._left > 0:
-            self._left = 1  # whatever it is that holds the memory, it goes with this process
+        self._retire_without_memory(error)
 
     def flush(self) -> None:
         """Write the queued frames."""

@@ -14,7 +14,7 @@ from uwsgitwisted.wire.vars import encode_vars
 
 #: Seconds between two bytes of a slow request, and how many are sent so before it is left as it is.
 _DRIP, _DRIPS = 0.05, 15
-_PIECE = bytes(65_536)
+_PIECE, _MANY = bytes(65_536), 128
 
 #: What a body's length is said to be, where none is like that.
 LYING_LENGTHS = (
@@ -121,11 +121,12 @@ def lying_variables(peer: Peer, until: float) -> None:
 
 
 def endless_body(peer: Peer, until: float) -> None:
-    """Send a body as fast as it is taken, to an application that reads it and to one that doesn't."""
+    """Send much of a body, and never its end, to an application that reads it and to one that doesn't."""
     for path in ("/digest", "/unread"):
         with contextlib.suppress(OSError), peer.connect() as connection:
             connection.sendall(request(path, "POST", CONTENT_LENGTH=str(1 << 33)))
-            pour(connection, itertools.repeat(_PIECE), min(until, time.monotonic() + 0.5))
+            pour(connection, itertools.repeat(_PIECE, _MANY), min(until, time.monotonic() + 0.5))
+            drain(connection, min(until, time.monotonic() + 0.5))
 
 
 def cut_bodies(peer: Peer, until: float) -> None:

@@ -1,4 +1,4 @@
-"""A Flask application as people write them: ``flask_app:app``, or the factory ``flask_app:create_app``."""
+"""A Flask application as people write them, with a factory: ``flask_app:create_app()``."""
 
 from __future__ import annotations
 
@@ -54,6 +54,3 @@ def add_views(app: Flask) -> None:
     @app.get("/error")
     def error() -> str:
         raise ValueError("the secret of the application")
-
-
-app = create_app()

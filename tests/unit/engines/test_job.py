@@ -67,3 +67,10 @@ def test_cancelling_what_is_settled() -> None:
     job.complete(PACKET)
     answer.cancel()
     assert (cancelled, results) == ([], [PACKET])
+
+
+def test_cancelling_frees_memory() -> None:
+    """A cancelled request keeps none of its bytes, even while a worker still runs it."""
+    job, _, _ = _job()
+    job.answer.cancel()
+    assert job.packet.payload == b""

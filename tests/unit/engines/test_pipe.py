@@ -14,7 +14,14 @@ from tests.unit.transports import CLIENT, SERVER, MemoryTransport
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import MAX_IN_FLIGHT, Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
-from uwsgitwisted.errors import Busy, ConnectionFailed, RequestCancelled, UwsgiError, WorkerDied
+from uwsgitwisted.errors import (
+    Busy,
+    ConnectionFailed,
+    MessageTooLarge,
+    RequestCancelled,
+    UwsgiError,
+    WorkerDied,
+)
 from uwsgitwisted.interfaces import Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.wire.events import (
@@ -28,6 +35,7 @@ from uwsgitwisted.wire.events import (
     WindowGranted,
 )
 from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import WSGI, Packet, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
@@ -181,6 +189,16 @@ def test_body_breaks_off(bench: Bench) -> None:
     body.write(b"part")
     body.end(ConnectionFailed("gone"))
     assert bench.arrived() == [DataReceived(1, b"part"), EndReceived(1, 0.0)]
+
+
+def test_head_that_is_too_large(bench: Bench) -> None:
+    """The variables in front of a streamed body fit one frame; otherwise nothing is sent."""
+    with pytest.raises(MessageTooLarge):
+        bench.job(Stream(), ASKED._replace(payload=bytes(FIRST_PIECE + 1)))
+    assert bench.pipe.in_flight == 0
+    assert bench.pipe.capacity == 1
+    bench.job(Stream(), ASKED._replace(payload=bytes(FIRST_PIECE)))
+    assert len(bench.arrived()) == 1
 
 
 def test_unread_body(bench: Bench) -> None:
@@ -351,6 +369,21 @@ def test_waits_for_peer(bench: Bench) -> None:
     assert bench.pipe.waits_for_peer
     body.end()
     assert not bench.pipe.waits_for_peer
+
+
+def test_uploading(bench: Bench) -> None:
+    """A worker has an upload from its assignment until all of the body has arrived from the peer."""
+    body = Stream()
+    assert not bench.pipe.uploading
+    bench.job(body)
+    assert bench.pipe.uploading
+    bench.arrived()
+    bench.begin(1)
+    body.write(b"body")
+    assert bench.pipe.uploading
+    body.end()
+    assert not bench.pipe.uploading
+    assert bench.pipe.in_flight == 1
 
 
 def test_worker_dies(bench: Bench) -> None:

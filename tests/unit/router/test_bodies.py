@@ -72,6 +72,7 @@ def spooled(data: bytes, budget: Budget | None = None) -> SpooledBody:
 def test_a_spooled_body(size: int) -> None:
     """It is sent as often as it is wanted."""
     body = spooled(b"x" * size)
+    body.detach()
     for _ in range(2):
         sink = Sink()
         body.attach(sink)
@@ -88,6 +89,9 @@ def test_back_pressure() -> None:
     sink = Sink(2)
     sink.sender = body
     body.attach(sink)
+    assert len(sink.data) == 2
+    body.detach()
+    body.want(True)
     assert len(sink.data) == 2
     other = Sink()
     body.attach(other)

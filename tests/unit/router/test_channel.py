@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 
-from tests.unit.router.fronts import OK, World, status
+from tests.unit.router.world import OK, World, status
 from uwsgitwisted.access import parse_network
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -109,12 +109,30 @@ def test_a_chunked_body(size: int | None) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     client.send(head + b"2\r\n12\r\n3\r\n345\r\n", size)
     assert world.node.requests == []
-    assert world.front.spooled.used == 5
+    assert world.shared.spooled.used == 5
     client.send(b"0\r\n\r\n" + GET, size)
     first, second = world.node.requests
     assert (first.body, first.variables["CONTENT_LENGTH"]) == (b"12345", "5")
     assert second.variables["REQUEST_METHOD"] == "GET"
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
+
+
+@pytest.mark.parametrize("size", [None, 1, 7])
+def test_a_small_body(size: int | None) -> None:
+    """A body that may be kept reaches a node only when all of it has come; a larger one is passed on."""
+    world = World(buffer_body=5)
+    world.node.answer, world.node.closes = None, False
+    client = world.client().send(POST % 5 + b"1234", size)
+    assert world.node.connections == []
+    client.send(b"5")
+    assert world.node.requests[0].body == b"12345"
+    assert world.node.requests[0].variables["CONTENT_LENGTH"] == "5"
+    world.node.requests[0].send(OK)
+    world.flush()
+    assert status(client.take()) == 200
+    client.send(POST % 6 + b"1", size)
+    assert world.node.requests[1].body == b"1"
+    assert world.shared.spooled.used == 0
 
 
 def test_a_chunked_body_without_bytes() -> None:
@@ -136,7 +154,7 @@ def test_large_bodies() -> None:
     )
     assert status(client.take()) == 413
     assert client.state == "half-closed"
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     assert world.node.requests == []
     world.client().send(POST % 4 + b"1234")
     assert world.node.requests[0].body == b"1234"
@@ -152,7 +170,7 @@ def test_bodies_of_all_clients() -> None:
     second = world.client().send(head + piece)
     assert status(second.take()) == 503
     first.lose()
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     third = world.client().send(head + piece)
     assert third.state == "open"
     third.lose()
@@ -164,7 +182,9 @@ def test_expect() -> None:
     world = World(max_body=4)
     world.node.answer, world.node.closes = None, False
     assert world.client().send(head % 4).take() == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert status(world.client().send(head % 5).take()) == 413
+    answer = world.client().send(head % 5).take()
+    assert status(answer) == 413
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 # Answers
@@ -182,7 +202,7 @@ def test_an_answer_before_the_end_of_the_body() -> None:
     client.send(b"3" * 500 + GET)
     assert client.take() == b""
     assert len(world.node.requests) == 1
-    world.advance(9)
+    world.advance(29)
     assert client.state == "half-closed"
     world.advance(1)
     assert client.state == "aborted"
@@ -243,7 +263,7 @@ def test_a_client_that_leaves() -> None:
     client.lose()
     world.flush()
     assert world.node.requests[0].lost
-    assert list(world.front.connections) == []
+    assert list(world.shared.connections) == []
 
 
 def test_close() -> None:
@@ -315,7 +335,7 @@ def test_a_bad_chunk_after_the_first() -> None:
     client.send(b"nonsense\r\n")
     assert status(client.take()) == 400
     client.lose()
-    assert world.front.spooled.used == 0
+    assert world.shared.spooled.used == 0
     assert world.node.requests == []
 
 
@@ -370,6 +390,17 @@ def test_slow_heads() -> None:
     client.send(GET[5:6])
     world.advance(1)
     assert client.state == "aborted"
+
+
+def test_silent_connections() -> None:
+    """A connection on which nothing comes is closed after as much time, and without a line in the log."""
+    world = World()
+    client = world.client()
+    world.advance(9)
+    assert client.state == "open"
+    world.advance(1)
+    assert client.state == "closing"
+    client.lose()
 
 
 def test_a_head_behind_another_request() -> None:
@@ -456,7 +487,7 @@ def test_draining() -> None:
     begun = world.client().get()
     world.node.requests[-1].send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", close=False)
     world.flush()
-    drained = world.front.finish()
+    drained = world.shared.finish()
     assert [each.state for each in (idle, fresh, reading, busy, begun)] == [
         "closing",
         "closing",
@@ -482,7 +513,7 @@ def test_aborting() -> None:
     """All connections are closed now."""
     world = World()
     clients = [world.client(), world.client().get()]
-    world.front.abort()
+    world.shared.abort()
     assert [client.state for client in clients] == ["aborted", "aborted"]
     for client in clients:
         client.lose()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import TCPTimedOutError
 from twisted.logger import globalLogPublisher
 
-from tests.unit.router.fronts import OK, World, status
+from tests.unit.router.world import OK, Client, World, status
+from uwsgitwisted.errors import ConnectionFailed
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n12"
 PUT = POST.replace(b"POST", b"PUT")
@@ -67,6 +70,30 @@ def test_a_connection_that_is_closed_without_an_answer(data: bytes, codes: list[
     assert [status(client.send(data).take()) for _ in range(2)] == codes
     if data is CHUNKED:
         assert world.nodes[1].requests[0].body == b"12"
+
+
+def test_a_body_that_is_still_there() -> None:
+    """A request with a body that was kept goes to another node, if it may run twice."""
+    world = World(2, buffer_body=2)
+    world.nodes[0].answer = None
+    client = world.client()
+    assert [status(client.send(data).take()) for data in (PUT, POST)] == [200, 502]
+    assert world.nodes[1].requests[0].body == b"12"
+
+
+def test_a_body_that_comes_between_two_nodes() -> None:
+    """A body that comes after one node has failed and before the next is connected, reaches that one."""
+    world = World(2)
+    world.nodes[0].answer = None
+    world.nodes[1].answer, world.nodes[1].closes = None, False
+    world.nodes[1].endpoint.held = []
+    client = world.client().send(PUT[:-2])
+    assert requests(world) == [1, 0]
+    assert client.transport.producerState == "paused"
+    client.send(b"12")
+    world.nodes[1].endpoint.go_on()
+    world.flush()
+    assert world.nodes[1].requests[0].body == b"12"
 
 
 def test_a_request_that_kills() -> None:
@@ -178,6 +205,101 @@ def test_it_counts_requests_in_flight() -> None:
         world.client().get()
     assert [after - old for after, old in zip(requests(world), before, strict=True)] == [2, 2]
     assert first is not second
+
+
+def waiting(world: World, number: int, host: str = "192.0.2.7") -> list[Client]:
+    """Return clients of one address whose requests are on their way."""
+    return [world.client(IPv4Address("TCP", host, 1)).get(f"/{host}") for _ in range(number)]
+
+
+def hold(world: World) -> None:
+    """Let the nodes answer only when they are told to."""
+    for node in world.nodes:
+        node.answer, node.closes = None, False
+
+
+def test_turns() -> None:
+    """If no node has room, requests wait, and clients take turns."""
+    world = World(in_flight=2)
+    hold(world)
+    many = waiting(world, 10, "192.0.2.1")
+    few = waiting(world, 1, "192.0.2.2")
+    assert requests(world) == [2]
+    for number in range(3):
+        world.node.requests[number].send(OK)
+        world.flush()
+    assert requests(world) == [5]
+    paths = [request.variables["PATH_INFO"] for request in world.node.requests]
+    assert "/192.0.2.2" in paths[:4]
+    assert status(many[0].take()) == 200
+    assert few[0].take() == b""
+
+
+def test_waiting_clients_that_leave() -> None:
+    """A request whose client leaves while it waits never reaches a node."""
+    world = World(in_flight=1)
+    hold(world)
+    first, second, third = waiting(world, 3)
+    second.lose()
+    world.node.requests[0].send(OK)
+    world.flush()
+    assert requests(world) == [2]
+    world.node.requests[1].send(OK)
+    world.flush()
+    assert requests(world) == [2]
+    assert status(third.take()) == 200
+    assert first.state == "open"
+
+
+def test_waiting_for_too_long() -> None:
+    """A request for which no node has room in time is refused."""
+    world = World(in_flight=1, timeout=5.0)
+    hold(world)
+    _, client = waiting(world, 2)
+    world.advance(4)
+    world.node.requests[0].send(b"HTTP/1.1 200 OK\r\n\r\n", close=False)
+    world.advance(0.9)
+    assert client.take() == b""
+    world.advance(0.1)
+    assert status(client.take()) == 503
+    assert requests(world) == [1]
+    assert client.state == "open"
+
+
+def test_waiting_when_all_nodes_fail() -> None:
+    """Requests that wait are refused when no node is left."""
+    world = World(2, in_flight=1)
+    hold(world)
+    waiting(world, 2)
+    clients = waiting(world, 3)
+    for node in world.nodes:
+        world.balanced.fail(node.node, ConnectionFailed("refused"))
+    assert [status(client.take()) for client in clients] == [503] * 3
+
+
+def test_waiting_when_a_node_is_back() -> None:
+    """Requests that wait go to a node that is back."""
+    world = World(2, in_flight=1)
+    hold(world)
+    world.balanced.fail(world.nodes[1].node, ConnectionFailed("refused"))
+    waiting(world, 2)
+    assert requests(world) == [1, 0]
+    world.advance(0.5)
+    assert requests(world) == [1, 1]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_connection_that_takes_too_long(nodes: int) -> None:
+    """It leaves a node out only while there is another one: its queue may just be full."""
+    world = World(nodes)
+    world.node.endpoint.held = []
+    client = world.client().get()
+    held, world.node.endpoint.held = world.node.endpoint.held, None
+    held[0][0].errback(TCPTimedOutError())
+    world.flush()
+    assert status(client.take()) == (503 if nodes == 1 else 200)
+    assert status(world.client().get().take()) == 200
+    assert requests(world) == ([1] if nodes == 1 else [0, 2])
 
 
 def test_the_log() -> None:

@@ -13,7 +13,7 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.testing import MemoryReactorClock
 
-from tests.unit.router.fronts import World, status
+from tests.unit.router.world import World, status
 from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.router.nodes import PING_INTERVAL, PING_TIMEOUT, make_endpoint
@@ -85,6 +85,22 @@ def test_a_node_that_closes_connections() -> None:
     world.client().get()
     world.client().get()
     assert len(world.node.requests) == 3  # it has answered the pings
+
+
+def test_an_endpoint_that_raises() -> None:
+    """Whatever a ping fails with, the node is looked after again."""
+    world = World(2)
+
+    def fail(factory: object) -> None:
+        raise ValueError("no such name")
+
+    world.node.endpoint.connect = fail  # type: ignore[assignment,method-assign]
+    start(world)
+    world.client().get()
+    assert len(world.nodes[1].requests) == 1
+    del world.node.endpoint.connect
+    world.advance(0.5)
+    assert pings(world)[0] == 1
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.router.fronts import Client, World, status
-from uwsgitwisted.router.static import Part, StaticFiles, parse_range
+from tests.unit.router.world import Client, World, status
+from uwsgitwisted.router.static import StaticFiles
 
 MODIFIED = 1_700_000_000
 DATE = formatdate(MODIFIED, usegmt=True)
@@ -148,16 +148,6 @@ def test_conditions(world: World, headers: list[str], code: int, body: bytes | N
         assert b"Content-Range: bytes " in head
     if code == 416:
         assert b"Content-Range: bytes */10" in head
-
-
-def test_ranges() -> None:
-    """A range is what lies in the file."""
-    assert parse_range(b"", 10) is None
-    assert parse_range(b"bytes=-", 10) is None
-    assert parse_range(b"bytes=1-%s" % (b"9" * 30), 10) is None
-    assert parse_range(b"bytes=0-0", 10) == Part(0, 1)
-    with pytest.raises(ValueError, match="10 bytes"):
-        parse_range(b"bytes=10-10", 10)
 
 
 @pytest.fixture

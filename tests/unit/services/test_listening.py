@@ -25,6 +25,7 @@ from uwsgitwisted.services.listening import (
     listen,
     on_loopback,
     opened_port,
+    refuse_new_connections,
     stop_listening,
 )
 from uwsgitwisted.transport.writer import RECEIVE_BUFFER
@@ -267,3 +268,23 @@ async def test_connections_that_wait_when_a_port_is_closed(description: str, tmp
             assert await deferToThread(connection.recv, 100) == b"hello"
     with socket.socket(family) as late, pytest.raises(OSError, match=r"refused|No such file"):
         late.connect(address)
+
+
+@pytest.mark.integration
+def test_refused_connections() -> None:
+    """A port that is about to be closed has the connections that were made before, and no further ones."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as early, socket.socket() as late:
+        early.connect(listener.getsockname())
+        refuse_new_connections(listener)
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        early.sendall(b"early")
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.recv(100) == b"early"
+            accepted.sendall(b"answer")
+        assert early.recv(100) == b"answer"
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()

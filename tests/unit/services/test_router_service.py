@@ -9,7 +9,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 
 from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.services import router
 from uwsgitwisted.services.router import RouterOptions, RouterService
 from uwsgitwisted.transport.server.limits import Limits
@@ -93,4 +93,4 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "allowed_connections", allow)
     service = make(MemoryReactorClock(), requests=RouterSettings(limits=Limits(max_connections=500)))
     assert wanted == [1_500]
-    assert service._front.limits.max_connections == 333
+    assert service._shared.limits.max_connections == 333

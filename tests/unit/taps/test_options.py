@@ -24,7 +24,7 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.engines.descriptions import available_cores
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.responders.spool import HTTP_VARS
-from uwsgitwisted.router.front import RouterSettings
+from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.router import RouterOptions
 from uwsgitwisted.services.settings import ServerSettings
@@ -42,6 +42,10 @@ COMMANDS = [
     pytest.param(spooler.Options, SPOOLER, 3_034, id="spooler"),
 ]
 COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spooler", SPOOLER)]
+
+
+THREADS = "--engine threads:2"
+NEED_PROCESSES = "WSGI applications and --static need --engine processes:N"
 
 
 def parse(make: type[ServerOptions], *arguments: str) -> Any:
@@ -373,10 +377,97 @@ class TestSpooler:
             parse(node.Options, *arguments.split())
         assert str(caught.value).startswith(text)
 
+    def test_applications(self) -> None:
+        """Applications are mounted at paths; the one of --wsgi answers what is left."""
+        line = "--wsgi a:b --mount /x=c:d --mount /y/z/=e:f() --max-body 2K"
+        options = parse(node.Options, *line.split())
+        assert options["mount"] == {"": "a:b", "/x": "c:d", "/y/z": "e:f()"}
+        assert options.settings().max_body == 2_048
+        assert parse(node.Options, "--mount", "/=a")["mount"] == {"": "a"}
+        assert parse(node.Options, "--wsgi", "a", *NODE)["handler"] == "my_server"
+
+    def test_places_of_applications(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Paths are those of the directory in which twistd starts."""
+        monkeypatch.chdir(tmp_path)
+        options = parse(node.Options, "--wsgi", "a", "--chdir", "place", "--env-file", "env")
+        assert options["chdir"] == str(tmp_path / "place")
+        assert options["env-file"] == str(tmp_path / "env")
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("", "--handler is missing"),
+            ("--mount x=a:b", "--mount x=a:b: write /path=module:callable"),
+            ("--mount /x", "--mount /x: write /path=module:callable"),
+            ("--mount /x=", "--mount /x=: write /path=module:callable"),
+            ("--mount /x=a --mount /x/=b", "--mount /x/=b: another application is mounted at /x"),
+            ("--mount /=a --mount /=b", "--mount /=b: another application is mounted at /"),
+            ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
+            (
+                "--wsgi a --engine threads:2",
+                "--engine threads:2: WSGI applications and --static need --engine processes:N",
+            ),
+            (
+                "--mount /x=a --engine reactor",
+                "--engine reactor: WSGI applications and --static need --engine processes:N",
+            ),
+            ("--wsgi a --max-body 0", "--max-body 0: "),
+            ("--wsgi a --max-body -1", "--max-body -1: "),
+        ],
+    )
+    def test_mistakes_with_applications(self, line: str, told: str) -> None:
+        """The user's mistakes raise UsageError with the option's name and value."""
+        with pytest.raises(UsageError) as caught:
+            parse(node.Options, *line.split())
+        assert told in str(caught.value)
+
     def test_http_vars(self) -> None:
         """The variables of a web request are a list."""
         assert parse(spooler.Options, *SPOOLER)["http-vars"] == HTTP_VARS
         assert parse(spooler.Options, *SPOOLER, "--http-vars", "A, B,")["http-vars"] == ("A", "B")
+
+
+class TestStatic:
+    @pytest.mark.parametrize("command", [(node.Options, []), (router.Options, ["--nodes", "h:1"])])
+    def test_directories(self, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Node and router take the same: directories by paths, as they are named, even if they are links."""
+        make, arguments = command
+        (tmp_path / "link").symlink_to(".")
+        monkeypatch.chdir(tmp_path)
+        options = parse(make, *arguments, "--static", "/a/=link", "--static", "/=.")
+        assert options["static"] == {"/a": str(tmp_path / "link"), "": str(tmp_path)}
+        for wrong, told in [
+            ("a=.", "--static a=.: write /path=DIRECTORY"),
+            ("/a", "--static /a: write /path=DIRECTORY"),
+            ("/a=", "--static /a=: write /path=DIRECTORY"),
+            ("/a=absent", "--static /a=absent: absent is no directory"),
+        ]:
+            with pytest.raises(UsageError) as caught:
+                parse(make, *arguments, "--static", wrong)
+            assert str(caught.value).startswith(told)
+        with pytest.raises(UsageError, match=r"^--static /a/=\.: another directory is at /a$"):
+            parse(make, *arguments, "--static", "/a=.", "--static", "/a/=.")
+
+    def test_beside_applications(self) -> None:
+        """A node sends files with or without applications, but not at the same path."""
+        assert not node.NodeSettings().has_web_workers
+        options = parse(node.Options, "--static", "/a=.", "--wsgi", "b:c", "--mount", "/d=e")
+        assert options["mount"] == {"": "b:c", "/d": "e"}
+        for given, path in ((["--mount", "/a=b:c"], "/a"), (["--static", "/=.", "--wsgi", "b:c"], "/")):
+            with pytest.raises(
+                UsageError, match=rf"^--static {path}=\.\.\.: an application is mounted at {path}$"
+            ):
+                parse(node.Options, "--static", "/a=.", *given)
+        with pytest.raises(UsageError, match=r"^--wsgi b:c: another application is mounted at /$"):
+            parse(node.Options, "--mount", "/=d:e", "--wsgi", "b:c")
+
+    def test_what_runs_it(self) -> None:
+        """Worker processes do; so no other engine and no resource may be given."""
+        assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
+        with pytest.raises(UsageError, match="--engine threads:2: static files need --engine processes:N"):
+            parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
+        with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
+            parse(node.Options, "--static", "/a=.", "--resource", "a.B")
 
 
 ROUTER = ["--nodes", "10.0.0.5:3031,/run/node.sock"]
@@ -397,16 +488,18 @@ class TestRouter:
             --http tcp:1 --https ssl:2:privateKey=k.pem --nodes h:1 --nodes h:2 --static /static={tmp_path}
             --allow 10.0.0.0/8 --trust 10.0.0.9 --connect-timeout 1 --drain-timeout 2 --max-body 3K
             --max-connections 5 --max-connections-per-peer 4 --header-timeout 6 --body-timeout 7 -t 5
-            --write-timeout 8 --idle-timeout 9 --max-spooled 4K
+            --write-timeout 8 --idle-timeout 9 --max-spooled 4K --max-in-flight 10 --buffer-body 2K
         """.split()
         assert parse(router.Options, *line).service_options() == RouterOptions(
             listen=("tcp:1", "ssl:2:privateKey=k.pem"),
             nodes=(Address("tcp", "h", 1), Address("tcp", "h", 2)),
+            max_in_flight=10,
             connect_timeout=1,
             drain_timeout=2,
             requests=RouterSettings(
                 timeout=5,
                 max_body=3 << 10,
+                buffer_body=2 << 10,
                 max_spooled=4 << 10,
                 static=(StaticFiles("/static", str(tmp_path)),),
                 networks=(ipaddress.ip_network("10.0.0.0/8"),),
@@ -423,8 +516,8 @@ class TestRouter:
             ("--http haproxy:tcp:1", "--http haproxy:tcp:1: a PROXY header"),
             ("--nodes nowhere", "--nodes nowhere: nowhere: not an address"),
             ("--nodes h:1,", "--nodes h:1,: "),
-            ("--static static=/tmp", "--static static=/tmp: write /prefix=DIRECTORY"),
-            ("--static /static", "--static /static: write /prefix=DIRECTORY"),
+            ("--static static=/tmp", "--static static=/tmp: write /path=DIRECTORY"),
+            ("--static /static", "--static /static: write /path=DIRECTORY"),
             ("--static /static=/absent", "--static /static=/absent: /absent is no directory"),
             ("--trust everybody", "--trust everybody: 'everybody' does not"),
             ("--max-body 0", "--max-body 0: not a whole number from 1"),

@@ -39,7 +39,7 @@ class WebFront(Front):
 
     def __init__(self, serve: Callable[[AnyExchange], None]) -> None:
         terms = Terms(max_message=1 << 20, window=FRONT_WINDOW)
-        super().__init__({WSGI: StreamHandler(serve)}, terms=terms)
+        super().__init__({WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, terms=terms)
         self.granted = self.negotiate()
         self.session = Session(Role.CLIENT, terms, self.granted)
         self._pending: list[Event] = []
@@ -245,6 +245,22 @@ def test_client_goes_while_sending(front: Make) -> None:
     assert len(caught) == 1
     made.begin(2)
     assert isinstance(made.next(), AnswerReceived)
+
+
+def test_error_is_ignored(front: Make) -> None:
+    """A handler may ignore that its client has gone: the front gets the answer to its cancel all the same."""
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send(b"begun")
+        with contextlib.suppress(ClientGone):
+            read_all(exchange)
+
+    made = front(serve)
+    made.begin()
+    assert isinstance(made.next(), StreamedAnswerReceived)
+    made.session.send_cancel(1)
+    made.flush()
+    assert isinstance(error_of(made.next()), RequestCancelled)
 
 
 def test_client_goes_at_the_end(front: Make) -> None:

@@ -23,6 +23,7 @@ from mako.codegen import RESERVED_NAMES
 from mako.template import Template
 
 from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject
+from uwsgitwisted.files import open_below
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.worker.handlers import templates as templates_module
@@ -33,7 +34,6 @@ from uwsgitwisted.worker.handlers.templates import (
     TemplateFailed,
     TemplateMissing,
     TemplateRefused,
-    open_below,
 )
 
 #: What Mako gives a meaning, as far as a variable of that name would disturb it.

@@ -127,7 +127,9 @@ def make(gates: Gates) -> Iterator[Make]:
     with contextlib.ExitStack() as made:
 
         def make(serve: Callable[[AnyExchange], None] = echo, **limits: Any) -> ThreadsFront:
-            front = ThreadsFront({33: Handler(run, answer), WSGI: StreamHandler(serve)}, **limits)
+            front = ThreadsFront(
+                {33: Handler(run, answer), WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, **limits
+            )
             made.callback(front.close)
             return front
 
@@ -397,7 +399,7 @@ class Ports:
         self, serve: Callable[[AnyExchange], None]
     ) -> Callable[[Callable[[UwsgiError], None]], Acceptor]:
         accepting = Accepting(ports=1, networks=None, max_body=1_000, write_timeout=PATIENCE)
-        handlers = {WSGI: StreamHandler(serve)}
+        handlers = {WSGI: StreamHandler(lambda exchange, _: serve(exchange))}
         return lambda report: Acceptor(
             accepting, [self.listener], self._workers, handlers, "n1 worker 1", report
         )
@@ -457,7 +459,7 @@ def without_threads(serve: Callable[[AnyExchange], None], ports: Ports) -> Front
     descriptor = Activity.create()
     slots = open_slots(descriptor)
     os.close(descriptor)
-    front = Front({WSGI: StreamHandler(serve)}, ports.make_acceptor(serve), slots)
+    front = Front({WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, ports.make_acceptor(serve), slots)
     front.negotiate()
     return front
 
@@ -485,7 +487,7 @@ def test_a_connection_at_the_end_without_threads(ports: Ports, gates: Gates) -> 
     descriptor = Activity.create()
     slots = open_slots(descriptor)
     os.close(descriptor)
-    front = Front({WSGI: StreamHandler(serve)}, ports.make_acceptor(serve), slots)
+    front = Front({WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, ports.make_acceptor(serve), slots)
     front.negotiate()
     with ports.connect("/begin") as first:
         gates.wait_for(b"gate")

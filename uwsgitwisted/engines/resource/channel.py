@@ -8,7 +8,6 @@ HTTP/1.0, so that nothing is sent in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -23,7 +22,6 @@ from uwsgitwisted.errors import ConnectionFailed, RemoteError, RequestCancelled,
 from uwsgitwisted.interfaces import Answer, Request, StreamedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.timer import Timer
-from uwsgitwisted.wire.web_status import status_answer
 
 #: A producer pauses when so many bytes wait for the peer, and goes on when fewer than half of them do.
 HELD = 128 * 1024
@@ -45,8 +43,6 @@ class Channel:
     :param on_end: called when the request is over.
     """
 
-    #: twisted.web would write its own access log.
-    factory = None
     disconnecting = False
 
     def __init__(
@@ -296,12 +292,6 @@ class Channel:
         if request is not None:
             self._finish(error)
             request.connectionLost(reason)
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        """Refuse a body that twisted.web can't parse; it calls this method."""
-        self.status = str(HTTPStatus.BAD_REQUEST.value)
-        self._stream.write(status_answer(HTTPStatus.BAD_REQUEST))
-        self.loseConnection()
 
     # Facts
 

@@ -40,7 +40,7 @@ class ResourceEngine:
     :param name: its name, for logs.
     :param timeout: within how many seconds of the end of a request its answer has to begin.
     :param max_queue: how many requests with large bodies there may be at once.
-    :param max_form: the largest form, in bytes: twisted.web parses forms in memory.
+    :param max_form: the largest form, in bytes: forms are parsed in memory.
     :param max_forms: how many bytes of large forms there may be at once.
     :param log: gets a line for each request that the resource has answered; None for no lines.
     """
@@ -115,12 +115,9 @@ class ResourceEngine:
         """
         size = web.size if web.is_form else 0
         if size > self._max_form:
-            raise MessageTooLarge(
-                f"a form of {size} bytes, which twisted.web would parse in memory; the limit is "
-                f"{self._max_form} (--max-message)",
-                size=size,
-                limit=self._max_form,
-            )
+            limit = self._max_form
+            text = f"a form of {size} bytes, which is parsed in memory; the limit is {limit} (--max-message)"
+            raise MessageTooLarge(text, size=size, limit=limit)
         busy = refusal(peer, self._by_peer[peer.group], self._uploads, self._max_queue)
         if busy is not None:
             raise busy

@@ -25,7 +25,7 @@ _UNESCAPED = "/:@!$&'()*+,;=~-._"
 #: These variables repeat others, or describe how the body came to the web server, which it doesn't any more.
 _DROPPED = frozenset({b"HTTP_CONTENT_TYPE", b"HTTP_CONTENT_LENGTH", b"HTTP_TRANSFER_ENCODING"})
 _TRUE = frozenset({b"on", b"1", b"https"})
-#: The types of bodies that twisted.web parses in memory, for ``request.args``.
+#: The types of bodies whose fields are in ``request.args``; they are parsed in memory.
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 _PORT_DIGITS = 5
 
@@ -43,7 +43,7 @@ class WebRequest:
     :param host: the address that the browser has asked for.
     :param secure: whether it came over HTTPS.
     :param size: the size of the body, in bytes.
-    :param is_form: whether twisted.web parses the body.
+    :param is_form: whether the body is a form, whose fields are arguments.
     """
 
     variables: Mapping[bytes, bytes]

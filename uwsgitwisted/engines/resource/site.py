@@ -1,4 +1,4 @@
-"""A site of twisted.web that logs failures as we do, and knows where its resource is mounted."""
+"""A site of twisted.web, but for how forms are parsed, failures logged, and where its resource is mounted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from twisted.web import http, server
 from twisted.web.resource import IResource
 from zope.interface import provider
 
+from uwsgitwisted.engines.resource.forms import Fields, check_fields, parse_form
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.transport.reports import Reports
@@ -27,7 +28,7 @@ def _warn(event: LogEvent) -> None:
 
 
 class ResourceRequest(server.Request):
-    """twisted.web's request, but for its end when the application raises.
+    """twisted.web's request, but for forms, and for its end when the application raises.
 
     :param channel: a :class:`uwsgitwisted.engines.resource.channel.Channel`.
     """
@@ -37,6 +38,31 @@ class ResourceRequest(server.Request):
     def __init__(self, channel: Any, *args: Any, **keywords: Any) -> None:
         super().__init__(channel, *args, **keywords)  # type: ignore[no-untyped-call]
         self._asked = channel.asked
+        self._content_type = b""
+        self._form: Fields = {}
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Parse the form, if the body is one, and process the request.
+
+        :raises ProtocolError: if the form is malformed.
+        :raises MessageTooLarge: if it, or the query, has too much of something.
+        """
+        content: Any = self.content
+        check_fields(path)
+        if self.channel.web.is_form and content.tell():  # type: ignore[attr-defined]
+            content.seek(0)
+            self._content_type = self.getHeader(b"Content-Type") or b""
+            self._form = parse_form(self._content_type, content.read())
+            self.requestHeaders.removeHeader(b"Content-Type")  # so that twisted.web doesn't parse it again
+        super().requestReceived(command, path, version)  # type: ignore[no-untyped-call]
+
+    def process(self) -> None:
+        """Add the form to the arguments, and find and render the resource."""
+        if self._content_type:
+            self.requestHeaders.setRawHeaders(b"Content-Type", [self._content_type])
+            arguments: Any = self.args
+            arguments.update(self._form)
+        super().process()  # type: ignore[no-untyped-call]
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Log an exception of the application, and answer without showing it.

@@ -11,38 +11,34 @@ session.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from uwsgitwisted.access import Network, Peer
-from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, ProtocolError, UwsgiError
-from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer, TimedAnswer
+from uwsgitwisted.access import Peer
+from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, UwsgiError
+from uwsgitwisted.interfaces import Answer, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.stream import Stream
-from uwsgitwisted.transport.batch import Slices
 from uwsgitwisted.transport.handover import hand_over
-from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.transport.server.budget import Budget, default_limit
-from uwsgitwisted.transport.server.connections import Connections
-from uwsgitwisted.transport.server.limits import Limits
+from uwsgitwisted.transport.server.bodies import HELD, HeldBody, StreamedBody
 from uwsgitwisted.transport.server.session import ServerSession
-from uwsgitwisted.transport.server.streams import HELD, StreamedBody, StreamSender
+from uwsgitwisted.transport.server.streams import StreamSender
 from uwsgitwisted.transport.timer import Deadlines
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
-from uwsgitwisted.wire.message import answers_raw
+from uwsgitwisted.wire.message import answer_encoder
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms, decode_offer
-from uwsgitwisted.wire.vars import body_size, may_announce_body
+from uwsgitwisted.wire.terms import Terms, decode_offer
 
-#: The default limit of a body that is passed on as a stream, in bytes.
-MAX_BODY = 1 << 30
+if TYPE_CHECKING:
+    from uwsgitwisted.transport.server.factory import ServerFactory
+
 #: What an answer may hold that is passed on as a stream, in bytes: a part that waits, and one that is written.
 STREAM_MEMORY = 2 * HELD
 #: The body timeout starts again after this many bytes of a body.
@@ -74,153 +70,9 @@ _ARRIVING = (_State.HEADER, _State.PACKET, _State.BODY)
 _ANSWERABLE = (_State.UPLOADING, _State.ANSWERING, _State.HALF_CLOSED)
 
 
-class _Body:
-    """A packet whose body follows it.
-
-    :param size: how many bytes follow.
-    """
-
-    __slots__ = ("_data", "_packet", "missing")
-
-    def __init__(self, packet: Packet, size: int) -> None:
-        self._packet = packet
-        self._data = bytearray(packet.payload)
-        #: How many bytes have not arrived.
-        self.missing = size
-
-    def add(self, data: bytes) -> int:
-        """Add bytes to the body; return how many of them came after its end."""
-        taken = min(len(data), self.missing)
-        self._data += data if taken == len(data) else data[:taken]
-        self.missing -= taken
-        return len(data) - taken
-
-    def message(self) -> Packet:
-        """Return the packet with its body appended to its payload."""
-        return self._packet._replace(payload=bytes(self._data))
-
-
-class ServerFactory(Factory):
-    """Makes the connections of one service and keeps track of them.
-
-    :param clock: for the time limits.
-    :param respond: answers a request; see :meth:`uwsgitwisted.interfaces.IResponder.respond`.
-    :param terms: the terms on which it grants sessions; None to serve plain uwsgi only.
-    :param limits: see :class:`Limits`.
-    :param networks: the networks from which it accepts connections; None for all.
-    :param tracebacks: whether to send peers the tracebacks of handlers' exceptions.
-    :param bodies: the modifiers of packets with a body; the CONTENT_LENGTH in their vars block is its size. If
-        the server can't take it, the request says why; see :attr:`uwsgitwisted.interfaces.Request.refused`.
-    :param streamed_bodies: the values of modifier1 whose bodies, if they are large, are passed on as streams.
-    :param max_body: the largest such body, in bytes.
-    :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side. For
-        other requests it may still read the answer; the system doesn't say whether it has gone.
-    """
-
-    noisy = False
-    _log = Logger()
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        respond: Callable[[Request], Reply],
-        *,
-        terms: Terms | None = None,
-        limits: Limits | None = None,
-        networks: Sequence[Network] | None = None,
-        tracebacks: bool = True,
-        bodies: Container[tuple[int, int]] = (),
-        streamed_bodies: Container[int] = (),
-        max_body: int = MAX_BODY,
-        ended_by_peer: Container[int] = (),
-    ) -> None:
-        self.clock = clock
-        self.respond = respond
-        self.terms = terms
-        self.max_message = terms.max_message if terms else MAX_MESSAGE
-        self.limits = limits = limits or Limits()
-        self.tracebacks = tracebacks
-        self._networks = networks
-        self._with_body = bodies
-        self._streamed_bodies = streamed_bodies
-        self._max_body = max_body
-        self.ended_by_peer = ended_by_peer
-        self.reports = Reports(self._log)
-        self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
-        self.connections = Connections(limits.max_connections, limits.peer_connections)
-        #: Where sessions put work that is too much for one turn of the reactor.
-        self.slices = Slices(clock)
-        #: The connections that still owe a header, still owe the rest of a packet or body, or still have to
-        #: read their answer.
-        self.headers = Deadlines(clock, limits.header_timeout, ServerProtocol.time_out)
-        self.bodies = Deadlines(clock, limits.body_timeout, ServerProtocol.time_out)
-        self.answers = Deadlines(clock, limits.write_timeout, ServerProtocol.time_out)
-
-    def buildProtocol(self, addr: IAddress | None) -> ServerProtocol | None:
-        """Return a connection's protocol, or None, which closes it."""
-        assert addr is not None
-        peer = Peer(addr)
-        if self._networks is not None and not peer.is_allowed(self._networks):
-            reason: str | None = "its address is in none of the allowed networks"
-        else:
-            reason = self.connections.refusal(peer)
-        if reason is None:
-            return ServerProtocol(self, peer)
-        self.reports.report(reason, "a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
-        return None
-
-    def size_behind(self, packet: Packet) -> int:
-        """Return how many bytes of body follow *packet*."""
-        if packet.modifier1 in self._streamed_bodies:
-            if not may_announce_body(packet.payload):
-                return 0
-        elif packet[:2] not in self._with_body:
-            return 0
-        try:
-            return body_size(packet.payload)
-        except MalformedPacket:  # its responder finds the same error, and answers
-            return 0
-
-    def is_streamed(self, packet: Packet, size: int) -> bool:
-        """Whether a body of *size* bytes is passed on while it arrives."""
-        return size > HELD and packet.modifier1 in self._streamed_bodies
-
-    def refuse_size(self, packet: Packet, size: int) -> MessageTooLarge | None:
-        """Return why a body of *size* bytes is too large, or None if it isn't."""
-        if packet.modifier1 in self._streamed_bodies:
-            limit, option, what = self._max_body, "--max-body", "a request body"
-        else:
-            size += len(packet.payload)
-            limit, option, what = self.max_message, "--max-message", "a request, including its body,"
-        if size <= limit:
-            return None
-        return MessageTooLarge(
-            f"{what} of {size} bytes; the limit is {limit} ({option})", size=size, limit=limit
-        )
-
-    @property
-    def expects_requests(self) -> bool:
-        """Whether a connection has none, or only a part, of its request yet."""
-        return any(isinstance(each, ServerProtocol) and each.arriving for each in self.connections)
-
-    def finish(self) -> Deferred[None]:
-        """Drain every connection: let it finish its requests in flight.
-
-        :return: fires when all are closed.
-        """
-        for connection in self.connections:
-            connection.finish()
-        return self.connections.emptied()
-
-    def abort(self) -> None:
-        """Close every connection now."""
-        for connection in self.connections:
-            connection.abort()
-
-
 @implementer(IHalfCloseableProtocol)
 class ServerProtocol(Protocol):
-    """One connection of a :class:`ServerFactory`.
+    """One connection of a :class:`~uwsgitwisted.transport.server.factory.ServerFactory`.
 
     Its state decides how it reacts to events: see :data:`_BEHAVIOUR`.
 
@@ -238,10 +90,10 @@ class ServerProtocol(Protocol):
         self._since = 0.0
         self._deadlines: Deadlines[ServerProtocol] | None = None
         self._decoder = PacketDecoder(limit=factory.limits.max_packet, count=1)
-        self._body: _Body | StreamedBody | None = None
+        self._body: HeldBody | StreamedBody | None = None
         self._sender: StreamSender | None = None
         self._answer: Deferred[Answer] | None = None
-        self._answers_raw = False
+        self._encode: Callable[[Packet], bytes] = encode_packet
         self._ended_by_peer = False
         self._session: ServerSession | None = None
         #: How many unexpected bytes have come; negative while a body is being dropped.
@@ -254,12 +106,13 @@ class ServerProtocol(Protocol):
         self._enter(_State.HEADER)
 
     def _enter(self, state: _State) -> None:
-        """Enter a state, and start its time limit, if it has one."""
+        """Enter a state, and start its time limit, if it has one, and the peer is read."""
         if self._deadlines is not None:
             self._deadlines.discard(self)
         self._state = state
         self._deadlines = _BEHAVIOUR[state].deadlines(self._factory)
-        if self._deadlines is not None:
+        paused = isinstance(self._body, StreamedBody) and self._body.paused
+        if self._deadlines is not None and not paused:
             self._deadlines.add(self)
 
     # Events
@@ -355,14 +208,17 @@ class ServerProtocol(Protocol):
         if theirs is not None and self._factory.terms is not None:
             self._begin_session(self._factory.terms, theirs)
             return
-        size = self._factory.size_behind(packet)
+        rules = self._factory.body_rules
+        size = rules.size_behind(packet)
         refused = self._refusal(packet, size) if size else None
         if refused is not None:
             self._ignored = len(self._decoder.rest()) - size
             self._call_responder(packet, refused)
         elif size:
-            streamed = self._factory.is_streamed(packet, size)
-            self._begin_body(StreamedBody(packet, size, self._set_reading) if streamed else _Body(packet, size))
+            streamed = self._factory.body_rules.is_streamed(packet, size)
+            self._begin_body(
+                StreamedBody(packet, size, self._set_reading) if streamed else HeldBody(packet, size)
+            )
         else:
             self._account.set(len(packet.payload))
             self._ignored = len(self._decoder.rest())
@@ -370,16 +226,16 @@ class ServerProtocol(Protocol):
 
     def _refusal(self, packet: Packet, size: int) -> UwsgiError | None:
         """Return why a request with a body of *size* bytes is refused, or None if it is not."""
-        too_large = self._factory.refuse_size(packet, size)
+        too_large = self._factory.body_rules.refusal(packet, size)
         if too_large is not None:
             return too_large
-        held = len(packet.payload) + (2 * HELD if self._factory.is_streamed(packet, size) else size)
+        held = len(packet.payload) + (2 * HELD if self._factory.body_rules.is_streamed(packet, size) else size)
         if not self._account.admits(held):
             return Busy(f"no room for a request of {held} bytes now (--max-buffered); try again later")
         self._account.set(held)
         return None
 
-    def _begin_body(self, body: _Body | StreamedBody) -> None:
+    def _begin_body(self, body: HeldBody | StreamedBody) -> None:
         assert self.transport is not None
         self._body = body
         self._enter(_State.BODY)
@@ -393,7 +249,7 @@ class ServerProtocol(Protocol):
         self._ignored += body.add(data)
         if isinstance(body, StreamedBody) and body.ready and self._state is _State.BODY:
             self._call_responder(body.packet, body=body.stream)
-        elif not body.missing and isinstance(body, _Body):
+        elif not body.missing and isinstance(body, HeldBody):
             self._body = None
             self._call_responder(body.message())
         elif not body.missing:
@@ -417,7 +273,7 @@ class ServerProtocol(Protocol):
         self, packet: Packet, refused: UwsgiError | None = None, body: Stream | None = None
     ) -> None:
         self._enter(_State.ANSWERING if body is None or body.ended else _State.UPLOADING)
-        self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
+        self._encode = answer_encoder(packet.modifier1, packet.modifier2)
         self._ended_by_peer = packet.modifier1 in self._factory.ended_by_peer
         try:
             answer = self._factory.respond(Request(packet, self.peer, refused=refused, body=body))
@@ -466,7 +322,7 @@ class ServerProtocol(Protocol):
             answer = answer.packet  # plain uwsgi has no field for the time
         if isinstance(answer, Packet):
             try:
-                answer = answer.payload if self._answers_raw else encode_packet(answer)
+                answer = self._encode(answer)
             except MessageTooLarge as error:
                 self._factory.reports.report(
                     "large answer", "the answer for {peer} is too large: {error}", peer=self.peer, error=error

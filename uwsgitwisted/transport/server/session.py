@@ -190,6 +190,7 @@ class ServerSession:
         for timer in (self._write_timer, self._idle_timer, self._body_timer, self._pause_timer):
             timer.clear()
         self._requests.cancel_all()
+        self._session.abandon()
 
     @property
     def idle_since(self) -> float | None:
@@ -269,17 +270,21 @@ class ServerSession:
             errbackArgs=(answer, request),
         ).addErrback(self._on_bug)
 
-    def _on_answer(self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet) -> None:
+    def _on_answer(
+        self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet
+    ) -> Deferred[None] | None:
         if isinstance(result, StreamedAnswer):  # our clients take whole messages
-            collect(result, self._backlog_limit).addCallbacks(
+            # *answer* waits for the Deferred that is returned, so that cancelling it cancels the stream.
+            return collect(result, self._backlog_limit).addCallbacks(
                 self._on_answer,
                 self._on_failure,
                 callbackArgs=(answer, request, asked),
                 errbackArgs=(answer, request),
-            ).addErrback(self._on_bug)
-        elif self._requests.end(request, answer):
+            )
+        if self._requests.end(request, answer):
             self._send_answer(result, request, asked)
             BATCH.at_end(self._flush)
+        return None
 
     def _send_answer(self, answer: Answer, request: int, asked: Packet) -> None:
         took = 0.0

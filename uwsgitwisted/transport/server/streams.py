@@ -1,4 +1,4 @@
-"""Bodies and answers that pass through a connection as streams, with back-pressure in both directions."""
+"""Answers that pass through a connection as streams, as fast as the peer reads."""
 
 from __future__ import annotations
 
@@ -7,64 +7,14 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import ConnectionFailed, MessageTooLarge
+from uwsgitwisted.errors import MessageTooLarge
 from uwsgitwisted.interfaces import StreamedAnswer
-from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.packet import Packet
 
-#: A body of up to so many bytes is held until it is complete, so that a slow peer occupies no worker. The
-#: request of a larger one starts when so many bytes have arrived.
-HELD = 256 * 1024
 #: How many bytes are given to the transport at once.
 _PIECE = 256 * 1024
-
-
-class StreamedBody:
-    """A body that is passed on while it arrives.
-
-    :param packet: the packet in front of it.
-    :param size: how many bytes it has.
-    :param set_reading: reads from the connection, or stops for now.
-    """
-
-    __slots__ = ("_paused", "_set_reading", "_size", "missing", "packet", "stream")
-
-    def __init__(self, packet: Packet, size: int, set_reading: Callable[[bool], None]) -> None:
-        self.packet = packet
-        self.stream = Stream(self._on_taken)
-        self._set_reading = set_reading
-        self._paused = False
-        self._size = size
-        #: How many bytes have not arrived.
-        self.missing = size
-
-    @property
-    def ready(self) -> bool:
-        """Whether enough of it has arrived for its request to start."""
-        return self._size - self.missing >= HELD
-
-    def add(self, data: bytes) -> int:
-        """Add bytes to the body; return how many of them came after its end."""
-        taken = min(len(data), self.missing)
-        self.missing -= taken
-        self.stream.write(data if taken == len(data) else data[:taken])
-        if not self.missing:
-            self.stream.end()
-        elif self.stream.size >= HELD and self.ready and not self._paused:
-            self._paused = True
-            self._set_reading(False)
-        return len(data) - taken
-
-    def _on_taken(self, _: int) -> None:
-        if self._paused and self.stream.size < HELD // 2:
-            self._paused = False
-            self._set_reading(True)
-
-    def abort(self) -> None:
-        """End the stream early: the peer has gone."""
-        self.stream.end(ConnectionFailed(f"the peer has gone; {self.missing} bytes of its body are missing"))
 
 
 class StreamSender:
@@ -101,11 +51,6 @@ class StreamSender:
             self._write(self._first)
         self._stream.on_ready(self._go_on)
 
-    @property
-    def pending(self) -> int:
-        """How many bytes are held for the peer."""
-        return self._stream.size + self.writer.pending
-
     def _write(self, data: bytes) -> None:
         self.writer.write(data)
         if self.writer.waiting:
@@ -134,11 +79,12 @@ def collect(answer: StreamedAnswer, limit: int) -> Deferred[Packet]:
 
     :param limit: the most bytes that it may have.
     :return: fires with the whole answer; fails with ``MessageTooLarge``, or with the error that ended it early.
+        Cancelling it cancels the answer.
     """
     packet, stream = answer
     chunks = [packet.payload]
     size = len(packet.payload)
-    collected: Deferred[Packet] = Deferred()
+    collected: Deferred[Packet] = Deferred(lambda _: stream.cancel())
 
     def go_on() -> None:
         nonlocal size

@@ -53,25 +53,30 @@ class Handler:
             raise describe(error, node=node) from error
 
 
+def _nothing(exchange: AnyExchange) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class StreamHandler:
     """Runs the requests of one modifier1, whose bodies and answers may be streams.
 
-    :param serve: answers the request of an exchange.
+    :param serve: answers the request of an exchange, which it gets with what *read* returned.
+    :param read: decodes the request. Callers get its :class:`UwsgiError` exceptions unchanged.
     """
 
-    serve: Callable[[AnyExchange], None]
+    serve: Callable[[AnyExchange, Any], None]
+    read: Callable[[AnyExchange], Any] = _nothing
 
     def __call__(self, exchange: AnyExchange, node: str = "") -> None:
         """Answer the request.
 
         :param node: the name of this node and worker.
-        :raises UwsgiError: if the request is malformed, and the answer has not begun.
-        :raises RemoteError: if anything else fails. Its cause is the exception.
+        :raises UwsgiError: if the request can't be decoded; the answer has not begun.
+        :raises RemoteError: if anything else fails. Its cause is the exception, as for a :class:`Handler`.
         """
+        value = self.read(exchange)
         try:
-            self.serve(exchange)
-        except UwsgiError:
-            raise
+            self.serve(exchange, value)
         except (Exception, SystemExit) as error:
             raise describe(error, node=node) from error

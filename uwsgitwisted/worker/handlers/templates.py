@@ -2,24 +2,19 @@
 
 A template is the operator's code and may do whatever Python can. Its name is not trusted: it comes from the
 network, or from ``<%include file="${...}"/>`` in a template that got it from the network. So every file is
-opened by :func:`open_below`, which opens each directory of the path relative to the one before it. It resolves
-a symbolic link, checks that the target is inside, and opens the target in the same way. Each check is part of
-opening the file, so it doesn't help an attacker to put a link there in between. Hard links and mounts are not
-detected; creating one takes the permission to write to the directory.
+opened by :func:`uwsgitwisted.files.open_below`, which follows no link that leads out of the directory.
 
 Nothing is written to disk: the compiled templates that were used last are cached in memory.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mako.exceptions import CompileException, SyntaxException, TemplateLookupException
@@ -27,6 +22,7 @@ from mako.lookup import TemplateCollection
 from mako.template import ModuleInfo, Template
 
 from uwsgitwisted.errors import MisuseError, UwsgiError
+from uwsgitwisted.files import LEADS_OUT, open_below, why_refused
 
 #: How many compiled templates to cache. One takes tens of kilobytes, and few sites have more than this.
 CACHE_SIZE = 256
@@ -38,22 +34,6 @@ SETTLED_AFTER = 2_000_000_000
 _NAME_IN_ERRORS = 200
 #: The name in a template's module of its own Python code, which has the line numbers.
 _CODE = "_uwsgitwisted_code"
-
-# O_PATH needs only the permission to pass through a directory, not to list it. Only Linux has it.
-_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK, since opening a pipe would wait for its other end.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-#: Checks that refuse a name, and the reasons to give.
-_REFUSED: tuple[tuple[Callable[[str], object], str], ...] = (
-    (lambda name: not name, "it is empty"),
-    (_UNPRINTABLE.search, "it holds a character that doesn't print"),
-    (lambda name: "\\" in name, "it holds a backslash; '/' parts directories"),
-    (lambda name: name.startswith("/"), "it begins with '/'; it is looked for below the template directories"),
-    (lambda name: not {"", ".", ".."}.isdisjoint(name.split("/")), "a part of it is empty, '.' or '..'"),
-)
 
 
 class NoTemplate(MisuseError, TemplateLookupException):  # type: ignore[misc]  # Mako has no types
@@ -110,9 +90,9 @@ def check_name(name: str) -> str:
 
     :raises TemplateRefused: if it isn't; nothing was looked up.
     """
-    for is_refused, reason in _REFUSED:
-        if is_refused(name):
-            raise _refusal(name, f"{reason}; name a file as 'mail/welcome.txt' does")
+    reason = why_refused(name)
+    if reason is not None:
+        raise _refusal(name, f"{reason}; name a file as 'mail/welcome.txt' does")
     return name
 
 
@@ -123,43 +103,6 @@ def _refusal(name: str, reason: str) -> TemplateRefused:
 def quote(name: str) -> str:
     """Quote *name* for an error's text, and shorten it if it is long."""
     return repr(name if len(name) <= _NAME_IN_ERRORS else f"{name[:_NAME_IN_ERRORS]}...")
-
-
-def open_below(directory: str, name: str) -> int:
-    """Open the file *name* below *directory* for reading.
-
-    It follows symbolic links whose targets are below *directory*, which may be a link itself.
-
-    :param name: a name that :func:`check_name` has accepted.
-    :return: the file descriptor.
-    :raises TemplateRefused: if a symbolic link leads outside.
-    :raises OSError: if the file doesn't exist or can't be opened.
-    """
-    try:
-        return _walk(directory, name)
-    except OSError as error:
-        # The errors of O_NOFOLLOW at a symbolic link: ELOOP without O_DIRECTORY, ENOTDIR with it.
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise
-    root = os.path.realpath(directory)
-    path = os.path.realpath(os.path.join(root, name))
-    if os.path.commonpath((root, path)) != root:
-        raise _refusal(name, "a symbolic link leads out of the template directory")
-    return _walk(root, os.path.relpath(path, root))
-
-
-def _walk(directory: str, name: str) -> int:
-    """Open *name* below *directory*, without following symbolic links."""
-    *parents, last = name.split("/")
-    descriptor = os.open(directory, _DIRECTORY)
-    try:
-        for parent in parents:
-            inner = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-        return os.open(last, _FILE, dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Stamp(NamedTuple):
@@ -283,6 +226,8 @@ class TemplateDirectories(TemplateCollection):  # type: ignore[misc]  # Mako has
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
+                if error.errno == LEADS_OUT:
+                    raise _refusal(name, "a symbolic link leads out of the template directory") from None
                 raise TemplateMissing(
                     f"the template {quote(name)} can't be opened: {error.strerror}", name=name
                 ) from None

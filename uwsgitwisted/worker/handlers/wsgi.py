@@ -1,4 +1,7 @@
-"""Web requests (modifiers 0 and 30): runs the WSGI applications that ``--wsgi`` and ``--mount`` name."""
+"""Web requests (modifiers 0 and 30): runs the WSGI applications that ``--wsgi`` and ``--mount`` name.
+
+The files of ``--static`` are an application too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from time import monotonic, time
+from types import MappingProxyType
 from typing import Any
 
 from uwsgitwisted.access_log import AccessLog, Entry
@@ -20,6 +24,7 @@ from uwsgitwisted.worker.handlers.module import load_module
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD
 from uwsgitwisted.worker.web.environ import Environ, complete, read_request
 from uwsgitwisted.worker.web.response import Application, FileWrapper, Response, StartResponse, run
+from uwsgitwisted.worker.web.static import StaticFiles
 
 #: The callable's name where only a module is named, as in uWSGI.
 DEFAULT_CALLABLE = "application"
@@ -30,6 +35,7 @@ _TARGET = re.compile(r"(?P<module>[\w.]+)(:(?P<name>[\w.]+)(?P<call>\(\))?)?")
 def load(
     applications: Mapping[str, str],
     *,
+    static: Mapping[str, str] = MappingProxyType({}),
     chdir: str = "",
     env_file: str = "",
     access_log: str = "",
@@ -39,6 +45,7 @@ def load(
 
     :param applications: their targets by the paths at which they are mounted; ``""`` is the root. A target is
         ``module:callable``, ``module:factory()``, or a module with a callable named ``application``.
+    :param static: the directories whose files are sent, by the paths at which they are mounted.
     :param chdir: the directory to change to before; empty for none.
     :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
     :param access_log: the format of the access log, whose file the worker has; empty for none.
@@ -48,8 +55,12 @@ def load(
     if env_file:
         os.environ.update(read_env_file(env_file))
     if chdir:
-        os.chdir(chdir)
+        try:
+            os.chdir(chdir)
+        except OSError as error:
+            raise StartupError(f"--chdir {chdir}: {error.strerror}") from error
     mounted = {path: _application(target) for path, target in applications.items()}
+    mounted |= {path: StaticFiles(directory) for path, directory in static.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),
         "wsgi.multithread": multithread,
@@ -61,11 +72,14 @@ def load(
     log = AccessLog(ACCESS_LOG_FD, access_log) if access_log else None
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
-    def serve(exchange: AnyExchange) -> None:
+    def read(exchange: AnyExchange) -> Environ:
         environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
         complete(environ, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
+        return environ
+
+    def serve(exchange: AnyExchange, environ: Environ) -> None:
         response, started = Response(exchange, environ), monotonic()
         try:
             run(find(environ) or _not_found, environ, response)
@@ -74,7 +88,7 @@ def load(
                 took = monotonic() - started
                 log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
 
-    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve))
+    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve, read))
 
 
 def _not_found(environ: Environ, start_response: StartResponse) -> list[bytes]:
@@ -102,7 +116,7 @@ def _application(target: str) -> Application:
     if parts["call"]:
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StartupError(f"--wsgi {target}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise StartupError(f"--wsgi {target}: {name!r} is a {type(found).__name__}, no WSGI application")
@@ -116,12 +130,13 @@ def _only(application: Application) -> Callable[[Environ], Application | None]:
 
 def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Application | None]:
     """Return what finds the application of a request by its path, the longest mount first."""
-    mounts = sorted(mounted.items(), key=lambda item: -len(item[0]))
+    paths = ((os.fsencode(path).decode("latin-1"), application) for path, application in mounted.items())
+    mounts = sorted(paths, key=lambda item: -len(item[0]))
 
     def find(environ: Environ) -> Application | None:
         path = environ["PATH_INFO"]
         for mount, application in mounts:
-            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in ("", "/"):
+            if _is_below(path, mount):
                 environ["SCRIPT_NAME"] += mount
                 environ["PATH_INFO"] = path[len(mount) :]
                 return application
@@ -132,9 +147,14 @@ def _by_path(mounted: Mapping[str, Application]) -> Callable[[Environ], Applicat
 
 def _strip_script(environ: Environ) -> None:
     """Remove SCRIPT_NAME, which the web server has set, from the path, as uWSGI does for modifier 30."""
-    script = environ["SCRIPT_NAME"].rstrip("/")
-    if environ["PATH_INFO"].startswith(script):
+    script = environ["SCRIPT_NAME"] = environ["SCRIPT_NAME"].rstrip("/")
+    if _is_below(environ["PATH_INFO"], script):
         environ["PATH_INFO"] = environ["PATH_INFO"][len(script) :]
+
+
+def _is_below(path: str, parent: str) -> bool:
+    """Whether *path* is *parent*, or below it."""
+    return path.startswith(parent) and path[len(parent) : len(parent) + 1] in ("", "/")
 
 
 def read_env_file(path: str) -> dict[str, str]:
@@ -156,7 +176,7 @@ def read_env_file(path: str) -> dict[str, str]:
         if not text or text.startswith("#"):
             continue
         name, separator, value = text.removeprefix("export ").partition("=")
-        if not separator or not name.strip().isidentifier():
+        if not separator or not name.strip().isidentifier() or "\0" in value:
             raise StartupError(f"--env-file {path}, line {number}: write NAME=value")
         value = value.strip()
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -66,15 +67,25 @@ class FileWrapper:
 
     def rest(self) -> tuple[int, int, int] | None:
         """Return the descriptor of a regular file, where its rest begins, and its size; or None."""
+        if _is_converted(self.file):
+            return None
         try:
             descriptor = self.file.fileno()
             status = os.fstat(descriptor)
             offset = self.file.tell()
         except (AttributeError, OSError, ValueError):  # it is no file of the system
             return None
-        if not stat.S_ISREG(status.st_mode) or not hasattr(os, "sendfile"):
+        size = status.st_size - offset
+        # A file of /proc has a size of 0, whatever can be read from it.
+        if not stat.S_ISREG(status.st_mode) or size <= 0 or not hasattr(os, "sendfile"):
             return None
-        return descriptor, offset, max(0, status.st_size - offset)
+        return descriptor, offset, size
+
+
+def _is_converted(file: Any) -> bool:
+    """Whether what is read from a file is not what its descriptor has, as with compressed files."""
+    raw = getattr(getattr(file, "buffer", file), "raw", file)
+    return isinstance(raw, io.IOBase) and not isinstance(raw, io.FileIO)
 
 
 class Response:
@@ -130,7 +141,7 @@ class Response:
         head = b"" if self._sent else self._head(None)
         data = self._bounded(data)
         if head or data:
-            self._exchange.send(head + data)
+            self._send(head + data)
             self.size += len(data)
 
     def send(self, result: Iterable[bytes]) -> None:
@@ -148,12 +159,18 @@ class Response:
                     break
         self._finish(b"")
 
+    def _send(self, data: bytes) -> None:
+        self._sent = True
+        self._exchange.send(data)
+
     def _finish(self, data: bytes) -> None:
         head = b"" if self._sent else self._head(len(data))
         data = self._bounded(data)
         if self._left:
             raise ValueError(f"the application has sent {self._left} bytes less than its Content-Length says")
-        self._exchange.finish(head + data if head else data)
+        whole = head + data if head else data
+        self._sent = True
+        self._exchange.finish(whole)
         self.size += len(data)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
@@ -167,7 +184,7 @@ class Response:
             size = min(size, self._left)
             self._left -= size
         if head:
-            self._exchange.send(head)
+            self._send(head)
         self._exchange.send_file(descriptor, offset, size)
         self.size += size
         self._finish(b"")
@@ -180,7 +197,6 @@ class Response:
         """
         if not self._status:
             raise AssertionError("the application has not called start_response")
-        self._sent = True
         bodiless = self._status[:3] in _BODILESS or self._status[0] == "1"
         lines = [f"{self._protocol if self._protocol in _PROTOCOLS else 'HTTP/1.0'} {self._status}"]
         length = None
@@ -188,6 +204,8 @@ class Response:
             if name.lower() == "content-length":
                 if self._status[:3] == "204":
                     continue
+                if length is not None:  # web servers don't agree which one counts
+                    raise ValueError("the application has set Content-Length twice")
                 length = _length(value)
             lines.append(f"{name}: {value}")
         if length is None and size is not None and not bodiless and self._method != "HEAD":

@@ -27,6 +27,7 @@ from uwsgitwisted.errors import (
     ConnectionFailed,
     MalformedPacket,
     MessageTooLarge,
+    ProtocolError,
     RemoteError,
     RequestCancelled,
     RequestTimeout,
@@ -228,7 +229,9 @@ class TestAnswers:
 
     def test_large(self) -> None:
         """A large answer that is complete is a stream, so that it isn't copied."""
-        assert Bench(lambda _: b"x" * (HELD + 1)).ask().body == b"x" * (HELD + 1)
+        asked = Bench(lambda _: b"x" * (HELD + 1)).ask()
+        assert isinstance(asked.result, StreamedAnswer)
+        assert asked.body == b"x" * (HELD + 1)
 
     def test_no_chunks(self) -> None:
         """An answer without a length isn't sent in chunks, although the browser speaks HTTP/1.1."""
@@ -280,7 +283,7 @@ class TestAnswers:
         bench.clock.advance(0)
         assert take_all(asked.stream).endswith(b"\r\n\r\none")
         assert not asked.stream.ended
-        bench.request.write(b"two")
+        bench.request.transport.writeSequence([b"t", b"wo"])
         assert take_all(asked.stream) == b"two"
         bench.request.finish()
         assert asked.stream.finished
@@ -322,6 +325,16 @@ class TestAnswers:
         bench.request.finish()
         (line,) = bench.lines
         assert (line.status, line.size, line.seconds, line.worker, line.uri) == ("200", 4, 2.0, 0, "/a")
+
+    def test_access_log_of_a_slow_body(self) -> None:
+        """The time begins when the body is complete."""
+        bench = Bench()
+        body = Stream()
+        bench.ask("POST", "/", body, size=1)
+        bench.clock.advance(2)
+        body.write(b"x")
+        body.end()
+        assert [line.seconds for line in bench.lines] == [0.0]
 
 
 class TestRequests:
@@ -376,19 +389,52 @@ class TestRequests:
         bench.clock.advance(1_000)
         assert bench.ask(HTTP_COOKIE=sent).body != first.body
 
-    def test_form(self) -> None:
-        """A form is parsed."""
+    @pytest.mark.parametrize(
+        ("content_type", "body"),
+        [
+            ("application/x-www-form-urlencoded", b"x=1&y=2&x=3"),
+            (
+                "multipart/form-data; boundary=b",
+                b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\n1\r\n"
+                b"--b\r\nContent-Disposition: form-data; name=y\r\n\r\n2\r\n"
+                b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\n3\r\n--b--\r\n",
+            ),
+        ],
+    )
+    def test_form(self, content_type: str, body: bytes) -> None:
+        """A form is parsed, and its fields stand beside those of the query, or in their place."""
+        bench = Bench(lambda request: request.content.read())
+        asked = bench.ask("POST", "/", body, CONTENT_TYPE=content_type, QUERY_STRING="y=q&z=q")
+        assert bench.request.args == {b"x": [b"1", b"3"], b"y": [b"2"], b"z": [b"q"]}
+        assert bench.request.getHeader("Content-Type") == content_type
+        assert asked.body == body
+
+    def test_form_is_parsed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """twisted.web's own parser doesn't see a form."""
+        parsed: list[bytes] = []
+        monkeypatch.setattr("twisted.web.http.parse_qs", lambda content, *_: parsed.append(content) or {})
         bench = Bench()
-        bench.ask("POST", "/", b"x=1&y=2", CONTENT_TYPE="application/x-www-form-urlencoded")
-        assert bench.request.args == {b"x": [b"1"], b"y": [b"2"]}
+        bench.ask("POST", "/", b"x=1", CONTENT_TYPE="application/x-www-form-urlencoded")
+        assert bench.request.args == {b"x": [b"1"]}
+        assert parsed == []
+
+    def test_other_bodies(self) -> None:
+        """Another body isn't parsed."""
+        bench = Bench()
+        bench.ask("POST", "/", b"x=1", CONTENT_TYPE="text/plain")
+        bench.ask("POST", "/", b"", CONTENT_TYPE="multipart/form-data")
+        assert [request.args for request in bench.page.requests] == [{}, {}]
 
     def test_bad_form(self) -> None:
         """A form that can't be parsed is a bad request."""
         bench = Bench()
         asked = bench.ask("POST", "/", b"nothing", CONTENT_TYPE="multipart/form-data")
-        assert asked.status == b"HTTP/1.0 400 Bad Request"
+        assert isinstance(asked.error, ProtocolError)
         assert bench.page.requests == []
-        assert [line.status for line in bench.lines] == ["400"]
+
+    def test_large_query(self) -> None:
+        """A query with too many fields is refused."""
+        assert isinstance(Bench().ask(QUERY_STRING="&" * 20_000).error, MessageTooLarge)
 
     @pytest.mark.parametrize(
         ("variables", "body"), [({"REQUEST_METHOD": ""}, b""), ({"CONTENT_LENGTH": "5"}, b""), ({}, b"rest")]
@@ -460,6 +506,17 @@ class TestBodies:
         body.write(b"x")
         assert isinstance(asked.error, OSError)
         assert cancelled == [True]
+
+    def test_no_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no file can be opened for it, its request fails."""
+
+        def refuse() -> None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr("twisted.web.http.tempfile.TemporaryFile", refuse)
+        bench = Bench()
+        assert isinstance(bench.ask("POST", "/", Stream(), size=300_000).error, OSError)
+        assert bench.engine.stop(1).called
 
     def test_many(self) -> None:
         """Requests with large bodies are limited in number, and one peer can't have all places."""
@@ -565,6 +622,21 @@ class TestProducers:
         assert producer.calls == ["resume"]
         assert not bench.clock.getDelayedCalls()
 
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_unregistered_before_it_goes_on(self, streaming: bool) -> None:
+        """One that is unregistered before its next turn isn't asked, and the answer goes on."""
+        producer = Producer()
+        bench, stream = self.begin(producer, streaming)
+        bench.request.write(b"x" * HELD)
+        take_all(stream)
+        bench.request.unregisterProducer()
+        bench.clock.advance(0)
+        bench.request.write(b"end")
+        bench.request.finish()
+        assert take_all(stream) == b"end"
+        assert stream.error is None
+        assert "resume" not in producer.calls
+
     def test_second(self) -> None:
         """There is only one at a time."""
         bench, _ = self.begin(Producer(), streaming=True)
@@ -582,6 +654,16 @@ class TestProducers:
         take_all(stream)
         assert isinstance(stream.error, ConnectionFailed)
         assert "ZeroDivisionError" in formatEvent(logs[0])
+
+    def test_raises_when_stopped(self) -> None:
+        """One that raises when it is stopped is logged, and the application is told all the same."""
+        producer = Producer()
+        producer.stopProducing = lambda: 1 / 0  # type: ignore[method-assign]
+        bench, stream = self.begin(producer, streaming=True)
+        with capturedLogs() as logs:
+            stream.cancel()
+        assert "ZeroDivisionError" in formatEvent(logs[0])
+        assert bench.page.ends[0].check(ConnectionLost)
 
     def test_peer_goes_away(self) -> None:
         """When the peer has gone, the producer is stopped, and the application is told."""

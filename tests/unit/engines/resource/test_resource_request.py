@@ -98,7 +98,7 @@ class TestHeaders:
         ],
     )
     def test_forms(self, method: str, content_type: str | bytes, is_form: bool) -> None:
-        """twisted.web parses a form that is posted."""
+        """A form that is posted is known by its type."""
         assert read(REQUEST_METHOD=method, CONTENT_TYPE=content_type).is_form == is_form
 
     @pytest.mark.parametrize("name", ["HTTP_", "HTTP_A B", "HTTP_A:", "HTTP_A\r\nB", "HTTP_\xe9"])

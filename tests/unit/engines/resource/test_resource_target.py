@@ -20,6 +20,10 @@ from twisted.web.resource import Resource
 class Page(Resource):
     isLeaf = True
 
+class Shop(Resource):
+    def resource(self):
+        raise TypeError("it is something else")
+
 class Needy(Resource):
     def __init__(self, database):
         super().__init__()
@@ -44,12 +48,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("some_site", None)
 
 
-@pytest.mark.parametrize("name", ["page", "Page", "a_page", "app", "an_app"])
+@pytest.mark.parametrize("name", ["page", "Page", "a_page", "app", "an_app", "Shop"])
 def test_found(name: str) -> None:
     """A resource, a Klein application, and a class or a function that gives one."""
     resource = load_resource(f"some_site.{name}")
     assert IResource.providedBy(resource)
-    assert type(resource).__name__ == ("KleinResource" if "app" in name else "Page")
+    assert type(resource).__name__ == {"app": "KleinResource", "an_app": "KleinResource", "Shop": "Shop"}.get(
+        name, "Page"
+    )
 
 
 def test_colon() -> None:

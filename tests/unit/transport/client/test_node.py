@@ -25,7 +25,7 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.interfaces import Reply, Request
 from uwsgitwisted.transport.client.node import OFFER_TIMEOUT, PLAIN_FOR, SILENT_FOR, Node
-from uwsgitwisted.transport.server.protocol import ServerFactory
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import MARSHAL, MAX_PAYLOAD, PING, Packet, encode_packet

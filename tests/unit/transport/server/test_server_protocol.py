@@ -19,8 +19,8 @@ from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.errors import Busy, MessageTooLarge
 from uwsgitwisted.interfaces import Reply, Request
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, PING, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars, split_vars
@@ -106,6 +106,21 @@ class TestPlain:
         bench = Bench(lambda request: request.packet._replace(payload=page))
         client, _ = bench.ask(encode_packet(Packet(modifier1, modifier2, b"")))
         assert client.received == page
+        assert client.lost is not None
+
+    @pytest.mark.parametrize(
+        ("answer", "head"),
+        [
+            (Packet(173, 0, b"x"), b"\xad\x01\x00\x00"),
+            (Packet(173, 0, b"x" * 65_536), b"\xad\x17\x00\x05\x0e\x00CONTENT_LENGTH\x05\x0065536"),
+            (Packet(173, 0), b""),
+            (Packet(173, 255), b""),
+        ],
+    )
+    def test_results(self, answer: Packet, head: bytes) -> None:
+        """A call's result has uWSGI's long form if it fits no packet; an empty one ends the connection."""
+        client, _ = Bench(lambda _: answer).ask(encode_packet(Packet(173, 0, b"")))
+        assert client.received == head + answer.payload
         assert client.lost is not None
 
     def test_later_answer(self) -> None:

@@ -18,10 +18,11 @@ from twisted.python.failure import Failure
 from tests.unit.peers import peer_at
 from tests.unit.transports import CLIENT, Link
 from uwsgitwisted.errors import Busy, MessageTooLarge, RemoteError, Unavailable
-from uwsgitwisted.interfaces import Answer, Reply, Request
+from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer
+from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.batch import SLICE_SIZE
+from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.protocol import ServerFactory
 from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, PongReceived, ShutdownReceived
 from uwsgitwisted.wire.frame import FIRST_PIECE
@@ -885,3 +886,69 @@ class TestEnd:
         bench.send()
         assert bench.client.lost is not None
         assert not bench.clock.getDelayedCalls()
+
+
+class TestStreamedAnswers:
+    """Answers that come as streams: a session's peer gets them whole."""
+
+    def begin(self, **options: Any) -> tuple[Bench, Stream, list[bool]]:
+        """Ask for something, and let its answer begin."""
+        bench = Bench(**options)
+        bench.ask(1)
+        cancelled: list[bool] = []
+        stream = Stream(on_cancel=lambda: cancelled.append(True))
+        stream.write(b"first ")
+        bench.waiting[0].callback(StreamedAnswer(Packet(0, 0, b"head "), stream))  # type: ignore[arg-type]
+        bench.settle()
+        return bench, stream, cancelled
+
+    def test_whole(self) -> None:
+        """The answer goes out when it is complete."""
+        bench, stream, _ = self.begin()
+        assert bench.client.events == []
+        stream.write(b"second")
+        stream.end()
+        bench.settle()
+        assert bench.client.events == [AnswerReceived(1, Packet(0, 0, b"head first second"), 0.0)]
+
+    def test_complete_at_once(self) -> None:
+        """A stream may have ended when its answer comes."""
+        stream = Stream()
+        stream.end()
+        bench = Bench(lambda _: succeed(StreamedAnswer(Packet(0, 0, b"all"), stream)))
+        bench.ask(1)
+        bench.settle()
+        assert bench.client.events == [AnswerReceived(1, Packet(0, 0, b"all"), 0.0)]
+
+    def test_fails(self) -> None:
+        """An answer that ends early fails with the reason."""
+        bench, stream, _ = self.begin()
+        stream.end(Unavailable("no more"))
+        bench.settle()
+        assert [type(error) for error in bench.errors()] == [Unavailable]
+
+    def test_too_large(self) -> None:
+        """An answer that is larger than the peer accepts fails, and its worker is told to stop."""
+        bench, stream, cancelled = self.begin(theirs=Terms(max_message=100_000))
+        stream.write(bytes(100_000))
+        bench.settle()
+        assert [type(error) for error in bench.errors()] == [MessageTooLarge]
+        assert cancelled == [True]
+        assert bench.client.lost is None
+
+    def test_cancelled(self) -> None:
+        """A peer that cancels its request ends the stream, which may have no end by itself."""
+        bench, stream, cancelled = self.begin()
+        bench.client.session.send_cancel(1)
+        bench.send()
+        assert cancelled == [True]
+        stream.write(b"late")
+        bench.settle()
+        assert bench.client.events == []
+
+    def test_peer_goes(self) -> None:
+        """So does a peer that goes."""
+        bench, _, cancelled = self.begin()
+        bench.link.cut()
+        assert cancelled == [True]
+        assert bench.factory.budget.used == 0

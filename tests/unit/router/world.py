@@ -16,8 +16,8 @@ from zope.interface import implementer
 
 from tests.unit.transports import MemoryEndpoint
 from uwsgitwisted.router.channel import RouterChannel, RouterFactory
-from uwsgitwisted.router.front import Front, RouterSettings
 from uwsgitwisted.router.nodes import Nodes, RoutedNode
+from uwsgitwisted.router.shared import RouterSettings, Shared
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.wire.packet import PING, WSGI, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.vars import decode_vars
@@ -95,7 +95,7 @@ class FakeNode:
 
 
 @implementer(IHalfCloseableDescriptor)
-class FrontTransport(StringTransport):
+class ClientTransport(StringTransport):
     """The router's end of a client's connection."""
 
     half_closed = False
@@ -116,7 +116,7 @@ class Client:
         protocol = world.factory.buildProtocol(address)
         assert protocol is not None, "the connection was refused"
         self.channel: RouterChannel = protocol
-        self.transport = FrontTransport(peerAddress=address)
+        self.transport = ClientTransport(peerAddress=address)
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes, size: int | None = None) -> Client:
@@ -156,17 +156,20 @@ class World:
 
     :param nodes: how many nodes it has.
     :param limits: its limits that are not the defaults.
-    :param settings: its settings that are not the defaults.
+    :param in_flight: how many requests a node may have.
+    :param settings: its settings that are not the defaults; bodies are passed on as they come.
     """
 
-    def __init__(self, nodes: int = 1, *, limits: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, nodes: int = 1, *, limits: dict[str, Any] | None = None, in_flight: int = 100, **settings: Any
+    ) -> None:
         self.clock = Clock()
         self.nodes = [FakeNode(f"node{number}") for number in range(nodes)]
-        self.balanced = Nodes(self.clock, [each.node for each in self.nodes])
-        known = RouterSettings(**settings)
+        self.balanced = Nodes(self.clock, [each.node for each in self.nodes], in_flight)
+        known = RouterSettings(**{"buffer_body": 0, **settings})
         chosen: Limits = replace(known.limits, **(limits or {}))
-        self.front = Front(self.clock, self.balanced, replace(known, limits=chosen))
-        self.factory = RouterFactory(self.front)
+        self.shared = Shared(self.clock, self.balanced, replace(known, limits=chosen))
+        self.factory = RouterFactory(self.shared)
 
     @property
     def node(self) -> FakeNode:

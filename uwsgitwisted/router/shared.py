@@ -20,7 +20,7 @@ from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.timer import Deadlines
 
 #: Seconds for which a client may go on sending a request that was answered before its end.
-_LINGER_TIMEOUT = 10.0
+_LINGER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,9 @@ class RouterSettings:
 
     :param timeout: seconds for which a node may do nothing.
     :param max_body: the largest body of a request, in bytes.
-    :param max_spooled: how many bytes of bodies without an announced size are kept for all clients together.
+    :param buffer_body: the largest body that reaches a node only when all of it has come, in bytes. A larger
+        one is passed on as it comes, so a slow client keeps a worker busy.
+    :param max_spooled: how many bytes of bodies are kept until their end for all clients together.
     :param static: the directories whose files the router sends itself.
     :param networks: the networks that may connect; None for all.
     :param trusted: the networks of proxies whose X-Forwarded headers are true.
@@ -38,6 +40,7 @@ class RouterSettings:
 
     timeout: float = 60.0
     max_body: int = 1 << 30
+    buffer_body: int = 1 << 20
     max_spooled: int = 2 << 30
     static: Sequence[StaticFiles] = ()
     networks: Sequence[Network] | None = None
@@ -45,7 +48,7 @@ class RouterSettings:
     limits: Limits = field(default_factory=lambda: Limits(header_timeout=10.0, idle_timeout=60.0))
 
 
-class Front:
+class Shared:
     """What all connections of a router share.
 
     :param clock: for the time limits.
