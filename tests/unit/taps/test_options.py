@@ -45,7 +45,7 @@ COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spo
 
 
 THREADS = "--engine threads:2"
-NEED_PROCESSES = "WSGI applications and --static need --engine processes:N"
+NEED_PROCESSES = "WSGI applications need --engine processes:N"
 
 
 def parse(make: type[ServerOptions], *arguments: str) -> Any:
