@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -45,6 +45,7 @@ class NodeSettings:
     :param env_file: a file with environment variables for them; empty for none.
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
         :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
+    :param threads: how many requests each worker runs at a time; beyond 1, in threads.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
@@ -56,6 +57,7 @@ class NodeSettings:
     chdir: str = ""
     env_file: str = ""
     resource: str = ""
+    threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
 
@@ -75,6 +77,7 @@ class NodeSettings:
                 "chdir": self.chdir,
                 "env_file": self.env_file,
                 "access_log": self.access_log_format if self.access_log else "",
+                "multithread": self.threads > 1,
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
@@ -227,7 +230,9 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     """
     engine = None
     if node.loaders:
-        spec = settings.worker_spec(*node.loaders)
+        if node.threads > 1 and not can_share():
+            raise StartupError("--wsgi-threads: several threads in a worker need Linux")
+        spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
     return NodeService(reactor, settings, engine, node)

@@ -356,6 +356,26 @@ class TestSpooler:
         with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
             parse(node.Options, "--resource", "a.B", other, "/x=c:d")
 
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ("--wsgi app --wsgi-threads 0", "--wsgi-threads 0: not a whole number from 1"),
+            ("--wsgi app --wsgi-threads 257", "--wsgi-threads 257: 256 is the most"),
+            (
+                "--handler app --wsgi-threads 2",
+                "--wsgi-threads is for WSGI applications: give --wsgi or --mount",
+            ),
+            ("--resource app.Site --wsgi-threads 2", "--wsgi-threads is for WSGI applications"),
+        ],
+    )
+    def test_wsgi_threads(self, arguments: str, text: str) -> None:
+        """A worker may run several requests at a time, if they may be web requests."""
+        assert parse(node.Options, "--mount", "/a=app", "--wsgi-threads", "256")["wsgi-threads"] == 256
+        assert parse(node.Options, "--wsgi", "app")["wsgi-threads"] == 1
+        with pytest.raises(UsageError) as caught:
+            parse(node.Options, *arguments.split())
+        assert str(caught.value).startswith(text)
+
     def test_applications(self) -> None:
         """Applications are mounted at paths; the one of --wsgi answers what is left."""
         line = "--wsgi a:b --mount /x=c:d --mount /y/z/=e:f() --max-body 2K"
