@@ -405,11 +405,11 @@ class TestSpooler:
             ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
             (
                 "--wsgi a --engine threads:2",
-                "--engine threads:2: WSGI applications and --static need --engine processes:N",
+                "--engine threads:2: WSGI applications need --engine processes:N",
             ),
             (
                 "--mount /x=a --engine reactor",
-                "--engine reactor: WSGI applications and --static need --engine processes:N",
+                "--engine reactor: WSGI applications need --engine processes:N",
             ),
             ("--wsgi a --max-body 0", "--max-body 0: "),
             ("--wsgi a --max-body -1", "--max-body -1: "),
