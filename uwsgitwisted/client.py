@@ -21,7 +21,8 @@ from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.wire.message import decode_answer, encode_request
-from uwsgitwisted.wire.packet import MARSHAL, PING, SPOOL
+from uwsgitwisted.wire.packet import MARSHAL, PING, RPC, SPOOL
+from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
 from uwsgitwisted.wire.tasks import (
     LEAST_TIMEOUT,
     SPOOL_WITH_ID,
@@ -40,6 +41,7 @@ from uwsgitwisted.wire.tasks import (
     read_taken,
 )
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
+from uwsgitwisted.wire.vars import VarsValue
 
 
 class Client:
@@ -122,6 +124,22 @@ class Client:
             [self.send_message(address, modifier1, modifier2, message, timeout) for address, message in pairs],
             consumeErrors=True,
         )
+
+    def rpc(
+        self, address: AddressLike, name: str | bytes, *args: VarsValue, timeout: float = 30
+    ) -> Deferred[bytes | None]:
+        """Call a function of a node.
+
+        :param name: the function's name there.
+        :param args: its arguments: bytes, text or numbers. None may be empty or over 65535 bytes, and there are
+            at most 254, since uWSGI drops or wraps others.
+        :param timeout: seconds for the whole call.
+        :return: fires with what the function returned; None if it returned None, which only our own nodes say.
+            Fails as :meth:`send_message` does: from a node of ours also with ``UnknownFunction``, and from a
+            uWSGI with ``NoAnswer`` if it has no such function, or it raised, or returned nothing.
+        """
+        answer = self.send_message(address, RPC, RPC_FRAMED, (name, *args), timeout)
+        return answer.addCallback(read_result, address)
 
     def spool(self, address: AddressLike, task: Variables, timeout: float = 30) -> Deferred[bool]:
         """Enqueue *task*.

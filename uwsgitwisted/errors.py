@@ -167,6 +167,10 @@ class UnknownModifier(UwsgiError):
         self.modifier1 = modifier1
 
 
+class UnknownFunction(UwsgiError):
+    """The node has registered no RPC function of this name; the text has the name, and those that it has."""
+
+
 class NotAllowed(UwsgiError):
     """The peer may not ask for this."""
 

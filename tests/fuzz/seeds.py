@@ -24,6 +24,14 @@ _WEB = encode_vars(
 _TASK = encode_vars({"at": "1767225600.5", "priority": "-3", "spooler": "mail", "idempotency_key": "k"})
 _OBJECTS = [marshal.dumps(value, version) for value in _VALUES for version in (0, 2, 4)]
 
+#: A peer's stream and ours: begin, data, window, more data, and end; see ``tests/fuzz/sessions.py``.
+_STREAMS = (
+    *(0, 7, 0, 1, 1, 0, 0, 0, 0, 0, 0, 9, 1, 5, 1, 0, 0, 0, 0, 10, 1, 2, 0, 9, 1, 2, 1, 0, 0, 0, 0),
+    *(7, 1, 1, 8, 1, 5, 0, 11, 1, 1, 2, 0, 0, 0, 0, 8, 1, 9, 5, 0, 9, 1, 5),
+    *(0, 11, 0, 1, 0, 0, 0, 0, 0, 11, 1),
+)
+_STREAM_TALK = (6, 9, 2, 0, 0, 8, 0, 0, 5, 2, 0, 6, 7, 0, 4, 8, 1, 0, 3, 11, 0, 0, 5, 2)
+
 _SEEDS: dict[str, list[bytes]] = {
     "packets": [b"\0\0\5\0" + encode_packet(Packet(33, 17, b"N")) * 2],
     "exchange": [
@@ -39,6 +47,8 @@ _SEEDS: dict[str, list[bytes]] = {
         ),
     ],
     "conversation": [bytes([0, 0, *([0, 9, 2, 0, 0, 2, 0, 6, 1, 0, 1, 3, 1, 0] * 4)])],
+    "streaming_session": [bytes([*role, *_STREAMS]) for role in ([0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0])],
+    "streaming_conversation": [bytes([0, 0, 0, 0, *(_STREAM_TALK * 4)])],
     "objects": _OBJECTS,
     "stretched_objects": [bytes([index % 5, 9]) + data for index, data in enumerate(_OBJECTS)],
     "keys": [bytes([index % 3, 8, index % 7]) + bytes(range(1, 16)) for index in range(21)],
@@ -50,6 +60,7 @@ _SEEDS: dict[str, list[bytes]] = {
         b"\0" + encode_failure(RemoteError(type="KeyError", message="x", traceback="t", node="n")),
     ],
     "http": [b"\0" + _WEB],
+    "web_request": [b"\2" + _WEB + b"ok", b"\7" + encode_packet(Packet(30, 0, _WEB)) + b"ok"],
     "spool_file": [b"\0\0\0" + encode_packet(Packet(17, 0, _TASK)) + b"body"],
     "tasks": [b"\3\0" + _TASK, b"\0\0" + encode_batch([BatchItem(_TASK, b"body", b"")])],
     "questions": [marshal.dumps(value, 2) for value in (7, [1, 2], {"ids": [1]}, [(b"", b"", b"")])],

@@ -18,10 +18,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 from tests.fuzz.objects import keys, objects, stretched_objects
-from tests.fuzz.sessions import conversation, hostile_peer
+from tests.fuzz.sessions import conversation, hostile_peer, streaming_conversation, streaming_peer
 from tests.fuzz.source import Source
 from tests.fuzz.timing import assert_linear
-from uwsgitwisted.errors import ProtocolError, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, ProtocolError, UwsgiError
 from uwsgitwisted.responders.http_tasks import (
     HttpRequest,
     accepted_answer,
@@ -40,7 +40,8 @@ from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import loads_plain
-from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.rpc import decode_call, encode_result
 from uwsgitwisted.wire.tasks import (
     decode_batch,
     decode_run,
@@ -51,9 +52,18 @@ from uwsgitwisted.wire.tasks import (
     read_single,
 )
 from uwsgitwisted.wire.terms import Terms, decode_grant, decode_offer
-from uwsgitwisted.wire.vars import body_size, decode_vars, encode_item, encode_vars, split_vars
+from uwsgitwisted.wire.vars import (
+    body_size,
+    decode_vars,
+    encode_item,
+    encode_vars,
+    may_announce_body,
+    split_vars,
+)
+from uwsgitwisted.worker.accepting import _web_request
 from uwsgitwisted.worker.handlers.render import context, read_request
 from uwsgitwisted.worker.handlers.templates import TemplateRefused, check_name
+from uwsgitwisted.worker.web.environ import read_request as read_web_request
 
 Target = Callable[[bytes], int]
 
@@ -128,7 +138,12 @@ def array(data: bytes) -> int:
     block = Source(data).stretch()
     with contextlib.suppress(ProtocolError):
         assert b"".join(map(encode_item, decode_array(block))) == block
-    return len(block)
+    for modifier2 in range(4):
+        with contextlib.suppress(UwsgiError):
+            request = Packet(RPC, modifier2, block)
+            assert decode_call(request).name
+            assert encode_result(request, b"x").payload.endswith(b"x")
+    return 5 * len(block)
 
 
 def terms(data: bytes) -> int:
@@ -297,12 +312,38 @@ def template_request(data: bytes) -> int:
     return 3 * len(data)
 
 
+def web_request(data: bytes) -> int:
+    """Read a web request as a worker does that has accepted it, and as the front does: they agree."""
+    source = Source(data)
+    body = source.byte() % 8
+    data = source.rest()
+    if body < 7:  # with a header in front that fits
+        size = min(max(0, len(data) - body), MAX_PAYLOAD)
+        data = encode_packet(Packet(0, 0, data[:size])) + data[size:]
+    accepted = _web_request(data, 1 << 20)
+    if accepted is None:
+        return len(data)
+    decoder = PacketDecoder(count=1)
+    (packet,) = decoder.receive(data)
+    behind = decoder.rest()
+    assert len(behind) == (body_size(packet.payload) if may_announce_body(packet.payload) else 0)
+    assert accepted == packet._replace(payload=packet.payload + behind)
+    with contextlib.suppress(MalformedPacket):
+        environ, read = read_web_request(accepted.payload, streamed=False)
+        sent = {name: value for name, value in decode_vars(packet.payload).items() if name[:6] != b"UWSGI_"}
+        assert {name.encode("latin-1"): value.encode("latin-1") for name, value in environ.items()} == sent
+        assert read == behind
+    return 10 * len(data)
+
+
 #: The targets by their names, which are also those of their directories of cases.
 TARGETS: dict[str, Target] = {
     "packets": packets,
     "exchange": exchange,
     "session": hostile_peer,
     "conversation": conversation,
+    "streaming_session": streaming_peer,
+    "streaming_conversation": streaming_conversation,
     "objects": objects,
     "stretched_objects": stretched_objects,
     "keys": keys,
@@ -311,6 +352,7 @@ TARGETS: dict[str, Target] = {
     "terms": terms,
     "failure": failure,
     "http": http,
+    "web_request": web_request,
     "spool_file": spool_file,
     "tasks": tasks,
     "questions": questions,

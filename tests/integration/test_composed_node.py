@@ -9,8 +9,8 @@ from tests.integration.services import Launcher, Service, free_port, script
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.wire.array import encode_array
-from uwsgitwisted.wire.message import RPC, RPC_HTTP, RPC_RAW
-from uwsgitwisted.wire.packet import Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW
 
 pytestmark = pytest.mark.integration
 

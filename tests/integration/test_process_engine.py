@@ -569,3 +569,111 @@ async def test_output(start: Start, logged: list[str]) -> None:
     with pytest.raises(WorkerDied, match="it ended with status 0"):
         await node.ask("part", "print_part", "without an end")
     await eventually(lambda: any("without an end" in line for line in logged), "the last words")
+
+
+# Threads.
+
+
+@pytest_twisted.ensureDeferred
+async def test_threads(start: Start) -> None:
+    """A worker with threads runs so many requests at once, and the next one when one of them is done."""
+    node = await start(2, threads=2)
+    asked = [node.ask(number, "wait_for", f"go {number}") for number in range(5)]
+    await eventually(lambda: len(node.begun()) == 4, "four requests")
+    assert sorted(pid for _, pid in node.notes("begin")) == sorted(node.pids * 2)
+    assert sorted(node.begun()) == [0, 1, 2, 3]
+    Path("go 2").touch()
+    assert await asked[2] == [2, "waited"]
+    await eventually(lambda: 4 in node.begun(), "the fifth request")
+    for number in range(5):
+        Path(f"go {number}").touch()
+    await gatherResults(asked)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_in_threads(start: Start) -> None:
+    """Of many requests, large and small, each is run once and gets its own answer."""
+    node = await start(2, threads=4)
+    sizes = [200_000 if number % 10 == 5 else number for number in range(300)]
+    asked = [node.ask(number, "echo", bytes([number % 256]) * size) for number, size in enumerate(sizes)]
+    results = await gatherResults(asked)
+    assert results == [[number, bytes([number % 256]) * size] for number, size in enumerate(sizes)]
+    assert sorted(node.begun()) == list(range(300))
+
+
+@pytest_twisted.ensureDeferred
+async def test_time_limit_of_each_thread(start: Start) -> None:
+    """A request times out although others of its worker are answered; those that run beside it die with it."""
+    node = await start(1, timeout=0.6, threads=3)
+    slow = node.ask("slow", "sleep", 60)
+    began = time.monotonic()
+    beside: Deferred[Any] | None = None
+    while not slow.called:
+        if beside is None and time.monotonic() > began + 0.3:
+            beside = node.ask("beside", "sleep", 10)
+        if time.monotonic() < began + 0.4:
+            assert await node.ask("fast", "echo", 1) == ["fast", 1]
+        else:
+            await eventually(lambda: slow.called, "the end of the slow one")
+    with pytest.raises(RequestTimeout, match=r"exceeded the node's limit of 0\.6 s"):
+        await slow
+    assert beside is not None
+    with pytest.raises(WorkerDied):
+        await beside
+    assert await node.ask("next", "echo", 1) == ["next", 1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_threads_that_die_with_their_worker(start: Start) -> None:
+    """Of the requests in a worker that dies, the idempotent ones run again; those that wait are not hurt."""
+    node = await start(1, threads=2)
+    beside = node.ask("beside", "wait_for", "go", idempotent=True)
+    await eventually(lambda: node.begun() == ["beside"], "the first request")
+    killing = node.ask("killing", "kill")
+    waiting = [node.ask(number, "echo", number) for number in range(5)]
+    with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+        await killing
+    Path("go").touch()
+    assert await beside == ["beside", "waited"]
+    assert await gatherResults(waiting) == [[number, number] for number in range(5)]
+    assert node.begun().count("beside") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_reload_with_threads(start: Start) -> None:
+    """A worker that is replaced finishes all of its threads."""
+    node = await start(1, threads=2)
+    (before,) = node.pids
+    asked = [node.ask(number, "wait_for", f"go {number}") for number in range(2)]
+    await eventually(lambda: len(node.begun()) == 2, "both requests")
+    assert await node.engine.reload()
+    for number in range(2):
+        assert is_alive(before)
+        assert await node.ask(f"new {number}", "pid") != [f"new {number}", before]
+        Path(f"go {number}").touch()
+        assert await asked[number] == [number, "waited"]
+    await eventually(lambda: not is_alive(before), "the end of the old worker")
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_with_threads(start: Start) -> None:
+    """A stop waits for the requests in all threads; those that take too long fail."""
+    node = await start(1, threads=2)
+    asked = [node.ask(number, "wait_for", f"go {number}") for number in range(2)]
+    await eventually(lambda: len(node.begun()) == 2, "both requests")
+    stopped = node.engine.stop(0.5)
+    Path("go 0").touch()
+    assert await asked[0] == [0, "waited"]
+    assert not stopped.called
+    with pytest.raises(Interrupted):
+        await asked[1]
+    await stopped
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_threads_than_memory(start: Start, logged: list[str]) -> None:
+    """A worker that has no memory for its threads says so, and is not taken for one that is ready."""
+    node = await start(1, wait=False, threads=100, max_memory=400_000_000)
+    started = node.engine.start()
+    await eventually(lambda: any("--wsgi-threads 100: " in line for line in logged), "the reason")
+    assert not started.called

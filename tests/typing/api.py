@@ -60,6 +60,7 @@ def blocking_calls() -> None:
     for address in NODES:
         assert_type(blocking.send_message(address, 33, 17, ("page.txt", {"n": 1}), timeout=2.5), object)
         assert_type(blocking.ping(address), float)
+        assert_type(blocking.rpc(address, "f", b"x", "y", 3, timeout=2.5), bytes | None)
         assert_type(blocking.spool(address, {"key": "value", "at": "1767225600"}), bool)
         assert_type(blocking.spool(address, {b"key": b"value"}, timeout=1), bool)
     cluster = (("10.0.0.5", 3033, [0, 3000]), ("10.0.0.6", 3033, [3000, 6000]))
@@ -127,6 +128,7 @@ async def deferred_calls(reactor: IReactorTime) -> None:
     assert_type(await client.wait(address, 1, timeout=60), blocking.TaskStatus)
     assert_type(client.cancel(address, [1]), Deferred[list[int]])
     assert_type(await client.ping(address), float)
+    assert_type(await client.rpc(address, b"f", "x", timeout=2.5), bytes | None)
     client.send_message(address, 33, 17, b"").cancel()
     await client.close()
 

@@ -1,4 +1,4 @@
-"""What a worker does, in the memory that it shares with the front."""
+"""What a worker's threads do, seen from the front in the memory that they share."""
 
 from __future__ import annotations
 
@@ -8,55 +8,76 @@ from collections.abc import Iterator
 import pytest
 
 from uwsgitwisted import activity
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import MAX_THREADS, Activity, Slot, open_slots
 
 
-class Watch:
-    """A worker's side and the front's of one activity, and their clock."""
+class Shared:
+    """Both ends of a worker's activity, and the time."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    def __init__(self, threads: int) -> None:
         descriptor = Activity.create()
-        self.worker, self.front = Activity(descriptor), Activity(descriptor)
+        self.front = Activity(descriptor, threads)
+        self.slots: list[Slot] = open_slots(descriptor, threads)
+        self.now = 1_000.0
         os.close(descriptor)
 
 
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """Give both sides, with a clock that stands still."""
-    made = Watch()
+@pytest.fixture(params=[1, 3, MAX_THREADS])
+def shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
+    """Give the activity of a worker."""
+    made = Shared(request.param)
     monkeypatch.setattr(activity, "monotonic", lambda: made.now)
     yield made
-    made.worker.close()
     made.front.close()
 
 
-def state(watch: Watch) -> tuple[float, float]:
-    return watch.front.busy_for, watch.front.working_for
+def test_idle(shared: Shared) -> None:
+    """An idle worker runs nothing."""
+    assert (shared.front.accepted(), shared.front.overdue(0.0), shared.front.working_for) == (0, [], 0.0)
 
 
-def test_states(watch: Watch) -> None:
-    """The front sees how long the worker has been busy, whether it works or waits, and that it rests."""
-    assert state(watch) == (0, 0)
-    watch.worker.work()
-    watch.now += 2
-    assert state(watch) == (2, 2)
-    watch.worker.wait()
-    watch.now += 3
-    assert state(watch) == (3, 0)
-    watch.worker.work()
-    watch.now += 1
-    assert state(watch) == (1, 1)
-    watch.worker.rest()
-    assert state(watch) == (0, 0)
+def test_accepted(shared: Shared) -> None:
+    """Each thread counts whose request the worker has accepted, also one that waits for its peer."""
+    for number, slot in enumerate(shared.slots, 1):
+        slot.begin(0)
+        assert shared.front.accepted() == number
+        slot.wait()
+        assert shared.front.accepted() == number
+    assert shared.front.accepted(2.0) == 0
+    shared.now += 3
+    shared.slots[-1].work()
+    assert shared.front.accepted(2.0) == len(shared.slots) - 1
+    for slot in shared.slots:
+        slot.rest()
+    assert shared.front.accepted() == 0
 
 
-def test_busy_at_once(watch: Watch) -> None:
-    """A worker that has just begun counts as busy, also if the clock has not moved."""
-    watch.worker.work()
-    busy, working = state(watch)
-    assert 0 < busy < 0.001
-    assert 0 < working < 0.001
-    watch.worker.wait()
-    assert 0 < watch.front.busy_for < 0.001
-    assert watch.front.working_for == 0
+def test_overdue(shared: Shared) -> None:
+    """A request is overdue that makes no progress for too long, unless it waits for its peer."""
+    slot = shared.slots[-1]
+    slot.begin(7)
+    assert shared.front.accepted() == 0
+    shared.now += 3
+    assert shared.front.overdue(2.0) == [7]
+    assert shared.front.working_for == 3
+    slot.wait()
+    shared.now += 3
+    assert (shared.front.overdue(2.0), shared.front.working_for) == ([], 0.0)
+    slot.work()
+    assert shared.front.overdue(2.0) == []
+    shared.now += 2
+    assert shared.front.overdue(2.0) == [7]
+    slot.begin(0)
+    shared.now += 2
+    assert shared.front.overdue(2.0) == [0]
+
+
+def test_the_longest() -> None:
+    """Of several threads, the one counts that has made no progress for longest."""
+    shared = Shared(3)
+    for request, slot in enumerate(shared.slots, 1):
+        slot.begin(request)
+    shared.slots[1].wait()
+    assert sorted(shared.front.overdue(0.0)) == [1, 3]
+    shared.slots[0].rest()
+    assert shared.front.overdue(0.0) == [3]

@@ -31,8 +31,16 @@ from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import ECHO, MARSHAL, NO, PING, SPOOL, YES, Packet
+from uwsgitwisted.wire.packet import ECHO, MARSHAL, NO, PING, RPC, SPOOL, YES, Packet
 from uwsgitwisted.wire.terms import Terms
+
+#: The answers to calls, by their array blocks.
+CALLS: dict[bytes, tuple[int, int, bytes]] = {
+    b"\x01\x00f\x01\x00a\x02\x0017": (RPC, 0, b"result"),
+    b"\x04\x00none": (RPC, 255, b""),
+    b"\x05\x00empty": (RPC, 0, b""),
+    b"\x05\x00other": (MARSHAL, 0, dumps([1])),
+}
 
 A, B = ("192.0.2.1", 3_033), ("192.0.2.2", 3_033)
 
@@ -56,6 +64,8 @@ class Cluster(Client):
 
     def respond(self, request: Request) -> Reply:
         packet = request.packet
+        if packet.modifier1 == RPC:
+            return Packet(*CALLS[packet.payload])
         if packet.modifier1 == MARSHAL:
             message = loads(packet.payload)
             if message == "wait":
@@ -111,6 +121,27 @@ class TestSendMessage:
         assert failure.check(RemoteError)
         assert failure.value.address == A
         assert str(failure.value) == f"{A[0]}:{A[1]}: KeyError: 'x'"
+
+    @pytest.mark.parametrize("plain", [[], [A]])
+    def test_rpc(self, plain: list[Any]) -> None:
+        """A call's result is bytes."""
+        client = Cluster(plain=plain)
+        assert client.result(client.rpc(A, "f", b"a", 17)) == b"result"
+
+    def test_empty_results(self) -> None:
+        """In a session, None is told from an empty result."""
+        client = Cluster()
+        assert client.result(client.rpc(A, "none")) is None
+        assert client.result(client.rpc(A, "empty")) == b""
+
+    def test_rpc_failures(self) -> None:
+        """A call that can't be sent fails, and so does an answer that is no result."""
+        client = Cluster()
+        failure = client.result(client.rpc(A, "f", b""))
+        assert failure.check(UnencodableMessage)
+        failure = client.result(client.rpc(A, "other"))
+        assert failure.check(ProtocolError)
+        assert failure.value.address == A
 
     def test_refused(self) -> None:
         """So does the failure of a connection."""

@@ -86,7 +86,7 @@ def test_without_links(root: Path, name: str) -> None:
     before = len(os.listdir("/dev/fd"))
     with pytest.raises(OSError, match=r"."):
         open_without_links(str(root), name)
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(os.listdir("/dev/fd")) <= before
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,9 @@ def test_faces(module: ModuleType) -> None:
 
 #: What a uWSGI 2.0 has in its two modules, and 0.9 to 1.4 had, of which ours have a part.
 _UWSGI = """
-    SPOOL_IGNORE SPOOL_OK SPOOL_RETRY log masterpid message_manager_marshal numproc opt send_message
-    send_multi_uwsgi_message send_to_spooler send_uwsgi_message spool spooler version worker_id
+    SPOOL_IGNORE SPOOL_OK SPOOL_RETRY call log masterpid message_manager_marshal numproc opt register_rpc rpc
+    rpc_list send_message send_multi_uwsgi_message
+    send_to_spooler send_uwsgi_message spool spooler version worker_id
 """
 _DECORATORS = """
     cron erlang farm filemon get_free_signal harakiri lock manage_spool_request mule mulefunc muleloop mulemsg

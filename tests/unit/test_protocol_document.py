@@ -14,6 +14,7 @@ import pytest
 from uwsgitwisted import errors
 from uwsgitwisted.engines import pipe
 from uwsgitwisted.responders import http_tasks as http_answers
+from uwsgitwisted.responders import rpc as rpc_responder
 from uwsgitwisted.responders.manage import MAX_COMMAND, MAX_WAIT
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SPOOL_OVER_HTTP
 from uwsgitwisted.spool.management.operations import OPERATIONS
@@ -22,7 +23,19 @@ from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.transport.server import session as server_session
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.wire import failure, frame, key_check, marshal_check, objects, outgoing, packet, session
+from uwsgitwisted.wire import (
+    array,
+    failure,
+    frame,
+    key_check,
+    marshal_check,
+    objects,
+    outgoing,
+    packet,
+    rpc,
+    session,
+    web_status,
+)
 from uwsgitwisted.wire import terms as wire_terms
 from uwsgitwisted.wire.events import (
     AnswerReceived,
@@ -53,7 +66,7 @@ KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT
 KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
 #: Terms with everything in them.
 STREAMING = Terms(window=100_000)
-MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "ANSWER")
+MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "RPC", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
@@ -70,6 +83,8 @@ NUMBERS: dict[str, float] = {
         for name, value in {**vars(frame), **vars(session), **vars(wire_terms)}.items()
         if name[0] != "_" and name.isupper() and isinstance(value, (int, float)) and not hasattr(packet, name)
     },
+    **{name: getattr(rpc, name) for name in ("MAX_NAME", "LONG_ANSWER", "NO_RESULT")},
+    "MAX_ARGUMENTS": array.MAX_ARGUMENTS,
     "MAX_SIZE": session._MAX_SIZE,
     "KEEPALIVE": wire_terms.KEEPALIVE,
     "SHUTDOWN_TIME": server_session._SHUTDOWN_TIME,
@@ -161,6 +176,10 @@ def a_packet(modifier1: int, modifier2: int, payload: Payload = b"") -> Said:
 
 def some_vars(variables: dict[bytes, bytes]) -> Said:
     return Said(encode_vars(variables.items()), decode_vars, variables)
+
+
+def an_array(*items: bytes) -> Said:
+    return Said(array.encode_array(items), array.decode_array, list(items))
 
 
 def an_object(value: object) -> Said:
@@ -321,6 +340,7 @@ def a_window(*, id: int, size: int) -> Said:  # noqa: A002
 SAYINGS: dict[str, Callable[..., Said]] = {
     "packet": a_packet,
     "vars": some_vars,
+    "array": an_array,
     "marshal": an_object,
     "task": a_task,
     "packet_and_body": a_packet_and_its_body,
@@ -424,6 +444,14 @@ def test_answer_in_http() -> None:
     packet, _, _ = made.read(made.data)  # type: ignore[misc]
     answer = http_answers.accepted_answer(http_answers.HttpRequest.read(packet.payload), 17, "ready")
     assert _HTTP.findall(DOCUMENT) == [answer.decode().replace("\r\n", "\n")]
+
+
+def test_statuses_of_calls() -> None:
+    """The document has the statuses that calls over HTTP are answered with."""
+    forms, statuses = tables("RPC")
+    assert [int(row[0]) for row in forms] == [rpc.RPC_FRAMED, rpc.RPC_RAW, rpc.RPC_HTTP]
+    told = {status for row in statuses for status in map(int, row[0].split(", "))}
+    assert told == {status.value for _, status in (*rpc_responder.STATUSES, *web_status.STATUSES)} - {400}
 
 
 def test_statuses() -> None:

@@ -1,4 +1,4 @@
-"""Blocking calls for plain scripts: uWSGI's original ones, and calls for tasks.
+"""Blocking calls for plain scripts: uWSGI's original ones, RPC, and calls for tasks.
 
 They block until the answer or the timeout, and raise the errors of :mod:`uwsgitwisted.errors`. They need no
 Twisted and leave nothing running, so they work in any process: a script, a thread, a forked worker, gunicorn,
@@ -16,6 +16,7 @@ from uwsgitwisted.blocking.calls import (
     close,
     declare_plain,
     ping,
+    rpc,
     send_message,
     send_multi_uwsgi_message,
     send_uwsgi_message,
@@ -32,6 +33,7 @@ __all__ = [
     "enqueue",
     "enqueue_many",
     "ping",
+    "rpc",
     "send_message",
     "send_multi_uwsgi_message",
     "send_uwsgi_message",

@@ -20,7 +20,8 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
-from uwsgitwisted.wire.packet import PING, SPOOL, Packet
+from uwsgitwisted.wire.packet import PING, RPC, SPOOL, Packet
+from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
 from uwsgitwisted.wire.tasks import read_taken
 from uwsgitwisted.wire.vars import VarsValue
 
@@ -91,6 +92,23 @@ def send_multi_uwsgi_message(
             results=tuple(results),
         )
     return tuple(results)
+
+
+def rpc(address: AddressLike, name: str | bytes, *args: VarsValue, timeout: float = 30) -> bytes | None:
+    """Call a function of a node and return its result.
+
+    :param address: as for :func:`send_message`.
+    :param name: the function's name there.
+    :param args: its arguments: bytes, text or numbers. None may be empty or over 65535 bytes, and there are at
+        most 254, since uWSGI drops or wraps others.
+    :param timeout: seconds for the whole call.
+    :return: what the function returned; None if it returned None, which only our own nodes say.
+    :raises UnknownFunction: if a node of ours has no such function.
+    :raises RemoteError: if the function of a node of ours raised.
+    :raises NoAnswer: if a uWSGI has no such function, or it raised, or returned nothing; its log says which.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does.
+    """
+    return read_result(send_message(address, RPC, RPC_FRAMED, (name, *args), timeout), address)
 
 
 def spool(

@@ -98,6 +98,7 @@ class Pipe:
     :param theirs: the terms of the worker.
     :param tokens: shared with the worker.
     :param owner: is called when something happens.
+    :param threads: how many requests the worker runs at a time. If they are several, it is assigned no more.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Pipe:
         theirs: Terms,
         tokens: Tokens,
         owner: PipeOwner,
+        threads: int = 1,
     ) -> None:
         self._session = Session(Role.CLIENT, ours, theirs)
         self._streams = PipeStreams(self._session, self._flush_later, owner.on_progress)
@@ -115,6 +117,7 @@ class Pipe:
         self._clock = clock
         self._tokens = tokens
         self._owner = owner
+        self._threads = threads
         self._new_tokens = 0
         self._ids = itertools.cycle(range(NO_REQUEST + 1, MAX_ID + 1))
         self._in_flight: dict[int, Job] = {}
@@ -122,14 +125,15 @@ class Pipe:
         self._closed = False
         # How many bytes the answers have that arrive in pieces.
         self._arriving = 0
-        # A request that is sent in pieces, or is followed by a stream: a later request would overtake it.
-        self._large: Job | None = None
+        # The id of a request that is sent in pieces, or is followed by a stream: a later request would overtake
+        # it. A worker with threads has begun it, or will before later ones, as soon as all pieces are sent.
+        self._large: int | None = None
         #: When the running request started, in the reactor's time.
         self.running_since = 0.0
         # How long the next request should run, judging by the last ones, and how many may therefore be in
         # flight.
         self._expected_time = PREFETCH_TIME
-        self._depth = 1
+        self._depth = threads
 
     @property
     def in_flight(self) -> int:
@@ -144,9 +148,13 @@ class Pipe:
         return self._depth - len(self._in_flight)
 
     @property
-    def running(self) -> Job | None:
-        """The request that the worker runs, or is about to run."""
-        return next(iter(self._in_flight.values()), None)
+    def running(self) -> list[Job]:
+        """The requests that the worker runs, or is about to run."""
+        return list(itertools.islice(self._in_flight.values(), self._threads))
+
+    def find(self, request: int) -> Job | None:
+        """Return the request in flight with this id on the pipe."""
+        return self._in_flight.get(request)
 
     def assign(self, job: Job, now: float) -> None:
         """Send *job* to the worker.
@@ -163,14 +171,14 @@ class Pipe:
         if not self._in_flight:
             self.running_since = now
         if job.body is not None or len(job.packet.payload) > FIRST_PIECE:
-            self._large = job
+            self._large = request
         self._in_flight[request] = job
         self._new_tokens += 1
         BATCH.at_end(self.flush)
 
     @property
-    def uploading(self) -> bool:
-        """Whether the worker runs a request whose body is still arriving."""
+    def uploading(self) -> int:
+        """How many requests the worker has whose bodies are still arriving."""
         return self._streams.uploading
 
     @property
@@ -187,7 +195,7 @@ class Pipe:
         number = self._tokens.take(len(self._in_flight) - spared)
         taken = list(self._in_flight)[len(self._in_flight) - number :]
         jobs = [self._in_flight.pop(request) for request in taken]
-        if self._large in jobs:
+        if self._large in taken:
             self._large = None
         for request in taken:
             self._streams.withdraw(request)
@@ -208,6 +216,7 @@ class Pipe:
         self._in_flight.clear()
         self._closed = True
         self._streams.end_all(WorkerDied("the worker died while it was answering"))
+        self._session.abandon()
         self._writer.abort()
         return jobs[:started], jobs[started:]
 
@@ -220,6 +229,9 @@ class Pipe:
             self._new_tokens = 0
         while self._session.sending and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
+        if self._threads > 1 and self._large is not None and not self._session.is_sending(self._large):
+            self._large = None
+            self._owner.on_progress()
 
     def _flush_later(self) -> None:
         BATCH.at_end(self.flush)
@@ -278,10 +290,12 @@ class Pipe:
             self._recalled.discard(request)
             return
         self._streams.end(request, result if isinstance(result, Exception) else None)
-        if job is self._large:
+        if request == self._large:
             self._large = None
         self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
-        if expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
+        if self._threads > 1:
+            self._depth = self._threads
+        elif expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
             self._depth = MAX_IN_FLIGHT
         else:
             self._depth = max(1, int(PREFETCH_TIME / expected))

@@ -35,9 +35,9 @@ class PipeStreams:
         self._taken: dict[int, int] = {}
 
     @property
-    def uploading(self) -> bool:
-        """Whether a body is still arriving from its peer."""
-        return any(not body.ended for body in self._bodies.values())
+    def uploading(self) -> int:
+        """How many bodies are still arriving from their peers."""
+        return sum(not body.ended for body in self._bodies.values())
 
     @property
     def waits_for_peer(self) -> bool:

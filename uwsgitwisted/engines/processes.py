@@ -1,11 +1,11 @@
 """The engine ``processes:N``: handlers run in N worker processes; the front only moves their bytes.
 
-A worker runs one request at a time. A fast worker is assigned some requests ahead (see
-:mod:`uwsgitwisted.engines.pipe`). The front recalls them as soon as the worker turns out slow, so that no
-request waits behind a long one while another worker is idle. If a request exceeds the time limit, its
-worker is killed. A worker that exits for any reason is replaced, and the requests that it had not started
-go to another. No request ever gets the answer to another: an id ties each answer to its request, and a dead
-worker's pipe dies with it.
+A worker runs one request at a time, or several in threads. A fast worker without threads is assigned some
+requests ahead (see :mod:`uwsgitwisted.engines.pipe`). The front recalls them as soon as the worker turns out
+slow, so that no request waits behind a long one while another worker is idle. If a request exceeds the time
+limit, its worker is killed, with the requests in its other threads. A worker that exits for any reason is
+replaced, and the requests that it had not started go to another. No request ever gets the answer to another: an
+id ties each answer to its request, and a dead worker's pipe dies with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import WorkerSpec
+from uwsgitwisted.worker.spec import NO_REQUEST, WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -79,8 +79,8 @@ class ProcessEngine:
         self._timeout = timeout
         self._node = node
         self._queue = WaitingRequests(max_queue)
-        # Half of the workers are left to those who have sent all of their requests.
-        self._max_uploads = max(1, processes // 2)
+        # Half of the workers, or of their threads, are left to those who have sent all of their requests.
+        self._max_uploads = max(1, processes * spec.threads // 2)
         self._transfers = Transfers(spec.max_message)
         self._workers: list[WorkerProcess] = []
         self._supervisor = Supervisor(reactor, processes, self._start_worker, self._on_ready, self._on_exit)
@@ -157,16 +157,16 @@ class ProcessEngine:
             job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
-            if running is not None:
-                running.error = Interrupted("the node was stopped while running the request")
-            if running is not None or worker.busy_for:
+            for job in running:
+                job.error = Interrupted("the node was stopped while running the request")
+            if running or worker.accepted():
                 worker.kill()
         self._check_drained()
 
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(worker.pipe.in_flight or worker.busy_for for worker in self._workers):
+        if not self._queue and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers):
             self._drained.callback(None)
 
     # Workers
@@ -264,10 +264,12 @@ class ProcessEngine:
         fewest = 0
         for worker in self._workers:
             in_flight = worker.pipe.in_flight
-            if worker.busy_for:  # another one should have it, if there is one
-                if in_flight:
+            if accepted := worker.accepted():
+                in_flight += accepted
+                if in_flight > self._spec.threads:
                     continue
-                in_flight = _BUSY
+                if in_flight == self._spec.threads:  # another one should have it, if there is one
+                    in_flight = _BUSY
             if (least_loaded is None or in_flight < fewest) and worker.capacity > 0:
                 least_loaded, fewest = worker, in_flight
                 if not in_flight:
@@ -280,7 +282,8 @@ class ProcessEngine:
         except UwsgiError as error:  # too large
             job.complete(error)
             return
-        self._check_at(now + (_CHECK_INTERVAL if worker.pipe.in_flight > 1 else self._timeout))
+        is_ahead = worker.pipe.in_flight > self._spec.threads
+        self._check_at(now + (_CHECK_INTERVAL if is_ahead else self._timeout))
 
     def on_progress(self) -> None:
         """Assign waiting requests when the current batch ends."""
@@ -294,15 +297,12 @@ class ProcessEngine:
     def _look(self) -> bool:
         """Look after workers that accept connections; return whether the front should accept what waits."""
         for worker in self._workers:  # also those that were replaced
-            if worker.working_for > self._timeout:
-                text = f"a web request exceeded the node's limit of {self._timeout:g} s; its worker was killed"
-                self.on_report(RequestTimeout(text, seconds=self._timeout))
-                worker.kill()
-        workers = self.workers
-        busy = [worker for worker in workers if worker.busy_for > _SLOW or worker.pipe.in_flight]
+            self._kill_overdue(worker)
+        workers, threads = self.workers, self._spec.threads
+        busy = [worker for worker in workers if worker.pipe.in_flight + worker.accepted(_SLOW) >= threads]
         if len(busy) < len(workers):
             for worker in busy:
-                if worker.busy_for:
+                if worker.accepted():
                     self._queue.put_back(worker.pipe.recall(spared=0))
             if self._queue:
                 self._dispatch()
@@ -324,18 +324,19 @@ class ProcessEngine:
         for worker in self._workers:
             pipe = worker.pipe
             running = pipe.running
-            if running is None:
+            if not running:
+                continue
+            if self._spec.threads > 1:
+                self._kill_overdue(worker)
+                self._check_at(now + max(_CHECK_INTERVAL, self._timeout - worker.working_for))
                 continue
             # The peer's connection has its own time limits. A request behind one that the worker has accepted
             # itself has not begun.
-            if pipe.waits_for_peer or worker.busy_for:
+            if pipe.waits_for_peer or worker.accepted():
                 pipe.running_since = now
             ran = now - pipe.running_since
             if ran >= self._timeout:
-                running.error = RequestTimeout(
-                    f"the request exceeded the node's limit of {self._timeout:g} s; its worker was killed",
-                    seconds=self._timeout,
-                )
+                running[0].error = self._timed_out("the request")
                 worker.kill()
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
@@ -343,3 +344,19 @@ class ProcessEngine:
             self._check_at(now + (_CHECK_INTERVAL if pipe.in_flight > 1 else self._timeout - ran))
         if self._queue:
             self._dispatch()
+
+    def _kill_overdue(self, worker: WorkerProcess) -> None:
+        """Kill a worker if one of its requests exceeds the time limit, by what it notes of them itself."""
+        overdue = [] if worker.killed else worker.overdue(self._timeout)
+        for request in overdue:
+            job = worker.pipe.find(request)
+            if job is not None:
+                job.error = self._timed_out("the request")
+            elif request == NO_REQUEST:
+                self.on_report(self._timed_out("a web request"))
+        if overdue:
+            worker.kill()
+
+    def _timed_out(self, what: str) -> RequestTimeout:
+        limit = f"the node's limit of {self._timeout:g} s"
+        return RequestTimeout(f"{what} exceeded {limit}; its worker was killed", seconds=self._timeout)

@@ -68,6 +68,8 @@ class WorkerProcess(ProcessProtocol):
         self.ended: Deferred[str] = Deferred()
         #: Whether it gets no further requests.
         self.retired = False
+        #: Whether it is being killed.
+        self.killed = False
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
@@ -89,10 +91,10 @@ class WorkerProcess(ProcessProtocol):
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
             further = dict(descriptors or {})
-            if spec.accepting is not None:
+            if spec.is_watched:
                 further[ACTIVITY_FD] = Activity.create()
                 opened.callback(os.close, further[ACTIVITY_FD])
-                self._activity = Activity(further[ACTIVITY_FD])
+                self._activity = Activity(further[ACTIVITY_FD], spec.threads)
             command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
@@ -109,14 +111,16 @@ class WorkerProcess(ProcessProtocol):
                 },
             )
             opened.pop_all()
-        if spec.accepting is not None:
+        if spec.is_watched:
             os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
         protocol = NegotiationProtocol(
             terms,
-            lambda transport, worker: Pipe(transport, self._reactor, terms, worker, self._tokens, self),
+            lambda transport, worker: Pipe(
+                transport, self._reactor, terms, worker, self._tokens, self, spec.threads
+            ),
         )
         protocol.negotiated.addCallback(self._on_negotiated)
         protocol.lost.addCallback(lambda _: self._on_pipe_lost())
@@ -141,19 +145,29 @@ class WorkerProcess(ProcessProtocol):
 
     def _end_retired(self) -> None:
         """Kill a retired process that has not exited by itself, unless it still answers a request."""
-        if self.busy_for:
+        if self.accepted():
             self._kill_later.set(_SHUTDOWN_TIME)
         else:
             self.kill()
 
-    @property
-    def busy_for(self) -> float:
-        """For how many seconds a request has not gone on that the worker has accepted itself; 0 without one."""
-        return 0.0 if self._activity is None else self._activity.busy_for
+    def accepted(self, seconds: float = 0.0) -> int:
+        """Return how many requests it runs that it has accepted itself.
+
+        :param seconds: count those only that have not gone on for so long.
+        """
+        return 0 if self._activity is None else self._activity.accepted(seconds)
+
+    def overdue(self, seconds: float) -> list[int]:
+        """Return the ids of the requests that have not gone on for *seconds*, for which no peer is to blame.
+
+        The id of a request that the worker has accepted itself is 0. The requests of the front count only in a
+        worker with threads.
+        """
+        return [] if self._activity is None else self._activity.overdue(seconds)
 
     @property
     def working_for(self) -> float:
-        """The same, but 0 while the worker waits for its peer."""
+        """For how many seconds such a request has not gone on; the longest, or 0."""
         return 0.0 if self._activity is None else self._activity.working_for
 
     @property
@@ -174,6 +188,8 @@ class WorkerProcess(ProcessProtocol):
             self.kill()
         elif not self._pipe.in_flight:
             self._pipe.close()
+        else:
+            self._pipe.stop_accepting()  # it may have threads that are free
 
     def on_progress(self) -> None:
         """Close the pipe of a retired worker that has finished, and call the owner."""
@@ -208,6 +224,7 @@ class WorkerProcess(ProcessProtocol):
 
     def kill(self) -> None:
         """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
+        self.killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)

@@ -1,13 +1,13 @@
-"""A node: answers objects with its handler module's function, and web requests with applications.
+"""A node: answers objects and RPC with its handler module's functions, and web requests with applications.
 
-Those are WSGI applications, or a resource of twisted.web.
+Those are WSGI applications and static files, or a resource of twisted.web.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -19,6 +19,7 @@ from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
 from uwsgitwisted.services.server import ServerService, check_handlers
@@ -26,7 +27,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import MARSHAL, WSGI
+from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: Seconds for something to arrive on connections that have begun before the ports are closed.
@@ -47,6 +48,7 @@ class NodeSettings:
     :param env_file: a file with environment variables for them; empty for none.
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
         :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
+    :param threads: how many requests each worker runs at a time; beyond 1, in threads.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
@@ -58,6 +60,7 @@ class NodeSettings:
     chdir: str = ""
     env_file: str = ""
     resource: str = ""
+    threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
 
@@ -77,10 +80,13 @@ class NodeSettings:
                 "chdir": self.chdir,
                 "env_file": self.env_file,
                 "access_log": self.access_log_format if self.access_log else "",
+                "multithread": self.threads > 1,
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
-            loaders.append(Loader("uwsgitwisted.worker.handlers.marshal:load", {"module": self.handler}))
+            loaders.append(
+                Loader("uwsgitwisted.worker.handlers.rpc:load_with_objects", {"module": self.handler})
+            )
         return loaders
 
 
@@ -102,7 +108,7 @@ class NodeService(ServerService):
         responders: dict[int, IResponder] = {}
         if node.handler:
             assert engine is not None
-            responders[MARSHAL] = ForwardResponder(engine)
+            responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
@@ -113,6 +119,7 @@ class NodeService(ServerService):
             settings,
             engine,
             responders,
+            bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
         )
@@ -179,7 +186,7 @@ class NodeService(ServerService):
     @property
     def _expects_requests(self) -> bool:
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
-        return bool(self._node.applications) or super()._expects_requests
+        return self._node.has_web_workers or super()._expects_requests
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""
@@ -229,7 +236,9 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     """
     engine = None
     if node.loaders:
-        spec = settings.worker_spec(*node.loaders)
+        if node.threads > 1 and not can_share():
+            raise StartupError("--wsgi-threads: several threads in a worker need Linux")
+        spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
     return NodeService(reactor, settings, engine, node)

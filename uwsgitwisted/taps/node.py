@@ -10,9 +10,10 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from uwsgitwisted.access_log import FORMATS
+from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
+from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
@@ -24,14 +25,24 @@ def _access_log_format(text: str) -> str:
     return text
 
 
+def _threads(text: str) -> int:
+    number = count(text)
+    if number > MAX_THREADS:
+        raise ValueError(f"{MAX_THREADS} is the most")
+    return number
+
+
 class Options(StaticOptions, ServerOptions):
     """The options of ``twistd uwsgi-node``."""
 
-    synopsis = "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --resource MODULE.NAME"
+    synopsis = (
+        "[options] --handler MODULE | --wsgi MODULE:CALLABLE | --static /PATH=DIR | --resource MODULE.NAME"
+    )
     longdesc = (
         "Answers marshalled objects (modifier1 33) with the function that the handler module sets as "
-        "uwsgi.message_manager_marshal, and web requests (modifier1 0 and 30) with WSGI applications, or a resource "
-        "of twisted.web. Sends files, too."
+        "uwsgi.message_manager_marshal, RPC (modifier1 173) with those that it registers with uwsgi.register_rpc, "
+        "and web requests (modifier1 0 and 30) with WSGI applications and static files, or with a resource of "
+        "twisted.web."
     )
     default_listen = "tcp:3033"
 
@@ -41,6 +52,7 @@ class Options(StaticOptions, ServerOptions):
         ["resource", None, None, "The twisted.web resource that answers web requests, in the reactor's own process: module.Class, or module.name of a resource, a function that returns one, or a Klein application"],
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
+        ["wsgi-threads", None, 1, "How many requests each worker runs at a time, in threads", _threads],
         ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
         ["access-log-format", None, "combined", f"The format of those lines: {' or '.join(FORMATS)}", _access_log_format],
         ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
@@ -64,6 +76,8 @@ class Options(StaticOptions, ServerOptions):
             if "" in self["mount"]:
                 raise usage.UsageError(f"--wsgi {self['wsgi']}: another application is mounted at /")
             self["mount"][""] = self["wsgi"]
+        if self["wsgi-threads"] > 1 and not (self["mount"] or self["static"]):
+            raise usage.UsageError("--wsgi-threads is for WSGI applications: give --wsgi or --mount too")
         for path in self["mount"].keys() & self["static"].keys():
             raise usage.UsageError(f"--static {path or '/'}=...: an application is mounted at {path or '/'}")
         if self["resource"]:
@@ -71,9 +85,8 @@ class Options(StaticOptions, ServerOptions):
         elif not self["mount"] and not self["static"]:
             self.require("handler", "my_server")
         elif not self["engine"].startswith("processes"):
-            raise usage.UsageError(
-                f"--engine {self['engine']}: WSGI applications and --static need --engine processes:N"
-            )
+            what = "WSGI applications" if self["mount"] else "static files"
+            raise usage.UsageError(f"--engine {self['engine']}: {what} need --engine processes:N")
 
     def _check_resource(self) -> None:
         given = next((option for option in ("wsgi", "mount", "static") if self[option]), None)
@@ -103,6 +116,7 @@ def makeService(options: Options) -> IService:
         chdir=options["chdir"] or "",
         env_file=options["env-file"] or "",
         resource=options["resource"] or "",
+        threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
     )

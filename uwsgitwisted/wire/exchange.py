@@ -7,17 +7,16 @@ the Deferred client all use this.
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, MisuseError, NoAnswer, PacketTooLarge
-from uwsgitwisted.wire.message import RPC, answers_raw, decode_answer, needs_session
-from uwsgitwisted.wire.packet import ECHO, Packet, PacketDecoder, encode_packet
-from uwsgitwisted.wire.vars import decode_vars
+from uwsgitwisted.errors import ConnectionFailed, MisuseError, NoAnswer, PacketTooLarge
+from uwsgitwisted.wire.message import answers_raw, decode_answer, needs_session
+from uwsgitwisted.wire.packet import ECHO, RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.rpc import LONG_ANSWER, long_size
 
 #: The most bytes of an answer without a size field: far more than a page or a template file has.
 MAX_RAW_ANSWER = 16 * 1024 * 1024
 
-#: The modifier2 of an RPC's answer whose payload is a vars block with the size of the raw bytes that follow.
-#: uWSGI sends answers of more than 65535 bytes in this form.
-_LONG_ANSWER = 5
+#: What the end of a connection without an answer may mean, besides a failure, by the request's modifier1.
+_MEANINGS = {RPC: " (in plain uwsgi also a function that is unknown, or returned nothing)"}
 
 
 class PlainExchange:
@@ -87,7 +86,8 @@ class PlainExchange:
         elif self.begun:
             raise ConnectionFailed("the connection ended in the middle of the answer")
         else:
-            raise NoAnswer("the connection ended without an answer; the server's log says why")
+            meaning = _MEANINGS.get(self._request.modifier1, "")
+            raise NoAnswer(f"the connection ended without an answer; the server's log says why{meaning}")
 
     def result(self) -> object:
         """Return the decoded answer: see :func:`~uwsgitwisted.wire.message.decode_answer`.
@@ -102,11 +102,11 @@ class PlainExchange:
 
     def _handle_packet(self, packet: Packet) -> None:
         """Handle a framed answer, which may announce a long one."""
-        if self._request.modifier1 != RPC or packet.modifier2 != _LONG_ANSWER:
+        if self._request.modifier1 != RPC or packet.modifier2 != LONG_ANSWER:
             self.answer = packet
             return
         self._raw = True
-        self._need = _content_length(packet.payload)
+        self._need = long_size(packet.payload)
         self._check_limit(self._need)
         self._add_raw(self._decoder.rest())
 
@@ -124,10 +124,3 @@ class PlainExchange:
             raise PacketTooLarge(
                 f"an answer of at least {size} bytes, {self._limit} are accepted", size=size, limit=self._limit
             )
-
-
-def _content_length(block: bytes) -> int:
-    size = decode_vars(block).get(b"CONTENT_LENGTH", b"")
-    if not size.isdigit() or len(size) > 20:
-        raise MalformedPacket(f"a long answer whose CONTENT_LENGTH is {size!r}")
-    return int(size)

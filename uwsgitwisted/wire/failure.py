@@ -37,6 +37,7 @@ _CLASSES: dict[bytes, type[errors.UwsgiError]] = {
         errors.StoreUnavailable,
         errors.Unavailable,
         errors.UnencodableMessage,
+        errors.UnknownFunction,
         errors.UnknownModifier,
         errors.UnsafeObject,
         errors.WorkerDied,

@@ -10,19 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 
 from uwsgitwisted.errors import MalformedPacket, MisuseError, UnencodableMessage
-from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, SPOOL, WSGI, Packet
+from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, RPC, SPOOL, WSGI, Packet, encode_packet
+from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_result, encode_call, encode_plain
 from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_item, encode_vars, to_bytes
 
 #: WSGI as 0, but the server takes SCRIPT_NAME off PATH_INFO.
 WSGI_STRIPPED = 30
-RPC = 173
-#: The modifier2 of an RPC whose answer is raw bytes, as nginx needs it.
-RPC_RAW = 1
-#: The modifier2 of an RPC whose request and answer are HTTP.
-RPC_HTTP = 2
 
 #: A task's id, in the answer of a spooler.
 _ID = re.compile(rb"[1-9][0-9]{0,18}")
@@ -61,7 +56,7 @@ def _opaque(message: object) -> bytes:
 
 def _call(message: object) -> bytes:
     if isinstance(message, (list, tuple)):
-        return encode_array(message)
+        return encode_call(message)
     if isinstance(message, Mapping):
         return encode_vars(message)
     if isinstance(message, bytes):
@@ -116,13 +111,14 @@ def _object(packet: Packet) -> object:
     return loads(packet.payload)
 
 
-_DECODERS: dict[int, Callable[[Packet], object]] = {ANSWER: _yes_or_no, MARSHAL: _object}
+_DECODERS: dict[int, Callable[[Packet], object]] = {ANSWER: _yes_or_no, MARSHAL: _object, RPC: decode_result}
 
 
 def decode_answer(packet: Packet) -> object:
     """Return the value of the answer *packet*.
 
-    :return: for a 255, True, False, or the id in a yes; for a 33, the object; for anything else, the payload.
+    :return: for a 255, True, False, or the id in a yes; for a 33, the object; for a 173, bytes, or None if the
+        function returned that; for anything else, the payload.
     :raises UnsafeObject: if the payload of a 33 is not a plain marshalled object.
     """
     decoder = _DECODERS.get(packet.modifier1)
@@ -146,3 +142,17 @@ def answers_raw(modifier1: int, modifier2: int) -> bool:
     if modifier1 == RPC:
         return modifier2 in (RPC_RAW, RPC_HTTP)
     return modifier1 in (WSGI, WSGI_STRIPPED, ECHO)
+
+
+def _payload(packet: Packet) -> bytes:
+    return packet.payload
+
+
+def answer_encoder(modifier1: int, modifier2: int) -> Callable[[Packet], bytes]:
+    """Return what makes the bytes of the answer to such a request of a plain peer.
+
+    It raises ``MessageTooLarge`` if the answer fits no packet, and has to.
+    """
+    if answers_raw(modifier1, modifier2):
+        return _payload
+    return encode_plain if modifier1 == RPC else encode_packet

@@ -107,6 +107,14 @@ class Outgoing:
         self._remaining -= message.remaining
         self._messages_size -= len(message.packet.payload)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._frames.clear()
+        self._waiting.clear()
+        self._sending.clear()
+        self._frames_size = self._sending_size = self._remaining = self._messages_size = 0
+        self._pong_due = False
+
     def take(self, size: int = MAX_PAYLOAD) -> bytes:
         """Remove and return the next bytes to write, or none.
 

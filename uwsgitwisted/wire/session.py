@@ -112,9 +112,9 @@ class Session:
     :param role: which side this is.
     :param ours: the terms of this side.
     :param theirs: the terms of the peer, from its ping.
-    :param awaited: the ids of a client's requests that still need an answer. A large answer to any other
-        request has raced with its cancel, and is dropped: the peer, once it knows of the cancel, may never
-        finish it.
+    :param awaited: the ids of a client's requests that still need an answer. A large or streamed answer to any
+        other request has raced with its cancel, and is dropped: the peer, once it knows of the cancel, may
+        never finish it.
     :param admits: says whether a server has room for a message of so many bytes that comes in pieces; called
         when the first piece has arrived. None to admit any.
     """
@@ -300,7 +300,7 @@ class Session:
             return AnswerReceived(request, packet, time / 1_000_000)
         return RequestReceived(request, packet, time / 1000 if time else None, kind == IDEMPOTENT)
 
-    def _read_streamed(self, payload: bytes, kind: int) -> Event:
+    def _read_streamed(self, payload: bytes, kind: int) -> Event | None:
         """Read a message that is whole, and that a stream follows."""
         if len(payload) < _BEGIN_SIZE:
             raise MalformedPacket("a session's frame ends within its head")
@@ -308,6 +308,8 @@ class Session:
         if size != len(payload) - _BEGIN_SIZE:
             raise MalformedPacket(f"a message of {size} bytes in front of a stream is not in one frame")
         self._check_received(size)
+        if kind == STREAMED_ANSWER and self._awaited is not None and request not in self._awaited:
+            return None
         self.streams.open_incoming(request)
         packet = Packet(modifier1, modifier2, payload[_BEGIN_SIZE:])
         if kind == STREAMED_ANSWER:
@@ -337,6 +339,17 @@ class Session:
             self.unfinished -= incoming.have
 
     # Sending
+
+    def abandon(self) -> None:
+        """Drop what has arrived in part, and what is not sent: the connection is closed.
+
+        The owner is often part of a cycle of references, which Python frees late. What a peer has made this
+        session hold must not wait for that.
+        """
+        self._buffer = ReceiveBuffer()
+        self._incoming.clear()
+        self.announced = self.unfinished = 0
+        self._outgoing.clear()
 
     def check_size(self, size: int) -> None:
         """Check that the peer accepts a message of *size* bytes.

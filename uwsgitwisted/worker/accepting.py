@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import monotonic
 
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import Slot
 from uwsgitwisted.errors import MalformedPacket, UwsgiError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
@@ -26,7 +26,7 @@ from uwsgitwisted.wire.vars import body_size, may_announce_body
 from uwsgitwisted.wire.web_status import status_answer, status_of
 from uwsgitwisted.worker.exchange import ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
-from uwsgitwisted.worker.spec import Accepting
+from uwsgitwisted.worker.spec import NO_REQUEST, Accepting
 
 #: The most bytes that are read from a connection: a packet, and a small body.
 _READ_SIZE = HEADER_SIZE + 2 * MAX_PAYLOAD
@@ -45,20 +45,18 @@ class DirectExchange:
 
     :param connection: the connection, which this closes.
     :param packet: the request's packet, whose payload has the body behind the variables.
-    :param activity: shows the front what happens.
+    :param slot: shows the front what happens.
     :param write_timeout: for how many seconds the peer may read nothing while bytes wait.
     """
 
-    __slots__ = ("_activity", "_connection", "_write_timeout", "begun", "packet")
+    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet")
 
     #: Whether a stream follows the request's message.
     streamed = False
 
-    def __init__(
-        self, connection: socket.socket, packet: Packet, activity: Activity, write_timeout: float
-    ) -> None:
+    def __init__(self, connection: socket.socket, packet: Packet, slot: Slot, write_timeout: float) -> None:
         self._connection = connection
-        self._activity = activity
+        self._slot = slot
         self._write_timeout = write_timeout
         self.packet = packet
         #: Whether a part of the answer was sent.
@@ -81,13 +79,14 @@ class DirectExchange:
                 sent += self._send(memoryview(data)[sent:])
         except OSError as error:
             raise ClientGone(f"the client has gone: {error}") from error
-        self._activity.work()
+        self._slot.work()
 
     def send_file(self, descriptor: int, offset: int, size: int) -> None:
         """Send *size* bytes of a file, from *offset*, without reading them into this process.
 
         :raises ClientGone: if the peer is gone, or has read nothing for too long.
         :raises RuntimeError: if the file has become shorter.
+        :raises OSError: if the system can't send from it.
         """
         self.begun = True
         self._connection.setblocking(False)
@@ -98,12 +97,12 @@ class DirectExchange:
             except BlockingIOError:
                 self._wait()
                 continue
-            except OSError as error:
+            except (ConnectionError, TimeoutError) as error:  # other errors are the file's
                 raise ClientGone(f"the client has gone: {error}") from error
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")
             offset += sent
-            self._activity.work()
+            self._slot.work()
 
     def finish(self, data: bytes = b"") -> None:
         """Send the last part of the answer, and close the connection."""
@@ -125,12 +124,12 @@ class DirectExchange:
 
     def _wait(self) -> None:
         """Wait until the peer has read something."""
-        self._activity.wait()
+        self._slot.wait()
         poll = select.poll()
         poll.register(self._connection, select.POLLOUT)
         if not poll.poll(self._write_timeout * 1000):
             raise ClientGone(f"the client has read nothing for {self._write_timeout:g} s")
-        self._activity.work()
+        self._slot.work()
 
 
 class Acceptor:
@@ -139,7 +138,6 @@ class Acceptor:
     :param accepting: what the front has told about its ports.
     :param listeners: the ports.
     :param front: where connections go that are the front's.
-    :param activity: shows the front what happens.
     :param handlers: the handlers of web requests, by modifier1.
     :param node: this worker's name in the errors that it reports.
     :param report: tells the front of an error, for its log.
@@ -150,7 +148,6 @@ class Acceptor:
         accepting: Accepting,
         listeners: Sequence[socket.socket],
         front: socket.socket,
-        activity: Activity,
         handlers: dict[int, StreamHandler],
         node: str,
         report: Callable[[UwsgiError], None],
@@ -160,7 +157,6 @@ class Acceptor:
         self._write_timeout = accepting.write_timeout
         self._max_body = accepting.max_body
         self._front = front
-        self._activity = activity
         self._handlers = handlers
         self._node = node
         self._report = report
@@ -168,28 +164,35 @@ class Acceptor:
         networks = None if accepting.networks is None else list(map(ipaddress.ip_network, accepting.networks))
         self._is_allowed = lru_cache(1_000)(lambda host: networks is None or _is_in(host, networks))
 
-    def accept(self, descriptor: int) -> bool:
-        """Accept a connection and handle its request, or hand it over.
+    def accept(self, descriptor: int) -> tuple[socket.socket, Packet] | None:
+        """Accept a connection, and read its request or hand it over.
 
-        :return: whether this worker has run a request.
+        :return: the connection and its request, for :meth:`run`; None if this worker has nothing to run.
         """
         try:
             connection, address = self.listeners[descriptor].accept()
         except OSError:  # another worker was faster, the peer has gone, or there are no descriptors left
-            return False
+            return None
+        data = self._read(connection)
+        packet = _web_request(data, self._max_body)
+        if packet is not None and self._is_allowed(address[0] if isinstance(address, tuple) else ""):
+            return connection, packet
         with connection:
-            data = self._read(connection)
-            packet = _web_request(data, self._max_body)
-            if packet is None or not self._is_allowed(address[0] if isinstance(address, tuple) else ""):
-                # A message without a byte would look like the end of the connection to the front.
-                socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
-                return False
-            self._activity.work()
-            try:
-                self._run(DirectExchange(connection, packet, self._activity, self._write_timeout))
-            finally:
-                self._activity.rest()
-        return True
+            # A message without a byte would look like the end of the connection to the front.
+            socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
+        return None
+
+    def run(self, connection: socket.socket, packet: Packet, slot: Slot) -> None:
+        """Answer a request on its connection, and close that.
+
+        :param slot: that of the thread which does it.
+        """
+        slot.begin(NO_REQUEST)
+        try:
+            with connection:
+                self._run(DirectExchange(connection, packet, slot, self._write_timeout))
+        finally:
+            slot.rest()
 
     def _read(self, connection: socket.socket) -> bytes:
         """Return the bytes that have arrived on a new connection."""

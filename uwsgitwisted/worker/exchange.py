@@ -116,11 +116,6 @@ class Exchange:
         return self._body is not None
 
     @property
-    def begun(self) -> bool:
-        """Whether a part of the answer was sent."""
-        return self._begun
-
-    @property
     def took(self) -> float:
         """For how many seconds it has been handled."""
         return monotonic() - self._started

@@ -27,9 +27,9 @@ OptionValues = Mapping[str, str | Sequence[str] | bool]
 NO_REQUEST = 0
 #: The most ports from which a worker accepts connections.
 MAX_PORTS = 64
-#: Where the front puts the session's socket, the pipe of tokens, the access log, if there is one, and, in a
-#: worker that accepts connections, its activity, the socket over which connections go to the front, and the
-#: ports, the first of them there.
+#: Where the front puts the session's socket, the pipe of tokens, the access log, if there is one, the activity
+#: of a worker that is watched, and, in a worker that accepts connections, the socket over which connections go
+#: to the front, and the ports, the first of them there.
 SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7, 8
 
 
@@ -88,6 +88,7 @@ class WorkerSpec:
     :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
+    :param threads: how many requests a worker runs at a time, each in a thread of its own.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -100,6 +101,12 @@ class WorkerSpec:
     numproc: int = 1
     masterpid: int = 0
     accepting: Accepting | None = None
+    threads: int = 1
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the front sees in shared memory what a worker does."""
+        return self.accepting is not None or self.threads > 1
 
     def encode(self) -> str:
         """Return the JSON text."""

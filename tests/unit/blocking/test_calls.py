@@ -137,6 +137,21 @@ def test_the_largest_request_and_answer() -> None:
         assert blocking.send_message(server.address, 33, 0, message, 10) == message
 
 
+def test_rpc() -> None:
+    """A call's result is bytes; an answer of another kind is none."""
+    with ScriptedServer(answering(frame(173, 0, b"result"))) as server:
+        assert blocking.rpc(server.address, "f", b"a", 17, timeout=10) == b"result"
+        with pytest.raises(UnencodableMessage, match="item 1 is empty") as caught:
+            blocking.rpc(server.address, "f", b"")
+        assert caught.value.address == server.address
+    for answer, error, reason in (
+        ([frame(33, 0, b"T")], ProtocolError, "not one to an RPC"),
+        ([], NoAnswer, "a function that is unknown, or returned nothing"),
+    ):
+        with ScriptedServer(answering(*answer)) as server, pytest.raises(error, match=reason):
+            blocking.rpc(server.address, "f")
+
+
 def test_a_raw_answer() -> None:
     """An answer without a header is read to the end of the connection."""
     with ScriptedServer(answering(b"HTTP/1.0 200 OK\r\n", b"\r\n", b"x" * 200000)) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from twisted.internet.protocol import Protocol
@@ -13,7 +14,14 @@ from tests.unit.transports import CLIENT, SERVER, MemoryTransport
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import MAX_IN_FLIGHT, Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
-from uwsgitwisted.errors import Busy, ConnectionFailed, RequestCancelled, UwsgiError, WorkerDied
+from uwsgitwisted.errors import (
+    Busy,
+    ConnectionFailed,
+    MessageTooLarge,
+    RequestCancelled,
+    UwsgiError,
+    WorkerDied,
+)
 from uwsgitwisted.interfaces import Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.stream import Stream
 from uwsgitwisted.wire.events import (
@@ -27,6 +35,7 @@ from uwsgitwisted.wire.events import (
     WindowGranted,
 )
 from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import WSGI, Packet, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
@@ -45,9 +54,10 @@ class Owner:
 
     def __init__(self) -> None:
         self.calls: list[object] = []
+        self.progress = 0
 
     def on_progress(self) -> None:
-        pass
+        self.progress += 1
 
     def on_retiring(self) -> None:
         self.calls.append("retiring")
@@ -62,13 +72,14 @@ class Owner:
 class Bench:
     """A pipe, and the session of a worker that does what the test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self.clock = Clock()
         self.owner = Owner()
         self.tokens = Tokens()
         ours, worker = Terms(window=WINDOW), Terms(window=1)
         self.transport = MemoryTransport(Protocol(), SERVER, CLIENT)
-        self.pipe = Pipe(self.transport, self.clock, ours, worker, self.tokens, self.owner)  # type: ignore[arg-type]
+        transport: Any = self.transport
+        self.pipe = Pipe(transport, self.clock, ours, worker, self.tokens, self.owner, threads)
         self.worker = Session(Role.SERVER, worker, ours)
 
     def job(self, body: Stream | None = None, packet: Packet = ASKED, seconds: float | None = None) -> Job:
@@ -126,12 +137,12 @@ def test_answer(bench: Bench) -> None:
     job = bench.job(seconds=2.0)
     assert bench.arrived() == [RequestReceived(1, ASKED, 2.0)]
     assert bench.pipe.in_flight == 1
-    assert bench.pipe.running is job
+    assert bench.pipe.running == [job]
     bench.worker.send_answer(1, ANSWER, 0.5)
     bench.reply()
     assert bench.result(job) == TimedAnswer(ANSWER, 0.5)
     assert bench.pipe.in_flight == 0
-    assert bench.pipe.running is None
+    assert bench.pipe.running == []
 
 
 def test_body_waits_for_the_begin(bench: Bench) -> None:
@@ -178,6 +189,16 @@ def test_body_breaks_off(bench: Bench) -> None:
     body.write(b"part")
     body.end(ConnectionFailed("gone"))
     assert bench.arrived() == [DataReceived(1, b"part"), EndReceived(1, 0.0)]
+
+
+def test_head_that_is_too_large(bench: Bench) -> None:
+    """The variables in front of a streamed body fit one frame; otherwise nothing is sent."""
+    with pytest.raises(MessageTooLarge):
+        bench.job(Stream(), ASKED._replace(payload=bytes(FIRST_PIECE + 1)))
+    assert bench.pipe.in_flight == 0
+    assert bench.pipe.capacity == 1
+    bench.job(Stream(), ASKED._replace(payload=bytes(FIRST_PIECE)))
+    assert len(bench.arrived()) == 1
 
 
 def test_unread_body(bench: Bench) -> None:
@@ -350,6 +371,21 @@ def test_waits_for_peer(bench: Bench) -> None:
     assert not bench.pipe.waits_for_peer
 
 
+def test_uploading(bench: Bench) -> None:
+    """A worker has an upload from its assignment until all of the body has arrived from the peer."""
+    body = Stream()
+    assert not bench.pipe.uploading
+    bench.job(body)
+    assert bench.pipe.uploading
+    bench.arrived()
+    bench.begin(1)
+    body.write(b"body")
+    assert bench.pipe.uploading
+    body.end()
+    assert not bench.pipe.uploading
+    assert bench.pipe.in_flight == 1
+
+
 def test_worker_dies(bench: Bench) -> None:
     """A worker that dies ends the streams of the request that it ran, body and answer."""
     cancelled: list[bool] = []
@@ -437,3 +473,76 @@ def test_lost_pipe(bench: Bench) -> None:
     bench.pipe.flush()
     assert bench.transport.outgoing == b""
     assert bench.pipe.capacity == 0
+
+
+@pytest.fixture
+def threads() -> Iterator[Bench]:
+    """Give a pipe to a worker with three threads."""
+    made = Bench(3)
+    yield made
+    made.tokens.close()
+
+
+def test_threads(threads: Bench) -> None:
+    """A worker with threads is assigned as many requests as it runs at a time, however fast it is."""
+    jobs = [threads.job() for _ in range(3)]
+    assert threads.pipe.capacity == 0
+    assert threads.pipe.running == jobs
+    assert len(threads.arrived()) == 3
+    threads.worker.send_answer(2, ANSWER, FAST)
+    threads.reply()
+    assert threads.result(jobs[1]) == TimedAnswer(ANSWER, FAST)
+    assert threads.pipe.capacity == 1
+    assert threads.pipe.find(3) is jobs[2]
+    assert threads.pipe.find(2) is None
+
+
+def test_threads_recall(threads: Bench) -> None:
+    """What a worker with threads has not begun can be recalled, although earlier requests are answered."""
+    jobs = [threads.job() for _ in range(3)]
+    threads.arrived()
+    assert os.read(threads.tokens.reader, 2)
+    threads.worker.send_answer(1, ANSWER)
+    threads.reply()
+    assert threads.pipe.recall(spared=0) == [jobs[2]]
+    assert threads.pipe.running == [jobs[1]]
+    assert threads.arrived() == [CancelReceived(3)]
+
+
+def test_threads_that_die(threads: Bench) -> None:
+    """All requests that a worker with threads had begun die with it; the others may go elsewhere."""
+    jobs = [threads.job() for _ in range(3)]
+    threads.arrived()
+    assert os.read(threads.tokens.reader, 2)
+    assert threads.pipe.take_unfinished() == (jobs[:2], jobs[2:])
+
+
+def test_bodies_beside_each_other(threads: Bench) -> None:
+    """A worker with threads gets further requests while bodies arrive, each on its own stream."""
+    bodies = [Stream(), Stream()]
+    for body in bodies:
+        threads.job(body)
+    threads.arrived()
+    assert threads.pipe.uploading == 2
+    assert threads.pipe.capacity == 1
+    for request in (1, 2):
+        threads.begin(request)
+    bodies[1].write(b"second")
+    bodies[0].write(b"first")
+    assert threads.arrived() == [DataReceived(2, b"second"), DataReceived(1, b"first")]
+    bodies[1].end()
+    assert threads.pipe.uploading == 1
+
+
+def test_nothing_overtakes_pieces(threads: Bench) -> None:
+    """A worker with threads gets no request that would overtake one in pieces; when they are sent, it does."""
+    large = Packet(WSGI, 0, bytes(1_000_000))
+    threads.job(packet=large)
+    assert threads.pipe.capacity == 0
+    progress = threads.owner.progress
+    events: list[Event] = []
+    while not events:
+        events = threads.arrived()
+    assert events == [RequestReceived(1, large, None)]
+    assert threads.pipe.capacity == 2
+    assert threads.owner.progress > progress

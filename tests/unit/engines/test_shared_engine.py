@@ -15,7 +15,7 @@ from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Interrupted, RemoteError, RequestTimeout, Unavailable, WorkerDied
 from uwsgitwisted.interfaces import Request
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import Accepting, Loader, WorkerSpec
+from uwsgitwisted.worker.spec import NO_REQUEST, Accepting, Loader, WorkerSpec
 
 TIMEOUT = 9.0
 LONG = 1.0
@@ -28,7 +28,7 @@ class FakePipe:
         self.jobs: list[Job] = []
         self.begun = 0
         self.waits_for_peer = False
-        self.uploading = False
+        self.uploading = 0
         self.running_since = 0.0
         self.accepting = True
 
@@ -37,8 +37,11 @@ class FakePipe:
         return len(self.jobs)
 
     @property
-    def running(self) -> Job | None:
-        return self.jobs[0] if self.jobs else None
+    def running(self) -> list[Job]:
+        return self.jobs[:1]
+
+    def find(self, request: int) -> Job | None:
+        return None
 
     def assign(self, job: Job, now: float) -> None:
         if not self.jobs:
@@ -60,7 +63,7 @@ class FakeWorker:
     def __init__(self, worker_id: int, capacity: int = 1) -> None:
         self.worker_id = worker_id
         self.pipe = FakePipe()
-        self.busy_for = self.working_for = 0.0
+        self._busy_for = self._working_for = 0.0
         self.retired = False
         self.kills = 0
         self._capacity = capacity
@@ -69,19 +72,29 @@ class FakeWorker:
     def capacity(self) -> int:
         return 0 if self.retired else self._capacity - self.pipe.in_flight
 
+    @property
+    def killed(self) -> bool:
+        return bool(self.kills)
+
     def kill(self) -> None:
         self.kills += 1
 
+    def accepted(self, seconds: float = 0.0) -> int:
+        return int(self._busy_for > seconds)
+
+    def overdue(self, seconds: float) -> list[int]:
+        return [NO_REQUEST] if self._working_for > seconds else []
+
     def work(self, seconds: float = LONG) -> None:
         """Run a request of a port."""
-        self.busy_for = self.working_for = seconds
+        self._busy_for = self._working_for = seconds
 
     def wait(self, seconds: float = LONG) -> None:
         """Wait for the peer of a request of a port."""
-        self.busy_for, self.working_for = seconds, 0.0
+        self._busy_for, self._working_for = seconds, 0.0
 
     def rest(self) -> None:
-        self.busy_for = self.working_for = 0.0
+        self._busy_for = self._working_for = 0.0
 
     def take_unfinished(self) -> tuple[list[Job], list[Job]]:
         jobs, self.pipe.jobs = self.pipe.jobs, []

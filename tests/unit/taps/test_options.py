@@ -44,6 +44,9 @@ COMMANDS = [
 COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spooler", SPOOLER)]
 
 
+NEED_PROCESSES = "WSGI applications need --engine processes:N"
+
+
 def parse(make: type[ServerOptions], *arguments: str) -> Any:
     options = make()
     options.parseOptions(list(arguments))
@@ -353,6 +356,26 @@ class TestSpooler:
         with pytest.raises(UsageError, match=f"--resource and {other} would both answer web requests"):
             parse(node.Options, "--resource", "a.B", other, "/x=c:d")
 
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ("--wsgi app --wsgi-threads 0", "--wsgi-threads 0: not a whole number from 1"),
+            ("--wsgi app --wsgi-threads 257", "--wsgi-threads 257: 256 is the most"),
+            (
+                "--handler app --wsgi-threads 2",
+                "--wsgi-threads is for WSGI applications: give --wsgi or --mount",
+            ),
+            ("--resource app.Site --wsgi-threads 2", "--wsgi-threads is for WSGI applications"),
+        ],
+    )
+    def test_wsgi_threads(self, arguments: str, text: str) -> None:
+        """A worker may run several requests at a time, if they may be web requests."""
+        assert parse(node.Options, "--mount", "/a=app", "--wsgi-threads", "256")["wsgi-threads"] == 256
+        assert parse(node.Options, "--wsgi", "app")["wsgi-threads"] == 1
+        with pytest.raises(UsageError) as caught:
+            parse(node.Options, *arguments.split())
+        assert str(caught.value).startswith(text)
+
     def test_applications(self) -> None:
         """Applications are mounted at paths; the one of --wsgi answers what is left."""
         line = "--wsgi a:b --mount /x=c:d --mount /y/z/=e:f() --max-body 2K"
@@ -379,8 +402,14 @@ class TestSpooler:
             ("--mount /x=a --mount /x/=b", "--mount /x/=b: another application is mounted at /x"),
             ("--mount /=a --mount /=b", "--mount /=b: another application is mounted at /"),
             ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
-            ("--wsgi a --engine threads:2", "--engine threads:2: WSGI applications need --engine processes:N"),
-            ("--mount /x=a --engine reactor", "--engine reactor: WSGI applications need --engine processes:N"),
+            (
+                "--wsgi a --engine threads:2",
+                f"--engine threads:2: {NEED_PROCESSES}",
+            ),
+            (
+                "--mount /x=a --engine reactor",
+                f"--engine reactor: {NEED_PROCESSES}",
+            ),
             ("--wsgi a --max-body 0", "--max-body 0: "),
             ("--wsgi a --max-body -1", "--max-body -1: "),
         ],
@@ -428,13 +457,13 @@ class TestStatic:
                 UsageError, match=rf"^--static {path}=\.\.\.: an application is mounted at {path}$"
             ):
                 parse(node.Options, "--static", "/a=.", *given)
-        with pytest.raises(UsageError, match=r"^--mount /=b:c: another application is mounted at /$"):
+        with pytest.raises(UsageError, match=r"^--wsgi b:c: another application is mounted at /$"):
             parse(node.Options, "--mount", "/=d:e", "--wsgi", "b:c")
 
     def test_what_runs_it(self) -> None:
         """Worker processes do; so no other engine and no resource may be given."""
         assert parse(node.Options, "--static", "/a=.")["static"] == {"/a": os.getcwd()}
-        with pytest.raises(UsageError, match="WSGI applications and --static need --engine processes:N"):
+        with pytest.raises(UsageError, match="--engine threads:2: static files need --engine processes:N"):
             parse(node.Options, "--static", "/a=.", "--engine", "threads:2")
         with pytest.raises(UsageError, match="--resource and --static would both answer web requests"):
             parse(node.Options, "--static", "/a=.", "--resource", "a.B")

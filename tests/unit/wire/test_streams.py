@@ -6,7 +6,7 @@ import struct
 from typing import TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uwsgitwisted.errors import Busy, MalformedPacket, MessageTooLarge, MisuseError, PacketTooLarge
@@ -81,6 +81,7 @@ def test_both_directions() -> None:
     assert pair.to_server() == [EndReceived(1, 0.0)]
 
 
+@settings(deadline=None)  # other processes use the processors, too
 @given(st.lists(st.integers(1, WINDOW_SIZE), max_size=20), st.integers(2_000, 70_000))
 def test_window(uses: list[int], chunk: int) -> None:
     """However the receiver uses bytes, no more than a window are on their way, and all arrive in order."""
@@ -220,3 +221,16 @@ def test_window_of_terms() -> None:
     side = Session(Role.CLIENT, ours, ours)
     side.send_streamed_request(1, HEAD)
     assert side.streams.credit(1) == 0xFFFFFFFF
+
+
+def test_answer_that_raced_with_a_cancel() -> None:
+    """A streamed answer that nobody awaits any more is dropped, with its stream, which may never end."""
+    awaited = {1}
+    pair = Pair()
+    pair.client = Session(Role.CLIENT, TERMS, TERMS, awaited=awaited)
+    for request in (1, 2):
+        pair.server.send_streamed_answer(request, HEAD)
+        pair.server.streams.send(request, b"data")
+    assert pair.to_client() == [StreamedAnswerReceived(1, HEAD), DataReceived(1, b"data")]
+    pair.server.streams.send_end(2)
+    assert pair.to_client() == []

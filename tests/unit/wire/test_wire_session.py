@@ -677,3 +677,20 @@ def deliver(source: Session, destination: Session, cuts: list[int]) -> Iterator[
         places.append(min(len(data), places[-1] + cuts[len(places) % len(cuts)] + len(data) // 2_000))
     for start, end in pairwise(places):
         yield from destination.receive(data[start:end])
+
+
+def test_abandon() -> None:
+    """A session whose connection is closed holds nothing any more, neither received nor unsent."""
+    one, other = server(), client()
+    other.send_request(1, LARGE)
+    one.receive(other.data_to_send())
+    one.receive(begin(REQUEST, 2, b"half a frame")[:10])
+    one.send_answer(3, LARGE)
+    one.send_answer(4, SMALL)
+    one.send_pong()
+    assert one.unfinished
+    assert one.backlog_memory > len(LARGE.payload)
+    one.abandon()
+    assert (one.unfinished, one.announced, one.backlog_memory, one.backlog, one.more) == (0, 0, 0, 0, False)
+    assert one.data_to_send() == b""
+    assert not one.is_sending(3)

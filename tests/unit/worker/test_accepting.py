@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.unit.worker.test_worker_main import PATIENCE, Front
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import Activity, open_slots
 from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.wire.events import (
     AnswerReceived,
@@ -68,6 +68,7 @@ class Bench:
         self.theirs = theirs
         descriptor = Activity.create()
         self.activity = Activity(descriptor)
+        (self.slot,) = open_slots(descriptor)
         os.close(descriptor)
         self.reports: list[UwsgiError] = []
         told: dict[str, Any] = {"ports": 1, "networks": networks, "write_timeout": 0.2, "max_body": 100_000}
@@ -75,7 +76,6 @@ class Bench:
             Accepting(**(told | options)),
             [self.listener],
             theirs,
-            self.activity,
             {WSGI: StreamHandler(lambda exchange, _: serve(exchange))},
             "n1 worker 1",
             self.reports.append,
@@ -92,7 +92,11 @@ class Bench:
         return client
 
     def accept(self) -> bool:
-        return self.acceptor.accept(self.listener.fileno())
+        """Accept a connection, and run its request if that is the worker's."""
+        accepted = self.acceptor.accept(self.listener.fileno())
+        if accepted is not None:
+            self.acceptor.run(*accepted, self.slot)
+        return accepted is not None
 
     def handed_over(self) -> tuple[bytes, socket.socket]:
         """Return the bytes and the connection that were handed over."""
@@ -140,15 +144,15 @@ def test_request(bench: Make) -> None:
     seen: list[object] = []
 
     def serve(exchange: AnyExchange) -> None:
-        assert made.activity.working_for > 0
+        assert made.activity.overdue(0.0) == [NO_REQUEST]
         seen.append((exchange.packet, exchange.streamed, exchange.read(10)))
         exchange.finish(b"hello")
 
     made = bench(serve)
     client = made.connect(GET)
-    assert made.activity.busy_for == 0
+    assert made.activity.accepted() == 0
     assert made.accept()
-    assert made.activity.busy_for == 0
+    assert made.activity.accepted() == 0
     assert everything(client) == b"hello"
     assert seen == [(Packet(WSGI, 0, GET[4:]), False, b"")]
     assert made.reports == []
@@ -298,7 +302,7 @@ def test_peer_of_a_failure_has_gone(bench: Make) -> None:
     client = made.connect(GET)
     assert made.accept()
     assert len(made.reports) == 1
-    assert made.activity.busy_for == 0
+    assert made.activity.accepted() == 0
 
 
 @pytest.mark.parametrize("file", [False, True])
@@ -345,8 +349,8 @@ def test_client_that_reads_nothing(bench: Make, tmp_path: Path, file: bool) -> N
                     exchange.send(bytes(50_000_000))
         except ClientGone as error:
             caught.append(error)
-            assert made.activity.busy_for > 0
-            assert made.activity.working_for == 0
+            assert made.activity.accepted() == 1
+            assert made.activity.overdue(0.0) == []
             raise
 
     made = bench(serve)
@@ -399,19 +403,37 @@ def test_file_becomes_shorter(bench: Make, tmp_path: Path) -> None:
     assert len(made.reports) == 1
 
 
+def test_file_that_cannot_be_sent(bench: Make) -> None:
+    """A descriptor that the system can't send from is the application's failure, and is reported as that."""
+    reader, writer = os.pipe()
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send_file(reader, 0, 1_000)
+
+    made = bench(serve)
+    client = made.connect(GET)
+    assert made.accept()
+    with pytest.raises(ConnectionResetError):
+        everything(client)
+    os.close(reader)
+    os.close(writer)
+    (error,) = made.reports
+    assert isinstance(error, RemoteError)
+    assert error.type == "OSError"
+
+
 class SharingFront(Front):
     """A worker in a thread that accepts connections, and the front's end of its pipe."""
 
     def __init__(self, serve: Serve = hello, **limits: Any) -> None:
-        self.bench: Bench = None  # type: ignore[assignment]
+        self.bench = Bench(serve)
 
         def make(report: Callable[[UwsgiError], None]) -> Acceptor:
-            self.bench = Bench(serve)
             self.bench.acceptor._report = report
             return self.bench.acceptor
 
         handler = StreamHandler(lambda exchange, _: serve(exchange))
-        super().__init__({WSGI: handler}, make, Terms(window=1_000), **limits)
+        super().__init__({WSGI: handler}, make, [self.bench.slot], Terms(window=1_000), **limits)
         self.negotiate()
 
     def connect(self, data: bytes = GET) -> socket.socket:

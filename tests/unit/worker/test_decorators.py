@@ -537,7 +537,7 @@ def test_names_that_are_not_there() -> None:
     """What only uWSGI has may be imported, and says what there is when it is used; anything else is no name."""
     namespace: dict[str, Any] = {}
     exec("from uwsgidecorators import *", namespace)
-    for name in ("rpc", "signal", "mule", "filemon", "harakiri"):
+    for name in ("thread", "signal", "mule", "filemon", "harakiri"):
         with pytest.raises(MisuseError, match=rf"has no uwsgidecorators\.{name}; it has: spool, ") as caught:
             namespace[name](1)
     for name in str(caught.value).partition("it has: ")[2].split(", "):

@@ -247,6 +247,22 @@ def test_client_goes_while_sending(front: Make) -> None:
     assert isinstance(made.next(), AnswerReceived)
 
 
+def test_error_is_ignored(front: Make) -> None:
+    """A handler may ignore that its client has gone: the front gets the answer to its cancel all the same."""
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send(b"begun")
+        with contextlib.suppress(ClientGone):
+            read_all(exchange)
+
+    made = front(serve)
+    made.begin()
+    assert isinstance(made.next(), StreamedAnswerReceived)
+    made.session.send_cancel(1)
+    made.flush()
+    assert isinstance(error_of(made.next()), RequestCancelled)
+
+
 def test_client_goes_at_the_end(front: Make) -> None:
     """A cancel that races with the end of the answer is confirmed, and disturbs nobody."""
 

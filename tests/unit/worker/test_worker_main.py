@@ -6,11 +6,12 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from uwsgitwisted.activity import Slot
 from uwsgitwisted.errors import (
     MessageTooLarge,
     RemoteError,
@@ -26,8 +27,10 @@ from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.handlers.handler import Handler
-from uwsgitwisted.worker.main import Worker, main
+from uwsgitwisted.worker.main import main
 from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
+from uwsgitwisted.worker.threads import ThreadedWorker
+from uwsgitwisted.worker.worker import Worker
 
 LIMIT = 100_000
 PATIENCE = 5
@@ -54,6 +57,7 @@ class Front:
 
     :param handlers: its handlers; without them, it runs :data:`ACTIONS`.
     :param make_acceptor: makes what accepts its connections.
+    :param slots: shows what its threads do.
     :param terms: of the front's side of the session.
     """
 
@@ -61,6 +65,7 @@ class Front:
         self,
         handlers: HandlerTable | None = None,
         make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        slots: Sequence[Slot] = (),
         terms: Terms = Terms(),  # noqa: B008 - it is immutable
         **limits: Any,
     ) -> None:
@@ -74,7 +79,8 @@ class Front:
         self.ended: list[BaseException | None] = []
         spec = WorkerSpec((Loader("nothing:load"),), max_message=LIMIT, **limits)
         handlers = handlers or {33: Handler(self._run, _answer)}
-        self.worker = worker = Worker(theirs, reader, spec, handlers, "n1 worker 1", make_acceptor)
+        kind = ThreadedWorker if spec.threads > 1 else Worker
+        self.worker = worker = kind(theirs, reader, spec, handlers, "n1 worker 1", make_acceptor, slots)
         self._terms = terms
 
         def serve() -> None:
@@ -306,6 +312,15 @@ def test_out_of_memory(front: Front) -> None:
     assert isinstance(failed.error, RemoteError)
     assert failed.error.type == "MemoryError"
     assert isinstance(shutdown, ShutdownReceived)
+
+
+def test_out_of_memory_again(front: Front) -> None:
+    """A worker asks to be replaced only once, so that its successor isn't replaced too."""
+    front.negotiate()
+    front.put(3)
+    front.ask(b"memory", b"memory", b"next")
+    events = front.events(4)
+    assert [type(event) for event in events].count(ShutdownReceived) == 1
 
 
 def test_the_end() -> None:

@@ -170,6 +170,7 @@ class ClientSession:
         while self._pending:  # the failure of one may cancel others
             call = self._pending.pop(next(iter(self._pending)))
             call.fail(error or NoAnswer("the connection was lost before the answer came"))
+        self._session.abandon()
 
     def close(self) -> None:
         """Send a shutdown notice, and close the connection when all data is written; pending calls fail."""

@@ -32,7 +32,7 @@ from uwsgitwisted.transport.server.session import ServerSession
 from uwsgitwisted.transport.server.streams import StreamSender
 from uwsgitwisted.transport.timer import Deadlines
 from uwsgitwisted.transport.writer import Writer, has_unread, read_more_at_once, set_nodelay
-from uwsgitwisted.wire.message import answers_raw
+from uwsgitwisted.wire.message import answer_encoder
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.terms import Terms, decode_offer
 
@@ -93,7 +93,7 @@ class ServerProtocol(Protocol):
         self._body: HeldBody | StreamedBody | None = None
         self._sender: StreamSender | None = None
         self._answer: Deferred[Answer] | None = None
-        self._answers_raw = False
+        self._encode: Callable[[Packet], bytes] = encode_packet
         self._ended_by_peer = False
         self._session: ServerSession | None = None
         #: How many unexpected bytes have come; negative while a body is being dropped.
@@ -273,7 +273,7 @@ class ServerProtocol(Protocol):
         self, packet: Packet, refused: UwsgiError | None = None, body: Stream | None = None
     ) -> None:
         self._enter(_State.ANSWERING if body is None or body.ended else _State.UPLOADING)
-        self._answers_raw = answers_raw(packet.modifier1, packet.modifier2)
+        self._encode = answer_encoder(packet.modifier1, packet.modifier2)
         self._ended_by_peer = packet.modifier1 in self._factory.ended_by_peer
         try:
             answer = self._factory.respond(Request(packet, self.peer, refused=refused, body=body))
@@ -322,7 +322,7 @@ class ServerProtocol(Protocol):
             answer = answer.packet  # plain uwsgi has no field for the time
         if isinstance(answer, Packet):
             try:
-                answer = answer.payload if self._answers_raw else encode_packet(answer)
+                answer = self._encode(answer)
             except MessageTooLarge as error:
                 self._factory.reports.report(
                     "large answer", "the answer for {peer} is too large: {error}", peer=self.peer, error=error

@@ -54,7 +54,8 @@ process = Process()
 #: Has the number, as ``worker_id``, of each thread that is a worker.
 thread = threading.local()
 
-_DEFAULT_TIMEOUT = 30.0
+#: For how many seconds a call may take, where the caller doesn't say.
+DEFAULT_TIMEOUT = 30.0
 _logger = logging.getLogger("uwsgitwisted.uwsgi")
 
 
@@ -66,10 +67,15 @@ def _logged(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
         try:
             return function(*args, **kwargs)
         except UwsgiError as error:
-            _logger.warning("uwsgi.%s: %s: %s", function.__name__, type(error).__name__, error)
+            log_failure(function.__name__, error)
             return None
 
     return call
+
+
+def log_failure(function: str, error: UwsgiError) -> None:
+    """Log that a function of the ``uwsgi`` module has failed."""
+    _logger.warning("uwsgi.%s: %s: %s", function, type(error).__name__, error)
 
 
 @_logged
@@ -79,7 +85,7 @@ def send_uwsgi_message(
     modifier1: int,
     modifier2: int,
     message: object,
-    timeout: float = _DEFAULT_TIMEOUT,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> object:
     """Send *message* to a node and return its answer; None if anything fails.
 
@@ -93,7 +99,7 @@ def send_multi_uwsgi_message(
     cluster: Iterable[FanOutNode],
     modifier1: int,
     modifier2: int,
-    timeout: float = _DEFAULT_TIMEOUT,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> tuple[object, ...]:
     """Send each node of *cluster* its message, all at once, and return the answers; None if one failed.
 
@@ -108,7 +114,7 @@ def send_message(
     modifier1: int,
     modifier2: int,
     message: object,
-    timeout: float = _DEFAULT_TIMEOUT,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> object:
     """Send *message* to the address *dest* and return its answer; None if anything fails.
 
@@ -151,9 +157,9 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
     if body:
         rest = {name: value for name, value in whole.items() if name != b"body"}
         with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
-            blocking.enqueue(address, rest, to_bytes(body), _DEFAULT_TIMEOUT)
+            blocking.enqueue(address, rest, to_bytes(body), DEFAULT_TIMEOUT)
             return True
-    return blocking.spool(address, whole, _DEFAULT_TIMEOUT)
+    return blocking.spool(address, whole, DEFAULT_TIMEOUT)
 
 
 def _check_allowed(address: str) -> None:

@@ -257,6 +257,16 @@ def _repeated(f: _Function, kwargs: Mapping[str, Any], *, cron: str = "", second
     return f
 
 
+def rpc(name: str | bytes) -> Callable[[_Function], _Function]:
+    """Let others call a function by *name*: ``uwsgi.register_rpc`` as a decorator."""
+
+    def register(f: _Function) -> _Function:
+        uwsgi.register_rpc(name, f)
+        return f
+
+    return register
+
+
 class postfork:  # noqa: N801 - uWSGI's name for it
     """Run a function in each worker before its first task, or with ``@postfork(2)`` in the second one."""
 

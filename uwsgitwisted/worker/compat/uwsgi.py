@@ -1,7 +1,8 @@
 """What handler modules get from ``import uwsgi``.
 
-A module sets :data:`message_manager_marshal` or :data:`spooler`; the engines call them. The functions are in
-:mod:`.calls`. New code that wants exceptions uses :mod:`uwsgitwisted.blocking`.
+A module sets :data:`message_manager_marshal` or :data:`spooler`, or registers RPC functions; the engines call
+them. The functions are in :mod:`.calls` and :mod:`.functions`. New code that wants exceptions uses
+:mod:`uwsgitwisted.blocking`.
 """
 
 import sys as _sys
@@ -19,16 +20,21 @@ from uwsgitwisted.worker.compat.calls import (
     spool,
     worker_id,
 )
+from uwsgitwisted.worker.compat.functions import call, register_rpc, rpc, rpc_list
 
 __all__ = [
     "SPOOL_IGNORE",
     "SPOOL_OK",
     "SPOOL_RETRY",
+    "call",
     "log",
     "masterpid",
     "message_manager_marshal",
     "numproc",
     "opt",
+    "register_rpc",
+    "rpc",
+    "rpc_list",
     "send_message",
     "send_multi_uwsgi_message",
     "send_to_spooler",

@@ -13,6 +13,7 @@ from uwsgitwisted.worker.compat.decorators import (
     postfork_chain,
     postfork_chain_hook,
     rbtimer,
+    rpc,
     spool,
     spooler_functions,
     spoolforever,
@@ -27,6 +28,7 @@ __all__ = [
     "postfork_chain",
     "postfork_chain_hook",
     "rbtimer",
+    "rpc",
     "spool",
     "spooler_functions",
     "spoolforever",
@@ -47,13 +49,12 @@ _ABSENT = [
     "mulefunc",
     "muleloop",
     "mulemsg",
-    "rpc",
     "signal",
     "thread",
 ]
 __all__ += _ABSENT
 
-_DECORATORS = "spool, spoolraw, spoolforever, timer, rbtimer, cron, postfork"
+_DECORATORS = "spool, spoolraw, spoolforever, timer, rbtimer, cron, rpc, postfork"
 
 
 def __getattr__(name: str) -> _Callable[..., _NoReturn]:

@@ -19,6 +19,11 @@ def load(module: str) -> dict[int, Handler]:
     :raises StartupError: if it can't be imported, or doesn't set ``uwsgi.message_manager_marshal``.
     """
     load_handlers(module, "message_manager_marshal")
+    return table()
+
+
+def table() -> dict[int, Handler]:
+    """Return the handler of objects, by modifier1, for a module that is loaded."""
     return {MARSHAL: Handler(run, answer, read)}
 
 

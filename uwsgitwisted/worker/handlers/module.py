@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 from types import ModuleType, TracebackType
+from typing import NamedTuple
 
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.worker.compat.functions import rpc_list
 from uwsgitwisted.worker.compat.install import install, serve_strangers
 from uwsgitwisted.worker.handlers.source import import_from_source
 
@@ -47,22 +50,49 @@ def load_module(name: str, option: str = "handler") -> ModuleType:
         raise StartupError(_raised(name, error)) from error
 
 
-def load_handlers(name: str, function: str) -> ModuleType:
-    """Import the handler module *name*, and check that it sets the service's function.
+def load_handlers(name: str, *uses: str) -> ModuleType:
+    """Import the handler module *name*, and check that it gives the service something to run.
 
-    :param function: the function's name in ``uwsgi``.
-    :raises StartupError: if :func:`load_module` raises it, or the module doesn't set the function.
+    :param uses: the names in ``uwsgi`` by which it may do so: of functions that it sets, and ``register_rpc``.
+    :raises StartupError: if :func:`load_module` raises it, or the module uses none of them.
     """
     module = load_module(name)
     serve_strangers()
-    if getattr(install(), function, None) is None:
-        raise StartupError(f"the handler module {name!r} set no uwsgi.{function}; {_PURPOSES[function]}")
+    if not any(_USES[use].is_used() for use in uses):
+        missing = " and ".join(_USES[use].missing for use in uses)
+        advice = ", or ".join(_USES[use].advice for use in uses)
+        raise StartupError(f"the handler module {name!r} {missing}; {advice}")
     return module
 
 
-_PURPOSES = {
-    "message_manager_marshal": "set it to a function (object, modifier2) that returns the answer",
-    "spooler": "set it to a function of one dict, the task",
+class _Use(NamedTuple):
+    """A way to give a service something to run.
+
+    :param is_used: whether the modules that were loaded have.
+    :param missing: says of one that has not.
+    :param advice: what to do.
+    """
+
+    is_used: Callable[[], bool]
+    missing: str
+    advice: str
+
+
+def _function(name: str, purpose: str) -> _Use:
+    """Return the use of a function that the module sets in ``uwsgi``."""
+    return _Use(lambda: getattr(install(), name, None) is not None, f"set no uwsgi.{name}", purpose)
+
+
+_USES = {
+    "message_manager_marshal": _function(
+        "message_manager_marshal", "set it to a function (object, modifier2) that returns the answer"
+    ),
+    "spooler": _function("spooler", "set it to a function of one dict, the task"),
+    "register_rpc": _Use(
+        lambda: bool(rpc_list()),
+        "registered no RPC function",
+        "register one with uwsgi.register_rpc(name, function)",
+    ),
 }
 
 

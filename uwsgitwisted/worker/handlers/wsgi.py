@@ -39,6 +39,7 @@ def load(
     chdir: str = "",
     env_file: str = "",
     access_log: str = "",
+    multithread: bool = False,
 ) -> dict[int, StreamHandler]:
     """Import the applications and return the handlers of web requests, by modifier1.
 
@@ -48,6 +49,7 @@ def load(
     :param chdir: the directory to change to before; empty for none.
     :param env_file: a file of lines ``NAME=value``, which are set in the environment before; empty for none.
     :param access_log: the format of the access log, whose file the worker has; empty for none.
+    :param multithread: whether several threads may call an application at once.
     :raises StartupError: if something can't be loaded; its text says why.
     """
     if env_file:
@@ -61,7 +63,7 @@ def load(
     mounted |= {path: StaticFiles(directory) for path, directory in static.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),
-        "wsgi.multithread": False,
+        "wsgi.multithread": multithread,
         "wsgi.multiprocess": install().numproc > 1,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,

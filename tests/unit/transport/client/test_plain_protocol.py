@@ -11,8 +11,7 @@ from tests.unit.transports import Link, ScriptedServer
 from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, NoAnswer, UwsgiError
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.wire.exchange import PlainExchange
-from uwsgitwisted.wire.message import RPC
-from uwsgitwisted.wire.packet import ECHO, Packet, encode_packet
+from uwsgitwisted.wire.packet import ECHO, RPC, Packet, encode_packet
 
 ASK = Packet(33, 5, b"ask")
 TOLD = encode_packet(Packet(33, 5, b"told"))

@@ -108,6 +108,21 @@ class TestPlain:
         assert client.received == page
         assert client.lost is not None
 
+    @pytest.mark.parametrize(
+        ("answer", "head"),
+        [
+            (Packet(173, 0, b"x"), b"\xad\x01\x00\x00"),
+            (Packet(173, 0, b"x" * 65_536), b"\xad\x17\x00\x05\x0e\x00CONTENT_LENGTH\x05\x0065536"),
+            (Packet(173, 0), b""),
+            (Packet(173, 255), b""),
+        ],
+    )
+    def test_results(self, answer: Packet, head: bytes) -> None:
+        """A call's result has uWSGI's long form if it fits no packet; an empty one ends the connection."""
+        client, _ = Bench(lambda _: answer).ask(encode_packet(Packet(173, 0, b"")))
+        assert client.received == head + answer.payload
+        assert client.lost is not None
+
     def test_later_answer(self) -> None:
         """An answer may come later, and nothing limits the time until then here."""
         later: Deferred[Packet] = Deferred()

@@ -413,12 +413,12 @@ def test_drain(launch: Launcher, tmp_path: Path, way: str) -> None:
     with occupied(node, tmp_path, 2, way):
         node.process.send_signal(signal.SIGTERM)
 
-        until(lambda: _refuses(node), "a refusal")
+        until(lambda: refuses(node), "a refusal")
         assert node.process.poll() is None
     assert node.process.wait(PATIENCE) == TERMINATED
 
 
-def _refuses(node: Service) -> bool:
+def refuses(node: Service) -> bool:
     """Whether a node accepts nothing new."""
     try:
         with connect(node.address) as connection:
@@ -435,7 +435,7 @@ def test_second_signal(launch: Launcher, tmp_path: Path) -> None:
     workers = node.workers()
     waiting = Waiting(node, tmp_path, 2)
     node.process.send_signal(signal.SIGTERM)
-    until(lambda: _refuses(node), "a refusal")
+    until(lambda: refuses(node), "a refusal")
     node.process.send_signal(signal.SIGTERM)
     node.process.wait(PATIENCE)
     until(lambda: not any(map(is_alive, workers)), "the end of the workers")
