@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.test_web_node import (
+from tests.integration.web.test_web_node import (
     PING_BYTES,
     PONG,
     WAYS,
