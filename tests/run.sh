@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all,
 # subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole. The integration
-# tests mostly wait, so the unit tests run beside them. The attacks measure how long a caller beside them waits, so
+# tests mostly wait, so those of web requests and the unit tests run beside the others. The attacks measure how long a caller beside them waits, so
 # they run by themselves, without coverage, which takes time too.
 #
 #     sh tests/run.sh                         everything
@@ -34,21 +34,27 @@ if [ $# -gt 0 ]; then
 fi
 
 coverage erase
-log=$(mktemp)
-# A shell's background command ignores SIGINT, and so does what it starts; a test that needs it is no unit test.
-coverage run -m pytest --ignore tests/integration --ignore tests/attacks >"$log" 2>&1 &
+logs=$(mktemp -d)
+# A shell's background command ignores SIGINT, and so does what it starts; a test that needs it doesn't run there.
+coverage run -m pytest --ignore tests/integration --ignore tests/attacks >"$logs/units" 2>&1 &
 units=$!
+coverage run -m pytest tests/integration/web >"$logs/web" 2>&1 &
+web=$!
 # After a SIGTERM, which stops the reactor, pytest would go through the rest of the tests.
-trap 'kill -KILL "$units" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'kill -KILL "$units" "$web" 2>/dev/null || true; rm -rf "$logs"' EXIT
 trap 'exit 130' INT TERM HUP
 status=0
-echo "Integration tests; the unit tests run beside them:"
-coverage run -m pytest tests/integration || status=$?
+echo "Integration tests; those of web requests and the unit tests run beside them:"
+coverage run -m pytest tests/integration --ignore tests/integration/web || status=$?
+wait "$web" || status=$?
+echo
+echo "Integration tests of web requests:"
+cat "$logs/web"
 wait "$units" || status=$?
 echo
 echo "Unit tests:"
-cat "$log"
-rm -f "$log"
+cat "$logs/units"
+rm -rf "$logs"
 trap - EXIT INT TERM HUP
 [ "$status" -eq 0 ] || exit "$status"
 # Processes that were killed leave files that are no data.

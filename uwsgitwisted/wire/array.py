@@ -32,6 +32,7 @@ def encode_array(items: Sequence[VarsValue]) -> bytes:
 def decode_array(block: bytes) -> list[bytes]:
     """Return the items in *block*.
 
-    :raises MalformedPacket: if a length points past the end.
+    :raises MalformedPacket: if a length points past the end, or there are over 254 arguments. Millions of them
+        would take far more memory than the block.
     """
-    return decode_items(block)
+    return decode_items(block, MAX_ARGUMENTS + 1)

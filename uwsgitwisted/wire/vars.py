@@ -7,6 +7,7 @@ is the block's ``CONTENT_LENGTH``.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 
 from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, UnencodableMessage
@@ -60,15 +61,18 @@ def encode_item(item: bytes) -> bytes:
     return _pack_length(size) + item
 
 
-def decode_items(block: bytes) -> list[bytes]:
+def decode_items(block: bytes, most: int = sys.maxsize) -> list[bytes]:
     """Cut *block* into its items.
 
-    :raises MalformedPacket: if a length points past the end.
+    :param most: how many items it may have.
+    :raises MalformedPacket: if it has more, or a length points past the end.
     """
     items: list[bytes] = []
     position = 0
     available = len(block)
-    while position < available:
+    for _ in range(most):
+        if position == available:
+            break
         start = position + 2
         if start > available:
             raise MalformedPacket("the block ends within a length")
@@ -77,6 +81,8 @@ def decode_items(block: bytes) -> list[bytes]:
         if position > available:
             raise MalformedPacket(f"an item announces {size} bytes where {available - start} are left")
         items.append(block[start:position])
+    if position < available:
+        raise MalformedPacket(f"the block has more than {most} items")
     return items
 
 

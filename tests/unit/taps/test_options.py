@@ -44,7 +44,6 @@ COMMANDS = [
 COMMAND_LINES = [("uwsgi-node", NODE), ("uwsgi-renderer", RENDERER), ("uwsgi-spooler", SPOOLER)]
 
 
-THREADS = "--engine threads:2"
 NEED_PROCESSES = "WSGI applications need --engine processes:N"
 
 
@@ -405,11 +404,11 @@ class TestSpooler:
             ("--wsgi a --mount /=b", "--wsgi a: another application is mounted at /"),
             (
                 "--wsgi a --engine threads:2",
-                "--engine threads:2: WSGI applications need --engine processes:N",
+                f"--engine threads:2: {NEED_PROCESSES}",
             ),
             (
                 "--mount /x=a --engine reactor",
-                "--engine reactor: WSGI applications need --engine processes:N",
+                f"--engine reactor: {NEED_PROCESSES}",
             ),
             ("--wsgi a --max-body 0", "--max-body 0: "),
             ("--wsgi a --max-body -1", "--max-body -1: "),

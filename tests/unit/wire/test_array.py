@@ -52,6 +52,12 @@ class TestDecode:
         """An empty item is kept where it stands."""
         assert decode_array(b"\x01\x00f\x00\x00\x01\x00x") == [b"f", b"", b"x"]
 
+    def test_too_many_arguments(self) -> None:
+        """A block of more arguments than uWSGI takes is refused, however small they are."""
+        assert decode_array(bytes(2 * 255)) == [b""] * 255
+        with pytest.raises(MalformedPacket, match="more than 255 items"):
+            decode_array(bytes(2 * 256))
+
     def test_nothing(self) -> None:
         """An empty block has no items."""
         assert decode_array(b"") == []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -343,15 +344,16 @@ class ServerProtocol(Protocol):
             self._factory.clock,
             answer,
             self._limits.write_timeout,
-            self._on_stream_end,
+            partial(self._on_stream_end, answer.packet._replace(payload=b"")),
             self._on_stalled,
         )
         self._writer = self._sender.writer
         self._sender.start()
 
-    def _on_stream_end(self, error: Exception | None) -> None:
+    def _on_stream_end(self, answer: Packet, error: Exception | None) -> None:
         self._sender = None
         if error is not None:  # the peer must not take what it has for the whole
+            self._factory.reports.failed(Failure(error), Request(answer, self.peer))
             self.abort()
         elif self._state in _ANSWERABLE:
             self._end_answer(wrote=True)

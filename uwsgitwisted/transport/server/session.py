@@ -105,6 +105,8 @@ class ServerSession:
         self._tracebacks = tracebacks
         self._requests = Requests(clock)
         self._unfinished = 0
+        # How many bytes have arrived of streamed answers that are not complete.
+        self._collected = 0
         self._body_timeout = body_timeout
         self._body_timer = Timer(clock, self._on_body_timeout)
         self._heard = clock.seconds()
@@ -215,7 +217,14 @@ class ServerSession:
     @property
     def _held_size(self) -> int:
         """Roughly how many bytes its complete requests and its answers take."""
-        return self._requests.size + self._session.backlog_memory + self._writer.pending
+        return self._requests.size + self._session.backlog_memory + self._writer.pending + self._collected
+
+    def _hold(self, size: int) -> bool:
+        """Count *size* more bytes of streamed answers; return whether there is room for them."""
+        if size > 0 and not self._has_room(size):
+            return False
+        self._collected += size
+        return True
 
     def _has_room(self, size: int) -> bool:
         """Whether the budget admits *size* more bytes."""
@@ -275,7 +284,7 @@ class ServerSession:
     ) -> Deferred[None] | None:
         if isinstance(result, StreamedAnswer):  # our clients take whole messages
             # *answer* waits for the Deferred that is returned, so that cancelling it cancels the stream.
-            return collect(result, self._backlog_limit).addCallbacks(
+            return collect(result, self._backlog_limit, self._hold).addCallbacks(
                 self._on_answer,
                 self._on_failure,
                 callbackArgs=(answer, request, asked),

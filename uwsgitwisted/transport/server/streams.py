@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import MessageTooLarge
+from uwsgitwisted.errors import Busy, MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import StreamedAnswer
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer
 from uwsgitwisted.wire.packet import Packet
+
+_T = TypeVar("_T")
 
 #: How many bytes are given to the transport at once.
 _PIECE = 256 * 1024
@@ -74,28 +77,46 @@ class StreamSender:
         self._stream.cancel()
 
 
-def collect(answer: StreamedAnswer, limit: int) -> Deferred[Packet]:
+def collect(
+    answer: StreamedAnswer, limit: int, hold: Callable[[int], bool] = lambda _: True
+) -> Deferred[Packet]:
     """Collect a streamed answer, for a peer that takes only whole messages.
 
     :param limit: the most bytes that it may have.
-    :return: fires with the whole answer; fails with ``MessageTooLarge``, or with the error that ended it early.
-        Cancelling it cancels the answer.
+    :param hold: called with how many bytes have arrived; returns whether there is room for them. At the end, it
+        is called with the negative of them all.
+    :return: fires with the whole answer; fails with ``MessageTooLarge``, with ``Busy``, or with the error that
+        ended it early. Cancelling it cancels the answer.
     """
     packet, stream = answer
     chunks = [packet.payload]
-    size = len(packet.payload)
+    held = 0
     collected: Deferred[Packet] = Deferred(lambda _: stream.cancel())
 
+    def release(result: _T) -> _T:
+        hold(-held)
+        return result
+
+    def refusal(size: int) -> UwsgiError | None:
+        """Return why *size* more bytes are too many, or None if they aren't."""
+        total = len(packet.payload) + held + size
+        if total > limit:
+            text = f"an answer of at least {total} bytes; the peer accepts {limit}"
+            return MessageTooLarge(text, size=total, limit=limit)
+        if not hold(size):
+            return Busy(f"no room for an answer of at least {total} bytes now; try again later")
+        return None
+
     def go_on() -> None:
-        nonlocal size
+        nonlocal held
         while data := stream.take(_PIECE):
-            chunks.append(data)
-            size += len(data)
-            if size > limit:
+            refused = refusal(len(data))
+            if refused is not None:
                 stream.cancel()
-                text = f"an answer of at least {size} bytes; the peer accepts {limit}"
-                collected.errback(MessageTooLarge(text, size=size, limit=limit))
+                collected.errback(refused)
                 return
+            held += len(data)
+            chunks.append(data)
         if not stream.finished:
             return
         if stream.error is not None:
@@ -103,5 +124,6 @@ def collect(answer: StreamedAnswer, limit: int) -> Deferred[Packet]:
         else:
             collected.callback(packet._replace(payload=b"".join(chunks)))
 
+    collected.addBoth(release)
     stream.on_ready(go_on)
     return collected

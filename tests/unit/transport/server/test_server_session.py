@@ -952,3 +952,26 @@ class TestStreamedAnswers:
         bench.link.cut()
         assert cancelled == [True]
         assert bench.factory.budget.used == 0
+
+    def test_budget(self) -> None:
+        """What is collected counts against the budget: over it, the answer is refused, and its worker told."""
+        bench, stream, cancelled = self.begin(limits=Limits(max_buffered=1_000_000))
+        stream.write(bytes(200_000))
+        stream.write(bytes(200_000))
+        bench.settle()
+        assert bench.errors() == []
+        stream.write(bytes(200_000))
+        bench.settle()
+        assert [type(error) for error in bench.errors()] == [Busy]
+        assert cancelled == [True]
+        assert bench.factory.budget.used == 0
+
+    def test_budget_of_a_whole(self) -> None:
+        """The parts of an answer that is complete don't count twice."""
+        bench, stream, _ = self.begin(limits=Limits(max_buffered=1_000_000))
+        for _ in range(4):
+            stream.write(bytes(100_000))
+        stream.end()
+        bench.settle()
+        assert isinstance(bench.client.events[0], AnswerReceived)
+        assert bench.factory.budget.used == 0

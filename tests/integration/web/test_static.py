@@ -18,7 +18,7 @@ import pytest
 
 from tests.integration.nginx import Nginx
 from tests.integration.services import PATIENCE, Launcher, Service
-from tests.integration.test_web_node import WAYS, both_ways, packet
+from tests.integration.web.test_web_node import WAYS, both_ways, packet
 from tests.integration.web_apps import GREETING
 from tests.integration.web_servers import (
     UNBUFFERED,

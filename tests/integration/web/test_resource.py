@@ -59,7 +59,7 @@ def start(launch: Launcher, *options: str, name: str = "Root", **how: Any) -> Se
     """Start a node with a site of ``resource_apps.py``."""
     directory = launch.new_directory()
     # It isn't imported here: the import of twisted.web.static warns.
-    (directory / "my_site.py").write_text(Path(__file__).with_name("resource_apps.py").read_text())
+    (directory / "my_site.py").write_text(Path(__file__).parents[1].joinpath("resource_apps.py").read_text())
     (directory / "files").mkdir()
     return launch.start("uwsgi-node", "--resource", f"my_site.{name}", *options, directory=directory, **how)
 

@@ -327,6 +327,22 @@ def test_beside_web_requests(launch: Launcher) -> None:
     assert _rpc(node.address, "big", "65536") == b"x" * 65_536
 
 
+def test_a_coroutine(launch: Launcher) -> None:
+    """With the engine `reactor`, a function may return something to wait for."""
+    source = """
+import uwsgi
+
+async def later(argument):
+    return b"later " + argument
+
+uwsgi.register_rpc("later", later)
+"""
+    node = launch.start("uwsgi-node", "--engine", "reactor", handler=source)
+    assert _rpc(node.address, "later", "x") == b"later x"
+    block = encode_vars({"PATH_INFO": "/later/y"})
+    assert node.exchange(encode_packet(Packet(RPC, 2, block))).endswith(b"\r\n\r\nlater y")
+
+
 def test_too_large_a_body(launch: Launcher) -> None:
     """A web request whose body is over --max-message is a 413."""
     node = launch.start("uwsgi-node", "--max-message", "100000", handler=FUNCTIONS)

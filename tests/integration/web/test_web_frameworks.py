@@ -18,7 +18,7 @@ from tests.integration.web_servers import UNBUFFERED, nginx_before
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx", "uwsgi")]
 
-_FRAMEWORKS = Path(__file__).with_name("frameworks")
+_FRAMEWORKS = Path(__file__).parents[1] / "frameworks"
 _APPLICATIONS = {"flask": "flask_app:create_app()", "django": "django_app:application"}
 _BOUNDARY = "a-boundary"
 BUFFERING = pytest.mark.parametrize("prefix", ["", UNBUFFERED], ids=["buffered", "unbuffered"])

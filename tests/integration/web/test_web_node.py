@@ -249,7 +249,7 @@ def test_an_error(launch: Launcher, way: str) -> None:
 
 @both_ways
 def test_an_error_later(launch: Launcher, way: str) -> None:
-    """An answer that fails in the middle ends with a reset: nobody takes it for whole."""
+    """An answer that fails in the middle ends with a reset, and has its traceback in the log."""
     node = start_node(launch, tcp=True)
     with connect(node.address) as connection:
         data = packet("/raises?when=later")
@@ -261,6 +261,7 @@ def test_an_error_later(launch: Launcher, way: str) -> None:
             while connection.recv(65_536):
                 pass
             raise AssertionError("the end looks like a good one")
+    node.wait_for("ValueError: the secret of the application")
 
 
 @both_ways

@@ -424,7 +424,7 @@ def test_stopping(start: Routers) -> None:
 
 def _tls(port: int) -> str:
     """Return the endpoint of a port with TLS."""
-    files = Path(__file__).parents[1] / "unit" / "tls"
+    files = Path(__file__).parents[2] / "unit" / "tls"
     return f"ssl:{port}:privateKey={files}/key.pem:certKey={files}/roots/node.pem"
 
 

@@ -1,0 +1,1 @@
+"""Tests of web requests: nodes, the router, nginx, frameworks, a browser."""
