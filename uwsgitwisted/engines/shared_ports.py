@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,9 @@ from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.worker.spec import HANDOFF_FD, LISTENER_FD, MAX_PORTS, Accepting
 
+#: For how many seconds Linux holds a connection on which nothing has arrived. Otherwise a worker often accepts
+#: one before its request is there, and hands it over.
+_DEFERRED = 1
 #: Seconds between two looks at the ports and at the workers.
 INTERVAL = 0.01
 
@@ -67,6 +71,8 @@ class SharedPorts:
         self._on_look = on_look
         for descriptor, port in self._by_descriptor.items():
             port.stopReading()
+            if port.socket.family != socket.AF_UNIX:
+                port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFERRED)
             self._poll.register(descriptor, select.POLLIN)
         self._handoff.start()
         self._timer.set(INTERVAL)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from uwsgitwisted.access_log import AccessLog, Entry, open_log
 from uwsgitwisted.engines.processes import ProcessEngine
@@ -20,7 +21,7 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
-from uwsgitwisted.services.listening import opened_port
+from uwsgitwisted.services.listening import opened_port, refuse_new_connections
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.server.budget import default_limit
@@ -29,6 +30,8 @@ from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
+#: Seconds for something to arrive on connections that have begun before the ports are closed.
+_LAST_CONNECTIONS = 0.05
 #: The modifiers of web requests.
 WEB = (WSGI, WSGI_STRIPPED)
 
@@ -187,7 +190,10 @@ class NodeService(ServerService):
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""
-        if isinstance(self._engine, ProcessEngine):
+        if isinstance(self._engine, ProcessEngine) and self._node.applications:
+            for port in filter(None, map(opened_port, self._listeners)):
+                refuse_new_connections(port.socket)
+            await deferLater(self._reactor, _LAST_CONNECTIONS)  # type: ignore[arg-type]
             self._engine.stop_accepting()
         await super()._stop_listening()
 
