@@ -15,16 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.integration.services import (
-    PATIENCE,
-    TERMINATED,
-    Launcher,
-    Service,
-    is_alive,
-    read_to_end,
-    until,
-)
 from tests.integration.web.test_web_node import (
     PING_BYTES,
     PONG,
@@ -34,6 +24,16 @@ from tests.integration.web.test_web_node import (
     occupied,
     packet,
     refuses,
+)
+
+from tests.integration.services import (
+    PATIENCE,
+    TERMINATED,
+    Launcher,
+    Service,
+    is_alive,
+    read_to_end,
+    until,
 )
 from tests.integration.web_apps import GREETING, PIECE, pattern
 from tests.integration.web_servers import (
