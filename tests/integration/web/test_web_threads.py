@@ -15,16 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.web.test_web_node import (
-    PING_BYTES,
-    PONG,
-    WAYS,
-    both_ways,
-    by_the_front,
-    occupied,
-    packet,
-    refuses,
-)
 
 from tests.integration.services import (
     PATIENCE,
@@ -34,6 +24,16 @@ from tests.integration.services import (
     is_alive,
     read_to_end,
     until,
+)
+from tests.integration.web.test_web_node import (
+    PING_BYTES,
+    PONG,
+    WAYS,
+    both_ways,
+    by_the_front,
+    occupied,
+    packet,
+    refuses,
 )
 from tests.integration.web_apps import GREETING, PIECE, pattern
 from tests.integration.web_servers import (
