@@ -14,7 +14,7 @@ from uwsgitwisted.wire.vars import encode_vars
 
 #: Seconds between two bytes of a slow request, and how many are sent so before it is left as it is.
 _DRIP, _DRIPS = 0.05, 15
-_PIECE, _MANY = bytes(65_536), 128
+_PIECE, _MANY = bytes(65_536), 64
 
 #: What a body's length is said to be, where none is like that.
 LYING_LENGTHS = (
@@ -153,10 +153,10 @@ def unread_pages(peer: Peer, until: float) -> None:
 
 def left_pages(peer: Peer, until: float) -> None:
     """Ask for pages, read their beginning, and leave."""
-    for number in range(10):
+    for number in range(6):
         with contextlib.suppress(OSError):
             connection = peer.connect(receive_buffer=1_024)
-            connection.sendall(request("/size?size=10000000&as=generator"))
+            connection.sendall(request("/size?size=4000000&as=generator"))
             if number % 2:
                 connection.recv(100)
             reset(connection)
