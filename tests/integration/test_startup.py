@@ -192,7 +192,7 @@ def test_a_socket_that_a_killed_node_left(launch: Launcher) -> None:
         (("uwsgi-router", "--nodes", "h:1", "--https", "tcp:8443"), "it has no TLS"),
         (
             ("uwsgi-router", "--nodes", "h:1", "--static", "/static"),
-            "--static /static: write /prefix=DIRECTORY",
+            "--static /static: write /path=DIRECTORY",
         ),
         (("uwsgi-node", "--handler", "m", "--engine", "rockets"), "rockets"),
         (("uwsgi-node", "--handler", "m", "--engine", "processes:many"), "--engine processes:many: 'many'"),
