@@ -190,7 +190,7 @@ class NodeService(ServerService):
 
     async def _stop_listening(self) -> None:
         """Have the workers leave the ports to the front, which takes what waits there, and close them."""
-        if isinstance(self._engine, ProcessEngine) and self._node.applications:
+        if isinstance(self._engine, ProcessEngine) and self._node.has_web_workers:
             for port in filter(None, map(opened_port, self._listeners)):
                 refuse_new_connections(port.socket)
             await deferLater(self._reactor, _LAST_CONNECTIONS)  # type: ignore[arg-type]
