@@ -119,7 +119,7 @@ class Pipe:
         self._owner = owner
         self._threads = threads
         self._new_tokens = 0
-        self._ids = itertools.cycle(range(NO_REQUEST + 1, MAX_ID + 1))
+        self._last_id = NO_REQUEST
         self._in_flight: dict[int, Job] = {}
         self._recalled: set[int] = set()
         self._closed = False
@@ -161,7 +161,7 @@ class Pipe:
 
         :param now: the reactor's time.
         """
-        request = next(self._ids)
+        request = self._last_id = self._last_id % MAX_ID + 1  # never NO_REQUEST
         seconds = job.deadline - now if job.deadline < math.inf else None
         if job.body is not None:
             self._session.send_streamed_request(request, job.packet, seconds)
@@ -289,18 +289,22 @@ class Pipe:
         if job is None:
             self._recalled.discard(request)
             return
-        self._streams.end(request, result if isinstance(result, Exception) else None)
+        if self._streams:
+            self._streams.end(request, result if isinstance(result, Exception) else None)
         if request == self._large:
             self._large = None
+        if self._threads == 1:
+            self._adapt_depth(took)
+        if result is not None:
+            job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
+
+    def _adapt_depth(self, took: float) -> None:
+        """Set how many requests may be in flight, by how long the last one ran."""
         self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
-        if self._threads > 1:
-            self._depth = self._threads
-        elif expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
+        if expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
             self._depth = MAX_IN_FLIGHT
         else:
             self._depth = max(1, int(PREFETCH_TIME / expected))
-        if result is not None:
-            job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
 
     def connection_lost(self) -> None:
         """Stop writing: the worker has closed the socket. Its process's exit status follows soon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import WSGI, Packet, encode_packet
-from uwsgitwisted.wire.session import Role, Session
+from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import NO_REQUEST
 
@@ -546,3 +547,37 @@ def test_nothing_overtakes_pieces(threads: Bench) -> None:
     assert events == [RequestReceived(1, large, None)]
     assert threads.pipe.capacity == 2
     assert threads.owner.progress > progress
+
+
+def test_ids_begin_again(bench: Bench) -> None:
+    """After the largest id comes the first again, which is not the one of reports."""
+    bench.pipe._last_id = MAX_ID
+    bench.job()
+    (event,) = bench.arrived()
+    assert isinstance(event, RequestReceived)
+    assert event.id == NO_REQUEST + 1
+
+
+def test_requests_leave_nothing_behind(bench: Bench) -> None:
+    """A pipe takes no more memory after many requests than after few."""
+
+    def run(requests: int) -> None:
+        for _ in range(requests):
+            job = Job(Request(ASKED), 0.0, lambda _: None)
+            bench.pipe.assign(job, 0.0)
+            (event,) = bench.arrived()
+            assert isinstance(event, RequestReceived)
+            bench.worker.send_answer(event.id, ANSWER)
+            bench.reply()
+            assert job.completed
+
+    run(300)  # ids below 257 are always there
+    tracemalloc.start()
+    try:
+        run(100)
+        before, _ = tracemalloc.get_traced_memory()
+        run(2_000)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000
