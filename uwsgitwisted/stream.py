@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+#: Chunks of up to so many bytes are put together: a peer that sends single bytes must not make this keep an
+#: object for each.
+_SMALL = 4_096
+
 
 class Stream:
     """A queue of bytes, with an end.
@@ -44,7 +48,10 @@ class Stream:
     def write(self, data: bytes) -> None:
         """Add bytes. After the end, or a cancel, they are dropped."""
         if data and not self.ended:
-            self._chunks.append(data)
+            if self._chunks and len(self._chunks[-1]) + len(data) <= _SMALL:
+                self._chunks[-1] += data
+            else:
+                self._chunks.append(data)
             self.size += len(data)
             self._on_ready()
 

@@ -31,7 +31,7 @@ def test_bytes_and_end() -> None:
     assert stream.take(0) == b""
     assert stream.take(-1) == b""
     assert stream.take(2) == b"ab"
-    assert stream.take(5) == b"c"
+    assert stream.take(1) == b"c"
     stream.end()
     assert stream.ended
     assert not stream.finished
@@ -122,3 +122,13 @@ def test_any_order(steps: list[bytes | int]) -> None:
     while data := stream.take(7):
         read += data
     assert read == written
+
+
+def test_single_bytes() -> None:
+    """However small the chunks are that a peer sends, a stream keeps few objects."""
+    stream = Stream()
+    data = bytes(range(256)) * 400
+    for position in range(len(data)):
+        stream.write(data[position : position + 1])
+    assert len(stream._chunks) <= len(data) // 2_000
+    assert b"".join(iter(lambda: stream.take(1_000), b"")) == data

@@ -131,7 +131,14 @@ class ServerProtocol(Protocol):
 
     def time_out(self) -> None:
         """Close the connection: the time limit of its state has expired."""
-        late = _BEHAVIOUR[self._state].late
+        self._close_late(self._state)
+
+    def _close_late(self, state: _State) -> None:
+        """Report what the peer has not done in time, and close the connection.
+
+        :param state: whose time limit it has exceeded.
+        """
+        late = _BEHAVIOUR[state].late
         self._factory.reports.report(
             late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
         )
@@ -216,7 +223,7 @@ class ServerProtocol(Protocol):
             self._ignored = len(self._decoder.rest()) - size
             self._call_responder(packet, refused)
         elif size:
-            streamed = self._factory.body_rules.is_streamed(packet, size)
+            streamed = rules.is_streamed(packet, size)
             self._begin_body(
                 StreamedBody(packet, size, self._set_reading) if streamed else HeldBody(packet, size)
             )
@@ -227,10 +234,11 @@ class ServerProtocol(Protocol):
 
     def _refusal(self, packet: Packet, size: int) -> UwsgiError | None:
         """Return why a request with a body of *size* bytes is refused, or None if it is not."""
-        too_large = self._factory.body_rules.refusal(packet, size)
+        rules = self._factory.body_rules
+        too_large = rules.refusal(packet, size)
         if too_large is not None:
             return too_large
-        held = len(packet.payload) + (2 * HELD if self._factory.body_rules.is_streamed(packet, size) else size)
+        held = len(packet.payload) + (2 * HELD if rules.is_streamed(packet, size) else size)
         if not self._account.admits(held):
             return Busy(f"no room for a request of {held} bytes now (--max-buffered); try again later")
         self._account.set(held)
@@ -338,6 +346,13 @@ class ServerProtocol(Protocol):
             answer.stream.cancel()
             return
         assert self.transport is not None
+        if not self._account.admits(STREAM_MEMORY):
+            self._factory.reports.report(
+                "no room", "{peer}: no room for its answer now (--max-buffered)", peer=self.peer
+            )
+            answer.stream.cancel()
+            self._write_and_close(b"")
+            return
         self._account.set(self._account.held + STREAM_MEMORY)
         self._sender = StreamSender(
             self.transport,
@@ -345,7 +360,7 @@ class ServerProtocol(Protocol):
             answer,
             self._limits.write_timeout,
             partial(self._on_stream_end, answer.packet._replace(payload=b"")),
-            self._on_stalled,
+            partial(self._close_late, _State.CLOSING),
         )
         self._writer = self._sender.writer
         self._sender.start()
@@ -357,13 +372,6 @@ class ServerProtocol(Protocol):
             self.abort()
         elif self._state in _ANSWERABLE:
             self._end_answer(wrote=True)
-
-    def _on_stalled(self) -> None:
-        late = _BEHAVIOUR[_State.CLOSING].late
-        self._factory.reports.report(
-            late, "{peer} {late}; closing its connection", level=LogLevel.info, peer=self.peer, late=late
-        )
-        self.abort()
 
     def _write_and_close(self, data: bytes) -> None:
         """Write *data*, and close the connection when all of it is sent."""

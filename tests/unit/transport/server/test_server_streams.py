@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.server.bodies import HELD
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
+from uwsgitwisted.transport.server.protocol import STREAM_MEMORY
 from uwsgitwisted.transport.server.streams import collect
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
@@ -397,6 +399,17 @@ class TestPeersThatGo:
 
 
 class TestAnswers:
+    def test_no_room(self) -> None:
+        """An answer for which the budget has no room is not begun, and its worker is told."""
+        bench = Bench(limits=replace(LIMITS, max_buffered=STREAM_MEMORY - 1))
+        bench.send(asked(0))
+        with capturedLogs() as events:
+            bench.stream()
+        assert bench.client.received == b""
+        assert bench.cancelled == [True]
+        assert any("no room" in event["log_format"] for event in events)
+        bench.check_end()
+
     def test_parts(self) -> None:
         """Each part goes out when it comes, and the connection closes at the end."""
         bench = Bench()
