@@ -20,7 +20,7 @@ from uwsgitwisted.interfaces import Answer, IEngine, IResponder, Reply, Request
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.vars import decode_vars, split_vars
-from uwsgitwisted.wire.web_status import status_answer, status_of
+from uwsgitwisted.wire.web_status import Statuses, status_answer, status_of
 
 
 @implementer(IResponder)
@@ -29,22 +29,25 @@ class WebResponder:
 
     :param engine: runs the applications.
     :param log: gets a line for each request that no application has answered; None for no lines.
+    :param statuses: the statuses of failures that differ from those of web applications.
     """
 
     _log = Logger()
 
-    def __init__(self, engine: IEngine, log: Callable[[Entry], None] | None = None) -> None:
+    def __init__(
+        self, engine: IEngine, log: Callable[[Entry], None] | None = None, *, statuses: Statuses = ()
+    ) -> None:
         self._engine = engine
         self._log_access = log
+        self._statuses = statuses
         self._reports = Reports(self._log)
 
     def respond(self, request: Request) -> Reply:
-        """Return a Deferred that fires with the HTTP answer, which may be a stream."""
+        """Return the HTTP answer, or a Deferred that fires with it; it may be a stream."""
         if request.refused is not None:
             return self._refuse(request, request.refused)
-        answer = self._engine.submit(request)
-        assert isinstance(answer, Deferred)
-        return answer.addErrback(self._answer_failure, request)
+        answer: Reply = self._engine.submit(request)
+        return answer.addErrback(self._answer_failure, request) if isinstance(answer, Deferred) else answer
 
     def _answer_failure(self, failure: Failure, request: Request) -> Answer:
         failure.trap(Exception)
@@ -55,12 +58,12 @@ class WebResponder:
         return self._refuse(request, failure.value)
 
     def _refuse(self, request: Request, error: BaseException) -> bytes:
-        answer = status_answer(status_of(error))
+        status = status_of(error, self._statuses)
+        answer = status_answer(status)
         # A worker logs what an application has answered, and its failures.
         if self._log_access is not None and not isinstance(error, RemoteError):
-            head, _, body = answer.partition(b"\r\n\r\n")
-            status = head.split()[1].decode()
-            self._log_access(Entry(_variables(request.packet), status, len(body), 0.0, 0, time.time()))
+            size = len(answer.partition(b"\r\n\r\n")[2])
+            self._log_access(Entry(_variables(request.packet), str(status.value), size, 0.0, 0, time.time()))
         return answer
 
 

@@ -15,11 +15,14 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 
+#: Which status the errors of a class have.
+Statuses = tuple[tuple[type[BaseException], HTTPStatus], ...]
+
 #: Seconds after which a client should try again.
 RETRY_AFTER = 5
 #: The statuses of errors; the first class that fits counts. Only the status is sent: the texts of the errors
 #: could reveal to strangers what the application is made of.
-STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
+STATUSES: Statuses = (
     (RemoteError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (Busy, HTTPStatus.SERVICE_UNAVAILABLE),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -32,9 +35,12 @@ STATUSES: tuple[tuple[type[BaseException], HTTPStatus], ...] = (
 )
 
 
-def status_of(error: BaseException) -> HTTPStatus:
-    """Return the status of a request that failed with *error*."""
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
+def status_of(error: BaseException, special: Statuses = ()) -> HTTPStatus:
+    """Return the status of a request that failed with *error*.
+
+    :param special: what counts before :data:`STATUSES`.
+    """
+    return next(status for kind, status in (*special, *STATUSES) if isinstance(error, kind))
 
 
 def status_answer(status: HTTPStatus) -> bytes:
