@@ -6,6 +6,7 @@ import getopt
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ from twisted import copyright as twisted_copyright
 from twisted.python import usage
 
 from uwsgitwisted import __version__
-from uwsgitwisted.access import parse_network
+from uwsgitwisted.access import Network, parse_network
 from uwsgitwisted.address import split_description
 from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
@@ -93,6 +94,25 @@ class ServiceOptions(usage.Options):
         self["allow"] = []
         #: What was given, as ``uwsgi.opt`` shows it to handlers.
         self.given: dict[str, str | list[str] | bool] = {}
+
+    def networks(self) -> tuple[Network, ...] | None:
+        """Return the networks that may connect; None for all."""
+        return tuple(self["allow"]) or None
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Return where to listen: on loopback, unless something else is said, or who may connect."""
+        return tuple(self["listen"] if self["allow"] else map(on_loopback, self["listen"]))
+
+    def limits(self) -> Limits:
+        """Make the limits of connections that every service has."""
+        return Limits(
+            header_timeout=self["header-timeout"],
+            body_timeout=self["body-timeout"],
+            write_timeout=self["write-timeout"],
+            idle_timeout=self["idle-timeout"],
+            max_connections=self["max-connections"],
+            max_peer_connections=self["max-connections-per-peer"],
+        )
 
     def opt_allow(self, network: str) -> None:
         """Accept connections from this network only, such as 10.0.0.0/8; may be given again.
@@ -222,9 +242,8 @@ class ServerOptions(ServiceOptions):
 
     def settings(self) -> ServerSettings:
         """Make the settings from the options."""
-        networks = tuple(self["allow"]) or None
         return ServerSettings(
-            listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
+            listen=self.endpoints(),
             engine=self["engine"],
             timeout=self["timeout"],
             drain_timeout=self["drain-timeout"],
@@ -232,17 +251,9 @@ class ServerOptions(ServiceOptions):
             max_message=self["max-message"],
             max_requests=self["max-requests"],
             max_memory=self["max-memory"],
-            networks=networks,
+            networks=self.networks(),
             tracebacks=not self["no-tracebacks"],
             node=self["node"],
             options=self.given,
-            limits=Limits(
-                header_timeout=self["header-timeout"],
-                body_timeout=self["body-timeout"],
-                write_timeout=self["write-timeout"],
-                idle_timeout=self["idle-timeout"],
-                max_connections=self["max-connections"],
-                max_peer_connections=self["max-connections-per-peer"],
-                max_buffered=self["max-buffered"],
-            ),
+            limits=replace(self.limits(), max_buffered=self["max-buffered"]),
         )

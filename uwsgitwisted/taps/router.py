@@ -10,12 +10,11 @@ from uwsgitwisted.access import parse_network
 from uwsgitwisted.address import Address, parse_address
 from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
-from uwsgitwisted.services.listening import check_endpoint, has_tls, on_loopback
+from uwsgitwisted.services.listening import check_endpoint, has_tls
 from uwsgitwisted.services.router import RouterOptions, RouterService
 from uwsgitwisted.taps.options import convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 from uwsgitwisted.timeouts import parse_timeout
-from uwsgitwisted.transport.server.limits import Limits
 
 _REQUESTS = RouterSettings()
 _LIMITS = _REQUESTS.limits
@@ -98,9 +97,8 @@ class Options(StaticOptions):
 
     def service_options(self) -> RouterOptions:
         """Make the service's options."""
-        networks = tuple(self["allow"]) or None
         return RouterOptions(
-            listen=tuple(self["listen"] if networks else map(on_loopback, self["listen"])),
+            listen=self.endpoints(),
             nodes=tuple(self["nodes"]),
             max_in_flight=self["max-in-flight"],
             connect_timeout=self["connect-timeout"],
@@ -111,16 +109,9 @@ class Options(StaticOptions):
                 buffer_body=self["buffer-body"],
                 max_spooled=self["max-spooled"],
                 static=tuple(StaticFiles(*each) for each in self["static"].items()),
-                networks=networks,
+                networks=self.networks(),
                 trusted=tuple(self["trust"]),
-                limits=Limits(
-                    header_timeout=self["header-timeout"],
-                    body_timeout=self["body-timeout"],
-                    write_timeout=self["write-timeout"],
-                    idle_timeout=self["idle-timeout"],
-                    max_connections=self["max-connections"],
-                    max_peer_connections=self["max-connections-per-peer"],
-                ),
+                limits=self.limits(),
             ),
         )
 
