@@ -31,6 +31,7 @@ from tests.integration.web.test_web_node import (
     WAYS,
     both_ways,
     by_the_front,
+    by_way,
     occupied,
     packet,
     refuses,
@@ -235,10 +236,7 @@ def test_slow_peers(launch: Launcher, tmp_path: Path, way: str) -> None:
     body = pattern(LONG)
     with connect(node.address) as upload, connect(node.address) as download:
         upload.sendall(packet("/digest", body, "POST")[:-PIECE])
-        download.sendall(data[:3])
-        if way == "front":
-            time.sleep(0.05)
-        download.sendall(data[3:])
+        download.sendall(by_way(way, data))
         for _ in range(15):
             time.sleep(0.1)
             assert download.recv(100_000)
@@ -309,9 +307,7 @@ def test_a_client_that_goes_away(launch: Launcher, tmp_path: Path) -> None:
     with occupied(node, tmp_path, 1, "front"):
         data = packet(f"/closing?path={closed}")
         with connect(node.address) as connection:
-            connection.sendall(data[:3])
-            time.sleep(0.05)
-            connection.sendall(data[3:])
+            connection.sendall(by_way("front", data))
             connection.recv(1_000)
         until(closed.exists, "the end of the answer")
         with connect(node.address) as connection:
