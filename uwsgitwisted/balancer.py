@@ -15,6 +15,8 @@ N = TypeVar("N", bound=Hashable)
 #: Seconds for which a node is left out after its first failure. The pause doubles with each further one, up to
 #: the limit: looking after a dead node every few seconds costs nothing, and a node that is back is used soon.
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0
+#: A float can't be doubled without end: after a thousand times it overflows.
+_MAX_DOUBLINGS = 10
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Balancer(Generic[N]):
         now = self._seconds()
         if state.failures and now < state.until:
             return False
-        state.until = now + min(FIRST_PAUSE * 2**state.failures, MAX_PAUSE)
+        state.until = now + min(FIRST_PAUSE * 2 ** min(state.failures, _MAX_DOUBLINGS), MAX_PAUSE)
         state.failures += 1
         return state.failures == 1
 

@@ -120,3 +120,15 @@ def test_the_shortest_pause() -> None:
     assert balancer.shortest_pause == FIRST_PAUSE - 0.25
     balancer.recover("a")
     assert balancer.shortest_pause == 0.0
+
+
+def test_dead_for_hours() -> None:
+    """A node may fail any number of times; the pause stays the longest, and it can come back."""
+    balancer, time = make("ab")
+    for _ in range(2_000):
+        balancer.fail("a")
+        time.now += MAX_PAUSE
+    balancer.fail("a")
+    assert balancer.pause("a") == MAX_PAUSE
+    assert balancer.recover("a")
+    assert balancer.pause("a") is None

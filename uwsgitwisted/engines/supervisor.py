@@ -16,6 +16,8 @@ _FIRST_DELAY = 0.5
 #: The limits: for a worker that fails to start, and for one that starts and is then crashed by its requests.
 _MAX_DELAY, _MAX_DELAY_READY = 30.0, 1.0
 _YOUNG = 1.0
+#: A float can't be doubled without end: after a thousand times it overflows.
+_MAX_DOUBLINGS = 10
 
 
 class Supervisor:
@@ -144,7 +146,8 @@ class Supervisor:
     def _launch_later(self, worker_id: int, limit: float) -> None:
         failures = self._failures.get((worker_id, limit), 0)
         self._failures[worker_id, limit] = failures + 1
-        delay = min(_FIRST_DELAY * 2 ** (failures - 1), limit) if failures else 0.0
+        doublings = min(failures - 1, _MAX_DOUBLINGS)
+        delay = min(_FIRST_DELAY * 2**doublings, limit) if failures else 0.0
         self._reactor.callLater(delay, self._launch_if_missing, worker_id)
 
     def _launch_if_missing(self, worker_id: int) -> None:

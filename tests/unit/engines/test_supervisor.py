@@ -120,6 +120,15 @@ def test_one_that_does_not_come_up() -> None:
     assert run.pause_until_next() == 0
 
 
+def test_one_that_does_not_come_up_for_hours() -> None:
+    """However often a worker has failed to start, it is tried again after half a minute."""
+    run = Run(1)
+    for _ in range(2_000):
+        run.children[-1].end()
+        pause = run.pause_until_next()
+    assert pause == 30
+
+
 def test_one_that_ends_young() -> None:
     """A worker that starts and is soon crashed by its requests restarts within a second."""
     run = Run(1)
