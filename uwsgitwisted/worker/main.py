@@ -21,7 +21,7 @@ from uwsgitwisted.activity import open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.worker.accepting import Acceptor
-from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.install import run_post_fork_hooks
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.spool import periodic
 from uwsgitwisted.worker.reaper import fork_below_reaper
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     handlers = spec.load(worker_id)
-    postfork_chain_hook()
+    run_post_fork_hooks()
     with socket.socket(fileno=SOCKET_FD) as connection:
         name = f"{node} worker {worker_id}"
         slots = open_slots(ACTIVITY_FD, spec.threads) if spec.is_watched else ()

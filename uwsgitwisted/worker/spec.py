@@ -90,6 +90,8 @@ class WorkerSpec:
     :param accepting: how the worker accepts connections; None if it doesn't.
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
+    :param spooler: in a spooler, the address at which its workers reach it, empty if there is none; otherwise
+        None.
     """
 
     loaders: tuple[Loader, ...]
@@ -102,6 +104,7 @@ class WorkerSpec:
     masterpid: int = 0
     accepting: Accepting | None = None
     threads: int = 1
+    spooler: str | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -139,7 +142,14 @@ class WorkerSpec:
         :raises StartupError: if they can't be loaded, or two loaders answer the same modifier1; its text says
             why.
         """
-        configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
+        configure(
+            worker_id=worker_id,
+            masterpid=self.masterpid,
+            numproc=self.numproc,
+            options=self.options,
+            spooler=self.spooler,
+            threads=self.threads,
+        )
         table: dict[int, Handler | StreamHandler] = {}
         sources: dict[int, Loader] = {}
         for loader in self.loaders:

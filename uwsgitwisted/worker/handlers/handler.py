@@ -9,6 +9,7 @@ from typing import Any
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.exchange import AnyExchange
 
 
@@ -47,10 +48,13 @@ class Handler:
             raise
         except Exception as error:
             raise describe(error, node=node) from error
+        requests.begin()
         try:
             return self.answer(request, self.run(value))
         except (Exception, SystemExit) as error:  # sys.exit() ends the request, not the worker
             raise describe(error, node=node) from error
+        finally:
+            requests.end()
 
 
 def _nothing(exchange: AnyExchange) -> None:
@@ -76,7 +80,10 @@ class StreamHandler:
         :raises RemoteError: if anything else fails. Its cause is the exception, as for a :class:`Handler`.
         """
         value = self.read(exchange)
+        requests.begin()
         try:
             self.serve(exchange, value)
         except (Exception, SystemExit) as error:
             raise describe(error, node=node) from error
+        finally:
+            requests.end()
