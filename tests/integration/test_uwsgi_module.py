@@ -41,9 +41,9 @@ def first(task):
 def follow_up(task):
     note(follow_up=task["number"])
 
-@spool(pass_arguments=True)
-def add(a, b=0):
-    note(sum=a + b)
+@spoolforever
+def forever(task):
+    note(forever=True)
 
 @postfork
 def started():
@@ -71,7 +71,17 @@ uwsgi.spooler = both
 def spooler(shared: Launcher) -> Service:
     source = _HANDLER.format(decorators=str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
     return shared.start(
-        *("uwsgi-spooler", "--engine", "processes:1", "--spool", "sqlite:spool.db", "--first-delay", "0.05"),
+        *(
+            "uwsgi-spooler",
+            "--engine",
+            "processes:1",
+            "--spool",
+            "sqlite:spool.db",
+            "--first-delay",
+            "0.05",
+            "--max-attempts",
+            "3",
+        ),
         handler=PREAMBLE + source,
         tcp=True,
     )
@@ -128,3 +138,10 @@ def test_a_program_that_installs(spooler: Service, tmp_path: Path) -> None:
     ended = run_to_end([sys.executable, "-c", code], tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     until(lambda: "2" in _noted(spooler, "follow_up"), "the task of the program")
+
+
+def test_a_limit_for_what_runs_for_ever(spooler: Service) -> None:
+    """PyPI's @spoolforever returns SPOOL_RETRY, which counts as an attempt."""
+    task = script(blocking.enqueue, spooler.address, {"ud_spool_func": "forever", "ud_spool_ret": "-1"})
+    assert script(blocking.wait, spooler.address, task).state == "dead"
+    assert len(_noted(spooler, "forever")) == 3

@@ -20,12 +20,14 @@ def make_renderer(
     *,
     filters: Sequence[str] = (),
     strict: bool = False,
+    python2: str = "",
 ) -> ServerService:
     """Make the service of a renderer.
 
     :param directories: the directories of its templates.
     :param filters: Mako's filters for every expression, such as ``h`` for HTML.
     :param strict: whether a name that the caller didn't send is an error.
+    :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
     :raises StartupError: if a directory doesn't exist.
     """
     loader = Loader(
@@ -34,6 +36,7 @@ def make_renderer(
             "directories": [os.path.abspath(directory) for directory in directories],
             "default_filters": list(filters) or None,  # with an empty list, Mako couldn't render a number
             "strict_undefined": strict,
+            "python2": python2,
         },
     )
     spec = settings.worker_spec(loader)

@@ -13,8 +13,9 @@ from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import PYTHON2, ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
+from uwsgitwisted.wire.python2 import check_encoding
 
 _DEFAULTS = ServerSettings(listen=())
 
@@ -48,6 +49,7 @@ class Options(StaticOptions, ServerOptions):
 
     optParameters: list[list[Any]] = converted(
         ["handler", None, None, "The module that handles requests, as an import statement names it"],
+        ["python2", None, "", PYTHON2, check_encoding],
         ["wsgi", None, None, "The WSGI application that answers web requests: module:callable, module:factory(), or a module with a callable named 'application'"],
         ["resource", None, None, "The twisted.web resource that answers web requests, in the reactor's own process: module.Class, or module.name of a resource, a function that returns one, or a Klein application"],
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
@@ -119,5 +121,6 @@ def makeService(options: Options) -> IService:
         threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
+        python2=options["python2"],
     )
     return make_node(installed_reactor(), options.settings(), node)

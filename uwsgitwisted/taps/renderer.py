@@ -8,7 +8,8 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from uwsgitwisted.services.renderer import make_renderer
-from uwsgitwisted.taps.options import ServerOptions, installed_reactor
+from uwsgitwisted.taps.options import PYTHON2, ServerOptions, converted, installed_reactor
+from uwsgitwisted.wire.python2 import check_encoding
 
 
 class Options(ServerOptions):
@@ -20,14 +21,15 @@ class Options(ServerOptions):
     )
     default_listen = "tcp:3033"
 
-    optParameters: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
+    optParameters: list[list[Any]] = converted(
+        ["python2", None, "", PYTHON2, check_encoding],
         [
             "filters",
             None,
             "",
             "Mako filters for every ${...}, separated by commas, such as h to escape for HTML",
         ],
-    ]
+    )
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["strict", None, "Raise an error for a name that the caller didn't send"],
@@ -57,4 +59,5 @@ def makeService(options: Options) -> IService:
         options["templates"],
         filters=filters,
         strict=bool(options["strict"]),
+        python2=options["python2"],
     )

@@ -96,7 +96,9 @@ def send_uwsgi_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_uwsgi_message`.
     """
-    return blocking.send_uwsgi_message(host, port, modifier1, modifier2, message, timeout)
+    return blocking.send_uwsgi_message(
+        host, port, modifier1, modifier2, message, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 @_logged
@@ -110,7 +112,9 @@ def send_multi_uwsgi_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_multi_uwsgi_message`.
     """
-    return blocking.send_multi_uwsgi_message(cluster, modifier1, modifier2, timeout)
+    return blocking.send_multi_uwsgi_message(
+        cluster, modifier1, modifier2, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 @_logged
@@ -125,7 +129,9 @@ def send_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_message`.
     """
-    return blocking.send_message(dest, modifier1, modifier2, message, timeout)
+    return blocking.send_message(
+        dest, modifier1, modifier2, message, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: Any) -> bool:

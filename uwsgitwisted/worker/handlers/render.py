@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from keyword import iskeyword
 from typing import Any
 
@@ -24,6 +25,7 @@ from mako.codegen import RESERVED_NAMES
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.python2 import explain, to_text
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.handlers.marshal import answer
 from uwsgitwisted.worker.handlers.templates import (
@@ -63,6 +65,7 @@ def load(
     default_filters: Sequence[str] | None = None,
     strict_undefined: bool = False,
     cache_size: int = CACHE_SIZE,
+    python2: str = "",
 ) -> dict[int, Handler]:
     """Return the handler that renders the templates in *directories*, by modifier1.
 
@@ -73,6 +76,7 @@ def load(
         escape for HTML. None applies no filter.
     :param strict_undefined: whether each use of a name that the caller didn't send raises, even ``% if name:``.
     :param cache_size: how many compiled templates to cache, at least 1.
+    :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
     :raises StartupError: if no directory is given, one doesn't exist, or *cache_size* is too small.
     """
     if cache_size < 1:
@@ -90,7 +94,7 @@ def load(
             cache_size=cache_size,
         )
     )
-    return {MARSHAL: Handler(renderer.run, answer, read)}
+    return {MARSHAL: Handler(renderer.run, answer, partial(read_text, encoding=python2) if python2 else read)}
 
 
 class Renderer:
@@ -123,6 +127,7 @@ class Renderer:
         except TemplateFailed:  # an included template failed; the error has its line
             raise
         except Exception as error:
+            explain(error, variables)
             raise failure(name, error) from error
         return text
 
@@ -134,6 +139,14 @@ def read(request: Packet) -> tuple[str, dict[object, object]]:
     :raises MisuseError: as :func:`read_request`, which also raises TemplateRefused.
     """
     return read_request(loads(request.payload))
+
+
+def read_text(request: Packet, encoding: str) -> tuple[str, dict[object, object]]:
+    """Do as :func:`read`, and make text of the bytes in the variables.
+
+    :raises UnsafeObject: as :func:`read`, which also raises MisuseError and TemplateRefused.
+    """
+    return read_request(to_text(loads(request.payload), encoding))
 
 
 def read_request(message: object) -> tuple[str, dict[object, object]]:
