@@ -145,3 +145,43 @@ def test_a_limit_for_what_runs_for_ever(spooler: Service) -> None:
     task = script(blocking.enqueue, spooler.address, {"ud_spool_func": "forever", "ud_spool_ret": "-1"})
     assert script(blocking.wait, spooler.address, task).state == "dead"
     assert len(_noted(spooler, "forever")) == 3
+
+
+#: A module of a node, as it was written for Python 2, and a web application beside it.
+_NODE = """
+import uwsgi
+
+def answer(message, modifier2):
+    if message == "reload":
+        return uwsgi.reload()
+    return [uwsgi.masterpid(), "Dear " + message["name"], uwsgi.request_id(), uwsgi.opt["python2"]]
+
+uwsgi.message_manager_marshal = answer
+uwsgi.post_fork_hook = lambda: print("hook of", uwsgi.worker_id(), flush=True)
+
+def application(environ, start_response):
+    uwsgi.set_logvar("user", "ann")
+    uwsgi.add_var("REMOTE_USER", "bob")
+    start_response("200 OK", [])
+    return uwsgi.sendfile(__file__, 0, 1, 6)
+"""
+
+
+def test_a_node(launch: Launcher) -> None:
+    """A node has the hook, the web functions, the text of Python 2 callers, and reloads if it asks."""
+    service = launch.start(
+        *("uwsgi-node", "--engine", "processes:1", "--python2", "utf-8", "--wsgi", "my_handler"),
+        *("--access-log", "access.log"),
+        handler=_NODE,
+    )
+    service.wait_for("hook of 1")
+    pid, text, _, option = service.ask({b"name": b"Ann"})
+    assert (pid, text, option) == (service.pid, "Dear Ann", b"utf-8")
+    variables = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_PROTOCOL": "HTTP/1.0"}
+    page = script(blocking.send_message, service.address, 0, 0, variables)
+    assert page == b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nimport"
+    log = service.directory / "access.log"
+    until(lambda: log.exists() and ' user="ann"\n' in log.read_text(), "the variable in the log")
+    assert " bob [" in log.read_text()
+    assert service.ask(b"reload") is True
+    service.wait_for("every worker was replaced")

@@ -952,3 +952,12 @@ def test_example_page() -> None:
     assert "<title>The Fibonacci sequence</title>" in text
     assert "<td>1</td><td>&lt;b&gt;</td>" in text
     assert "<footer>noon &amp; later</footer>" in text
+
+
+def test_text_of_python2(tmp_path: Path) -> None:
+    """With an encoding, templates get the text of Python 2 callers; without one, the error names the option."""
+    (tmp_path / "a.txt").write_text("Dear ${'Ms ' + name}")
+    request = Packet(33, 0, marshal.dumps((b"a.txt", {b"name": b"A"}), 2))
+    assert load([str(tmp_path)], python2="utf-8")[33](request).payload == marshal.dumps("Dear Ms A", 2)
+    with pytest.raises(RemoteError, match="--python2 utf-8"):
+        load([str(tmp_path)])[33](request)
