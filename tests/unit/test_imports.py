@@ -82,6 +82,7 @@ WITHOUT_TWISTED = (
     "files.py",
     "memory.py",
     "timeouts.py",
+    "sources",
     "wire",
     "blocking",
     "worker",

@@ -261,7 +261,11 @@ def _timeout(default: float, help: str) -> _Argument:  # noqa: A002 - argparse's
 
 _ARGUMENTS = {
     "addresses": _argument(
-        "addresses", "where a node listens, such as 10.0.0.5:3033", metavar="ADDRESS", nargs="+"
+        "addresses",
+        "where a node listens, such as 10.0.0.5:3033; @FILE for the nodes in a file; names of several nodes "
+        "are such as dns:farm.example.com:3033 or srv:_uwsgi._tcp.example.com",
+        metavar="ADDRESS",
+        nargs="+",
     ),
     "text": _argument("--text", "the text to send (default: uwsgitwisted)", default="uwsgitwisted"),
     "message": _argument("--message", "the object to send (default: null)", metavar="JSON"),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uwsgitwisted.blocking.calls import Reply, ping_all, send_to_all
+from uwsgitwisted.blocking.lookups import find_addresses
 from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, ProtocolError, UwsgiError
 from uwsgitwisted.spool.records import for_json
@@ -17,13 +18,13 @@ from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
 
 def ping(options: Namespace) -> int:
     """Ping nodes; the status is 0 if all are alive."""
-    return _report(ping_all(options.addresses, options.timeout), options)
+    return _report(ping_all(find_addresses(options.addresses), options.timeout), options)
 
 
 def echo(options: Namespace) -> int:
     """Have nodes send a text back; the status is 0 if all do."""
     text = options.text.encode()
-    replies = send_to_all(options.addresses, ECHO, 0, text, options.timeout)
+    replies = send_to_all(find_addresses(options.addresses), ECHO, 0, text, options.timeout)
     return _report([reply._replace(result=_checked_echo(reply, text)) for reply in replies], options)
 
 
@@ -46,7 +47,7 @@ def call(options: Namespace) -> int:
         if options.message is not None:
             raise MisuseError("give either --message or --rpc")
         what = (RPC, RPC_FRAMED, (options.rpc, *options.arg))
-    replies = send_to_all(options.addresses, *what, options.timeout)
+    replies = send_to_all(find_addresses(options.addresses), *what, options.timeout)
     return _report([reply._replace(result=_readable(reply, what[0])) for reply in replies], options, "result")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,10 +45,10 @@ def lines(said: Said) -> list[str]:
 def test_ping(run: Run) -> None:
     """Each node that is alive has a line, and the status is 0."""
     with ScriptedServer(answering(PONG)) as server:
-        said = run("ping", at(server), at(server))
+        said = run("ping", at(server), f"localhost:{server.port}")
         (row,) = run("ping", at(server), "--json").rows
     assert (said.status, said.err) == (0, "")
-    assert lines(said) == [f"{at(server)} T ok"] * 2
+    assert lines(said) == [f"{at(server)} T ok", f"localhost:{server.port} T ok"]
     assert (row["address"], row["ok"], 0 < row["seconds"] < 5) == (at(server), True, True)
 
 
@@ -68,7 +69,7 @@ def test_ping_with_a_dead_node(run: Run) -> None:
 def test_ping_of_nodes_that_hang(run: Run) -> None:
     """Nodes are pinged in parallel, so that two that hang cost one time limit."""
     with ScriptedServer(silent) as server:
-        rows = run("ping", at(server), at(server), "--timeout", "0.3", "--json").rows
+        rows = run("ping", at(server), f"localhost:{server.port}", "--timeout", "0.3", "--json").rows
     assert [row["error"] for row in rows] == ["RequestTimeout"] * 2
     assert all(0.3 <= row["seconds"] < 0.55 for row in rows)
 
@@ -130,3 +131,12 @@ def test_rpc_to_another_kind(run: Run) -> None:
     with ScriptedServer(answering(frame(255, 1))) as server:
         said = run("call", at(server), "--rpc", "hello")
     assert (said.status, "FAILED ProtocolError" in said.out) == (1, True)
+
+
+def test_nodes_in_a_file(run: Run, tmp_path: Path) -> None:
+    """Nodes may be in a file, or names of several nodes; a file that is not there is a mistake."""
+    with ScriptedServer(answering(PONG)) as server:
+        (tmp_path / "nodes.txt").write_text(f"# ours\n{at(server)}\n")
+        said = run("ping", f"@{tmp_path}/nodes.txt", f"dns:127.0.0.1:{server.port}")
+    assert (said.status, lines(said)) == (0, [f"{at(server)} T ok"])
+    assert run("ping", f"@{tmp_path}/none.txt").status == 2
