@@ -83,6 +83,8 @@ WITHOUT_TWISTED = (
     "memory.py",
     "timeouts.py",
     "wire",
+    "balancer.py",
+    "planner",
     "blocking",
     "worker",
 )
