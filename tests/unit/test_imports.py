@@ -84,6 +84,8 @@ WITHOUT_TWISTED = (
     "timeouts.py",
     "sources",
     "wire",
+    "balancer.py",
+    "planner",
     "blocking",
     "worker",
 )
