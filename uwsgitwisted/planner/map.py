@@ -19,8 +19,8 @@ drives it like this:
 
 ``sending.node`` and ``sending.message`` say what to send where, and ``sending.handle`` is the shell's. The
 shell calls ``set_terms`` when it has learned the terms of a session. It may poll as late as it likes: the
-planner does nothing by itself, and ignores the ends of requests that it has cancelled. What it holds is bounded:
-it takes no further item while too many results wait to be taken.
+planner does nothing by itself, and ignores the ends of requests that it has cancelled. What it holds is
+bounded: it takes no further item while too many results wait to be taken.
 
 Work is pulled. A node gets as many requests as keep its workers busy, chunks take a set time, and both become
 smaller when little is left. A node that would finish an item later than the others could leaves it to them.
@@ -243,6 +243,11 @@ class MapPlanner:
             failure, self._failure = self._failure, None
             raise failure
         return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`take` has something."""
+        return bool(self._ready) or self._failure is not None
 
     @property
     def finished(self) -> bool:
