@@ -56,7 +56,7 @@ def send_message(
     :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint
         description such as ``"tls:host:port"``.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     place = parse_address(address)
     packet = _encode(address, modifier1, modifier2, message)
     try:
@@ -77,7 +77,7 @@ def send_multi_uwsgi_message(
     :raises MisuseError: if one of the messages can't be sent; nothing was sent to any node then.
     :raises FanOutError: if a node failed. Its ``results`` has each node's answer or error.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     requests = [
         (address, parse_address(address), _encode(address, modifier1, modifier2, message))
         for address, message in split_nodes(cluster)
@@ -138,7 +138,7 @@ def ping(address: AddressLike, timeout: float = 5) -> float:
     :raises UwsgiError: as :func:`send_uwsgi_message` does, if the node is not alive.
     """
     start = time.monotonic()
-    _refuse_in_reactor()
+    refuse_in_reactor()
     place = parse_address(address)
     drive(_with_address(_ping(place, _deadline(timeout)), address))
     return time.monotonic() - start
@@ -170,7 +170,7 @@ def ping_all(addresses: Iterable[AddressLike], timeout: float = 5) -> list[Reply
     :return: each node's reply, in the same order; the result of a node that is alive is None.
     :raises MisuseError: if an address is invalid; no node was pinged then.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     places = [(address, parse_address(address)) for address in addresses]
     deadline = _deadline(timeout)
     return _replies((address, _ping(place, deadline)) for address, place in places)
@@ -186,7 +186,7 @@ def send_to_all(
     :return: each node's reply, in the same order.
     :raises MisuseError: if an address is invalid, or the message can't be sent; nothing was sent then.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     places = [(address, parse_address(address)) for address in addresses]
     packet = encode_request(modifier1, modifier2, message)
     deadline = _deadline(timeout)
@@ -266,8 +266,11 @@ def _deadline(timeout: float) -> Deadline:
     return Deadline.after(check_timeout(timeout))
 
 
-def _refuse_in_reactor() -> None:
-    """Raise if Twisted's reactor runs in this thread; don't import Twisted to find out."""
+def refuse_in_reactor() -> None:
+    """Check that Twisted's reactor doesn't run in this thread, without importing Twisted.
+
+    :raises MisuseError: if it does.
+    """
     reactor = sys.modules.get("twisted.internet.reactor")
     threadable = sys.modules.get("twisted.python.threadable")
     if reactor is None or threadable is None:

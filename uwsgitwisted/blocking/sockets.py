@@ -185,15 +185,17 @@ class _Loop(Generic[T]):
 
 def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     """Connect, send the request of *exchange*, and pass it the received bytes until it has its answer."""
+    failure = ConnectionFailed
     try:
         sock = yield from connect(address, deadline)
+        failure = NoAnswer  # from here on the peer may have begun
         with closing(sock):
             yield from send(sock, exchange.outgoing, deadline)
             yield from _receive_answer(sock, exchange, deadline)
     except UwsgiError:
         raise
     except OSError as error:
-        raise ConnectionFailed(describe(error)) from error
+        raise failure(describe(error)) from error
 
 
 def connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
@@ -420,7 +422,7 @@ def _receive_answer(sock: socket.socket, exchange: PlainExchange, deadline: Dead
             data = yield from receive(sock, deadline)
         except ConnectionResetError as error:
             if exchange.begun:
-                raise ConnectionFailed("the server reset the connection in the middle of the answer") from error
+                raise NoAnswer("the server reset the connection in the middle of the answer") from error
             raise NoAnswer(_reset_text(len(exchange.outgoing))) from error
         if data:
             exchange.receive(data)

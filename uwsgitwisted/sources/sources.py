@@ -170,6 +170,11 @@ class Sources:
         if self._finish(name, now):
             self._fail(str(name), error.text)
 
+    def abandoned(self, name: Name) -> None:
+        """Have *name* looked up again, since the look-up was given up."""
+        if name in self._look_ups:
+            self._look_ups[name].running = False
+
     def _finish(self, name: Name, now: float) -> bool:
         """Plan the next look-up; return whether *name* is still one of the nodes."""
         look_up = self._look_ups.get(name)
