@@ -124,7 +124,7 @@ class Outcome:
     :param lost: how many items have no result, or several.
     :param requests: how many requests were sent.
     :param planning: how long the planner itself took, in seconds for each request.
-    :param busy: for each hundredth of the time up to the end, how many nodes worked, on the average, as parts of 1.
+    :param busy: for each hundredth of the time up to the end, which part of the nodes worked.
     """
 
     end: float
