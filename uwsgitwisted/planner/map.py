@@ -516,22 +516,24 @@ class MapPlanner:
         return finishes <= others or (not lane.in_flight and now - since >= others)
 
     def _retry_for(self, lane: Lane) -> Piece | None:
-        """Take a piece that is to be tried again from the queue, if *lane* may have one.
-
-        It goes to a node that has answered something, if there is one, and hasn't failed it.
-        """
-        if self._proven and not (lane.answers and lane.usable):
-            return None
+        """Take a piece that is to be tried again from the queue, if *lane* may have one."""
         for place, piece in enumerate(islice(self._retries, _MOST_LOOKS)):
-            if lane.node not in piece.failed_on or not self._has_other(piece):
+            if self._may_retry_on(lane, piece):
                 del self._retries[place]
                 return piece
         return None
 
-    def _has_other(self, piece: Piece) -> bool:
-        """Whether a node is well that has not failed *piece*."""
-        failed = {node for node in piece.failed_on if node in self._lanes and self._lanes[node].usable}
-        return self._usable > len(failed)
+    def _may_retry_on(self, lane: Lane, piece: Piece) -> bool:
+        """Whether *piece*, which has failed elsewhere, goes to *lane*.
+
+        Nodes that are well and haven't failed it come first, and of those the ones that have ever answered.
+        """
+        failed = {self._lanes[node] for node in piece.failed_on if node in self._lanes}
+        failed = {each for each in failed if each.usable}
+        if lane.node in piece.failed_on and self._usable > len(failed):
+            return False
+        proven = lane.usable and lane.answers
+        return bool(proven) or self._proven <= sum(1 for each in failed if each.answers)
 
     def _copy_for(self, lane: Lane, now: float, since: float) -> Piece | None:
         """Return the oldest piece of which *lane* may have a second copy.
