@@ -33,6 +33,7 @@ class Lane:
         "_growing",
         "_network",
         "_quickest",
+        "_room",
         "answers",
         "chunk",
         "done",
@@ -73,6 +74,8 @@ class Lane:
         #: The shortest time on the way, and the shortest time for an answer.
         self._network = math.inf
         self._quickest = math.inf
+        #: How many requests it had room for when it refused one, and a little more after each answer.
+        self._room = float(most)
         #: How many requests a node takes that doesn't say how many workers it has.
         self._growing = 1.0
 
@@ -101,6 +104,8 @@ class Lane:
         self.service = each if not self.answers else self.service + _WEIGHT * (each - self.service)
         if not self.workers:
             self._grow(sending, wall, took)
+        if self._room < self.most:  # it had no room; perhaps it has by now
+            self._room += 1 / self._room
         self.answers += 1
         self.done += piece.count
         self.late = False
@@ -125,12 +130,11 @@ class Lane:
             self.limit = 0
         elif self.health.failures:  # one request shows whether it is back
             self.limit = int(now >= self.health.until)
-        elif not self.answers:
-            self.limit = max(1, self.workers)
         elif self.late:
             self.limit = 1
         else:
-            self.limit = min(self._wanted(), self.most)
+            wanted = self._wanted() if self.answers else max(1, self.workers)
+            self.limit = min(wanted, self.most, int(self._room))
 
     def _wanted(self) -> int:
         slots = self.slots
@@ -141,9 +145,8 @@ class Lane:
         return int(slots + min(max(1, math.ceil(waiting)), _MOST_AHEAD * slots))
 
     def shrink(self) -> None:
-        """Take it that the node has as many requests as it takes, and one more was too many."""
-        self.most = max(1, self.in_flight)
-        self.limit = min(self.limit, self.most)
+        """Take it that one request less is all that the node has room for at present."""
+        self._room = max(1.0, self.in_flight)
 
     def size(self, seconds: float, share: float) -> int:
         """Return how many items its next chunk has.

@@ -105,9 +105,9 @@ class MapPlanner:
         self._usable = self._proven = 0
         self._speed = 0.0
         self._slots = 0
-        #: The nodes that may have room, and those for which there was nothing.
+        #: The nodes that may have room, and those for which there was nothing, since when.
         self._dirty: dict[Lane, None] = {}
-        self._idle: dict[Lane, None] = {}
+        self._idle: dict[Lane, float] = {}
         #: The nodes that are left out, by the end of their pauses.
         self._pauses: list[tuple[float, int, Lane]] = []
         self._pause_ids = 0
@@ -131,7 +131,6 @@ class MapPlanner:
         self._rate = Rate(now)
         self._failure: BaseException | None = None
         self._last_error: BaseException | None = None
-        self._fastest = (-math.inf, 0.0)
         #: Whether the map was closed, or has ended with an error.
         self.closed = False
 
@@ -456,18 +455,18 @@ class MapPlanner:
         )
 
     def _fill_lane(self, lane: Lane, now: float) -> None:
-        self._idle.pop(lane, None)
+        since = self._idle.pop(lane, now)
         if lane.late:
             lane.adapt(now)
         while lane.in_flight < lane.limit:
             piece = self._retry_for(lane) if self._retries else None
-            if piece is None and self._may_begin and self._worthwhile(lane, now):
+            if piece is None and self._may_begin and self._worthwhile(lane, now, since):
                 piece = self._begin(lane)
             if piece is None and self._may_copy and not self._may_begin:
-                piece = self._copy_for(lane, now)
+                piece = self._copy_for(lane, now, since)
             if piece is None:
                 if lane.limit and not lane.removed:
-                    self._idle[lane] = None
+                    self._idle[lane] = since
                 return
             self._give(piece, lane, now)
 
@@ -504,44 +503,48 @@ class MapPlanner:
         self._open += 1
         return Piece(index, got, message)
 
-    def _worthwhile(self, lane: Lane, now: float) -> bool:
-        """Whether *lane* would finish a further piece before the others could, and the map has to end."""
-        if not lane.answers or self._items.left == math.inf or self._speed <= 0:
-            return True
-        finishes = lane.service * (lane.in_flight // max(1, int(lane.slots)) + 1)
-        others = self._items.left / self._speed
-        if finishes <= others:
-            return True
-        return finishes <= others + self._quickest(now) or (lane.in_flight == 0 and self._usable <= 1)
+    def _worthwhile(self, lane: Lane, now: float, since: float) -> bool:
+        """Whether the map gains when *lane* does a further item, rather than leaving it to faster nodes.
 
-    def _quickest(self, now: float) -> float:
-        """Return how long the fastest node needs for an item, as of a moment ago."""
-        if now - self._fastest[0] > _LOOK_AGAIN:
-            times = (lane.service for lane in self._lanes.values() if lane.usable and lane.answers)
-            self._fastest = (now, min(times, default=0.0))
-        return self._fastest[1]
+        :param since: how long the node has had nothing to do: others that seem faster may just hang.
+        """
+        if self._speed <= 0 or not lane.answers:
+            return True
+        # All others need about so long for the rest: what they do at the same time, and one item more each.
+        others = (self._items.left + self._usable) / self._speed
+        finishes = lane.service * (lane.in_flight // lane.slots + 1)
+        return finishes <= others or (not lane.in_flight and now - since >= others)
 
     def _retry_for(self, lane: Lane) -> Piece | None:
-        """Take a piece that is to be tried again from the queue, if *lane* may have one.
-
-        It goes to a node that has answered something, if there is one, and hasn't failed it.
-        """
-        if self._proven and not (lane.answers and lane.usable):
-            return None
+        """Take a piece that is to be tried again from the queue, if *lane* may have one."""
         for place, piece in enumerate(islice(self._retries, _MOST_LOOKS)):
-            if lane.node not in piece.failed_on or not self._has_other(piece):
+            if self._may_retry_on(lane, piece):
                 del self._retries[place]
                 return piece
         return None
 
-    def _has_other(self, piece: Piece) -> bool:
-        """Whether a node is well that has not failed *piece*."""
-        failed = {node for node in piece.failed_on if node in self._lanes and self._lanes[node].usable}
-        return self._usable > len(failed)
+    def _may_retry_on(self, lane: Lane, piece: Piece) -> bool:
+        """Whether *piece*, which has failed elsewhere, goes to *lane*.
 
-    def _copy_for(self, lane: Lane, now: float) -> Piece | None:
-        """Return the oldest piece of which *lane* may have a second copy."""
+        Nodes that are well and haven't failed it come first, and of those the ones that have ever answered.
+        """
+        failed = {self._lanes[node] for node in piece.failed_on if node in self._lanes}
+        failed = {each for each in failed if each.usable}
+        if lane.node in piece.failed_on and self._usable > len(failed):
+            return False
+        proven = lane.usable and lane.answers
+        return bool(proven) or self._proven <= sum(1 for each in failed if each.answers)
+
+    def _copy_for(self, lane: Lane, now: float, since: float) -> Piece | None:
+        """Return the oldest piece of which *lane* may have a second copy.
+
+        There is no third one, so a node that is slower than the average leaves it to the others for a moment.
+
+        :param since: how long the node has had nothing to do.
+        """
         if not lane.answers or lane.late or not lane.usable or lane.in_flight >= max(1, int(lane.slots)):
+            return None
+        if lane.service * self._speed > self._usable and now - since < 2 * lane.service:
             return None
         for piece in islice(self._single, _MOST_LOOKS):
             [sending] = piece.sent

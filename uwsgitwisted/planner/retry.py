@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from uwsgitwisted.errors import (
     Busy,
+    ConnectionBroken,
     ConnectionFailed,
     Interrupted,
     NoAnswer,
@@ -57,6 +58,7 @@ _ANSWER = Rule(Retry.NEVER, Node.WELL)
 RULES: dict[type[BaseException], Rule] = {
     BaseException: _ANSWER,
     ConnectionFailed: Rule(Retry.ALWAYS, Node.FAILED),
+    ConnectionBroken: Rule(Retry.IDEMPOTENT, Node.FAILED),
     NoAnswer: Rule(Retry.IDEMPOTENT, Node.FAILED),
     Unavailable: Rule(Retry.ALWAYS, Node.FAILED),
     Busy: Rule(Retry.ALWAYS, Node.FULL),
