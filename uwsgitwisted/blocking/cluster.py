@@ -25,7 +25,7 @@ from uwsgitwisted.blocking.calls import refuse_in_reactor
 from uwsgitwisted.blocking.lookups import Watch
 from uwsgitwisted.blocking.run import Run
 from uwsgitwisted.blocking.sockets import Deadline, describe
-from uwsgitwisted.errors import MisuseError, NoAnswer, Unavailable, UwsgiError
+from uwsgitwisted.errors import ConnectionBroken, MisuseError, Unavailable, UwsgiError
 from uwsgitwisted.planner.calls import CallPlanner
 from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
 from uwsgitwisted.planner.piece import Result
@@ -111,7 +111,7 @@ class Cluster:
             outcome = sessions.call_fast(address, packet, deadline)
         except (UwsgiError, OSError) as error:
             # An error of the system may come from any step, so the node may have begun.
-            outcome = ended = error if isinstance(error, UwsgiError) else NoAnswer(describe(error))
+            outcome = ended = error if isinstance(error, UwsgiError) else ConnectionBroken(describe(error))
             outcome.address = outcome.address or address
         except BaseException as error:
             ended = error

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.errors import ConnectionFailed, InvalidAddress, NoAnswer, RequestTimeout, UwsgiError
+from uwsgitwisted.errors import (
+    ConnectionBroken,
+    ConnectionFailed,
+    InvalidAddress,
+    NoAnswer,
+    RequestTimeout,
+    UwsgiError,
+)
 from uwsgitwisted.wire.exchange import PlainExchange
 
 if TYPE_CHECKING:
@@ -185,10 +192,10 @@ class _Loop(Generic[T]):
 
 def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     """Connect, send the request of *exchange*, and pass it the received bytes until it has its answer."""
-    failure = ConnectionFailed
+    failure: type[ConnectionFailed] = ConnectionFailed
     try:
         sock = yield from connect(address, deadline)
-        failure = NoAnswer  # from here on the peer may have begun
+        failure = ConnectionBroken  # from here on the peer may have begun
         with closing(sock):
             yield from send(sock, exchange.outgoing, deadline)
             yield from _receive_answer(sock, exchange, deadline)
@@ -422,7 +429,7 @@ def _receive_answer(sock: socket.socket, exchange: PlainExchange, deadline: Dead
             data = yield from receive(sock, deadline)
         except ConnectionResetError as error:
             if exchange.begun:
-                raise NoAnswer("the server reset the connection in the middle of the answer") from error
+                raise ConnectionBroken("the server reset the connection in the middle of the answer") from error
             raise NoAnswer(_reset_text(len(exchange.outgoing))) from error
         if data:
             exchange.receive(data)
