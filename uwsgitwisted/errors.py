@@ -101,6 +101,10 @@ class ConnectionFailed(UwsgiError, ConnectionError):
     """Connecting failed, or the connection broke."""
 
 
+class ConnectionBroken(ConnectionFailed):
+    """The connection broke after the request was sent, so that it may have run, wholly or in part."""
+
+
 class NoAnswer(ConnectionFailed):
     """The peer closed the connection without an answer.
 

@@ -82,7 +82,10 @@ WITHOUT_TWISTED = (
     "files.py",
     "memory.py",
     "timeouts.py",
+    "sources",
     "wire",
+    "balancer.py",
+    "planner",
     "blocking",
     "worker",
 )

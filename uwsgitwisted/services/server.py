@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.engines.descriptions import worker_count
+from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
@@ -72,7 +72,9 @@ class ServerService(Service):
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
             dispatcher.respond,
-            terms=Terms(max_message=settings.max_message, node=settings.node),
+            terms=Terms(
+                max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
+            ),
             limits=self._fit_limits(settings.limits),
             networks=settings.networks,
             tracebacks=settings.tracebacks,
