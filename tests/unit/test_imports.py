@@ -161,7 +161,7 @@ def test_faces(module: ModuleType) -> None:
 _UWSGI = """
     SPOOL_IGNORE SPOOL_OK SPOOL_RETRY call log masterpid message_manager_marshal numproc opt register_rpc rpc
     rpc_list send_message send_multi_uwsgi_message
-    send_to_spooler send_uwsgi_message spool spooler version worker_id
+    send_to_spooler send_uwsgi_message set_warning_message spool spooler version worker_id
 """
 _DECORATORS = """
     cron erlang farm filemon get_free_signal harakiri lock manage_spool_request mule mulefunc muleloop mulemsg

@@ -216,7 +216,7 @@ class NodeService(ServerService):
         cores = worker_count(self._settings.engine) * self._node.threads
         subscription = Subscription("", "", *modifiers, cores=cores)
         reactor: Any = self._reactor
-        return Announcer(reactor, self._node.subscribe, subscription, here, lambda: 0)
+        return Announcer(reactor, self._node.subscribe, subscription, here, self._stats.load)
 
     async def _stop_listening(self) -> None:
         """Leave the routers, have the workers leave the ports to the front, and close the ports.

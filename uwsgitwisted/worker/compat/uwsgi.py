@@ -17,6 +17,7 @@ from uwsgitwisted.worker.compat.calls import (
     send_message,
     send_multi_uwsgi_message,
     send_uwsgi_message,
+    set_warning_message,
     spool,
     worker_id,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "send_multi_uwsgi_message",
     "send_to_spooler",
     "send_uwsgi_message",
+    "set_warning_message",
     "spool",
     "spooler",
     "version",
