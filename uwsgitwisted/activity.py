@@ -66,16 +66,6 @@ class Counts(NamedTuple):
             average or self.average,
         )
 
-    def plus_one(self, took: float, failed: bool, sent: int) -> Counts:
-        """Return these counts and one request more.
-
-        :param took: for how many seconds it ran.
-        :param sent: how many bytes its answer has.
-        """
-        microseconds = int(took * 1_000_000)
-        average = (self.average + microseconds) // 2 if self.requests else microseconds
-        return self.plus((1, failed, microseconds, sent, average))
-
 
 class Notice:
     """The warning that is the answer to pings.
@@ -120,7 +110,8 @@ class Slot:
         self._time_at = 8 * number
         self._id_at = _IDS + 8 * number
         self._counts_at = _COUNTS + _COUNTS_SIZE * number
-        self._counts = Counts()
+        # Plain numbers: this runs for every request, and a tuple of them would cost twice as much.
+        self._requests = self._failed = self._running_time = self._sent = self._average = 0
 
     def begin(self, request: int) -> None:
         """Note that the thread begins a request.
@@ -143,9 +134,32 @@ class Slot:
         _pack_time(self._memory, self._time_at, 0.0)
 
     def count(self, took: float, failed: bool, sent: int) -> None:
-        """Count a request; the parameters are those of :meth:`Counts.plus_one`."""
-        self._counts = counts = self._counts.plus_one(took, failed, sent)
-        _pack_counts(self._memory, self._counts_at, *counts)
+        """Count a request.
+
+        :param took: for how many seconds it ran.
+        :param failed: whether it failed.
+        :param sent: how many bytes its answer has.
+        """
+        microseconds = int(took * 1_000_000)
+        self._average = (self._average + microseconds) >> 1 if self._requests else microseconds
+        self._requests += 1
+        self._failed += failed
+        self._running_time += microseconds
+        self._sent += sent
+        _pack_counts(
+            self._memory,
+            self._counts_at,
+            self._requests,
+            self._failed,
+            self._running_time,
+            self._sent,
+            self._average,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What the thread has counted."""
+        return Counts(self._requests, self._failed, self._running_time, self._sent, self._average)
 
 
 def open_slots(descriptor: int = -1, threads: int = 1) -> list[Slot]:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted import __version__
 from uwsgitwisted.access import Network, Peer
-from uwsgitwisted.activity import Counts
+from uwsgitwisted.activity import Counts, open_slots
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.statistics import WorkerReport
 from uwsgitwisted.interfaces import IEngine, Reply, Request, StreamedAnswer, TimedAnswer
@@ -136,7 +136,7 @@ class Tally:
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        self._counts = Counts()
+        (self._slot,) = open_slots()
         self._in_flight = 0
         self._started = int(time.time())
 
@@ -145,8 +145,8 @@ class Tally:
         return WorkerReport(
             id=1,
             pid=os.getpid(),
-            threads=[self._counts],
-            since_start=self._counts.requests,
+            threads=[self._slot.counts],
+            since_start=self._slot.counts.requests,
             in_flight=self._in_flight,
             starts=1,
             last_start=self._started,
@@ -179,7 +179,7 @@ class Tally:
         return answer
 
     def _count(self, began: float, *, failed: bool = False, sent: int = 0) -> None:
-        self._counts = self._counts.plus_one(self._clock.seconds() - began, failed, sent)
+        self._slot.count(self._clock.seconds() - began, failed, sent)
 
 
 def _size(answer: object) -> int:

@@ -120,8 +120,8 @@ DIFFERENCES: Cells = {
     # On Python 3, uWSGI's modifier 30 strips nothing: it looks for bytes where there is text.
     **{("stripped answer", size): ("right", WRONG) for size in SIZES[1:]},
 }
-#: The same for uWSGI's client, for which None is any failure. It truncates the sizes of arguments to 16 bits, and
-#: that of the packet, which then ends within an argument.
+#: The same for uWSGI's client, for which None is any failure. It truncates the sizes of arguments to 16 bits,
+#: and the size of the packet, which then ends within one.
 OF_UWSGI_RPC: Cells = {
     # An empty last argument ends the call on uWSGI.
     ("rpc request", 0): ("right", None),
@@ -130,8 +130,8 @@ OF_UWSGI_RPC: Cells = {
     ("rpc request", 1 << 20): (WRONG, None),
     ("rpc answer", 0): (None, None),
 }
-#: The same for uwsgi_curl, which can't write sizes of more than 16 bits: it fails, or sends what is no packet. Our
-#: node answers that with 400, and uWSGI closes the connection.
+#: The same for uwsgi_curl, which can't write sizes of more than 16 bits: it fails, or sends what is no packet,
+#: which our node answers with 400, while uWSGI closes the connection.
 OF_UWSGI_CURL: Cells = {
     ("web request", 65_535): (None, None),
     ("web request", 65_536): (None, None),
