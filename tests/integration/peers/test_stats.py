@@ -208,8 +208,9 @@ def terminal(*command: str) -> Iterator[int]:
 
 def test_uwsgitop(node: Node) -> None:
     """PyPI's uwsgitop shows a node and its workers."""
+    before = node.stats()["workers"][0]["requests"]
     node.call("work")
-    worker = node.until(lambda found: found["workers"][0]["requests"], "a request")["workers"][0]
+    (worker,) = node.until(lambda found: found["workers"][0]["requests"] > before, "the request")["workers"]
     shown = b""
     with terminal(
         sys.executable, str(Path(sys.executable).with_name("uwsgitop")), f"127.0.0.1:{node.stats_port}"
