@@ -22,6 +22,7 @@ from zope.interface import implementer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
+from uwsgitwisted.engines.statistics import History, WorkerReport
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
@@ -90,6 +91,7 @@ class ProcessEngine:
         self._shared: SharedPorts | None = None
         self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
+        self._history = History(processes, spec.threads)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -179,6 +181,7 @@ class ProcessEngine:
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
         worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
+        self._history.on_start(worker_id)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -191,6 +194,7 @@ class ProcessEngine:
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
+        self._history.on_exit(worker)
         self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
@@ -217,6 +221,20 @@ class ProcessEngine:
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
         self._transfers.update(worker, size)
+
+    def reports(self) -> list[WorkerReport]:
+        """Return what each worker does and has done."""
+        return self._history.reports(self._workers)
+
+    @property
+    def warning(self) -> bytes:
+        """The warning that a handler has set; empty, if there is none."""
+        return self._history.warning(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._queue)
 
     # Requests
 
@@ -337,6 +355,7 @@ class ProcessEngine:
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
+                self._history.on_timeout(worker)
                 worker.kill()
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
@@ -355,6 +374,7 @@ class ProcessEngine:
             elif request == NO_REQUEST:
                 self.on_report(self._timed_out("a web request"))
         if overdue:
+            self._history.on_timeout(worker)
             worker.kill()
 
     def _timed_out(self, what: str) -> RequestTimeout:

@@ -17,7 +17,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import Activity, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
@@ -76,7 +76,12 @@ class WorkerProcess(ProcessProtocol):
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
+        self._memory: Activity | None = None
+        # The same, if requests are to be seen there while they run.
         self._activity: Activity | None = None
+        #: What its threads have counted, and the last warning and its time, as of the end of the process.
+        self._last_counts: list[Counts] = []
+        self._last_warning: tuple[float, bytes] = (0.0, b"")
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -91,10 +96,10 @@ class WorkerProcess(ProcessProtocol):
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
             further = dict(descriptors or {})
-            if spec.is_watched:
-                further[ACTIVITY_FD] = Activity.create()
-                opened.callback(os.close, further[ACTIVITY_FD])
-                self._activity = Activity(further[ACTIVITY_FD], spec.threads)
+            further[ACTIVITY_FD] = Activity.create()
+            opened.callback(os.close, further[ACTIVITY_FD])
+            self._memory = Activity(further[ACTIVITY_FD], spec.threads)
+            self._activity = self._memory if spec.is_watched else None
             command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
@@ -111,8 +116,7 @@ class WorkerProcess(ProcessProtocol):
                 },
             )
             opened.pop_all()
-        if spec.is_watched:
-            os.close(further[ACTIVITY_FD])
+        os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
@@ -169,6 +173,21 @@ class WorkerProcess(ProcessProtocol):
     def working_for(self) -> float:
         """For how many seconds such a request has not gone on; the longest, or 0."""
         return 0.0 if self._activity is None else self._activity.working_for
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What each of its threads has counted."""
+        return self._last_counts if self._memory is None else self._memory.counts()
+
+    @property
+    def worker_pid(self) -> int:
+        """The id of the process that runs the handlers, below that of the reaper; 0 if there is none."""
+        return 0 if self._memory is None else self._memory.pid
+
+    @property
+    def warning(self) -> tuple[float, bytes]:
+        """When a handler there has set a warning, and the warning."""
+        return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
     def pipe(self) -> Pipe:
@@ -272,9 +291,10 @@ class WorkerProcess(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
-        if self._activity is not None:
-            self._activity.close()
-            self._activity = None
+        if self._memory is not None:
+            self._last_counts, self._last_warning = self.counts, self.warning
+            self._memory.close()
+            self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))
 
 

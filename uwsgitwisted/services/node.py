@@ -6,7 +6,7 @@ Those are WSGI applications and static files, or a resource of twisted.web.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from uwsgitwisted.access_log import AccessLog, Entry, open_log
+from uwsgitwisted.engines.descriptions import worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
@@ -24,10 +25,13 @@ from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.subscription import Announcer, RouterAddress, find_place
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
+from uwsgitwisted.wire.rpc import RPC_HTTP
+from uwsgitwisted.wire.subscription import Subscription
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: Seconds for something to arrive on connections that have begun before the ports are closed.
@@ -52,6 +56,7 @@ class NodeSettings:
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
+    :param subscribe: the uWSGI routers to which the node is announced.
     """
 
     handler: str = ""
@@ -63,6 +68,7 @@ class NodeSettings:
     threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
+    subscribe: Sequence[RouterAddress] = ()
 
     @property
     def has_web_workers(self) -> bool:
@@ -102,6 +108,7 @@ class NodeService(ServerService):
         self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
     ) -> None:
         self._node = node
+        self._announcer: Announcer | None = None
         self._access_log: AccessLog | None = None
         self._access_log_file = -1
         self._resources = self._make_resources(reactor, settings) if node.resource else None
@@ -188,8 +195,36 @@ class NodeService(ServerService):
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
         return self._node.has_web_workers or super()._expects_requests
 
+    def _announce(self, _: None) -> None:
+        """Log that the node takes requests, and announce it to the routers."""
+        super()._announce(_)
+        if self._node.subscribe and self.running and self._announcer is None:
+            self._announcer = self._make_announcer()
+            self._announcer.start()
+
+    def _make_announcer(self) -> Announcer:
+        """Make what announces the node.
+
+        :raises StartupError: if a router could not connect to any of its ports.
+        """
+        here = find_place(self._listeners)
+        if here is None and not all(router.address for router in self._node.subscribe):
+            raise StartupError("--subscribe: uWSGI's routers speak no TLS; add --listen tcp:PORT")
+        has_web = self._node.has_web_workers or self._node.resource
+        # Without web applications, requests of HTTP can call functions.
+        modifiers = (WSGI, 0) if has_web else (RPC, RPC_HTTP)
+        cores = worker_count(self._settings.engine) * self._node.threads
+        subscription = Subscription("", "", *modifiers, cores=cores)
+        reactor: Any = self._reactor
+        return Announcer(reactor, self._node.subscribe, subscription, here, self._stats.load)
+
     async def _stop_listening(self) -> None:
-        """Have the workers leave the ports to the front, which takes what waits there, and close them."""
+        """Leave the routers, have the workers leave the ports to the front, and close the ports.
+
+        The front takes what waits there.
+        """
+        if self._announcer is not None:
+            await self._announcer.leave()
         if isinstance(self._engine, ProcessEngine) and self._node.has_web_workers:
             for port in filter(None, map(opened_port, self._listeners)):
                 refuse_new_connections(port.socket)

@@ -70,6 +70,7 @@ class SpoolerService(ServerService):
     :param periodic: enqueues periodic tasks.
     :param renew: makes the scheduler of periodic tasks for new code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
+    :param place: where the tasks are kept, without a password.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class SpoolerService(ServerService):
         periodic: PeriodicScheduler,
         renew: Callable[[], PeriodicScheduler],
         drain: DirectoryDrain | None,
+        place: str = "",
     ) -> None:
+        self._place = place
         super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
         self._spooler = spooler
         self._periodic = periodic
@@ -112,6 +115,10 @@ class SpoolerService(ServerService):
             "the periodic tasks of the new code can't be used, so the old ones stay: {reason}",
             reason=failure.getErrorMessage(),
         )
+
+    def _spoolers(self) -> list[dict[str, object]]:
+        """Return what uWSGI's stats have of a spooler."""
+        return [self._stats.spooler(self._place)]
 
     async def _stop_engine(self) -> None:
         self._periodic.stop()
@@ -153,7 +160,8 @@ def make_spooler(
         MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
-    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain)
+    place = str(settings.options.get("spool", ""))
+    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain, place)
 
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> DirectoryDrain:

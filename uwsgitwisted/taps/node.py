@@ -13,6 +13,7 @@ from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.subscription import parse_subscription
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 
@@ -61,6 +62,7 @@ class Options(StaticOptions, ServerOptions):
     def __init__(self) -> None:
         super().__init__()
         self["mount"] = {}
+        self["subscribe"] = []
 
     def opt_mount(self, mount: str) -> None:
         """Answer web requests below a path with an application: /path=module:callable; may be given again."""
@@ -68,6 +70,14 @@ class Options(StaticOptions, ServerOptions):
         if path in self["mount"]:
             raise usage.UsageError(f"--mount {mount}: another application is mounted at {path or '/'}")
         self["mount"][path] = target
+
+    def opt_subscribe(self, text: str) -> None:
+        """Announce this node to a uWSGI http or fast router: HOST:PORT,KEY; may be given again.
+
+        HOST:PORT, or the path of a UNIX socket, is the router's subscription server, and KEY is the host of the
+        requests. HOST:PORT,KEY,ADDRESS says at which address the router finds this node.
+        """
+        self["subscribe"].append(convert("subscribe", parse_subscription, text))
 
     def postOptions(self) -> None:
         """Check that there is something to run, and an engine that can."""
@@ -119,5 +129,6 @@ def makeService(options: Options) -> IService:
         threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
+        subscribe=options["subscribe"],
     )
     return make_node(installed_reactor(), options.settings(), node)

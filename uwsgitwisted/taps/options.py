@@ -227,6 +227,7 @@ class ServerOptions(ServiceOptions):
 
     def __init__(self) -> None:
         super().__init__()
+        self["stats"] = []
         self["timeout"] = self.defaults["timeout"] = self.default_timeout
 
     def opt_listen(self, description: str) -> None:
@@ -239,6 +240,14 @@ class ServerOptions(ServiceOptions):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_stats(self, description: str) -> None:
+        """Give statistics as uWSGI does, for uwsgitop, on this Twisted endpoint, such as tcp:1717; may be given again.
+
+        Without interface=, it listens on loopback only.
+        """
+        convert("stats", check_endpoint, description)
+        self["stats"].append(on_loopback(description))
 
     def settings(self) -> ServerSettings:
         """Make the settings from the options."""
@@ -253,6 +262,7 @@ class ServerOptions(ServiceOptions):
             max_memory=self["max-memory"],
             networks=self.networks(),
             tracebacks=not self["no-tracebacks"],
+            stats=tuple(self["stats"]),
             node=self["node"],
             options=self.given,
             limits=replace(self.limits(), max_buffered=self["max-buffered"]),

@@ -49,7 +49,7 @@ class DirectExchange:
     :param write_timeout: for how many seconds the peer may read nothing while bytes wait.
     """
 
-    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet")
+    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet", "sent")
 
     #: Whether a stream follows the request's message.
     streamed = False
@@ -61,6 +61,8 @@ class DirectExchange:
         self.packet = packet
         #: Whether a part of the answer was sent.
         self.begun = False
+        #: How many bytes of the answer were sent.
+        self.sent = 0
 
     def read(self, size: int) -> bytes:
         """Return no bytes: no stream follows."""
@@ -77,6 +79,7 @@ class DirectExchange:
             while sent < len(data):
                 self._wait()
                 sent += self._send(memoryview(data)[sent:])
+            self.sent += sent
         except OSError as error:
             raise ClientGone(f"the client has gone: {error}") from error
         self._slot.work()
@@ -102,6 +105,7 @@ class DirectExchange:
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")
             offset += sent
+            self.sent += sent
             self._slot.work()
 
     def finish(self, data: bytes = b"") -> None:
@@ -187,12 +191,16 @@ class Acceptor:
 
         :param slot: that of the thread which does it.
         """
+        started = monotonic()
         slot.begin(NO_REQUEST)
+        exchange = DirectExchange(connection, packet, slot, self._write_timeout)
+        succeeded = False
         try:
             with connection:
-                self._run(DirectExchange(connection, packet, slot, self._write_timeout))
+                succeeded = self._run(exchange)
         finally:
             slot.rest()
+            slot.count(monotonic() - started, not succeeded, exchange.sent)
 
     def _read(self, connection: socket.socket) -> bytes:
         """Return the bytes that have arrived on a new connection."""
@@ -215,7 +223,8 @@ class Acceptor:
         except OSError:
             return b""
 
-    def _run(self, exchange: DirectExchange) -> None:
+    def _run(self, exchange: DirectExchange) -> bool:
+        """Answer a request; return whether that succeeded."""
         try:
             self._handlers[exchange.packet.modifier1](exchange, self._node)
         except UwsgiError as error:
@@ -226,6 +235,8 @@ class Acceptor:
                     exchange.finish(status_answer(status_of(error)))
             if not isinstance(error.__cause__, ClientGone):
                 self._report(error)
+            return False
+        return True
 
 
 def _web_request(data: bytes, max_body: int) -> Packet | None:

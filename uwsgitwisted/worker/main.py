@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from uwsgitwisted.activity import open_slots
+from uwsgitwisted.activity import NOTICE, open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.worker.accepting import Acceptor
@@ -75,11 +75,12 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
+    NOTICE.move(ACTIVITY_FD)
     handlers = spec.load(worker_id)
     postfork_chain_hook()
     with socket.socket(fileno=SOCKET_FD) as connection:
         name = f"{node} worker {worker_id}"
-        slots = open_slots(ACTIVITY_FD, spec.threads) if spec.is_watched else ()
+        slots = open_slots(ACTIVITY_FD, spec.threads)
         make_acceptor = _acceptor_maker(spec, handlers, name)
         kind = ThreadedWorker if spec.threads > 1 else Worker
         kind(connection, TOKENS_FD, spec, handlers, name, make_acceptor, slots).serve()

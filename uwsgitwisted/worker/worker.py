@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from uwsgitwisted.activity import Slot
+from uwsgitwisted.activity import Slot, open_slots
 from uwsgitwisted.errors import RequestCancelled, RequestTimeout, UnknownModifier, UwsgiError
 from uwsgitwisted.wire.events import (
     CancelReceived,
@@ -50,7 +50,7 @@ class Worker:
     :param node: this worker's name in the errors that it reports.
     :param make_acceptor: makes what accepts connections, from what reports an error to the front; None if this
         worker accepts none.
-    :param slots: where the front sees what the threads do; none, if it doesn't look.
+    :param slots: where the front sees what each thread does and has done; none, if it doesn't look.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Worker:
         self._bodies: dict[int, Body] = {}
         #: The web requests that are running, by their ids.
         self._exchanges: dict[int, Exchange] = {}
-        self._slots = slots
+        self._slots = slots or open_slots()
         self._acceptor = None if make_acceptor is None else make_acceptor(self._report)
 
     def serve(self) -> None:
@@ -209,18 +209,23 @@ class Worker:
     def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
         started = monotonic()
         packet = request.packet
+        sent, failed = 0, False
         try:
             handler = self._find_handler(packet, deadline, started)
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
+                sent = exchange.sent
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
+                sent = len(answer.payload)
                 self.session.send_answer(request.id, answer, monotonic() - started)
         except UwsgiError as error:
+            failed = True
             self._fail(request.id, error, monotonic() - started)
+        self._slots[0].count(monotonic() - started, failed, sent)
         self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:

@@ -531,17 +531,3 @@ def test_inside_a_real_uwsgi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "uwsgidecorators")
     assert install() is real
     assert "uwsgidecorators" not in sys.modules
-
-
-def test_names_that_are_not_there() -> None:
-    """What only uWSGI has may be imported, and says what there is when it is used; anything else is no name."""
-    namespace: dict[str, Any] = {}
-    exec("from uwsgidecorators import *", namespace)
-    for name in ("thread", "signal", "mule", "filemon", "harakiri"):
-        with pytest.raises(MisuseError, match=rf"has no uwsgidecorators\.{name}; it has: spool, ") as caught:
-            namespace[name](1)
-    for name in str(caught.value).partition("it has: ")[2].split(", "):
-        assert callable(getattr(uwsgidecorators, name))
-    with pytest.raises(AttributeError, match=r"has no uwsgidecorators\.nothing; it has: spool, "):
-        uwsgidecorators.nothing  # noqa: B018
-    assert not hasattr(uwsgidecorators, "nothing")

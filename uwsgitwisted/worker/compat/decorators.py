@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from uwsgitwisted.errors import MisuseError, SpoolError, UnsafeObject
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.tasks import AGAIN, DONE
-from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat import calls, uwsgi
+from uwsgitwisted.worker.compat.functions import register_rpc
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -73,7 +74,7 @@ class Spooled:
         else:
             for variables in (*args[:1], kwargs):
                 task.update(variables)
-        return uwsgi.spool(task)
+        return calls.spool(task)
 
     def spool(self, *args: Any, **kwargs: Any) -> bool | None:
         """Do the same, as it was spelled before uWSGI 1.9.13."""
@@ -261,7 +262,7 @@ def rpc(name: str | bytes) -> Callable[[_Function], _Function]:
     """Let others call a function by *name*: ``uwsgi.register_rpc`` as a decorator."""
 
     def register(f: _Function) -> _Function:
-        uwsgi.register_rpc(name, f)
+        register_rpc(name, f)
         return f
 
     return register
@@ -280,7 +281,7 @@ class postfork:  # noqa: N801 - uWSGI's name for it
         if self.f is None:
             (self.f,) = args
             return self
-        return self.f() if self.wid in (0, uwsgi.worker_id()) else None
+        return self.f() if self.wid in (0, calls.worker_id()) else None
 
 
 def postfork_chain_hook() -> None:
