@@ -83,6 +83,7 @@ WITHOUT_TWISTED = (
     "memory.py",
     "timeouts.py",
     "wire",
+    "shared",
     "blocking",
     "worker",
 )

@@ -14,8 +14,9 @@ from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.spool.periodic import Cron, Interval, PeriodicScheduler, PeriodicTask
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
@@ -70,6 +71,7 @@ class SpoolerService(ServerService):
     :param periodic: enqueues periodic tasks.
     :param renew: makes the scheduler of periodic tasks for new code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
+    :param shared: what the engine's processes share; None for nothing.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class SpoolerService(ServerService):
         periodic: PeriodicScheduler,
         renew: Callable[[], PeriodicScheduler],
         drain: DirectoryDrain | None,
+        shared: Shared | None = None,
     ) -> None:
-        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
+        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES, shared=shared)
         self._spooler = spooler
         self._periodic = periodic
         self._renew = renew
@@ -153,7 +156,8 @@ def make_spooler(
         MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
-    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain)
+    shared = make_shared(reactor, spooler.engine, spec, SharedSettings(has_spooler=True), settings.node)
+    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain, shared)
 
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> DirectoryDrain:
