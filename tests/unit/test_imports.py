@@ -86,6 +86,7 @@ WITHOUT_TWISTED = (
     "wire",
     "balancer.py",
     "planner",
+    "shared",
     "blocking",
     "worker",
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -32,7 +33,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import NO_REQUEST, WorkerSpec
+from uwsgitwisted.worker.spec import NO_REQUEST, SHARED_FD, WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -155,7 +156,9 @@ class ProcessEngine:
         self._check_timer.clear()
 
     def _on_stop_timeout(self) -> None:
-        while (job := self._queue.pop(lambda: True)) is not None:
+        numbers = range(1, self._spec.numproc + 1)
+        pinned = (job for number in numbers for job in iter(partial(self._queue.pop_pinned, number), None))
+        for job in [*pinned, *iter(partial(self._queue.pop, lambda: True), None)]:
             job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
@@ -168,7 +171,11 @@ class ProcessEngine:
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers):
+        if (
+            not self._queue
+            and not self._queue.pinned
+            and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers)
+        ):
             self._drained.callback(None)
 
     # Workers
@@ -180,7 +187,8 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
+        spec = replace(self._spec, masterpid=os.getpid(), shares=SHARED_FD in self._descriptors)
+        worker.spawn(spec, self._node, self._descriptors)
         self._history.on_start(worker_id)
         return worker
 
@@ -243,9 +251,19 @@ class ProcessEngine:
 
         :return: fires with the answer; fails with one of our errors.
         """
+        return self.submit_to(0, request)
+
+    def submit_to(self, worker_id: int, request: Request) -> Deferred[TimedAnswer | StreamedAnswer]:
+        """Queue *request* for one worker, which may be replaced meanwhile.
+
+        The caller bounds how many such requests there are.
+
+        :param worker_id: its number; 0 for any worker.
+        :return: as :meth:`submit` does.
+        """
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
-        job = Job(request, self._reactor.seconds(), self._cancel_job)
+        job = Job(request, self._reactor.seconds(), self._cancel_job, worker_id)
         refusal = self._queue.refusal(request.peer, upload=job.arriving)
         if refusal is not None:
             return fail(refusal)
@@ -260,6 +278,8 @@ class ProcessEngine:
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
+        if self._queue.pinned:
+            self._dispatch_pinned(now)
         while self._queue:
             worker = self._least_loaded_worker()
             if worker is None:
@@ -267,11 +287,20 @@ class ProcessEngine:
             job = self._queue.pop(self._may_upload)
             if job is None:
                 break
-            if job.deadline <= now:
-                job.complete(RequestTimeout("the request timed out before a worker was free"))
-            elif not job.completed:  # its caller may have cancelled it while a worker had it
-                self._assign(worker, job, now)
+            self._assign_waiting(worker, job, now)
         self._check_drained()
+
+    def _dispatch_pinned(self, now: float) -> None:
+        """Assign the requests that only one worker each may run."""
+        for worker in self._workers:
+            while worker.capacity > 0 and (job := self._queue.pop_pinned(worker.worker_id)) is not None:
+                self._assign_waiting(worker, job, now)
+
+    def _assign_waiting(self, worker: WorkerProcess, job: Job, now: float) -> None:
+        if job.deadline <= now:
+            job.complete(RequestTimeout("the request timed out before a worker was free"))
+        elif not job.completed:  # its caller may have cancelled it while a worker had it
+            self._assign(worker, job, now)
 
     def _may_upload(self) -> bool:
         return sum(worker.pipe.uploading for worker in self._workers) < self._max_uploads
@@ -305,7 +334,7 @@ class ProcessEngine:
 
     def on_progress(self) -> None:
         """Assign waiting requests when the current batch ends."""
-        if self._queue:
+        if self._queue or self._queue.pinned:
             BATCH.at_end(self._dispatch)
         else:
             self._check_drained()

@@ -56,12 +56,16 @@ class WorkerProcess(ProcessProtocol):
     :param reactor: starts it and keeps the time.
     :param worker_id: its number among the engine's workers, from 1.
     :param owner: is called when something happens to its requests.
+    :param kind: what it is called in the log.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
+    def __init__(
+        self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner, kind: str = "worker"
+    ) -> None:
         self.worker_id = worker_id
+        self.kind = kind
         #: Fires with this worker when it is ready for requests; never, if the process ends before that.
         self.ready: Deferred[WorkerProcess] = Deferred()
         #: Fires when the process has ended, with a text that says how.
@@ -286,7 +290,9 @@ class WorkerProcess(ProcessProtocol):
             self._log_line(rest)
 
     def _log_line(self, line: bytes) -> None:
-        self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
+        self._log.info(
+            "[{kind} {id}] {line}", kind=self.kind, id=self.worker_id, line=line.decode("utf-8", "replace")
+        )
 
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""

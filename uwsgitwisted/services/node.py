@@ -23,8 +23,9 @@ from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.subscription import Announcer, RouterAddress, find_place
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
@@ -53,6 +54,7 @@ class NodeSettings:
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
         :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
     :param threads: how many requests each worker runs at a time; beyond 1, in threads.
+    :param shared: what its processes share, and its mules.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
@@ -69,6 +71,7 @@ class NodeSettings:
     access_log: str = ""
     access_log_format: str = "combined"
     subscribe: Sequence[RouterAddress] = ()
+    shared: SharedSettings = field(default_factory=SharedSettings)
 
     @property
     def has_web_workers(self) -> bool:
@@ -101,11 +104,17 @@ class NodeService(ServerService):
 
     :param engine: runs the handlers and applications; None if there are none.
     :param node: what the node runs.
+    :param shared: what the engine's processes share; None for nothing.
     :raises StartupError: if its resource can't be loaded.
     """
 
     def __init__(
-        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
+        self,
+        reactor: IProcessReactor,
+        settings: ServerSettings,
+        engine: IEngine | None,
+        node: NodeSettings,
+        shared: Shared | None = None,
     ) -> None:
         self._node = node
         self._announcer: Announcer | None = None
@@ -129,6 +138,7 @@ class NodeService(ServerService):
             bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
+            shared=shared,
         )
 
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
@@ -269,11 +279,12 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     :param node: what it runs.
     :raises StartupError: if that can't be loaded.
     """
-    engine = None
+    engine = shared = None
     if node.loaders:
         if node.threads > 1 and not can_share():
             raise StartupError("--wsgi-threads: several threads in a worker need Linux")
         spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
-    return NodeService(reactor, settings, engine, node)
+        shared = make_shared(reactor, engine, spec, node.shared, settings.node)
+    return NodeService(reactor, settings, engine, node, shared)

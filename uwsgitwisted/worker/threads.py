@@ -140,7 +140,7 @@ class ThreadedWorker(Worker):
     def serve(self) -> None:
         """Answer until the front closes the socket, and all threads have finished."""
         threads = self._start_threads()
-        data = self._negotiate()
+        data = self.negotiate()
         for thread in threads:
             thread.session = self.session
         self._free = list(threads)

@@ -82,7 +82,7 @@ class Worker:
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
-        data = self._negotiate()
+        data = self.negotiate()
         if self._acceptor is not None:
             self._serve_with_ports(self._acceptor, data)
             return
@@ -145,8 +145,11 @@ class Worker:
         if isinstance(error.__cause__, MemoryError) and self._left > 0:
             self._left = 1
 
-    def _negotiate(self) -> bytes:
-        """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
+    def negotiate(self) -> bytes:
+        """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
+
+        :raises SystemExit: if the front has closed the socket.
+        """
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
