@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from tests.integration.real_uwsgi import UWSGI
 from tests.integration.services import PATIENCE, TWISTD, Service, free_port, until
+from uwsgitwisted.convert.configuration import read_configuration
+from uwsgitwisted.convert.outcomes import RULES, rule_of
 from uwsgitwisted.wire.packet import Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
@@ -142,3 +145,118 @@ def test_converted_commands_do_the_same(project: Path) -> None:
             service.terminate()
     assert theirs == f"{project}/src green theirs".encode()
     assert notes(project) == ["'theirs'", "'ours'"]
+
+
+#: Files that use all that uWSGI's own parsers know, and their oddities.
+FILES = {
+    "app.ini": """\
+; a comment
+# another one, with 100%%
+[other]
+processes = 99
+[uwsgi]
+base = /srv
+chdir = %(base)/x
+late = %(later)
+later = %(base)
+inside = a%(later)
+nothing = %(missing) $(MISSING_VARIABLE) %()
+nested = %(ba%(se))
+env = A=$(FRUIT)
+foo = @(secret)/@(empty)
+names = %n|%s|%d|%c|%0|%1|%e|%k|%%|%v|%o|%p|%x|%j|%z|%h|%U|%u|%g|%G
+twice = 1
+  twice   =   2
+spaced =\tvalue with = sign and ; no comment
+calc = %(two two + 1) %(two * 4) %(two / 0) %(two ++) %(base - 5) %(base two) %(missing two) %(two - 7)
+two = 2
+inherit = base.ini
+ini = base.ini:two
+include = base.ini
+ini = :three
+vacuum
+= 5
+set = chosen=%(two)
+set-ph = holder=%(two)
+held = %(holder)
+for = a b
+print = x %(_)
+endfor =
+for-times = 2
+print = n %(_)
+end-for =
+for-glob = *.xml
+print = g %(_)
+endfor =
+for-readline = lines
+print = l %(_)
+endfor =
+if-env = FRUIT
+print = env %(_)
+endif =
+if-env = FRUIT=pear
+print = pear
+endif =
+if-not-env = MISSING_VARIABLE
+print = no variable
+endif =
+if-opt = two=2
+print = two %(_)
+endif =
+if-not-opt = two=3
+print = not three
+endif =
+if-exists = secret
+print = %(_)
+endif =
+if-not-file = secret
+print = no
+endif =
+ifdir = .
+print = dir %(_)
+endif =
+if-reload =
+print = reload
+endif =
+if-not-hostname = nobody
+print = host
+endif =
+yaml = more.yaml
+xml = more.xml:mine
+[uwsgi]
+again = yes
+""",
+    "base.ini": "[uwsgi]\nfrom-base = %n-%N-%(two)\n[two]\nharakiri = 7\n[three]\nx-three = %x\n",
+    "more.yaml": "other:\n  no: 1\nuwsgi:\n  y-name: %n # a comment\n  y-two: /a:b\n",
+    "more.xml": "<x><uwsgi id='theirs'><no>1</no></uwsgi>"
+    "<uwsgi id='mine'><x-a>%n &amp; b</x-a><x-b/></uwsgi></x>",
+    "secret": "sec\n",
+    "empty": " ",
+    "lines": "one\ntwo\n",
+}
+
+
+def test_as_uwsgi_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options are those that ``uwsgi --show-config`` prints, with the same values, in the same order."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("FRUIT", "apple")
+    monkeypatch.delenv("MISSING_VARIABLE", raising=False)
+    command = [UWSGI, "--show-config", "--ini", "app.ini", "--no-server"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    text = run.stderr.partition("[uwsgi]\n")[2].partition(";end of configuration")[0]
+    theirs = [line for line in text.splitlines() if line not in ("show-config = true", "ini = app.ini")]
+    theirs.remove("no-server = true")
+    theirs = [line + ":mine" if line == "xml = more.xml" else line for line in theirs]  # it cuts that name
+    ours = [f"{setting.key} = {setting.value}" for setting in read_configuration("app.ini", str(tmp_path))]
+    assert ours == theirs
+
+
+def test_every_option_of_uwsgi_has_an_outcome() -> None:
+    """The table has every option of a real uWSGI, and names no other one in full."""
+    run = subprocess.run([UWSGI, "--help"], capture_output=True, text=True, timeout=PATIENCE)
+    names = set(re.findall(r"^ +(?:-.[|])?--([\w-]+)", run.stdout, re.MULTILINE))
+    assert len(names) > 900
+    assert [name for name in sorted(names) if rule_of(name) is RULES[-1]] == []
+    written = {name for rule in RULES for name in rule.names.split() if name.isidentifier() or "-" in name}
+    assert {name for name in written if not set(name) & set("*?")} - names == {"end"}

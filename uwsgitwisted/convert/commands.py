@@ -273,7 +273,7 @@ class Builder:
         module = self._module(target)
         if not path.startswith("/") or not module:
             self.problems.append(
-                f"mount = {text}: `/path=module:callable`; for hosts, a `server` of nginx for each"
+                f"mount = {text}: only `/path=module:callable`; for hosts, a `server` of nginx for each"
             )
             return None
         name = self._plan.values.get("callable", "")

@@ -68,6 +68,7 @@ def convert(settings: Sequence[Setting], name: str, directory: str) -> Conversio
     builder = Builder(plan)
     commands = builder.build()
     identity = [part for key in ("uid", "gid") if key in plan.values for part in (f"--{key}", plan.values[key])]
+    server = _server(builder, plan) if any(each.service == "uwsgi-node" for each in commands) else ""
     return Conversion(
         rows,
         builder.problems,
@@ -75,9 +76,17 @@ def convert(settings: Sequence[Setting], name: str, directory: str) -> Conversio
         commands,
         identity,
         {f"{each.name}.service": make_unit(each, plan, low_ports=builder.low_ports) for each in commands},
-        make_server(builder, plan) if any(each.service == "uwsgi-node" for each in commands) else "",
+        server,
         plan.list("cron"),
     )
+
+
+def _server(builder: Builder, plan: Plan) -> str:
+    try:
+        return make_server(builder, plan)
+    except RefusedValue as error:
+        builder.problems.append(f"the server of nginx: {error}")
+        return ""
 
 
 def _apply(plan: Plan, setting: Setting, used: set[str]) -> Row:

@@ -85,7 +85,9 @@ _PORTS = (
     _same("so-send-timeout socket-send-timeout so-write-timeout socket-write-timeout", "node: `--write-timeout`",
           option("node", "--write-timeout", number)),
     _refused("chown-socket", "give the unit `Group=` with nginx's group: members of it may connect"),
-    _refused("http-to-https", "use nginx, with `return 301 https://$host$request_uri`"),
+    _refused("http-to-https https2 https-export-cert https-session-context sni* ssl-*", "use nginx, with `return 301 https://$host$request_uri`"),
+    _unnecessary("https-socket-modifier? http-socket-modifier?", "Python's applications have modifier 0"),
+    _refused("allowed-modifiers remap-modifier force-gateway freebind tcp-fast* socket-???buf", "leave it out: the system's defaults hold"),
     _refused("fastcgi* scgi* raw-* puwsgi-socket http-raw-body *abstract-socket",
              "let nginx speak uwsgi, with `uwsgi_pass`"),
     _refused("shared-socket undeferred-shared-socket map-socket zerg* http-zerg",
@@ -115,7 +117,7 @@ _APPLICATION = (
     _unnecessary("manage-script-name ignore-script-name", "a mount's path always moves to `SCRIPT_NAME`"),
     _unnecessary("master single-interpreter need-app lazy lazy-apps enable-threads thunder-lock plugins-dir "
                  "plugin-dir autoload no-default-app no-site python-version py-call-osafterfork "
-                 "py-call-uwsgi-fork-hooks reload-os-env wsgi-env-behaviour strict "
+                 "py-call-uwsgi-fork-hooks reload-os-env wsgi-env-behavio* wsgi-strict strict skip-atexit* use-abort clock rpc-max "
                  "thread-stacksize threads-stacksize thread-stack-size threads-stack-size no-threads-wait "
                  "post-buffering post-buffering-bufsize offload-thread* buffer-size max-vars max-apps "
                  "close-on-exec* skip-zero safe-fd fd-safe no-fd-passing lock-engine ftok persistent-ipcsem "
@@ -131,10 +133,10 @@ _APPLICATION = (
              "write a module that makes the WSGI application, and name it with `--wsgi module:callable`"),
     _refused("pyargv py-programname py-program-name py-executable py-sys-executable python-worker-override "
              "pymodule-alias post-pymodule-alias python-raw", "do it in the module of the application"),
-    _refused("async async-* ugreen* gevent* loop asyncio tornado greenlet max-fd-async suspend-*",
+    _refused("async ugreen* gevent* loop asyncio* tornado* greenlet*",
              "let each worker run several requests with `--wsgi-threads N`"),
     _refused("vhost* vhost-host", "one node for each application, and a `server` of nginx for each"),
-    _refused("worker-exec* pyrun python py cgi* php* perl* psgi* rack rails lua* jvm* ring* mono* gccgo* go-*",
+    _refused("worker-exec* pyrun python py cgi* php* perl* psgi* rack* rails* lua* jvm* ring* mono* gccgo* go-*",
              "only Python's applications run here: leave this one to uWSGI"),
     _refused("envdir early-envdir", "write its files into a file of lines `NAME=value`, for `--env-file`"),
     _refused("unenv", "`UnsetEnvironment=` in the unit"),
@@ -161,7 +163,7 @@ _LIMITS = (
     _unnecessary("harakiri-verbose memory-report backtrace-depth", "the log names the request of a worker that is killed"),
     _unnecessary("max-requests-delta max-worker-lifetime-delta min-worker-lifetime",
                  "workers are replaced one by one, while the others answer"),
-    _refused("harakiri-*", "a worker over its `--timeout` is killed at once"),
+    _refused("harakiri-* no-harakiri-*", "a worker over its `--timeout` is killed at once"),
     _refused("reload-on-as evil-reload-on-as", "use `--reload-on-rss`: the address space says little about memory"),
     _refused("cpu-affinity", "`CPUAffinity=` in the unit, for all processes"),
     _refused("reload-on-exception* catch-exceptions exception-handler",
@@ -169,7 +171,7 @@ _LIMITS = (
     _refused("py-auto-reload* py-autoreload python-auto-reload python-autoreload",
              "while you develop, use `--touch-reload FILE`, or your framework's own server"),
     _refused("never-swap ksm mem-collector-freq cgroup* namespace* ns ns-net unshare* setns* jailed refork* re-fork* "
-             "pivot-root pivot_root cap", "the unit has lines for it: see systemd.exec and systemd.resource-control"),
+             "pivot-root pivot_root cap* check-mount* mountpoint-check", "the unit has lines for it: see systemd.exec and systemd.resource-control"),
     _refused("brutal-reload-on-fd reload-on-fd fs-brutal-reload touch-exec touch-signal fs-signal hook-touch "
              "propagate-touch touch-mules-reload touch-spoolers-reload touch-logrotate touch-logreopen",
              "a systemd path unit that runs `systemctl reload`"),
@@ -210,6 +212,10 @@ _FILES = (
     _nginx("static-safe static-skip-ext static-cache-paths* mimefile mime-file route* final-route* error-route* "
            "response-route* http-use-* http-var http-modifier? http-cheap http-fallback http-websockets",
            "write it in a `location`: nginx has more of this than uWSGI"),
+    _nginx("collect-header response-header-collect pull-header", "`uwsgi_hide_header` and variables `$upstream_http_...`"),
+    _unnecessary("body-read-warning wsgi-disable-file-wrapper", "there is no such warning, and `wsgi.file_wrapper` copies no file through Python"),
+    _refused("upload-progress", "let the browser measure its progress"),
+    _refused("websocket* chunked-input-*", "a `--resource` of Twisted answers what WSGI can't"),
     _unnecessary("honour-range file-serve-mode fileserve-mode disable-sendfile",
                  "ranges are always answered; the kernel sends files"),
     _same("logto logto2 daemonize daemonize2", "twistd's `--logfile`; systemd keeps the service in the foreground",
@@ -237,8 +243,8 @@ _SYSTEM = (
                  "systemd does what this is for"),
     _unnecessary("print iprint show-config exit dump-options version help usage cflags dot-h config-py *-list",
                  "it only prints"),
-    _unnecessary("ini yaml yml xml xmlconfig json js include inherit config set set-placeholder set-ph for for-* if-* "
-                 "ifenv ifexists ifdir ifplugin end endif end-if endfor end-for mode fallback-config",
+    _unnecessary("ini yaml yml xml xmlconfig json* js* include inherit config set set-placeholder set-ph for for-* if-* "
+                 "ifenv ifexists ifdir ifplugin endif end end-if endfor end-for mode fallback-config",
                  "the configuration is read with it"),
     _refused("emperor* vassal* early-emperor imperial-* heartbeat",
              "convert the vassals' files one by one; each becomes units of systemd"),
@@ -248,6 +254,7 @@ _SYSTEM = (
     _refused("notify-socket subscription-notify-socket", "systemd knows a service by its process"),
     _refused("declare-option* resolve inject-* blacklist end-blacklist whitelist end-whitelist binary-append-data "
              "build-plugin dlopen", "write what it stands for"),
+    _refused("symcall* profiler", "it is for applications in C, or for uWSGI itself"),
     _refused("stop reload pause suspend resume flock* get extract connect-and-read ping* signal nagios "
              "command-mode no-server test pyshell* py-tracebacker print-sym* *-binary-patch* reaper",
              "it is a command, and no part of a configuration"),
@@ -264,7 +271,7 @@ _SHARED = (
     _refused("stats stats-* *-stats *-stats-server *-ss", "the access log has times; `uwsgitwisted queue stats` has tasks"),
     _refused("metric* enable-metrics alarm* *-alarm carbon* rrdtool* statsd* stats-push",
              "measure by the access log"),
-    _refused("subscribe* st subscription* unsubscribe-* start-unsubscribed *-subscription-* *-resubscribe*",
+    _refused("weight auto-weight subscribe* st subscription* unsubscribe-* start-unsubscribed *-subscription-* *-resubscribe*",
              "name the nodes in nginx's `upstream`, or in the router's `--nodes`"),
     _refused("fastrouter* rawrouter* sslrouter* http-* router*", "nginx, or `uwsgi-router --nodes`"),
     _refused("*", "uWSGI 2.0 has no such option, and no other option uses it: check its spelling"),

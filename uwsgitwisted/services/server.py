@@ -29,6 +29,7 @@ from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.signals import Signals
+from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
@@ -68,6 +69,7 @@ class ServerService(Service):
         self._listeners: list[Listener] = []
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
+        self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
@@ -117,6 +119,7 @@ class ServerService(Service):
         if not self._listeners:
             self.privilegedStartService()
         self._signals.install(signal.SIGHUP, self.reload)
+        self._touched.start()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
@@ -150,6 +153,7 @@ class ServerService(Service):
         :return: fires when the service has stopped.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._touched.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals.install(number, self.stop_at_once)
         return Deferred.fromCoroutine(self._drain_and_stop())
