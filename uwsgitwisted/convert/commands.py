@@ -155,6 +155,8 @@ class Builder:
         options += ["--chdir", plan.home] if self._runs_web else []
         options += ["--engine", f"processes:{self._processes()}"]
         self._add_options(options, "node")
+        options += plan.list("node options")
+        options += [word for place in plan.list("stats") for word in ("--stats", place)]
         self._add_files(options)
         if self._spools or plan.list("spooler-external"):
             command.environment["UWSGITWISTED_SPOOLER"] = f"127.0.0.1:{_SPOOLER_PORT}"

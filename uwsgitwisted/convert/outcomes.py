@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from uwsgitwisted.convert.plan import (
@@ -26,6 +26,7 @@ from uwsgitwisted.convert.plan import (
     together,
     unit,
 )
+from uwsgitwisted.convert.shared import cache, cache2, mule, stats, subscribe, subscribe2
 
 
 class Outcome(Enum):
@@ -262,17 +263,26 @@ _SYSTEM = (
 
 #: What workers share, and what watches them.
 _SHARED = (
-    _refused("cache* add-cache-item load-file-in-cache* check-cache", "Redis or memcached"),
-    _refused("mule mules farm mule-*", "a task of the spooler, or a second node with `--handler`"),
-    _refused("sharedarea* py-sharedarea snmp* udp multicast* queue queue-*", "a database, or messages to a node"),
-    _refused("locks", "a lock of the database, or of a file"),
-    _refused("timer signal-timer rbtimer signal-rbtimer signal-bufsize signals-bufsize",
-             "`uwsgidecorators.timer` in the spooler's handler module"),
-    _refused("stats stats-* *-stats *-stats-server *-ss", "the access log has times; `uwsgitwisted queue stats` has tasks"),
-    _refused("metric* enable-metrics alarm* *-alarm carbon* rrdtool* statsd* stats-push",
-             "measure by the access log"),
-    _refused("weight auto-weight subscribe* st subscription* unsubscribe-* start-unsubscribed *-subscription-* *-resubscribe*",
-             "name the nodes in nginx's `upstream`, or in the router's `--nodes`"),
+    _same("cache", "node: `--cache`", cache),
+    _same("cache2", "node: `--cache`, as large as its blocks together", cache2),
+    _same("mule", "node: `--mule`, or one more of `--mules`", mule),
+    _same("mules", "node: `--mules`", option("node", "--mules", number)),
+    _same("queue", "node: `--queue`", option("node", "--queue", number)),
+    _same("stats stats-server", "node: `--stats`", stats),
+    _same("subscribe-to st subscribe", "node: `--subscribe`", subscribe),
+    _same("subscribe2", "node: `--subscribe`", subscribe2),
+    _unnecessary("locks", "there are 256 locks"),
+    _unnecessary("cache-blocksize cache-expire-freq cache-report-freed-items", "an item takes what it has, and is gone when it expires"),
+    _unnecessary("queue-blocksize mule-msg-size signal-bufsize signals-bufsize", "the queue and the messages to mules have room for 16 MiB"),
+    _unnecessary("subscribe-freq unsubscribe-on-graceful-reload stats-min* stats-no-*", "it is always so here"),
+    _refused("cache* add-cache-item load-file-in-cache* check-cache queue-store*", "caches and the queue live in a node's memory: use Redis or memcached"),
+    _refused("farm mule-harakiri mule-reload-mercy", "number the mules: `@mule(1)`, `@mule(2)`"),
+    _refused("sharedarea* py-sharedarea snmp* udp multicast*", "a database, or messages to a node"),
+    _refused("timer signal-timer rbtimer signal-rbtimer", "`uwsgidecorators.timer` in a handler module"),
+    _refused("stats-http", "`--stats` gives JSON without HTTP"),
+    _refused("metric* enable-metrics alarm* *-alarm *-stats *-stats-server *-ss stats-push* carbon* rrdtool* statsd*", "read what `--stats` gives"),
+    _refused("subscription* start-unsubscribed subscribe-with-modifier1 weight auto-weight", "all nodes get the same share of requests, and announcements are not signed"),
+    _refused("*-subscription-* *-resubscribe*", "name the nodes in nginx's `upstream`, or in the router's `--nodes`"),
     _refused("fastrouter* rawrouter* sslrouter* http-* router*", "nginx, or `uwsgi-router --nodes`"),
     _refused("*", "uWSGI 2.0 has no such option, and no other option uses it: check its spelling"),
 )  # fmt: skip
@@ -280,7 +290,7 @@ _SHARED = (
 RULES = (*_PORTS, *_APPLICATION, *_LIMITS, *_SPOOLER, *_FILES, *_SYSTEM, *_SHARED)
 
 
-@cache
+@lru_cache
 def _exact() -> dict[str, Rule]:
     return {name: rule for rule in reversed(RULES) for name in rule.names.split()}
 

@@ -86,6 +86,15 @@ WEB = "module = app"
         ("chdir = /srv/x\nfile = /opt/my/wsgi.py\ncallable = app", "--wsgi wsgi:app"),
         ("req-logger = file:/var/log/a", "--access-log /var/log/a"),
         ("import = rpcs", "--handler rpcs"),
+        ("cache = 10", "--cache items=10,size=655360"),
+        ("cache2 = name=a,items=10,blocksize=100,purge_lru=1", "--cache name=a,items=10,size=1000,purge_lru=1"),
+        ("cache2 = max_items=10,blocks=5,blocksize=10", "--cache name=default,items=10,size=50"),
+        ("mules = 2\nmule\nmule = true", "--mules 4"),
+        ("mule = a.py\nmule = b:run", "--mule a.py --mule b:run"),
+        ("queue = 50", "--queue 50"),
+        ("stats = :1717", "--stats tcp:1717:interface=0.0.0.0"),
+        ("subscribe-to = 10.0.0.1:2626:a.com", "--subscribe 10.0.0.1:2626,a.com"),
+        ("subscribe2 = server=/r.sock,key=a.com,addr=10.0.0.2:1", "--subscribe /r.sock,a.com,10.0.0.2:1"),
     ],
 )
 def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
@@ -101,7 +110,7 @@ def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
     [
         (
             "",
-            "--listen tcp:3034 --handler app --spool sqlite:/srv/spool.sqlite --drain dir:/srv/spool --workers 1",
+            "--handler app --spool sqlite:/srv/spool.sqlite --drain dir:/srv/spool --workers 1",
         ),
         ("spooler-processes = 3", "--workers 3"),
         ("spooler-max-tasks = 10", "--max-requests 10"),
@@ -148,7 +157,7 @@ def test_unit(converted: Any) -> None:
 
 
 def test_no_server_of_nginx(converted: Any) -> None:
-    """A path that nginx can't have in its configuration is a problem, and the commands are printed without it."""
+    """A path that nginx can't have in its configuration is a problem; the rest is printed."""
     found = converted(WEB, "static-map = /a$b=/x")
     assert (found.status, found.document["nginx"]) == (1, "")
     assert found.document["problems"] == [
@@ -197,6 +206,10 @@ def test_nginx(converted: Any) -> None:
         ("gevent = 100", "let each worker run several requests with `--wsgi-threads N`"),
         ("harakri = 5", "uWSGI 2.0 has no such option, and no other option uses it"),
         ("env = A=$(NO_SUCH_VARIABLE)", "$(NO_SUCH_VARIABLE): set this environment variable"),
+        ("cache2 = name=a,items=1,store=/x", "a node's cache has no store: use Redis or memcached"),
+        ("cache2 = name=a", "it has a number of items"),
+        ("subscribe-to = 10.0.0.1", "write ROUTER:KEY"),
+        ("subscribe2 = server=a,key=b,weight=2", "only server=, key= and addr= are possible"),
         ("chdir = x%(nowhere)", "%(nowhere): no option has this name"),
     ],
 )
