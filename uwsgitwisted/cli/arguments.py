@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 
 from uwsgitwisted import __version__
 from uwsgitwisted.cli import nodes, queues
+from uwsgitwisted.cli.convert import run_convert
 from uwsgitwisted.cli.places import FORMS, Place, opened
 from uwsgitwisted.cli.spool import spool
 from uwsgitwisted.spool.management.changes import CHANGES
 from uwsgitwisted.spool.task import State
 from uwsgitwisted.timeouts import parse_timeout
 
-_ABOUT = """Asks nodes, enqueues tasks, and manages the queue of a uwsgi-spooler.
+_ABOUT = """Asks nodes, enqueues tasks, manages the queue of a uwsgi-spooler, and converts
+configurations of uWSGI.
 
 examples:
   uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com priority=1
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
+  uwsgitwisted convert app.ini
 
 "uwsgitwisted queue --help" lists the commands for queues. The exit status is 0
 after success, 1 after a failure, and 2 if the command line is invalid."""
@@ -56,6 +59,15 @@ examples:
   uwsgitwisted spool /run/spooler.sock job=report at=$(date -d 'next week' +%s)
   tar c photos | uwsgitwisted spool 127.0.0.1:3034 job=shrink --body -
   uwsgitwisted spool 127.0.0.1:3034 job=sum --wait --timeout 60"""
+
+_CONVERT = """Prints what replaces a configuration of uWSGI: the commands, units of systemd, a
+server of nginx, and for each option what becomes of it. Nothing is changed.
+
+The exit status is 1 if an option is refused; the text says what to do.
+
+examples:
+  uwsgitwisted convert app.ini
+  uwsgitwisted convert --directory /srv/app app.ini:production"""
 
 
 _PING = """Pings nodes, all in parallel, and prints a line for each.
@@ -100,6 +112,9 @@ def make_parser() -> ArgumentParser:
         each = _new(kinds.add_parser, name, help=asking.help, description=asking.description)
         _add_arguments(each, f"addresses {asking.takes} json")
         each.set_defaults(run=asking.run)
+    convert = _new(kinds.add_parser, "convert", help="convert a configuration of uWSGI", description=_CONVERT)
+    _add_arguments(convert, "file directory json-document")
+    convert.set_defaults(run=run_convert)
     queue = _new(kinds.add_parser, "queue", help="manage a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES)
     commands = queue.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in _COMMANDS.items():
@@ -284,6 +299,13 @@ _ARGUMENTS = {
     "address": _argument("address", "where the spooler listens, such as 127.0.0.1:3034", metavar="ADDRESS"),
     "variables": _argument("variables", "the task's variables", metavar="KEY=VALUE", nargs="+"),
     "body": _argument("--body", "a file with the task's body; - for the standard input", metavar="FILE"),
+    "file": _argument(
+        "file", "the configuration: .ini, .yaml, .xml or .json; FILE:SECTION for one section", metavar="FILE"
+    ),
+    "directory": _argument(
+        "--directory", "where uWSGI starts (default: the current directory)", metavar="DIR", default="."
+    ),
+    "json-document": _flag("--json", "print one JSON document"),
     "wait": _flag("--wait", "wait until the task has finished, and print its result"),
     "where": _argument("where", FORMS, metavar="WHERE"),
     "some-ids": _argument("ids", "ids of tasks", metavar="ID", nargs="+", type=_number),

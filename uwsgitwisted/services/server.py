@@ -33,6 +33,7 @@ from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.services.stats import Stats
+from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
@@ -76,6 +77,7 @@ class ServerService(Service):
         self._stopping = False
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
+        self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         ping = PingResponder(self._warning)
         dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
         self._stats = Stats(reactor, settings, engine, self._listeners, self._spoolers)
@@ -132,6 +134,7 @@ class ServerService(Service):
         self._signals.install(signal.SIGHUP, self.reload)
         if self._shared is not None:
             self._shared.start()
+        self._touched.start()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
@@ -166,6 +169,7 @@ class ServerService(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = True
+        self._touched.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals.install(number, self.stop_at_once)
         return Deferred.fromCoroutine(self._drain_and_stop())

@@ -88,6 +88,9 @@ class WorkerSpec:
         None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
+    :param reload_on_rss: a worker with more resident memory after a request is replaced, in bytes; None for no
+        limit.
+    :param max_lifetime: a worker that is older after a request is replaced, in seconds; None for never.
     :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
@@ -101,6 +104,8 @@ class WorkerSpec:
     max_message: int = MAX_MESSAGE
     max_requests: int | None = None
     max_memory: int | None = None
+    reload_on_rss: int | None = None
+    max_lifetime: float | None = None
     descriptors: int | None = None
     options: OptionValues = field(default_factory=dict)
     numproc: int = 1
