@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.access import named_peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
@@ -31,7 +32,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import NO_REQUEST, WorkerSpec
+from uwsgitwisted.worker.spec import WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -210,9 +211,9 @@ class ProcessEngine:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a web request has failed that a worker had accepted itself."""
-        self._reports.failed(Failure(error), Request(Packet(WSGI, 0)))
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a web request of *peer* has failed that a worker had accepted itself."""
+        self._reports.failed(Failure(error), Request(Packet(WSGI, 0), named_peer(peer)))
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
@@ -352,9 +353,9 @@ class ProcessEngine:
             job = worker.pipe.find(request)
             if job is not None:
                 job.error = self._timed_out("the request")
-            elif request == NO_REQUEST:
-                self.on_report(self._timed_out("a web request"))
         if overdue:
+            for peer in worker.overdue_peers(self._timeout):
+                self.on_report(self._timed_out("a web request"), peer)
             worker.kill()
 
     def _timed_out(self, what: str) -> RequestTimeout:

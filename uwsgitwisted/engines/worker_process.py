@@ -43,8 +43,8 @@ class WorkerOwner(Protocol):
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace *worker*, which has asked for it."""
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a request has failed that a worker had accepted itself."""
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a request of *peer* has failed that a worker had accepted itself."""
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """See whether *worker* may go on sending its large answers, which have *size* bytes."""
@@ -165,6 +165,10 @@ class WorkerProcess(ProcessProtocol):
         """
         return [] if self._activity is None else self._activity.overdue(seconds)
 
+    def overdue_peers(self, seconds: float) -> list[str]:
+        """Return whose requests they are that the worker has accepted itself, and that are overdue."""
+        return [] if self._activity is None else self._activity.overdue_peers(seconds)
+
     @property
     def working_for(self) -> float:
         """For how many seconds such a request has not gone on; the longest, or 0."""
@@ -201,9 +205,9 @@ class WorkerProcess(ProcessProtocol):
         """Have the owner replace this worker, which has asked for it."""
         self._owner.on_retiring(self)
 
-    def on_report(self, error: Exception) -> None:
+    def on_report(self, error: Exception, peer: str) -> None:
         """Have the owner log an error."""
-        self._owner.on_report(error)
+        self._owner.on_report(error, peer)
 
     def on_transfer(self, size: int) -> None:
         """Tell the owner how much of large answers the worker is sending."""

@@ -7,7 +7,7 @@ answered here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -15,11 +15,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from uwsgitwisted.access_log import Entry
-from uwsgitwisted.errors import ProtocolError, RemoteError, RequestCancelled
+from uwsgitwisted.errors import RemoteError, RequestCancelled
 from uwsgitwisted.interfaces import Answer, IEngine, IResponder, Reply, Request
 from uwsgitwisted.transport.reports import Reports
-from uwsgitwisted.wire.packet import Packet
-from uwsgitwisted.wire.vars import decode_vars, split_vars
+from uwsgitwisted.wire.vars import text_variables
 from uwsgitwisted.wire.web_status import Statuses, status_answer, status_of
 
 
@@ -63,14 +62,6 @@ class WebResponder:
         # A worker logs what an application has answered, and its failures.
         if self._log_access is not None and not isinstance(error, RemoteError):
             size = len(answer.partition(b"\r\n\r\n")[2])
-            self._log_access(Entry(_variables(request.packet), str(status.value), size, 0.0, 0, time.time()))
+            variables = text_variables(request.packet.payload)
+            self._log_access(Entry(variables, str(status.value), size, 0.0, 0, time.time()))
         return answer
-
-
-def _variables(packet: Packet) -> Mapping[str, str]:
-    """Return the variables of a request as WSGI has them; none, if they are malformed."""
-    try:
-        variables = decode_vars(split_vars(packet.payload)[0])
-    except ProtocolError:
-        return {}
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in variables.items()}

@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
 
 def _acceptor_maker(
     spec: WorkerSpec, handlers: HandlerTable, node: str
-) -> Callable[[Callable[[UwsgiError], None]], Acceptor] | None:
+) -> Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None:
     if spec.accepting is None:
         return None
     return partial(

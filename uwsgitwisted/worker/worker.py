@@ -60,7 +60,7 @@ class Worker:
         spec: WorkerSpec,
         handlers: HandlerTable,
         node: str,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None = None,
         slots: Sequence[Slot] = (),
     ) -> None:
         self.connection = connection
@@ -106,7 +106,7 @@ class Worker:
                 until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
                     while descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
-                        acceptor.run(*accepted, slot)
+                        acceptor.run(accepted, slot)
                         self._count()
                         self.flush()
                         if monotonic() > until:
@@ -135,9 +135,12 @@ class Worker:
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on
 
-    def _report(self, error: UwsgiError) -> None:
-        """Have the front log an error of a request that isn't its own."""
-        self.session.send_error(NO_REQUEST, encode_failure(error))
+    def _report(self, error: UwsgiError, peer: str) -> None:
+        """Have the front log an error of a request that isn't its own.
+
+        :param peer: whose request it was.
+        """
+        self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
         self._retire_without_memory(error)
 
     def _retire_without_memory(self, error: UwsgiError) -> None:
