@@ -61,8 +61,8 @@ from uwsgitwisted.wire.vars import (
     split_vars,
 )
 from uwsgitwisted.worker.accepting import _web_request
-from uwsgitwisted.worker.handlers.render import context, read_request
-from uwsgitwisted.worker.handlers.templates import TemplateRefused, check_name
+from uwsgitwisted.worker.templates.directories import check_name
+from uwsgitwisted.worker.templates.errors import TemplateRefused
 from uwsgitwisted.worker.web.environ import read_request as read_web_request
 
 Target = Callable[[bytes], int]

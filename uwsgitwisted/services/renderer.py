@@ -32,8 +32,8 @@ def make_renderer(
         "uwsgitwisted.worker.handlers.render:load",
         {
             "directories": [os.path.abspath(directory) for directory in directories],
-            "default_filters": list(filters) or None,  # with an empty list, Mako couldn't render a number
-            "strict_undefined": strict,
+            "filters": list(filters),
+            "strict": strict,
         },
     )
     spec = settings.worker_spec(loader)
