@@ -7,6 +7,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from uwsgitwisted.services.listening import is_loopback
 from uwsgitwisted.services.renderer import make_renderer
 from uwsgitwisted.taps.options import ServerOptions, installed_reactor
 
@@ -31,7 +32,8 @@ class Options(ServerOptions):
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["strict", None, "Raise an error for a name that the caller didn't send"],
-    ]
+        ["debug", None, "Answer web requests for a template that fails with a page that shows its code; only on loopback"],
+    ]  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +48,11 @@ class Options(ServerOptions):
         super().postOptions()
         if not self["templates"]:
             raise usage.UsageError("--templates is missing; for example: --templates /srv/templates")
+        for description in self.endpoints() if self["debug"] else ():
+            if not is_loopback(description):
+                raise usage.UsageError(
+                    f"--debug shows the code of templates, so it needs loopback only; --listen {description} is more"
+                )
 
 
 def makeService(options: Options) -> IService:
@@ -57,4 +64,5 @@ def makeService(options: Options) -> IService:
         options["templates"],
         filters=filters,
         strict=bool(options["strict"]),
+        debug=bool(options["debug"]),
     )
