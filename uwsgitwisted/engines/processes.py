@@ -50,6 +50,13 @@ def _worker_died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
     return WorkerDied(f"worker {worker.worker_id} died while running the request: {how}{times}")
 
 
+def _at_place(error: Exception | None, place: str) -> Exception | None:
+    """Add to the error of a request that has timed out where the worker was when it was killed."""
+    if not isinstance(error, RequestTimeout):
+        return error
+    return RequestTimeout(f"{error.text}, in {place}", seconds=error.seconds)
+
+
 @implementer(IEngine, IReloadable)
 class ProcessEngine:
     """Runs handlers in worker processes.
@@ -192,6 +199,9 @@ class ProcessEngine:
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
+        if worker.place:
+            for job in started:
+                job.error = _at_place(job.error, worker.place)
         self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
@@ -338,7 +348,7 @@ class ProcessEngine:
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
-                worker.kill()
+                worker.kill(trace=True)
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
@@ -356,7 +366,7 @@ class ProcessEngine:
         if overdue:
             for peer in worker.overdue_peers(self._timeout):
                 self.on_report(self._timed_out("a web request"), peer)
-            worker.kill()
+            worker.kill(trace=True)
 
     def _timed_out(self, what: str) -> RequestTimeout:
         limit = f"the node's limit of {self._timeout:g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -32,6 +33,8 @@ from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSp
 _MAX_LINE = 8_000
 #: Seconds that a retired worker has to exit by itself after its pipe was closed.
 _SHUTDOWN_TIME = 2.0
+#: A line of a traceback that names a template: see :mod:`uwsgitwisted.worker.templates.lines`.
+_TEMPLATE = re.compile(rb'  File "template:(.*)", line ([0-9]+)')
 
 
 class WorkerOwner(Protocol):
@@ -70,6 +73,9 @@ class WorkerProcess(ProcessProtocol):
         self.retired = False
         #: Whether it is being killed.
         self.killed = False
+        #: The template and the line where it was when it was killed, if it was in one and has told.
+        self.place = ""
+        self._traces = False
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
@@ -86,6 +92,7 @@ class WorkerProcess(ProcessProtocol):
         :param descriptors: further descriptors for the process, by their numbers there.
         :raises OSError: if the system has no process or file descriptor left.
         """
+        self._traces = spec.traces
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -226,12 +233,15 @@ class WorkerProcess(ProcessProtocol):
         """The process id; 0 after the process has ended."""
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
-    def kill(self) -> None:
-        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
+    def kill(self, *, trace: bool = False) -> None:
+        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`.
+
+        :param trace: whether it first logs where it is, if it was started so.
+        """
         self.killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGUSR1 if trace and self._traces else signal.SIGTERM)
 
     def take_unfinished(self) -> tuple[list[Job], list[Job]]:
         """Read the last answers of a process that has ended, and take its unanswered requests.
@@ -240,6 +250,8 @@ class WorkerProcess(ProcessProtocol):
         """
         while self._has_data() and self._connection.doRead() is None:
             pass
+        if self.killed and self._traces:
+            self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
         if self._pipe is not None:
@@ -254,6 +266,13 @@ class WorkerProcess(ProcessProtocol):
             return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
         except OSError:  # there is no data; or the connection is broken, and none will come
             return False
+
+    def _read_output(self) -> None:
+        """Read what the process has written last; the reactor may not have come to that."""
+        pipes = getattr(self.transport, "pipes", {})
+        for number in (1, 2):
+            if number in pipes:
+                pipes[number].doRead()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Log a handler's output, line by line."""
@@ -271,6 +290,9 @@ class WorkerProcess(ProcessProtocol):
             self._log_line(rest)
 
     def _log_line(self, line: bytes) -> None:
+        # A traceback of faulthandler has the innermost line first.
+        if self.killed and not self.place and (where := _TEMPLATE.match(line)):
+            self.place = f"template {where[1].decode('ascii', 'replace')!r}, line {int(where[2])}"
         self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
 
     def processExited(self, reason: Failure) -> None:

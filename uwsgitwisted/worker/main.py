@@ -8,6 +8,7 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> None:
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     handlers = spec.load(worker_id)
+    if spec.traces:  # after the handlers are loaded, which may set a handler of their own
+        faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)  # and then it ends
     postfork_chain_hook()
     with socket.socket(fileno=SOCKET_FD) as connection:
         name = f"{node} worker {worker_id}"

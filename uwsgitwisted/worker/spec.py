@@ -89,6 +89,7 @@ class WorkerSpec:
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
+    :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -102,6 +103,7 @@ class WorkerSpec:
     masterpid: int = 0
     accepting: Accepting | None = None
     threads: int = 1
+    traces: bool = False
 
     @property
     def is_watched(self) -> bool:

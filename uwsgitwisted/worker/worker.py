@@ -145,7 +145,10 @@ class Worker:
 
     def _retire_without_memory(self, error: UwsgiError) -> None:
         """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        if isinstance(error.__cause__, MemoryError) and self._left > 0:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MemoryError):
+            cause = cause.__cause__
+        if cause is not None and self._left > 0:
             self._left = 1
 
     def _negotiate(self) -> bytes:

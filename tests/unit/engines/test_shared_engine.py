@@ -66,6 +66,7 @@ class FakeWorker:
         self._busy_for = self._working_for = 0.0
         self.retired = False
         self.kills = 0
+        self.place = ""
         self._capacity = capacity
 
     @property
@@ -76,7 +77,7 @@ class FakeWorker:
     def killed(self) -> bool:
         return bool(self.kills)
 
-    def kill(self) -> None:
+    def kill(self, *, trace: bool = False) -> None:
         self.kills += 1
 
     def accepted(self, seconds: float = 0.0) -> int:
