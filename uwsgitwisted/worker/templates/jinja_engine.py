@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
-from types import CodeType
+from types import CodeType, GeneratorType
 from typing import Any, TextIO
 
 from jinja2 import (
@@ -21,7 +21,7 @@ from jinja2 import (
 from jinja2.runtime import Macro
 
 from uwsgitwisted.worker.templates.engines import extension
-from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateMissing, failed, quote
+from uwsgitwisted.worker.templates.errors import NoTemplate, OutputTooLarge, TemplateMissing, failed, quote
 from uwsgitwisted.worker.templates.imports import public_names
 from uwsgitwisted.worker.templates.interface import EngineSettings, IFinder, Outline
 from uwsgitwisted.worker.templates.lines import compile_lines
@@ -104,8 +104,14 @@ class JinjaTemplates:
         context = template.new_context(self._names.select(variables))
         write = output.write
         try:
-            for text in self._pieces(template, context, part):
-                write(text)
+            pieces = self._pieces(template, context, part)
+            for text in pieces:
+                try:
+                    write(text)
+                except OutputTooLarge as error:
+                    if isinstance(pieces, GeneratorType):
+                        pieces.throw(error)  # so that its traceback has the template's line
+                    raise
         except TemplateNotFound as error:
             if isinstance(error.__cause__, NoTemplate):
                 raise error.__cause__.with_traceback(error.__traceback__) from None
