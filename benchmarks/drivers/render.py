@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.drivers.pace import one_after_another, react
+from benchmarks.drivers.pace import in_flight, one_after_another, react
 
 _HOST = "127.0.0.1"
 #: How many requests are in flight.
@@ -20,7 +20,6 @@ def client(port: int, seconds: float, pages: str = "1") -> float:
 
     :param pages: how many one request asks for.
     """
-    from benchmarks.drivers.pace import in_flight
     from uwsgitwisted.client import Client
 
     number = int(pages)
@@ -51,7 +50,11 @@ def anew(_: int, seconds: float, directory: str) -> float:
     from mako.template import Template
 
     found = TemplateLookup([directory])
-    return _rate(lambda: Template(filename=f"{directory}/{PAGE}", lookup=found).render(**VARIABLES), seconds)
+
+    def render() -> object:
+        return Template(filename=f"{directory}/{PAGE}", uri=PAGE, lookup=found).render(**VARIABLES)
+
+    return _rate(render, seconds)
 
 
 def handler(_: int, seconds: float, directory: str) -> float:

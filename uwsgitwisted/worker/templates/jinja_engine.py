@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import CodeType, GeneratorType
 from typing import Any, TextIO
 
@@ -141,16 +141,25 @@ class JinjaTemplates:
         blocks = [node.name for node in tree.find_all(nodes.Block)]
         macros = [node.name for node in tree.find_all(nodes.Macro)]
         used: Any = tree.find_all((nodes.Include, nodes.Import, nodes.FromImport))
+        unknown = meta.find_undeclared_variables(tree) - self._names.reserved
         return Outline(
-            parents=tuple(_named(node.template) for node in tree.find_all(nodes.Extends)),
-            uses=tuple(dict.fromkeys(_named(node.template) for node in used)),
+            parents=tuple(name for node in tree.find_all(nodes.Extends) for name in _named(node.template)),
+            uses=tuple(dict.fromkeys(name for node in used for name in _named(node.template))),
             parts=tuple(sorted({*blocks, *macros})),
-            variables=tuple(sorted(meta.find_undeclared_variables(tree) - self._names.reserved)),
+            variables=tuple(sorted(unknown.difference(macros, _imported(tree)))),
         )
 
 
-def _named(node: nodes.Expr) -> str:
-    """Return the name that stands in a template; the kind of expression, if it is computed."""
-    if isinstance(node, nodes.Const):
-        return str(node.value)
-    return f"({type(node).__name__})"
+def _imported(tree: nodes.Template) -> Iterator[str]:
+    """Yield the names that a template imports from others; its blocks have them too."""
+    for whole in tree.find_all(nodes.Import):
+        yield whole.target
+    for names in tree.find_all(nodes.FromImport):
+        yield from (name if isinstance(name, str) else name[1] for name in names.names)
+
+
+def _named(node: nodes.Expr) -> list[str]:
+    """Return the names that stand in a template; the kind of expression, if they are computed."""
+    if isinstance(node, (nodes.List, nodes.Tuple)):
+        return [name for item in node.items for name in _named(item)]
+    return [str(node.value) if isinstance(node, nodes.Const) else f"({type(node).__name__})"]
