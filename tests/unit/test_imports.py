@@ -133,6 +133,7 @@ def test_what_the_front_knows_of_a_worker() -> None:
     of_worker = {name for path in front for name in imported(path) if part(name) == "worker"}
     assert {name.rpartition(".")[0] for name in of_worker} == {
         "uwsgitwisted.worker.spec",
+        "uwsgitwisted.worker.templates.engines",  # for the names of --engine-for
         "uwsgitwisted.worker.compat.install",  # for the threads that are workers
         "uwsgitwisted.worker.handlers.module",  # for the executor that --engine names
     }

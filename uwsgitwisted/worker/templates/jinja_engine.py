@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
-from types import CodeType
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from types import CodeType, GeneratorType
 from typing import Any, TextIO
 
 from jinja2 import (
@@ -21,7 +21,7 @@ from jinja2 import (
 from jinja2.runtime import Macro
 
 from uwsgitwisted.worker.templates.engines import extension
-from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateMissing, failed, quote
+from uwsgitwisted.worker.templates.errors import NoTemplate, OutputTooLarge, TemplateMissing, failed, quote
 from uwsgitwisted.worker.templates.imports import public_names
 from uwsgitwisted.worker.templates.interface import EngineSettings, IFinder, Outline
 from uwsgitwisted.worker.templates.lines import compile_lines
@@ -104,8 +104,14 @@ class JinjaTemplates:
         context = template.new_context(self._names.select(variables))
         write = output.write
         try:
-            for text in self._pieces(template, context, part):
-                write(text)
+            pieces = self._pieces(template, context, part)
+            for text in pieces:
+                try:
+                    write(text)
+                except OutputTooLarge as error:
+                    if isinstance(pieces, GeneratorType):
+                        pieces.throw(error)  # so that its traceback has the template's line
+                    raise
         except TemplateNotFound as error:
             if isinstance(error.__cause__, NoTemplate):
                 raise error.__cause__.with_traceback(error.__traceback__) from None
@@ -135,16 +141,25 @@ class JinjaTemplates:
         blocks = [node.name for node in tree.find_all(nodes.Block)]
         macros = [node.name for node in tree.find_all(nodes.Macro)]
         used: Any = tree.find_all((nodes.Include, nodes.Import, nodes.FromImport))
+        unknown = meta.find_undeclared_variables(tree) - self._names.reserved
         return Outline(
-            parents=tuple(_named(node.template) for node in tree.find_all(nodes.Extends)),
-            uses=tuple(dict.fromkeys(_named(node.template) for node in used)),
+            parents=tuple(name for node in tree.find_all(nodes.Extends) for name in _named(node.template)),
+            uses=tuple(dict.fromkeys(name for node in used for name in _named(node.template))),
             parts=tuple(sorted({*blocks, *macros})),
-            variables=tuple(sorted(meta.find_undeclared_variables(tree) - self._names.reserved)),
+            variables=tuple(sorted(unknown.difference(macros, _imported(tree)))),
         )
 
 
-def _named(node: nodes.Expr) -> str:
-    """Return the name that stands in a template; the kind of expression, if it is computed."""
-    if isinstance(node, nodes.Const):
-        return str(node.value)
-    return f"({type(node).__name__})"
+def _imported(tree: nodes.Template) -> Iterator[str]:
+    """Yield the names that a template imports from others; its blocks have them too."""
+    for whole in tree.find_all(nodes.Import):
+        yield whole.target
+    for names in tree.find_all(nodes.FromImport):
+        yield from (name if isinstance(name, str) else name[1] for name in names.names)
+
+
+def _named(node: nodes.Expr) -> list[str]:
+    """Return the names that stand in a template; the kind of expression, if they are computed."""
+    if isinstance(node, (nodes.List, nodes.Tuple)):
+        return [name for item in node.items for name in _named(item)]
+    return [str(node.value) if isinstance(node, nodes.Const) else f"({type(node).__name__})"]

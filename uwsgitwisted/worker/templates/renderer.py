@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.templates import engines
+from uwsgitwisted.worker.templates.directories import Found
 from uwsgitwisted.worker.templates.interface import EngineSettings, Outline
 from uwsgitwisted.worker.templates.lines import failure
 from uwsgitwisted.worker.templates.output import Output
@@ -176,12 +177,13 @@ class Renderer:
         """Return the Content-Type of a page by its template's name."""
         return engines.content_type(split(name)[0])
 
-    def _is_current(self, name: str, file: object) -> bool:
+    def _is_current(self, name: str, file: Found) -> bool:
         """Whether a template is still what it was."""
         try:
-            return self.templates.find(name).file is file
+            found = self.templates.find(name).file
         except UwsgiError:
             return False
+        return found is file or found.source == file.source
 
     def _render(self, name: str, variables: Mapping[Any, object], output: TextIO) -> None:
         whole, part = split(name)

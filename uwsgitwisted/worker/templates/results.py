@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
 
+from uwsgitwisted.worker.templates.directories import Found
+
 #: Bytes that an entry takes besides its key and its page.
 _OVERHEAD = 1_000
 
@@ -49,7 +51,7 @@ class Statistics:
 @dataclass(slots=True)
 class _Entry:
     page: Page
-    files: Mapping[str, object]
+    files: Mapping[str, Found]
     until: float
     size: int
 
@@ -62,7 +64,7 @@ class Results:
     :param is_current: whether the template of a name still has the file that a page was made from.
     """
 
-    def __init__(self, limit: int, age: float, is_current: Callable[[str, object], bool]) -> None:
+    def __init__(self, limit: int, age: float, is_current: Callable[[str, Found], bool]) -> None:
         self._limit = limit
         self._age = age
         self._is_current = is_current
@@ -82,10 +84,10 @@ class Results:
         self._misses += 1
         return None
 
-    def _are_current(self, files: Mapping[str, object]) -> bool:
+    def _are_current(self, files: Mapping[str, Found]) -> bool:
         return all(self._is_current(name, file) for name, file in files.items())
 
-    def put(self, key: bytes, page: Page, files: Mapping[str, object]) -> None:
+    def put(self, key: bytes, page: Page, files: Mapping[str, Found]) -> None:
         """Keep a page, unless it is large.
 
         :param files: the files from which it was made, by the names of the templates.
