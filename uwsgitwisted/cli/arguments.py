@@ -10,6 +10,7 @@ from uwsgitwisted import __version__
 from uwsgitwisted.cli import nodes, queues
 from uwsgitwisted.cli.convert import run_convert
 from uwsgitwisted.cli.places import FORMS, Place, opened
+from uwsgitwisted.cli.render import render
 from uwsgitwisted.cli.spool import spool
 from uwsgitwisted.spool.management.changes import CHANGES
 from uwsgitwisted.spool.task import State
@@ -48,6 +49,17 @@ _QUEUE_EXAMPLES = """examples:
 
 Only a spooler's own machine, and the networks in its option --manage, may
 manage its queue."""
+
+_RENDER = """Renders a template on a renderer, and prints the page; or looks at templates.
+
+The variables are texts, or anything that JSON has on the standard input.
+
+examples:
+  uwsgitwisted render 127.0.0.1:3033 mail/welcome.txt user=Ann
+  uwsgitwisted render 127.0.0.1:3033 page.html < variables.json
+  uwsgitwisted render --check /srv/templates
+  uwsgitwisted render --list /srv/templates
+"""
 
 _SPOOL = """Enqueues a task, and prints its id when it is safely stored.
 
@@ -115,6 +127,9 @@ def make_parser() -> ArgumentParser:
     convert = _new(kinds.add_parser, "convert", help="convert a configuration of uWSGI", description=_CONVERT)
     _add_arguments(convert, "file directory json-document")
     convert.set_defaults(run=run_convert)
+    page = _new(kinds.add_parser, "render", help="render a template", description=_RENDER)
+    _add_arguments(page, "renderer template page-variables check list imports encoding engine-for json timeout")
+    page.set_defaults(run=render)
     queue = _new(kinds.add_parser, "queue", help="manage a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES)
     commands = queue.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in _COMMANDS.items():
@@ -298,6 +313,45 @@ _ARGUMENTS = {
     "call-timeout": _timeout(30.0, "how long to wait for all nodes together"),
     "address": _argument("address", "where the spooler listens, such as 127.0.0.1:3034", metavar="ADDRESS"),
     "variables": _argument("variables", "the task's variables", metavar="KEY=VALUE", nargs="+"),
+    "renderer": _argument(
+        "address", "where the renderer listens, such as 127.0.0.1:3033", metavar="ADDRESS", nargs="?"
+    ),
+    "template": _argument("template", "the template's name", metavar="NAME", nargs="?"),
+    "page-variables": _argument("variables", "its variables", metavar="KEY=VALUE", nargs="*"),
+    "check": _argument(
+        "--check",
+        "compile all templates of a directory, print what is broken where, and end with status 1 if anything "
+        "is; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "list": _argument(
+        "--list",
+        "print all templates of a directory with their parents, the templates that they use, their parts, and "
+        "the variables that they need; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "imports": _argument(
+        "--imports",
+        "with --check or --list: a module whose names the templates have; may be given again",
+        metavar="MODULE",
+        action="append",
+        default=[],
+    ),
+    "encoding": _argument(
+        "--encoding",
+        "with --check or --list: the templates' encoding (default: utf-8)",
+        metavar="NAME",
+        default="utf-8",
+    ),
+    "engine-for": _argument(
+        "--engine-for",
+        "with --check or --list: the engine of an extension, such as .txt=jinja2; may be given again",
+        metavar="EXTENSION=ENGINE",
+        action="append",
+        default=[],
+    ),
     "body": _argument("--body", "a file with the task's body; - for the standard input", metavar="FILE"),
     "file": _argument(
         "file", "the configuration: .ini, .yaml, .xml or .json; FILE:SECTION for one section", metavar="FILE"

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.access import named_peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
@@ -33,7 +34,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import NO_REQUEST, SHARED_FD, WorkerSpec
+from uwsgitwisted.worker.spec import SHARED_FD, WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -49,6 +50,13 @@ _MAX_CRASHES = 2
 def _worker_died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
     times = f" (the request has crashed {job.crashes} workers)" if job.crashes > 1 else ""
     return WorkerDied(f"worker {worker.worker_id} died while running the request: {how}{times}")
+
+
+def _at_place(error: Exception | None, place: str) -> Exception | None:
+    """Add to the error of a request that has timed out where the worker was when it was killed."""
+    if not isinstance(error, RequestTimeout):
+        return error
+    return RequestTimeout(f"{error.text}, in {place}", seconds=error.seconds)
 
 
 @implementer(IEngine, IReloadable)
@@ -203,6 +211,9 @@ class ProcessEngine:
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
         self._history.on_exit(worker)
+        if worker.place:
+            for job in started:
+                job.error = _at_place(job.error, worker.place)
         self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
@@ -222,9 +233,9 @@ class ProcessEngine:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a web request has failed that a worker had accepted itself."""
-        self._reports.failed(Failure(error), Request(Packet(WSGI, 0)))
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a web request of *peer* has failed that a worker had accepted itself."""
+        self._reports.failed(Failure(error), Request(Packet(WSGI, 0), named_peer(peer)))
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
@@ -385,7 +396,7 @@ class ProcessEngine:
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
                 self._history.on_timeout(worker)
-                worker.kill()
+                worker.kill(trace=True)
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
@@ -400,11 +411,11 @@ class ProcessEngine:
             job = worker.pipe.find(request)
             if job is not None:
                 job.error = self._timed_out("the request")
-            elif request == NO_REQUEST:
-                self.on_report(self._timed_out("a web request"))
         if overdue:
             self._history.on_timeout(worker)
-            worker.kill()
+            for peer in worker.overdue_peers(self._timeout):
+                self.on_report(self._timed_out("a web request"), peer)
+            worker.kill(trace=True)
 
     def _timed_out(self, what: str) -> RequestTimeout:
         limit = f"the node's limit of {self._timeout:g} s"

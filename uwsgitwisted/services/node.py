@@ -5,7 +5,6 @@ Those are WSGI applications and static files, or a resource of twisted.web.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from uwsgitwisted.access_log import AccessLog, Entry, open_log
 from uwsgitwisted.engines.descriptions import worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
@@ -22,6 +20,7 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
+from uwsgitwisted.services.access_logs import ServiceAccessLog
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
 from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
@@ -118,8 +117,7 @@ class NodeService(ServerService):
     ) -> None:
         self._node = node
         self._announcer: Announcer | None = None
-        self._access_log: AccessLog | None = None
-        self._access_log_file = -1
+        self._access_log = ServiceAccessLog(node.access_log, node.access_log_format)
         self._resources = self._make_resources(reactor, settings) if node.resource else None
         responders: dict[int, IResponder] = {}
         if node.handler:
@@ -127,7 +125,7 @@ class NodeService(ServerService):
             responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
-            responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
+            responders |= dict.fromkeys(WEB, WebResponder(web, self._access_log.write))
         engine = engine or self._resources
         assert engine is not None
         super().__init__(
@@ -160,7 +158,7 @@ class NodeService(ServerService):
             max_queue=settings.max_queue,
             max_form=settings.max_message,
             max_forms=(default_limit() if buffered is None else buffered) // 2,
-            log=self._log_access if self._node.access_log else None,
+            log=self._access_log.write if self._node.access_log else None,
         )
 
     def stop_at_once(self) -> None:
@@ -251,26 +249,8 @@ class NodeService(ServerService):
 
         :raises StartupError: if that is not possible, and it isn't open yet.
         """
-        path = self._node.access_log
-        if not path:
-            return
-        try:
-            opened = open_log(path)
-        except OSError as error:
-            if self._access_log is None:
-                raise StartupError(f"--access-log {path}: {error.strerror}") from error
-            self._log.error("--access-log {path}: {error}", path=path, error=error.strerror)
-            return
-        if isinstance(self._engine, ProcessEngine):
-            self._engine.lend(ACCESS_LOG_FD, opened)
-        self._access_log = AccessLog(opened, self._node.access_log_format)
-        if self._access_log_file != -1:
-            os.close(self._access_log_file)
-        self._access_log_file = opened
-
-    def _log_access(self, entry: Entry) -> None:
-        if self._access_log is not None:
-            self._access_log.write(entry)
+        if self._access_log.open() and isinstance(self._engine, ProcessEngine):
+            self._engine.lend(ACCESS_LOG_FD, self._access_log.descriptor)
 
 
 def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSettings) -> NodeService:

@@ -9,7 +9,6 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
@@ -18,16 +17,11 @@ from uwsgitwisted.services.subscription import parse_subscription
 from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.shared.ring import QueueLimits
 from uwsgitwisted.shared.state import SharedLimits
+from uwsgitwisted.taps.access_logs import ACCESS_LOG
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
-
-
-def _access_log_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ValueError(f"there are {', '.join(FORMATS)}")
-    return text
 
 
 def _threads(text: str) -> int:
@@ -95,10 +89,9 @@ class Options(StaticOptions, ServerOptions):
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
         ["wsgi-threads", None, 1, "How many requests each worker runs at a time, in threads", _threads],
-        ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
-        ["access-log-format", None, "combined", f"The format of those lines: {' or '.join(FORMATS)}", _access_log_format],
         ["mules", None, 0, "How many mules to start: processes beside the workers that get messages and signals", _mules],
         ["queue", None, QueueLimits().slots, "How many slots the queue of uwsgi.queue_push has", _slots],
+        *ACCESS_LOG,
         ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
     )  # fmt: skip
 

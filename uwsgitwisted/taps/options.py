@@ -218,7 +218,7 @@ class ServerOptions(ServiceOptions):
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
         ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds for which a peer may read nothing of its answer", parse_timeout],
         ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
     )  # fmt: skip

@@ -8,6 +8,7 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -85,6 +86,8 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
     NOTICE.move(ACTIVITY_FD)
     handlers = spec.load(worker_id)
+    if spec.traces:  # after the handlers are loaded, which may set a handler of their own
+        faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)  # and then it ends
     with socket.socket(fileno=SOCKET_FD) as connection:
         name = f"{node} {'mule' if mule_id else 'worker'} {number}"
         if spec.mule is not None:
@@ -99,7 +102,7 @@ def main(arguments: list[str]) -> None:
 
 def _acceptor_maker(
     spec: WorkerSpec, handlers: HandlerTable, node: str
-) -> Callable[[Callable[[UwsgiError], None]], Acceptor] | None:
+) -> Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None:
     if spec.accepting is None:
         return None
     return partial(

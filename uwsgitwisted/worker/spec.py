@@ -97,6 +97,7 @@ class WorkerSpec:
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
     :param shares: whether its front has state that its workers share.
     :param mule: the program of a mule, or empty for one that has none; None for a worker.
+    :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -114,6 +115,7 @@ class WorkerSpec:
     threads: int = 1
     shares: bool = False
     mule: str | None = None
+    traces: bool = False
 
     @property
     def is_watched(self) -> bool:

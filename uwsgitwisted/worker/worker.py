@@ -61,7 +61,7 @@ class Worker:
         spec: WorkerSpec,
         handlers: HandlerTable,
         node: str,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None = None,
         slots: Sequence[Slot] = (),
     ) -> None:
         self.connection = connection
@@ -108,7 +108,7 @@ class Worker:
                 until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
                     while descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
-                        acceptor.run(*accepted, slot)
+                        acceptor.run(accepted, slot)
                         self._count()
                         self.flush()
                         if monotonic() > until:
@@ -139,14 +139,20 @@ class Worker:
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on
 
-    def _report(self, error: UwsgiError) -> None:
-        """Have the front log an error of a request that isn't its own."""
-        self.session.send_error(NO_REQUEST, encode_failure(error))
+    def _report(self, error: UwsgiError, peer: str) -> None:
+        """Have the front log an error of a request that isn't its own.
+
+        :param peer: whose request it was.
+        """
+        self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
         self._retire_without_memory(error)
 
     def _retire_without_memory(self, error: UwsgiError) -> None:
         """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        if isinstance(error.__cause__, MemoryError) and self._left > 0:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MemoryError):
+            cause = cause.__cause__
+        if cause is not None and self._left > 0:
             self._left = 1
 
     def negotiate(self) -> bytes:
