@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionLost as TwistedConnectionLost
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import ConnectionFailed, UwsgiError
+from uwsgitwisted.errors import ConnectionBroken, ConnectionFailed, UwsgiError
 from uwsgitwisted.transport.writer import set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 
@@ -49,7 +49,7 @@ class PlainProtocol(Protocol):
             if reason.check(ConnectionResetError, TwistedConnectionLost) and not self._exchange.done:
                 self._exchange.receive_reset()
             if not reason.check(ConnectionDone):
-                raise ConnectionFailed(f"the connection broke: {reason.getErrorMessage()}")
+                raise ConnectionBroken(f"the connection broke: {reason.getErrorMessage()}")
             self._exchange.receive_eof()
         except UwsgiError as error:
             self._conclude(error)

@@ -25,12 +25,12 @@ def load(module: str) -> dict[int, Handler]:
 
 
 def load_with_objects(module: str, *, python2: str = "") -> dict[int, Handler]:
-    """Do the same for a module that may also answer objects (modifier1 33), or only those.
+    """Do the same for a module that may also answer objects (modifier1 33), or handle signals, or only those.
 
     :param python2: the encoding of the text of Python 2 callers; empty to leave it bytes.
-    :raises StartupError: if it can't be imported, or does neither.
+    :raises StartupError: if it can't be imported, or does none of it.
     """
-    load_handlers(module, "message_manager_marshal", "register_rpc")
+    load_handlers(module, "message_manager_marshal", "register_rpc", "register_signal")
     return marshal.table(python2) | _table()
 
 
