@@ -35,6 +35,8 @@ def first(task):
     note(first=task["to"], jobs=[job.decode() for job in uwsgi.spooler_jobs()])
     found = uwsgi.spooler_get_task(task["spooler_task_name"])
     note(task=found[b"to"].decode(), pids=[uwsgi.spooler_pid(), *uwsgi.spooler_pids(), uwsgi.masterpid()])
+    in_time()
+    assert uwsgi.call("hello", b"ann") == b"hello ann"
     follow_up.spool(number=1)
 
 @spool
@@ -44,6 +46,39 @@ def follow_up(task):
 @spoolforever
 def forever(task):
     note(forever=True)
+
+@timer(1, target="worker")
+def ticking(number):
+    locked()
+    note(tick=number)
+
+@cron(0, 0, 1, 1, -1)
+def yearly(number):
+    note(yearly=number)
+
+@filemon({decorators!r})
+def changed(number):
+    note(changed=number)
+
+@lock
+def locked():
+    raise AssertionError("uwsgidecorators never calls it in a spooler")
+
+@mulefunc
+def in_a_mule():
+    pass
+
+@rpc("hello")
+def hello(name):
+    return b"hello " + name
+
+@harakiri(30)
+def in_time():
+    note(in_time=True)
+
+@thread
+def in_a_thread():
+    in_time()
 
 @postfork
 def started():
@@ -103,7 +138,9 @@ def test_uwsgidecorators_of_pypi(spooler: Service) -> None:
         ["ann"],
     )
     assert _noted(spooler, "started") == [1]
+    assert _noted(spooler, "in_time") == [True]
     assert len(_noted(spooler, "jobs")[0]) == 1
+    until(lambda: _noted(spooler, "tick"), "the timer")
     assert _noted(spooler, "pids") == [[spooler.pid] * 3]
 
 
