@@ -19,12 +19,14 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactor, MemoryReactorClock, StringTransport
 from twisted.internet.threads import deferToThread
 
+from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.services.listening import (
     check_endpoint,
     listen,
     on_loopback,
     opened_port,
+    own_address,
     refuse_new_connections,
     stop_listening,
 )
@@ -288,3 +290,21 @@ def test_refused_connections() -> None:
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        (["tcp:3034"], "127.0.0.1:3034"),
+        (["tcp:port=3034:interface=0.0.0.0"], "127.0.0.1:3034"),
+        (["tcp:3034:interface=10.0.0.7"], "10.0.0.7:3034"),
+        (["tcp6:3034"], "[::1]:3034"),
+        ([r"tcp6:3034:interface=fe80\:\:1"], "[fe80::1]:3034"),
+        (["ssl:3034:privateKey=k", "tcp:0", "unix:/run/spooler:mode=600", "tcp:3034"], "unix:/run/spooler"),
+        (["ssl:3034:privateKey=k", "systemd:domain=INET:index=0"], ""),
+    ],
+)
+def test_own_address(listen: list[str], address: str) -> None:
+    """A worker reaches its spooler at the first endpoint that has an address and no TLS."""
+    assert own_address(listen) == address
+    assert not address or parse_address(address)
