@@ -282,8 +282,10 @@ def _repeated(
     while name in periodic:
         number += 1
         name = f"{first}#{number}"
-    free = (lambda: len(periodic)) if calls.process.is_spooler else signals.get_free_signal
-    signum = kwargs["signum"] if "signum" in kwargs else free()
+    if "signum" in kwargs:
+        signum = kwargs["signum"]
+    else:
+        signum = len(periodic) if calls.process.is_spooler else signals.get_free_signal()
     periodic[name] = PeriodicFunction(name, f, signum, cron, seconds)
     _set_spooler()
     if not calls.process.is_spooler:
