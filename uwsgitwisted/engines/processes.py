@@ -20,9 +20,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.access import named_peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
+from uwsgitwisted.engines.statistics import History, WorkerReport
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
@@ -32,7 +34,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import NO_REQUEST, SHARED_FD, WorkerSpec
+from uwsgitwisted.worker.spec import SHARED_FD, WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -48,6 +50,13 @@ _MAX_CRASHES = 2
 def _worker_died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
     times = f" (the request has crashed {job.crashes} workers)" if job.crashes > 1 else ""
     return WorkerDied(f"worker {worker.worker_id} died while running the request: {how}{times}")
+
+
+def _at_place(error: Exception | None, place: str) -> Exception | None:
+    """Add to the error of a request that has timed out where the worker was when it was killed."""
+    if not isinstance(error, RequestTimeout):
+        return error
+    return RequestTimeout(f"{error.text}, in {place}", seconds=error.seconds)
 
 
 @implementer(IEngine, IReloadable)
@@ -91,6 +100,7 @@ class ProcessEngine:
         self._shared: SharedPorts | None = None
         self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
+        self._history = History(processes, spec.threads)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -187,6 +197,7 @@ class ProcessEngine:
         worker = WorkerProcess(self._reactor, worker_id, self)
         spec = replace(self._spec, masterpid=os.getpid(), shares=SHARED_FD in self._descriptors)
         worker.spawn(spec, self._node, self._descriptors)
+        self._history.on_start(worker_id)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -199,6 +210,10 @@ class ProcessEngine:
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
+        self._history.on_exit(worker)
+        if worker.place:
+            for job in started:
+                job.error = _at_place(job.error, worker.place)
         self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
@@ -218,13 +233,27 @@ class ProcessEngine:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a web request has failed that a worker had accepted itself."""
-        self._reports.failed(Failure(error), Request(Packet(WSGI, 0)))
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a web request of *peer* has failed that a worker had accepted itself."""
+        self._reports.failed(Failure(error), Request(Packet(WSGI, 0), named_peer(peer)))
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
         self._transfers.update(worker, size)
+
+    def reports(self) -> list[WorkerReport]:
+        """Return what each worker does and has done."""
+        return self._history.reports(self._workers)
+
+    @property
+    def warning(self) -> bytes:
+        """The warning that a handler has set; empty, if there is none."""
+        return self._history.warning(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._queue)
 
     # Requests
 
@@ -366,7 +395,8 @@ class ProcessEngine:
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
-                worker.kill()
+                self._history.on_timeout(worker)
+                worker.kill(trace=True)
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
@@ -381,10 +411,11 @@ class ProcessEngine:
             job = worker.pipe.find(request)
             if job is not None:
                 job.error = self._timed_out("the request")
-            elif request == NO_REQUEST:
-                self.on_report(self._timed_out("a web request"))
         if overdue:
-            worker.kill()
+            self._history.on_timeout(worker)
+            for peer in worker.overdue_peers(self._timeout):
+                self.on_report(self._timed_out("a web request"), peer)
+            worker.kill(trace=True)
 
     def _timed_out(self, what: str) -> RequestTimeout:
         limit = f"the node's limit of {self._timeout:g} s"

@@ -17,7 +17,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.engines.descriptions import worker_count
+from uwsgitwisted.activity import NOTICE
+from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
@@ -31,6 +32,8 @@ from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.signals import Signals
+from uwsgitwisted.services.stats import Stats
+from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
@@ -71,13 +74,19 @@ class ServerService(Service):
         self._engine = engine
         self._shared = shared
         self._listeners: list[Listener] = []
+        self._stopping = False
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
-        dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
+        self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
+        ping = PingResponder(self._warning)
+        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
+        self._stats = Stats(reactor, settings, engine, self._listeners, self._spoolers)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
-            dispatcher.respond,
-            terms=Terms(max_message=settings.max_message, node=settings.node),
+            self._stats.watch(dispatcher.respond),
+            terms=Terms(
+                max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
+            ),
             limits=self._fit_limits(settings.limits),
             networks=settings.networks,
             tracebacks=settings.tracebacks,
@@ -113,6 +122,7 @@ class ServerService(Service):
         prepare_process(self._reactor)
         for description in self._settings.listen:
             self._listeners.append(listen(self._reactor, description, self._factory))
+        self._stats.listen()
 
     def startService(self) -> None:
         """Start the engine; requests that arrive before it is ready wait.
@@ -125,6 +135,7 @@ class ServerService(Service):
         self._signals.install(signal.SIGHUP, self.reload)
         if self._shared is not None:
             self._shared.start()
+        self._touched.start()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
@@ -158,6 +169,8 @@ class ServerService(Service):
         :return: fires when the service has stopped.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._stopping = True
+        self._touched.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals.install(number, self.stop_at_once)
         return Deferred.fromCoroutine(self._drain_and_stop())
@@ -176,6 +189,7 @@ class ServerService(Service):
         await closed
         if overdue.active():
             overdue.cancel()
+        await self._stats.stop()
         self._signals.restore()
 
     @property
@@ -186,7 +200,7 @@ class ServerService(Service):
     async def _stop_listening(self) -> None:
         """Close the ports."""
         await stop_listening(self._reactor, self._listeners)  # type: ignore[arg-type]
-        self._listeners = []
+        self._listeners.clear()
 
     def stop_at_once(self) -> None:
         """Stop without draining, since a second signal arrived."""
@@ -226,11 +240,25 @@ class ServerService(Service):
     def _log_bug(self, failure: Failure) -> None:
         self._log.failure("while reloading", failure)
 
+    def _warning(self) -> bytes:
+        """Return the warning that is the answer to a ping; empty for none."""
+        if self._stopping:
+            return DRAINING
+        if isinstance(self._engine, ProcessEngine):
+            return self._engine.warning
+        return NOTICE.read()[1]
+
+    def _spoolers(self) -> list[dict[str, object]]:
+        """Return what the stats say of task queues."""
+        return []
+
     async def _stop_engine(self) -> None:
         """Stop the parts of this service, after they have finished their work."""
         await self._engine.stop(self._settings.drain_timeout)
 
 
+#: The warning in answers to pings while the service finishes what it has accepted.
+DRAINING = b"draining"
 #: At most one part in so many of --max-buffered is kept for answers on their way from workers.
 _LARGEST_RESERVE = 2
 #: Seconds for the requests of connections that were just accepted to arrive.

@@ -9,24 +9,19 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import SharedSettings
+from uwsgitwisted.services.subscription import parse_subscription
 from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.shared.ring import QueueLimits
 from uwsgitwisted.shared.state import SharedLimits
+from uwsgitwisted.taps.access_logs import ACCESS_LOG
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
-
-
-def _access_log_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ValueError(f"there are {', '.join(FORMATS)}")
-    return text
 
 
 def _threads(text: str) -> int:
@@ -94,16 +89,16 @@ class Options(StaticOptions, ServerOptions):
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
         ["wsgi-threads", None, 1, "How many requests each worker runs at a time, in threads", _threads],
-        ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
-        ["access-log-format", None, "combined", f"The format of those lines: {' or '.join(FORMATS)}", _access_log_format],
         ["mules", None, 0, "How many mules to start: processes beside the workers that get messages and signals", _mules],
         ["queue", None, QueueLimits().slots, "How many slots the queue of uwsgi.queue_push has", _slots],
+        *ACCESS_LOG,
         ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
     )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self["mount"] = {}
+        self["subscribe"] = []
         self["mule"] = []
         self["cache"] = {}
 
@@ -113,6 +108,14 @@ class Options(StaticOptions, ServerOptions):
         if path in self["mount"]:
             raise usage.UsageError(f"--mount {mount}: another application is mounted at {path or '/'}")
         self["mount"][path] = target
+
+    def opt_subscribe(self, text: str) -> None:
+        """Announce this node to a uWSGI http or fast router: HOST:PORT,KEY; may be given again.
+
+        HOST:PORT, or the path of a UNIX socket, is the router's subscription server, and KEY is the host of the
+        requests. HOST:PORT,KEY,ADDRESS says at which address the router finds this node.
+        """
+        self["subscribe"].append(convert("subscribe", parse_subscription, text))
 
     def opt_mule(self, program: str) -> None:
         """Start a mule that runs a program: module, module:callable or a file NAME.py; may be given again."""
@@ -176,6 +179,7 @@ def makeService(options: Options) -> IService:
         threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
+        subscribe=options["subscribe"],
         shared=SharedSettings(
             SharedLimits(options["cache"], QueueLimits(options["queue"])),
             [""] * options["mules"] + options["mule"],

@@ -8,6 +8,7 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from uwsgitwisted.activity import open_slots
+from uwsgitwisted.activity import NOTICE, open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.worker.accepting import Acceptor
@@ -83,14 +84,17 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
+    NOTICE.move(ACTIVITY_FD)
     handlers = spec.load(worker_id)
+    if spec.traces:  # after the handlers are loaded, which may set a handler of their own
+        faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)  # and then it ends
     with socket.socket(fileno=SOCKET_FD) as connection:
         name = f"{node} {'mule' if mule_id else 'worker'} {number}"
         if spec.mule is not None:
             run_mule(Worker(connection, TOKENS_FD, spec, handlers, name), connection, spec.mule)
             return
         postfork_chain_hook()
-        slots = open_slots(ACTIVITY_FD, spec.threads) if spec.is_watched else ()
+        slots = open_slots(ACTIVITY_FD, spec.threads)
         make_acceptor = _acceptor_maker(spec, handlers, name)
         kind = ThreadedWorker if spec.threads > 1 else Worker
         kind(connection, TOKENS_FD, spec, handlers, name, make_acceptor, slots).serve()
@@ -98,7 +102,7 @@ def main(arguments: list[str]) -> None:
 
 def _acceptor_maker(
     spec: WorkerSpec, handlers: HandlerTable, node: str
-) -> Callable[[Callable[[UwsgiError], None]], Acceptor] | None:
+) -> Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None:
     if spec.accepting is None:
         return None
     return partial(

@@ -88,12 +88,16 @@ class WorkerSpec:
         None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
+    :param reload_on_rss: a worker with more resident memory after a request is replaced, in bytes; None for no
+        limit.
+    :param max_lifetime: a worker that is older after a request is replaced, in seconds; None for never.
     :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
     :param shares: whether its front has state that its workers share.
     :param mule: the program of a mule, or empty for one that has none; None for a worker.
+    :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -101,6 +105,8 @@ class WorkerSpec:
     max_message: int = MAX_MESSAGE
     max_requests: int | None = None
     max_memory: int | None = None
+    reload_on_rss: int | None = None
+    max_lifetime: float | None = None
     descriptors: int | None = None
     options: OptionValues = field(default_factory=dict)
     numproc: int = 1
@@ -109,6 +115,7 @@ class WorkerSpec:
     threads: int = 1
     shares: bool = False
     mule: str | None = None
+    traces: bool = False
 
     @property
     def is_watched(self) -> bool:

@@ -120,7 +120,7 @@ UWSGI: Mapping[str, Mapping[str, Name]] = {
             "total_requests mem cl setprocname micros listen_queue ready ready_fd accepting alarm",
             refused("see docs/uwsgi-module.md"),
         ),
-        "set_warning_message": refused("drain the node with SIGTERM"),
+        "set_warning_message": works("calls"),
         **_all(
             "applications buffer_size cores has_threads is_a_reload loop magic_table sockets started_on unbit "
             "version_info decorators",
