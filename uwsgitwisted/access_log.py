@@ -10,8 +10,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 #: The most characters of a value in a line, so that a line is written at once.
@@ -30,6 +30,7 @@ class Entry:
     :param seconds: how long the answer took.
     :param worker: the worker that has answered; 0 for the front.
     :param at: when it was answered, in seconds since the epoch.
+    :param further: what the application has added with ``uwsgi.set_logvar``.
     """
 
     variables: Mapping[str, object]
@@ -38,6 +39,7 @@ class Entry:
     seconds: float
     worker: int
     at: float
+    further: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, name: str) -> str:
         """Return a variable, or an empty text."""
@@ -60,6 +62,7 @@ def combined(entry: Entry) -> str:
         f'[{_local_time(int(entry.at))}] "{_quoted(request)}" {entry.status} {entry.size} '
         f'"{_or_dash(entry.text("HTTP_REFERER"))}" "{_or_dash(entry.text("HTTP_USER_AGENT"))}" '
         f"{entry.seconds:.6f} {entry.worker}"
+        + "".join(f' {_quoted(name)}="{_quoted(text)}"' for name, text in _bounded(entry.further))
     )
 
 
@@ -79,7 +82,20 @@ def as_json(entry: Entry) -> str:
         "seconds": round(entry.seconds, 6),
         "worker": entry.worker,
     }
+    if entry.further:
+        values["logvars"] = dict(_bounded(entry.further))
     return json.dumps(values)
+
+
+def _bounded(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield variables, of which all together have at most so many characters as one value may have."""
+    left = _MAX_VALUE
+    for name, text in variables.items():
+        left -= len(name)
+        if left < 0:
+            return
+        yield name, text[:left]
+        left -= min(len(text), left)
 
 
 #: The formats by their names.

@@ -272,6 +272,10 @@ class SpoolInUse(SpoolError):
     """Another process has the spool open; only one can use it at a time."""
 
 
+class TaskNotTaken(SpoolError, ValueError):
+    """``uwsgi.spool`` could not hand its task to the spooler; its cause says why. It is safe to try again."""
+
+
 class NoSuchTask(SpoolError):
     """The spool has no task with that id: it never existed, or the spool has deleted it since."""
 

@@ -69,6 +69,9 @@ class HttpRequest:
         path = quote(variables.get(b"DOCUMENT_URI", b""), safe=_PATH)
         if not path:
             path = quote(variables.get(b"REQUEST_URI", b"").partition(b"?")[0], safe=_PATH + "%")
+        if not path:  # a server other than nginx, which sends the two parts of the path
+            parts = variables.get(b"SCRIPT_NAME", b"") + variables.get(b"PATH_INFO", b"")
+            path = quote(parts, safe=_PATH)
         path = path.strip("/")  # a Location with two leading slashes would name a host
         return cls(variables.get(b"REQUEST_METHOD", b""), f"/{path}" if path else "", variables)
 

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -66,6 +67,27 @@ def check_endpoint(description: str) -> None:
 def has_tls(description: str) -> bool:
     """Whether connections to an endpoint have TLS."""
     return _read(description)[0] not in _WITHOUT_TLS
+
+
+def own_address(descriptions: Sequence[str]) -> str:
+    """Return the address of the first endpoint at which this machine can call without TLS; empty for none."""
+    for description in descriptions:
+        positional, options = split_description(description)
+        kind = positional[0].lower()
+        if kind == "unix":
+            path = positional[1] if len(positional) > 1 else options.get("address", "")
+            return f"unix:{os.path.abspath(path)}"
+        if kind in _ANY_INTERFACE:
+            port = positional[1] if len(positional) > 1 else options.get("port", "0")
+            host = options.get("interface", "") or (positional[2] if len(positional) > 2 else "")
+            if port.isdecimal() and int(port):
+                here = _LOOPBACK[kind].replace("\\", "") if host in _ANY_INTERFACE[kind] else host
+                return f"[{here}]:{port}" if ":" in here else f"{here}:{port}"
+    return ""
+
+
+#: How an endpoint says that it listens on every interface, by its kind.
+_ANY_INTERFACE = {"tcp": ("", "0.0.0.0"), "tcp6": ("", "::")}  # noqa: S104 - it is compared, not bound
 
 
 def on_loopback(description: str) -> str:

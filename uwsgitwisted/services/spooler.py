@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
@@ -14,6 +14,7 @@ from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
+from uwsgitwisted.services.listening import own_address
 from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import Shared, SharedSettings
@@ -139,7 +140,10 @@ def make_spooler(
     :raises StartupError: if the module can't be loaded or the spool can't be opened.
     """
     arguments = {"module": module, "text": spooling.text, "return_codes": spooling.return_codes}
-    spec = settings.worker_spec(Loader("uwsgitwisted.worker.handlers.spool:load", arguments))
+    spec = replace(
+        settings.worker_spec(Loader("uwsgitwisted.worker.handlers.spool:load", arguments)),
+        spooler=own_address(settings.listen),
+    )
     store = make_store(spooling.spool, spooling.keep_results, spooling.bounds)
     spooler = Spooler(
         reactor,

@@ -22,7 +22,7 @@ from uwsgitwisted.activity import NOTICE, open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.worker.accepting import Acceptor
-from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.install import run_post_fork_hooks
 from uwsgitwisted.worker.compat.shared import connect_front
 from uwsgitwisted.worker.compat.signals import become_mule
 from uwsgitwisted.worker.handlers.handler import StreamHandler
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
         if spec.mule is not None:
             run_mule(Worker(connection, TOKENS_FD, spec, handlers, name), connection, spec.mule)
             return
-        postfork_chain_hook()
+        run_post_fork_hooks()
         slots = open_slots(ACTIVITY_FD, spec.threads)
         make_acceptor = _acceptor_maker(spec, handlers, name)
         kind = ThreadedWorker if spec.threads > 1 else Worker

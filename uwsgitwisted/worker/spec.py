@@ -99,6 +99,8 @@ class WorkerSpec:
     :param mule: the program of a mule, or empty for one that has none; None for a worker.
     :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
+    :param spooler: in a spooler, the address at which its workers reach it, empty if there is none; otherwise
+        None.
     """
 
     loaders: tuple[Loader, ...]
@@ -116,6 +118,7 @@ class WorkerSpec:
     shares: bool = False
     mule: str | None = None
     traces: bool = False
+    spooler: str | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -153,7 +156,14 @@ class WorkerSpec:
         :raises StartupError: if they can't be loaded, or two loaders answer the same modifier1; its text says
             why.
         """
-        configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
+        configure(
+            worker_id=worker_id,
+            masterpid=self.masterpid,
+            numproc=self.numproc,
+            options=self.options,
+            spooler=self.spooler,
+            threads=self.threads,
+        )
         forget_all()
         table: dict[int, Handler | StreamHandler] = {**signals.table()}
         sources: dict[int, Loader] = {}

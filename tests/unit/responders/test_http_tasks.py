@@ -37,6 +37,8 @@ class TestPath:
             ({"REQUEST_URI": "//evil.example/x"}, "/evil.example/x"),
             ({"REQUEST_URI": b"/\xff\x00\r\nX: y"}, "/%FF%00%0D%0AX:%20y"),
             ({"DOCUMENT_URI": "/tasks", "REQUEST_URI": "/other"}, "/tasks"),
+            ({"PATH_INFO": "/my tasks"}, "/my%20tasks"),
+            ({"SCRIPT_NAME": "/app", "PATH_INFO": "/tasks/", "QUERY_STRING": "a=b"}, "/app/tasks"),
             ({"DOCUMENT_URI": "/a b%\r\n?x"}, "/a%20b%25%0D%0A%3Fx"),
             ({"DOCUMENT_URI": "/caf\u00e9"}, "/caf%C3%A9"),
         ],

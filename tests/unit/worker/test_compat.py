@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import logging
 import marshal
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -20,8 +21,16 @@ from tests.unit.servers import (
     frame,
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.worker.compat import calls, uwsgi
-from uwsgitwisted.worker.compat.install import configure, install, serve_strangers
+from uwsgitwisted.errors import InvalidAddress, MisuseError, TaskNotTaken
+from uwsgitwisted.wire.vars import decode_vars
+from uwsgitwisted.worker.compat import calls, decorators, uwsgi
+from uwsgitwisted.worker.compat.install import (
+    configure,
+    install,
+    install_in_program,
+    run_post_fork_hooks,
+    serve_strangers,
+)
 
 YES = frame(255, 1)
 PAGE = frame(33, 17, marshal.dumps("page", 2))
@@ -67,11 +76,6 @@ def _one_node_of_two_fails() -> object:
         return uwsgi.send_multi_uwsgi_message(nodes, 33, 17, 10)
 
 
-def _task_is_refused() -> object:
-    with ScriptedServer(answering(frame(255, 0))) as server:
-        return uwsgi.spool({"k": "v"}, spooler=f"127.0.0.1:{server.port}")
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("call", "text"),
@@ -86,8 +90,6 @@ def _task_is_refused() -> object:
         ),
         (lambda: uwsgi.send_message("nowhere", 33, 17, None), "uwsgi.send_message: InvalidAddress: nowhere: "),
         (_one_node_of_two_fails, "uwsgi.send_multi_uwsgi_message: FanOutError: 1 of 2 nodes failed: "),
-        (_task_is_refused, "uwsgi.spool: SpoolRefused: "),
-        (lambda: uwsgi.spool({"k": "v"}), "UWSGITWISTED_SPOOLER=127.0.0.1:3034"),
     ],
 )
 def test_failures_are_logged(call: Callable[[], object], text: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,6 +98,79 @@ def test_failures_are_logged(call: Callable[[], object], text: str, caplog: pyte
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("uwsgitwisted.uwsgi", logging.WARNING)
     assert text in record.getMessage()
+
+
+def _refused_task() -> object:
+    with ScriptedServer(answering(frame(255, 0))) as server:
+        return uwsgi.spool({b"k": b"v"}, spooler=f"127.0.0.1:{server.port}")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (_refused_task, TaskNotTaken, "the spooler has not taken the task: 127.0.0.1:"),
+        (lambda: uwsgi.spool({}, spooler=f"127.0.0.1:{closed_port()}"), TaskNotTaken, "has not taken the task"),
+        (lambda: uwsgi.spool({b"k": b"v"}), MisuseError, "UWSGITWISTED_SPOOLER=127.0.0.1:3034"),
+        (lambda: uwsgi.spool({b"k": None}, spooler="127.0.0.1:1"), MisuseError, "NoneType"),
+        (lambda: uwsgi.spool({b"k": [b"v"]}, spooler="127.0.0.1:1"), MisuseError, "list"),
+        (lambda: uwsgi.spool({7: b"v"}, spooler="127.0.0.1:1"), MisuseError, "bytes or text, not int"),
+        (lambda: uwsgi.spool({b"k": b"x" * 70_000}, spooler="127.0.0.1:1"), MisuseError, "65535"),
+    ],
+)
+def test_tasks_that_are_not_taken(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    """They are a ``ValueError``, as in uWSGI 2.0, so that a caller can try again."""
+    with pytest.raises(ValueError, match=text) as caught:
+        call()
+    assert type(caught.value) is error or isinstance(caught.value, MisuseError)
+
+
+def test_message_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task may be given by that name; keywords win."""
+    with ScriptedServer(answering(YES)) as server:
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{server.port}")
+        assert uwsgi.spool(message_dict={b"k": b"1", b"l": b"2"}, k=b"3") is True
+    assert decode_vars(server.requests[0][4:]) == {b"k": b"3", b"l": b"2"}
+
+
+def test_the_own_spooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a spooler a task goes to that spooler, unless the environment or the module says otherwise."""
+    with ScriptedServer(answering(YES)) as own, ScriptedServer(answering(YES)) as other:
+        configure(spooler=f"127.0.0.1:{own.port}")
+        assert uwsgi.i_am_the_spooler() is True
+        assert uwsgi.spoolers == (f"127.0.0.1:{own.port}".encode(),)
+        assert uwsgi.opt["spooler"] == uwsgi.spooler_dir() == uwsgi.spoolers[0]
+        assert uwsgi.spool({b"k": b"1"}) is True
+        monkeypatch.setenv(calls.SPOOLER_VARIABLE, f"127.0.0.1:{other.port}")
+        assert uwsgi.spool({b"k": b"2"}) is True
+        monkeypatch.delenv(calls.SPOOLER_VARIABLE)
+        uwsgi.opt["spooler"] = f"127.0.0.1:{other.port}"
+        assert uwsgi.spool({b"k": b"3"}) is True
+    assert [len(server.requests) for server in (own, other)] == [1, 2]
+
+
+def test_a_spooler_without_an_address() -> None:
+    """It is among the options nevertheless, which uWSGI's own uwsgidecorators asks for."""
+    configure(spooler="")
+    assert (uwsgi.opt, uwsgi.spoolers, uwsgi.spooler_dir()) == ({"spooler": b""}, (), None)
+
+
+def test_outside_a_spooler() -> None:
+    """There is no spooler's process, and no task."""
+    configure(worker_id=1, masterpid=4711)
+    assert (uwsgi.i_am_the_spooler(), uwsgi.spooler_pid(), uwsgi.spooler_pids()) == (None, 0, [])
+    assert (uwsgi.spooler_jobs(), uwsgi.spooler_get_task("1"), uwsgi.spooler_dir()) == ([], None, None)
+    assert uwsgi.spooler_get_task("/var/spool/uwsgi_spoolfile") is None
+    assert uwsgi.set_spooler_frequency(3) is True
+    configure(masterpid=4711, spooler="")
+    assert (uwsgi.spooler_pid(), uwsgi.spooler_pids()) == (4711, [4711])
+
+
+def test_a_spooler_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """Then there are no jobs, and the log says why."""
+    configure(spooler=f"127.0.0.1:{closed_port()}")
+    assert (uwsgi.spooler_jobs(), uwsgi.spooler_get_task("1")) == ([], None)
+    assert "uwsgi.spooler_jobs: ConnectionFailed: " in caplog.text
 
 
 @pytest.mark.integration
@@ -136,15 +211,16 @@ def test_keywords_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.integration
-def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_strangers_spooler(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a service, a task goes only where its owner allows, whatever address the task names."""
     with ScriptedServer(answering(YES)) as server:
         address = f"127.0.0.1:{server.port}"
         serve_strangers()
-        assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is None
-        assert f"UWSGITWISTED_SPOOLERS={address}" in caplog.text
+        with pytest.raises(MisuseError, match=f"UWSGITWISTED_SPOOLERS={address}"):
+            uwsgi.spool({b"k": b"v", b"spooler": address.encode()})
         assert server.requests == []
-        assert uwsgi.spool(spooler="mail") is None  # a queue's name; there is no spooler to send it to
+        with pytest.raises(MisuseError, match="no spooler is known"):
+            uwsgi.spool(spooler="mail")  # a queue's name; there is no spooler to send it to
         monkeypatch.setenv(calls.SPOOLERS_VARIABLE, f"10.0.0.7:3034, tcp:{address}")
         assert uwsgi.spool({b"k": b"v", b"spooler": address.encode()}) is True
     assert len(server.requests) == 1
@@ -242,3 +318,30 @@ def test_inside_a_real_uwsgi_that_nobody_asked_yet(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "builtin_module_names", (*sys.builtin_module_names, "uwsgi"))
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     assert install() is real
+
+
+def test_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of its own names the spooler of its tasks, or has it in the environment."""
+    with pytest.raises(InvalidAddress):
+        install_in_program("nowhere")
+    assert install_in_program("10.0.0.7:3034") is uwsgi
+    assert (uwsgi.masterpid(), uwsgi.worker_id(), uwsgi.reload(), uwsgi.stop()) == (os.getpid(), 0, None, None)
+    assert (uwsgi.spooler_dir(), uwsgi.opt["spooler"]) == (b"10.0.0.7:3034", b"10.0.0.7:3034")
+    monkeypatch.setenv(calls.SPOOLER_VARIABLE, "10.0.0.8:3034")
+    install_in_program()
+    assert (uwsgi.spooler_dir(), uwsgi.opt["spooler"]) == (b"10.0.0.8:3034", b"10.0.0.8:3034")
+
+
+def test_post_fork_hook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs after what @postfork has; if it raises, that is logged."""
+    order: list[str] = []
+    monkeypatch.setattr(decorators, "postfork_chain", [lambda: order.append("chain")])
+    monkeypatch.setattr(uwsgi, "post_fork_hook", lambda: order.append("hook"))
+    run_post_fork_hooks()
+    assert order == ["chain", "hook"]
+    monkeypatch.setattr(uwsgi, "post_fork_hook", decorators.postfork_chain_hook)
+    run_post_fork_hooks()
+    assert order == ["chain", "hook", "chain"]
+    monkeypatch.setattr(uwsgi, "post_fork_hook", lambda: 1 / 0)
+    run_post_fork_hooks()
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -174,16 +174,16 @@ def test_arguments_that_cannot_travel(queue: Queue) -> None:
     assert queue.tasks == []
 
 
-def test_without_a_spooler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A task that can't be handed over is None and a line in the log, as ``uwsgi.spool`` has it."""
+def test_without_a_spooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that can't be handed over is an error, as ``uwsgi.spool`` has it."""
     monkeypatch.delenv(calls.SPOOLER_VARIABLE, raising=False)
 
     @uwsgidecorators.spool
     def send(task: dict[str, str]) -> None:
         """Do nothing."""
 
-    assert send(a="1") is None
-    assert "no spooler is known" in caplog.text
+    with pytest.raises(MisuseError, match="no spooler is known"):
+        send(a="1")
 
 
 @pytest.mark.parametrize("returned", [None, uwsgi.SPOOL_RETRY, uwsgi.SPOOL_IGNORE, uwsgi.SPOOL_OK, 17])

@@ -1,6 +1,7 @@
 """The functions of the ``uwsgi`` module, and what they know of their process.
 
-They keep the contract of uWSGI's own: whatever goes wrong in a call is logged and the call returns None.
+They keep the contract of uWSGI's own: whatever goes wrong in a message is logged and the call returns None; a
+task that is not taken is a ``ValueError``.
 :mod:`uwsgitwisted.blocking` does the work.
 """
 
@@ -15,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from uwsgitwisted import blocking
 from uwsgitwisted.activity import MAX_WARNING, NOTICE
 from uwsgitwisted.address import AddressLike, FanOutNode, parse_address
-from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
+from uwsgitwisted.errors import InvalidAddress, MisuseError, TaskNotTaken, UnencodableMessage, UwsgiError
 from uwsgitwisted.wire.vars import VarsValue, to_bytes
 
 _P = ParamSpec("_P")
@@ -42,14 +43,16 @@ class Process:
 
     :param masterpid: the service's own process, which starts the workers or is one; 0 in a script.
     :param worker_id: which worker this is, from 1; 0 outside one.
+    :param spooler: the address of the spooler that gets its tasks, if nothing else says; empty for none.
+    :param is_spooler: whether it is a spooler's, which runs periodic functions as tasks.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
-    :param is_spooler: whether it runs tasks, periodic ones too.
     """
 
     masterpid: int = 0
     worker_id: int = 0
-    serves_strangers: bool = False
+    spooler: str = ""
     is_spooler: bool = False
+    serves_strangers: bool = False
 
 
 #: This one.
@@ -126,28 +129,28 @@ def send_message(
     return blocking.send_message(dest, modifier1, modifier2, message, timeout)
 
 
-@_logged
-def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: VarsValue) -> bool:
-    """Hand a task to the spooler and return True once it is safely stored; None if anything fails.
+def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: Any) -> bool:
+    """Hand a task to the spooler and return True once it is safely stored.
 
-    The spooler is the address under the task's key ``spooler``, else under ``spooler`` in ``uwsgi.opt``, else
-    in the environment variable ``UWSGITWISTED_SPOOLER``. A key ``spooler`` that is no address stays in the
-    task: the spooler takes it as the name of a queue. What is under ``body`` may be larger than a variable.
-
-    No service has an option called ``spooler``: an address is in ``uwsgi.opt`` if a module puts it there.
-    Anything else under that name, such as a directory as uWSGI has it, is ignored.
+    The spooler is the address under the task's key ``spooler``, else under ``spooler`` in ``uwsgi.opt`` if the
+    handler module has put it there, else in the environment variable ``UWSGITWISTED_SPOOLER``, else, in a
+    spooler's own handler, that spooler. A key ``spooler`` that is no address stays in the task: the spooler
+    takes it as the name of a queue. What is under ``body`` may be larger than a variable.
 
     In the handlers of a service, the variables may come from whoever sent the request. So an address under the
     key ``spooler`` has to be one that the service's owner allows, in ``UWSGITWISTED_SPOOLERS``.
 
-    :param task: the task's variables.
-    :param variables: more of them, which win.
+    :param task: the task's variables: bytes, text or numbers under keys of bytes or text.
+    :param variables: more of them, which win; ``message_dict`` is a dict of variables, as *task* is.
+    :raises MisuseError: if no spooler is known, or the task can't be sent, such as one that has other types.
+    :raises TaskNotTaken: if the spooler can't be reached or refuses the task. Both are ``ValueError``, which
+        uWSGI raises.
     """
-    whole = {to_bytes(name): value for name, value in (task or {}).items()}
-    whole.update((name.encode(), value) for name, value in variables.items())
+    given = (task or {}, variables.pop("message_dict", None) or {}, variables)
+    whole = {_to_key(name): value for each in given for name, value in each.items()}
     address = _address_in(whole.get(b"spooler"))
     if address is None:
-        address = _address_in(opt.get("spooler")) or os.environ.get(SPOOLER_VARIABLE)
+        address = find_spooler()
     else:
         _check_allowed(address)
         del whole[b"spooler"]
@@ -156,13 +159,40 @@ def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: V
             "no spooler is known; name its address in the task's key 'spooler', or in the environment variable "
             f"{SPOOLER_VARIABLE}, such as {SPOOLER_VARIABLE}=127.0.0.1:3034"
         )
-    body = whole.get(b"body")
+    try:
+        return _send_task(address, whole)
+    except MisuseError:
+        raise
+    except UwsgiError as error:
+        raise TaskNotTaken(f"the spooler has not taken the task: {error}") from error
+
+
+def _to_key(name: object) -> bytes:
+    """Return a variable's name as bytes.
+
+    :raises UnencodableMessage: if it is neither bytes nor text.
+    """
+    if not isinstance(name, (bytes, str)):
+        raise UnencodableMessage(f"a task's keys are bytes or text, not {type(name).__name__}")
+    return to_bytes(name)
+
+
+def _send_task(address: str, task: Mapping[bytes, VarsValue]) -> bool:
+    body = task.get(b"body")
     if body:
-        rest = {name: value for name, value in whole.items() if name != b"body"}
+        rest = {name: value for name, value in task.items() if name != b"body"}
         with suppress(MisuseError):  # another uWSGI, to which it can only be sent as a variable
             blocking.enqueue(address, rest, to_bytes(body), DEFAULT_TIMEOUT)
             return True
-    return blocking.spool(address, whole, DEFAULT_TIMEOUT)
+    return blocking.spool(address, task, DEFAULT_TIMEOUT)
+
+
+def find_spooler() -> str:
+    """Return the address of the spooler that gets tasks that name none; empty if none is known."""
+    in_options = _address_in(opt.get("spooler"))
+    if in_options and in_options != process.spooler:
+        return in_options
+    return os.environ.get(SPOOLER_VARIABLE) or process.spooler
 
 
 def _check_allowed(address: str) -> None:
@@ -172,7 +202,7 @@ def _check_allowed(address: str) -> None:
     """
     allowed = [os.environ.get(SPOOLER_VARIABLE, ""), *os.environ.get(SPOOLERS_VARIABLE, "").split(",")]
     own = _address_in(opt.get("spooler")) or ""
-    places = {parse_address(text.strip()) for text in (own, *allowed) if text.strip()}
+    places = {parse_address(text.strip()) for text in (own, process.spooler, *allowed) if text.strip()}
     if process.serves_strangers and parse_address(address) not in places:
         raise MisuseError(
             f"a task names the spooler {address}, to which this service's handlers may not send tasks; if they "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.tasks import AGAIN, DONE
 from uwsgitwisted.worker.compat import calls, signals, uwsgi
 from uwsgitwisted.worker.compat.functions import register_rpc
+from uwsgitwisted.worker.compat.requests import set_user_harakiri
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -327,3 +329,31 @@ def postfork_chain_hook() -> None:
             function()
         except Exception:
             traceback.print_exc()
+
+
+def thread(f: Callable[..., object]) -> Callable[..., Callable[..., object]]:
+    """Run each call of a function in a thread of its own, which doesn't keep the process from ending."""
+
+    @functools.wraps(f)
+    def start(*args: object) -> Callable[..., object]:
+        threading.Thread(target=f, args=args, daemon=True).start()
+        return f
+
+    return start
+
+
+def harakiri(seconds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have the worker killed if a call of the function takes more than *seconds*."""
+
+    def limit(f: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(f)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            set_user_harakiri(seconds)
+            try:
+                return f(*args, **kwargs)
+            finally:
+                set_user_harakiri(0)
+
+        return call
+
+    return limit

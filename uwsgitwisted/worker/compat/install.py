@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 
+from uwsgitwisted.address import parse_address
 from uwsgitwisted.worker.compat import calls
 from uwsgitwisted.worker.compat import uwsgi as _ours
 from uwsgitwisted.worker.compat import uwsgidecorators as _our_decorators
+from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
 
 
 def install() -> ModuleType:
@@ -31,17 +35,14 @@ def serve_strangers() -> None:
     calls.process.serves_strangers = True
 
 
-def run_tasks() -> None:
-    """Tell our ``uwsgi`` module that this process is a spooler's worker, whose periodic functions are tasks."""
-    calls.process.is_spooler = True
-
-
 def configure(
     *,
     worker_id: int = 0,
     masterpid: int = 0,
     numproc: int = 1,
     options: Mapping[str, str | Sequence[str] | bool] | None = None,
+    spooler: str | None = None,
+    threads: int = 1,
 ) -> None:
     """Tell our ``uwsgi`` module about the process it is in.
 
@@ -53,13 +54,50 @@ def configure(
     :param options: what ``uwsgi.opt`` holds: the service's options by their long names without dashes in
         front. Texts become bytes there, as uWSGI on Python 3 has them; an option that was given several times
         is a list of them, and a flag True.
+    :param spooler: in a spooler, its own address, which may be empty; otherwise None.
+    :param threads: how many requests a worker runs at a time.
     """
+    calls.process.is_spooler = spooler is not None
+    calls.process.spooler = spooler or ""
     calls.process.worker_id = worker_id
     calls.process.masterpid = masterpid
-    calls.process.is_spooler = False
     _ours.numproc = numproc
     calls.opt.clear()
     calls.opt.update((name, _to_bytes(value)) for name, value in (options or {}).items())
+    _ours.cores, _ours.has_threads = threads, 1
+    known = calls.find_spooler()
+    _ours.spoolers = (known.encode(),) if known else ()
+    if known or spooler is not None:  # uWSGI's own uwsgidecorators asks whether it is there
+        calls.opt.setdefault("spooler", known.encode())
+
+
+def install_in_program(spooler: str | None = None) -> ModuleType:
+    """Do as :func:`install`, in a program that no service of ours has started.
+
+    :param spooler: the address of the spooler that gets its tasks; None for that in the environment.
+    :raises InvalidAddress: if it is no address.
+    """
+    module = install()
+    if module is _ours:
+        if spooler is not None:
+            parse_address(spooler)
+        configure(masterpid=os.getpid())
+        calls.process.spooler = spooler or ""
+        if spooler:
+            calls.opt["spooler"] = spooler.encode()
+            _ours.spoolers = (spooler.encode(),)
+    return module
+
+
+def run_post_fork_hooks() -> None:
+    """Run what is to run in each worker before its first request. One that raises is logged."""
+    postfork_chain_hook()
+    hook = _ours.post_fork_hook
+    if hook is not None and hook is not postfork_chain_hook:
+        try:
+            hook()
+        except Exception:
+            traceback.print_exc()
 
 
 def number_thread(numbers: Iterator[int]) -> None:

@@ -67,6 +67,10 @@ def _all(names: str, entry: Name) -> dict[str, Name]:
 _PERIODIC = "a spooler runs it as a task; any other service by a signal"
 _CACHE = "a cache that --cache doesn't name is an error, and none is another server's"
 _TIMER = "a fraction is possible; there is no tick while the last one's function runs"
+_SPOOL = (
+    "Returns True, where uWSGI returns a file's name. Text and numbers are accepted too; other types, and a "
+    "task that is not taken, are a ValueError."
+)
 _FARM = refused("send work with uwsgi.spool to a spooler, whose queues have workers of their own")
 _SHAREDAREA = refused("keep shared values in a cache server, or in multiprocessing.shared_memory")
 _SNMP = refused("count in the application, with a library such as prometheus-client")
@@ -100,38 +104,61 @@ UWSGI: Mapping[str, Mapping[str, Name]] = {
         "SPOOL_OK": works("uwsgi"),
         "SPOOL_RETRY": works("uwsgi"),
         "SPOOL_IGNORE": works("uwsgi"),
-        "spool": works("calls"),
-        "send_to_spooler": works("calls", attribute="spool"),
-        **_all(
-            "spoolers spooler_dir spooler_jobs spooler_get_task set_spooler_frequency spooler_pid spooler_pids "
-            "i_am_the_spooler",
-            refused("ask the spooler with `uwsgitwisted queue`"),
-        ),
+        "spool": differs("calls", _SPOOL),
+        "send_to_spooler": differs("calls", _SPOOL, attribute="spool"),
+        "spoolers": differs("uwsgi", "the addresses of the spoolers, where uWSGI has directories"),
+        "spooler_dir": differs("spooling", "the spooler's address, where uWSGI 1.0 had a directory"),
+        "spooler_jobs": differs("spooling", "the ids of up to 1,000 tasks, where uWSGI has the paths of files"),
+        "spooler_get_task": differs("spooling", "takes a task's id, where uWSGI takes the path of a file"),
+        "set_spooler_frequency": differs("spooling", "does nothing: a task starts when it is due"),
+        "spooler_pid": differs("spooling", "0 outside the spooler, which may be on another machine"),
+        "spooler_pids": differs("spooling", "empty outside the spooler"),
+        "i_am_the_spooler": works("spooling"),
     },
     "The process": {
-        "masterpid": works("calls"),
+        "masterpid": differs("calls", "the front's, which starts the workers"),
         "worker_id": works("calls"),
         "numproc": works("uwsgi"),
-        "opt": differs("calls", "the options of the running service instead of uWSGI's"),
+        "opt": differs("calls", "the options of the running service; `spooler` is the spooler's address"),
         "version": differs("uwsgi", "the version of uwsgitwisted"),
         "log": works("calls"),
-        **_all(
-            "post_fork_hook workers logsize reload stop suspend set_user_harakiri request_id hostname "
-            "total_requests mem cl setprocname micros listen_queue ready ready_fd accepting alarm",
-            refused("see docs/uwsgi-module.md"),
-        ),
+        "post_fork_hook": works("uwsgi", "you assign it"),
+        "workers": differs("service", "a dict for each worker; only the caller's own has more than its id"),
+        "logsize": differs("service", "0: twistd writes the log"),
+        "reload": works("service"),
+        "stop": works("service"),
+        "suspend": refused("stop the node, or take it out of the cluster at its callers"),
+        "set_user_harakiri": differs("requests", "raises outside a worker process; one limit for all threads"),
+        "request_id": works("requests"),
+        "hostname": works("service"),
+        "total_requests": differs("service", "of the calling worker only"),
+        "mem": works("service"),
+        "micros": works("service"),
+        "ready": works("service"),
+        "setprocname": works("service"),
+        "listen_queue": refused("ask the system, with ss -lt"),
+        "ready_fd": refused("wait until the node answers a ping"),
+        "accepting": refused("leave it out: a worker accepts when it is loaded"),
+        "alarm": refused("log an error, and have the log watched"),
         "set_warning_message": works("calls"),
-        **_all(
-            "applications buffer_size cores has_threads is_a_reload loop magic_table sockets started_on unbit "
-            "version_info decorators",
-            refused("see docs/uwsgi-module.md"),
-        ),
+        "version_info": differs("uwsgi", "the version of uWSGI whose module this is like"),
+        **_all("cores has_threads started_on", works("uwsgi")),
+        "buffer_size": differs("uwsgi", "65,535: the largest payload of a packet"),
+        "is_a_reload": differs("uwsgi", "always False"),
+        **_all("applications loop unbit", differs("uwsgi", "always None")),
+        **_all("magic_table sockets", differs("uwsgi", "always empty")),
+        "decorators": works("service", "the module"),
     },
     "Web requests": {
-        **_all(
-            "set_logvar get_logvar log_this_request add_var sendfile offload start_response route",
-            refused("see docs/uwsgi-module.md"),
-        ),
+        "set_logvar": works("requests"),
+        "get_logvar": works("requests"),
+        "add_var": differs("requests", "the application's environ has it too"),
+        "sendfile": differs("requests", "sends at once, not after the application has returned"),
+        "cl": works("requests"),
+        "log_this_request": refused("give --access-log, which has every request"),
+        "offload": refused("use uwsgi.sendfile"),
+        "start_response": refused("call the start_response that the application gets"),
+        "route": refused("have nginx route requests"),
         **_all("chunked_read chunked_read_nb", _CHUNKED),
         **_all(
             "websocket_handshake websocket_recv websocket_recv_nb websocket_send websocket_send_binary",
@@ -212,7 +239,8 @@ DECORATORS: Mapping[str, Mapping[str, Name]] = {
         "postfork": works("decorators"),
         "postfork_chain": works("decorators"),
         "postfork_chain_hook": works("decorators"),
-        **_all("thread harakiri", refused("see docs/uwsgi-module.md", is_decorator=True)),
+        "thread": works("decorators"),
+        "harakiri": differs("decorators", "as for uwsgi.set_user_harakiri"),
         "lock": works("signal_decorators"),
     },
     "RPC": {"rpc": works("decorators")},

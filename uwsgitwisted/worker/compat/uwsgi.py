@@ -4,6 +4,7 @@ A module sets :data:`message_manager_marshal` or :data:`spooler`, or registers R
 them. New code that wants exceptions uses :mod:`uwsgitwisted.blocking`.
 """
 
+import time as _time
 from collections.abc import Callable as _Callable
 from typing import Any as _Any
 
@@ -29,11 +30,29 @@ SPOOL_OK = -2
 SPOOL_RETRY = -1
 SPOOL_IGNORE = 0
 
-#: How many workers the service has.
-numproc = 1
+#: Called in each worker before its first request.
+post_fork_hook: _Callable[[], object] | None = None
+
+#: The addresses of the spoolers that are known.
+spoolers: tuple[bytes, ...] = ()
+
+#: How many workers the service has, and how many requests each one runs at a time.
+numproc = cores = has_threads = 1
+#: When the process was started.
+started_on = int(_time.time())
+#: Workers are always started anew, and never forked by a process that has loaded the code.
+is_a_reload = False
+#: The largest payload of a packet.
+buffer_size = 65_535
+#: What uWSGI has of itself, and there is nothing of here.
+loop = unbit = applications = None
+sockets: list[int] = []
+magic_table: dict[bytes, bytes] = {}
 
 #: Ours, as bytes, which is what uWSGI has there on Python 3.
 version = __version__.encode()
+#: That of uWSGI whose module this is like, for code that asks what there is.
+version_info = (2, 0, 31, 0, b"uwsgitwisted")
 
 
 def __getattr__(name: str) -> _Any:

@@ -10,6 +10,7 @@ from typing import Any
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.wire.failure import describe
 from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.exchange import AnyExchange
 
 
@@ -48,10 +49,13 @@ class Handler:
             raise
         except Exception as error:
             raise describe(error, node=node) from error
+        requests.begin()
         try:
             return self.answer(request, self.run(value))
         except (Exception, SystemExit) as error:  # sys.exit() ends the request, not the worker
             raise describe(error, node=node) from error
+        finally:
+            requests.end()
 
 
 def _nothing(exchange: AnyExchange) -> None:
@@ -84,7 +88,10 @@ class StreamHandler:
         :raises RemoteError: if anything else fails. Its cause is the exception, as for a :class:`Handler`.
         """
         value = self.read(exchange)
+        requests.begin()
         try:
             self.serve(exchange, value)
         except (Exception, SystemExit) as error:
             raise describe(error, node=node) from error
+        finally:
+            requests.end()

@@ -20,6 +20,7 @@ from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.wire.vars import text_variables
 from uwsgitwisted.worker.compat.calls import worker_id
 from uwsgitwisted.worker.compat.install import install
+from uwsgitwisted.worker.compat.requests import web_request
 from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.module import load_module
@@ -83,12 +84,16 @@ def load(
 
     def serve(exchange: AnyExchange, environ: Environ) -> None:
         response, started = Response(exchange, environ), monotonic()
+        web_request.environ, web_request.response = environ, response
         try:
             run(find(environ) or _not_found, environ, response)
         finally:
+            web_request.environ = web_request.response = None
+            further, web_request.log_variables = web_request.log_variables, None
             if log is not None:
                 took = monotonic() - started
-                log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
+                entry = Entry(environ, response.status, response.size, took, worker_id(), time(), further or {})
+                log.write(entry)
 
     def refused(request: Packet, status: HTTPStatus, size: int) -> None:
         if log is not None:

@@ -159,6 +159,23 @@ class Response:
                     break
         self._finish(b"")
 
+    def send_file(self, descriptor: int, offset: int, size: int) -> None:
+        """Send a part of a regular file now, after which the body may go on.
+
+        :param size: how many bytes; 0 for all from *offset* on.
+        :raises OSError: if there is no such file.
+        """
+        size = size or os.fstat(descriptor).st_size - offset
+        head = b"" if self._sent else self._head(size)
+        if self._left is not None:
+            size = min(size, self._left)
+            self._left -= size
+        if head:
+            self._send(head)
+        if size > 0:
+            self._exchange.send_file(descriptor, offset, size)
+            self.size += size
+
     def _send(self, data: bytes) -> None:
         self._sent = True
         self._exchange.send(data)
@@ -178,15 +195,7 @@ class Response:
         rest = wrapper.rest()
         if rest is None or not self._status:
             return False
-        descriptor, offset, size = rest
-        head = b"" if self._sent else self._head(size)
-        if self._left is not None:
-            size = min(size, self._left)
-            self._left -= size
-        if head:
-            self._send(head)
-        self._exchange.send_file(descriptor, offset, size)
-        self.size += size
+        self.send_file(*rest)
         self._finish(b"")
         return True
 
@@ -225,9 +234,10 @@ class Response:
 
 def run(application: Application, environ: Environ, response: Response) -> None:
     """Run *application* for one request, and send its answer."""
-    result = application(environ, response.start)
+    result: Any = application(environ, response.start)
     try:
-        response.send(result)
+        # An application for uWSGI may return what uwsgi.sendfile() has: True.
+        response.send(() if result is True else result)
     finally:
         _close(result)
 
