@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.integration.services import TERMINATED, Launcher, Service, is_alive, script, until
+from tests.uwsgi_names import distribution_file
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import RemoteError, UwsgiError
 
@@ -139,6 +141,24 @@ def measure(count):
 
 uwsgi.cache_set("import", b"set by an import")
 
+# PyPI's own module, as a program has it that brings it along
+import importlib.util
+specification = importlib.util.spec_from_file_location("published", os.environ["PUBLISHED"])
+published = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(published)
+
+@published.signal(60, target="workers")
+def published_signal(number):
+    note("published signal", who())
+
+@published.timer(1000)
+def published_timer(number):
+    pass
+
+@published.mulefunc(2)
+def published_mulefunc(a):
+    note("published mulefunc", a, who())
+
 def wait_signal(number):
     uwsgi.cache_update("waits", b"1")
     uwsgi.signal_wait(number)
@@ -189,11 +209,13 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node(shared: Launcher) -> Node:
-    """A node with two workers, and two mules, of which the first takes messages by itself."""
+def node(shared: Launcher) -> Iterator[Node]:
+    """A node with two workers, and three mules: one takes messages itself, one waits, and one has a program."""
     options = ("--engine", "processes:2", "--timeout", "2", "--cache", "name=small,items=2")
     options += ("--mules", "2", "--mule", "my_handler:program")
-    return Node(shared.start("uwsgi-node", *options, handler=HANDLER))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PUBLISHED", str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
+        yield Node(shared.start("uwsgi-node", *options, handler=HANDLER))
 
 
 def test_cache_is_shared(node: Node) -> None:
@@ -317,6 +339,13 @@ def test_mule_with_a_program(node: Node) -> None:
     node.call("mule_msg", b"to the program", 3)
     node.wait_for("program got b'to the program' m3")
     until(lambda: node.ran.count("program m3 b'set by an import'") == 2, "a second run")
+
+
+def test_published_decorators(node: Node) -> None:
+    """PyPI's own uwsgidecorators has signals, timers and mules too."""
+    node.call("signal", 60)
+    node.call("published_mulefunc", 5)
+    node.wait_for("published signal w1", "published signal w2", "published mulefunc 5 m2")
 
 
 def test_reload_replaces_what_was_registered(node: Node) -> None:

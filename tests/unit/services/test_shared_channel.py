@@ -52,6 +52,16 @@ def test_calls(state: SharedState) -> None:
     assert two.answers() == [Frame(9, OK, ())]
 
 
+def test_a_call_that_is_cut_off(state: SharedState) -> None:
+    """A thread whose process dies in the middle of a call costs nobody else anything."""
+    one, two = Thread(state), Thread(state)
+    assert one.send(1, b"lock", b"3") == [Frame(1, OK, ())]
+    one.protocol.dataReceived(encode_frame(2, OK, [b"cache_set", b"key", bytes(1_000), b"0", b""])[:500])
+    one.protocol.connectionLost(Failure(ConnectionDone()))
+    assert two.send(1, b"cache_get", b"key", b"") == [Frame(1, OK, ())]
+    assert two.send(2, b"lock", b"3") == [Frame(2, OK, ())]
+
+
 @pytest.mark.parametrize("data", [b"\xff" * 9, 3 * encode_frame(1, OK, [b"is_locked", b"0"])])
 def test_what_ends_a_connection(state: SharedState, data: bytes) -> None:
     """Bytes that are no calls, and more calls than a thread makes at once, end the connection."""
@@ -112,6 +122,15 @@ def test_file_watches(tmp_path: Path) -> None:
     assert changes() == {"one", "all"}
     end_all()
     one.write_text("3")
+    assert changes() == {"one"}
+    below = tmp_path / "below"
+    below.mkdir()
+    changes()
+    end_below = watches.watch(str(below), lambda: changed.append("below"))
+    below.rmdir()
+    assert "below" in changes()
+    end_below()
+    one.write_text("4")
     assert changes() == {"one"}
     end_one()
     with pytest.raises(MisuseError, match="there is no directory"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from uwsgitwisted.errors import MisuseError
 class FileWatches:
     """The files and directories that are watched.
 
-    A file is watched by way of its directory, so that it may be replaced, removed or created.
+    A file is watched by way of its directory, so that it may be replaced, removed or created. A directory that
+    is removed is not watched any more.
 
     :param reactor: reads the events.
     """
@@ -57,8 +59,7 @@ class FileWatches:
                 | inotify.IN_DELETE
                 | inotify.IN_MOVED_FROM
                 | inotify.IN_MOVED_TO
-                | inotify.IN_DELETE_SELF
-            )
+            )  # not IN_DELETE_SELF, at which Twisted closes all watches
             self._notify.watch(FilePath(directory), changes, callbacks=[self._on_event(directory)])
         except (ImportError, OSError, inotify.INotifyError) as error:
             del self._callbacks[directory]
@@ -80,7 +81,8 @@ class FileWatches:
         if entry in callbacks:
             callbacks.remove(entry)
         if not callbacks and self._callbacks.pop(directory, None) is not None:
-            self._notify.ignore(FilePath(directory))
+            with contextlib.suppress(KeyError):  # the directory is gone
+                self._notify.ignore(FilePath(directory))
 
     def stop(self) -> None:
         """Watch nothing any more."""
