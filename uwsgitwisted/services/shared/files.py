@@ -49,8 +49,7 @@ class FileWatches:
             from twisted.python.filepath import FilePath
 
             if self._notify is None:
-                self._notify = inotify.INotify(self._reactor)
-                self._notify.startReading()
+                self._notify = _open_notify(self._reactor)
             changes = (
                 inotify.IN_MODIFY
                 | inotify.IN_ATTRIB
@@ -59,7 +58,7 @@ class FileWatches:
                 | inotify.IN_DELETE
                 | inotify.IN_MOVED_FROM
                 | inotify.IN_MOVED_TO
-            )  # not IN_DELETE_SELF, at which Twisted closes all watches
+            )
             self._notify.watch(FilePath(directory), changes, callbacks=[self._on_event(directory)])
         except (ImportError, OSError, inotify.INotifyError) as error:
             del self._callbacks[directory]
@@ -87,5 +86,21 @@ class FileWatches:
     def stop(self) -> None:
         """Watch nothing any more."""
         if self._notify is not None:
-            self._notify.loseConnection()
+            self._notify.close()
             self._notify = None
+
+
+def _open_notify(reactor: Any) -> Any:
+    """Return Twisted's inotify, which is closed by ``close()`` only, and reads events."""
+    from twisted.internet.inotify import INotify
+
+    class Notify(INotify):
+        def loseConnection(self, *args: Any) -> None:
+            """Go on: Twisted would end all watches when one directory is removed."""
+
+        def close(self) -> None:
+            super().loseConnection()  # type: ignore[no-untyped-call]
+
+    notify: Any = Notify(reactor)  # type: ignore[no-untyped-call]
+    notify.startReading()
+    return notify
