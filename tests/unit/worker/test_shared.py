@@ -10,7 +10,7 @@ import pytest
 
 from uwsgitwisted.errors import MisuseError, Unavailable, UnencodableMessage, UnknownFunction
 from uwsgitwisted.wire.calls import FAILED, OK, FrameDecoder, encode_frame
-from uwsgitwisted.worker.compat import shared, signal_decorators, signals, stores, uwsgi
+from uwsgitwisted.worker.compat import calls, shared, signal_decorators, signals, stores, uwsgi
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +192,10 @@ def test_timers_that_make_no_sense() -> None:
         signals.signal(1, "10.0.0.1:3031")
     with pytest.raises(MisuseError, match="there are no farms"):
         signals.mule_msg(b"x", "farm")  # type: ignore[arg-type]
+
+
+def test_queue_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of slots is the one that the service was given, or the default."""
+    assert stores.queue_size == 1_000
+    monkeypatch.setitem(calls.opt, "queue", b"50")
+    assert stores.queue_size == 50
