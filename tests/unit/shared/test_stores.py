@@ -62,7 +62,11 @@ def test_expiry(clock: Clock) -> None:
     assert one.get(b"a") == b"1"
     assert not one.set(b"b", b"2")
     clock.advance(0.1)
-    assert one.get(b"a") is None
+    assert one.set(b"b", b"2")
+    clock.advance(5)
+    assert one.set(b"b", b"3", 5, replace=True)
+    clock.advance(5)
+    assert one.get(b"b") is None
     assert one.set(b"b", b"2")
     assert one.keys() == [b"b"]
 
