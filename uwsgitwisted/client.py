@@ -20,7 +20,7 @@ from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.endpoint import make_endpoint
 from uwsgitwisted.transport.client.node import Node
-from uwsgitwisted.wire.message import decode_answer, encode_request
+from uwsgitwisted.wire.message import decoder, encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, RPC, SPOOL
 from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
 from uwsgitwisted.wire.tasks import (
@@ -53,12 +53,21 @@ class Client:
     :param reactor: connects, and runs the timers.
     :param max_message: the largest answer to accept, in bytes.
     :param plain: addresses to which the client never offers a session.
+    :param python2: the encoding of the text in the objects that Python 2 nodes answer, such as ``"utf-8"``,
+        which is decoded then; empty to leave it bytes.
+    :raises ValueError: if there is no such encoding.
     """
 
     def __init__(
-        self, reactor: Any, *, max_message: int = MAX_MESSAGE, plain: Iterable[AddressLike] = ()
+        self,
+        reactor: Any,
+        *,
+        max_message: int = MAX_MESSAGE,
+        plain: Iterable[AddressLike] = (),
+        python2: str = "",
     ) -> None:
         self._reactor = reactor
+        self._decode = decoder(python2)
         self._terms = Terms(max_message=max_message)
         self._plain = {parse_address(address) for address in plain}
         self._nodes: dict[Address, Node] = {}
@@ -94,7 +103,7 @@ class Client:
             node = self._find_node(address)
             check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
-            return node.call(packet, timeout, address=address, idempotent=idempotent, decode=decode_answer)
+            return node.call(packet, timeout, address=address, idempotent=idempotent, decode=self._decode)
         except UwsgiError as error:
             error.address = error.address or address
             return fail(error)

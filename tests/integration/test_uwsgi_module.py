@@ -35,15 +35,50 @@ def first(task):
     note(first=task["to"], jobs=[job.decode() for job in uwsgi.spooler_jobs()])
     found = uwsgi.spooler_get_task(task["spooler_task_name"])
     note(task=found[b"to"].decode(), pids=[uwsgi.spooler_pid(), *uwsgi.spooler_pids(), uwsgi.masterpid()])
+    in_time()
+    assert uwsgi.call("hello", b"ann") == b"hello ann"
     follow_up.spool(number=1)
 
 @spool
 def follow_up(task):
     note(follow_up=task["number"])
 
-@spool(pass_arguments=True)
-def add(a, b=0):
-    note(sum=a + b)
+@spoolforever
+def forever(task):
+    note(forever=True)
+
+@timer(1, target="worker")
+def ticking(number):
+    locked()
+    note(tick=number)
+
+@cron(0, 0, 1, 1, -1)
+def yearly(number):
+    note(yearly=number)
+
+@filemon({decorators!r})
+def changed(number):
+    note(changed=number)
+
+@lock
+def locked():
+    raise AssertionError("uwsgidecorators never calls it in a spooler")
+
+@mulefunc
+def in_a_mule():
+    pass
+
+@rpc("hello")
+def hello(name):
+    return b"hello " + name
+
+@harakiri(30)
+def in_time():
+    note(in_time=True)
+
+@thread
+def in_a_thread():
+    in_time()
 
 @postfork
 def started():
@@ -71,7 +106,17 @@ uwsgi.spooler = both
 def spooler(shared: Launcher) -> Service:
     source = _HANDLER.format(decorators=str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
     return shared.start(
-        *("uwsgi-spooler", "--engine", "processes:1", "--spool", "sqlite:spool.db", "--first-delay", "0.05"),
+        *(
+            "uwsgi-spooler",
+            "--engine",
+            "processes:1",
+            "--spool",
+            "sqlite:spool.db",
+            "--first-delay",
+            "0.05",
+            "--max-attempts",
+            "3",
+        ),
         handler=PREAMBLE + source,
         tcp=True,
     )
@@ -93,7 +138,9 @@ def test_uwsgidecorators_of_pypi(spooler: Service) -> None:
         ["ann"],
     )
     assert _noted(spooler, "started") == [1]
+    assert _noted(spooler, "in_time") == [True]
     assert len(_noted(spooler, "jobs")[0]) == 1
+    until(lambda: _noted(spooler, "tick"), "the timer")
     assert _noted(spooler, "pids") == [[spooler.pid] * 3]
 
 
@@ -128,3 +175,50 @@ def test_a_program_that_installs(spooler: Service, tmp_path: Path) -> None:
     ended = run_to_end([sys.executable, "-c", code], tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     until(lambda: "2" in _noted(spooler, "follow_up"), "the task of the program")
+
+
+def test_a_limit_for_what_runs_for_ever(spooler: Service) -> None:
+    """PyPI's @spoolforever returns SPOOL_RETRY, which counts as an attempt."""
+    task = script(blocking.enqueue, spooler.address, {"ud_spool_func": "forever", "ud_spool_ret": "-1"})
+    assert script(blocking.wait, spooler.address, task).state == "dead"
+    assert len(_noted(spooler, "forever")) == 3
+
+
+#: A module of a node, as it was written for Python 2, and a web application beside it.
+_NODE = """
+import uwsgi
+
+def answer(message, modifier2):
+    if message == "reload":
+        return uwsgi.reload()
+    return [uwsgi.masterpid(), "Dear " + message["name"], uwsgi.request_id(), uwsgi.opt["python2"]]
+
+uwsgi.message_manager_marshal = answer
+uwsgi.post_fork_hook = lambda: print("hook of", uwsgi.worker_id(), flush=True)
+
+def application(environ, start_response):
+    uwsgi.set_logvar("user", "ann")
+    uwsgi.add_var("REMOTE_USER", "bob")
+    start_response("200 OK", [])
+    return uwsgi.sendfile(__file__, 0, 1, 6)
+"""
+
+
+def test_a_node(launch: Launcher) -> None:
+    """A node has the hook, the web functions, the text of Python 2 callers, and reloads if it asks."""
+    service = launch.start(
+        *("uwsgi-node", "--engine", "processes:1", "--python2", "utf-8", "--wsgi", "my_handler"),
+        *("--access-log", "access.log"),
+        handler=_NODE,
+    )
+    service.wait_for("hook of 1")
+    pid, text, _, option = service.ask({b"name": b"Ann"})
+    assert (pid, text, option) == (service.pid, "Dear Ann", b"utf-8")
+    variables = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_PROTOCOL": "HTTP/1.0"}
+    page = script(blocking.send_message, service.address, 0, 0, variables)
+    assert page == b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nimport"
+    log = service.directory / "access.log"
+    until(lambda: log.exists() and ' user="ann"\n' in log.read_text(), "the variable in the log")
+    assert " bob [" in log.read_text()
+    assert service.ask(b"reload") is True
+    service.wait_for("every worker was replaced")

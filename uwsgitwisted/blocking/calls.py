@@ -21,14 +21,22 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import encode_request
-from uwsgitwisted.wire.packet import PING, RPC, SPOOL, Packet
+from uwsgitwisted.wire.packet import MARSHAL, PING, RPC, SPOOL, Packet
+from uwsgitwisted.wire.python2 import check_encoding, to_text
 from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
 from uwsgitwisted.wire.tasks import read_taken
 from uwsgitwisted.wire.vars import VarsValue
 
 
 def send_uwsgi_message(
-    host: str, port: int | str, modifier1: int, modifier2: int, message: object, timeout: float = 30
+    host: str,
+    port: int | str,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    timeout: float = 30,
+    *,
+    python2: str = "",
 ) -> object:
     """Send *message* to a node and return its answer.
 
@@ -38,6 +46,8 @@ def send_uwsgi_message(
     :param modifier2: a number from 0 to 255 that the handler gets.
     :param message: the content; :func:`uwsgitwisted.wire.message.encode_request` encodes it.
     :param timeout: seconds for the whole call: the look-up, connecting, sending, and receiving the answer.
+    :param python2: the encoding of the text in the object that a Python 2 node answers, such as ``"utf-8"``,
+        which is decoded then; empty to leave it bytes.
     :return: the object for modifier1 33, True or False for modifier1 17, else bytes.
     :raises MisuseError: if the message can't be sent; nothing was sent then.
     :raises ConnectionFailed: if connecting fails, or the connection breaks.
@@ -45,11 +55,17 @@ def send_uwsgi_message(
     :raises RequestTimeout: if the call times out.
     :raises ProtocolError: if the answer's bytes are broken.
     """
-    return send_message((host, port), modifier1, modifier2, message, timeout)
+    return send_message((host, port), modifier1, modifier2, message, timeout, python2=python2)
 
 
 def send_message(
-    address: AddressLike, modifier1: int, modifier2: int, message: object, timeout: float = 30
+    address: AddressLike,
+    modifier1: int,
+    modifier2: int,
+    message: object,
+    timeout: float = 30,
+    *,
+    python2: str = "",
 ) -> object:
     """Send *message* to an address and return its answer, as :func:`send_uwsgi_message` does.
 
@@ -58,15 +74,17 @@ def send_message(
     """
     refuse_in_reactor()
     place = parse_address(address)
+    python2 = python2 and check_encoding(python2)
     packet = _encode(address, modifier1, modifier2, message)
     try:
-        return call_fast(place, packet, _deadline(timeout))
+        answer = call_fast(place, packet, _deadline(timeout))
     except (UwsgiError, OSError) as error:
         raise _explained(error, address) from error.__cause__
+    return _decoded(answer, modifier1, python2)
 
 
 def send_multi_uwsgi_message(
-    cluster: Iterable[FanOutNode], modifier1: int, modifier2: int, timeout: float = 30
+    cluster: Iterable[FanOutNode], modifier1: int, modifier2: int, timeout: float = 30, *, python2: str = ""
 ) -> tuple[object, ...]:
     """Send each node its message, all in parallel, and return their answers in the same order.
 
@@ -74,10 +92,12 @@ def send_multi_uwsgi_message(
     :param modifier1: as for :func:`send_uwsgi_message`, the same for all nodes.
     :param modifier2: as for :func:`send_uwsgi_message`, the same for all nodes.
     :param timeout: seconds for all nodes together.
+    :param python2: as for :func:`send_uwsgi_message`.
     :raises MisuseError: if one of the messages can't be sent; nothing was sent to any node then.
     :raises FanOutError: if a node failed. Its ``results`` has each node's answer or error.
     """
     refuse_in_reactor()
+    python2 = python2 and check_encoding(python2)
     requests = [
         (address, parse_address(address), _encode(address, modifier1, modifier2, message))
         for address, message in split_nodes(cluster)
@@ -92,7 +112,7 @@ def send_multi_uwsgi_message(
             f"{len(failures)} of {len(results)} nodes failed: {'; '.join(map(str, failures))}",
             results=tuple(results),
         )
-    return tuple(results)
+    return tuple(_decoded(result, modifier1, python2) for result in results)
 
 
 def rpc(address: AddressLike, name: str | bytes, *args: VarsValue, timeout: float = 30) -> bytes | None:
@@ -241,6 +261,11 @@ def _encode(address: AddressLike, modifier1: int, modifier2: int, message: objec
     except UwsgiError as error:
         error.address = address
         raise
+
+
+def _decoded(answer: object, modifier1: int, python2: str) -> object:
+    """Return an answer, with text in place of the bytes of a Python 2 node if an encoding is given."""
+    return to_text(answer, python2) if python2 and modifier1 == MARSHAL else answer
 
 
 def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:

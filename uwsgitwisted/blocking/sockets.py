@@ -25,7 +25,6 @@ from uwsgitwisted.errors import (
     ConnectionBroken,
     ConnectionFailed,
     InvalidAddress,
-    NoAnswer,
     RequestTimeout,
     UwsgiError,
 )
@@ -49,8 +48,6 @@ LONGEST_WAIT = 3600.0
 NO_ANSWER = "no whole answer"
 #: The text of a timeout while the peer doesn't read.
 NOT_SENT = "the request could not be sent"
-#: uWSGI's default --buffer-size.
-_UWSGI_BUFFER_SIZE = 4096
 
 
 class Deadline(NamedTuple):
@@ -428,24 +425,16 @@ def _receive_answer(sock: socket.socket, exchange: PlainExchange, deadline: Dead
         try:
             data = yield from receive(sock, deadline)
         except ConnectionResetError as error:
-            if exchange.begun:
-                raise ConnectionBroken("the server reset the connection in the middle of the answer") from error
-            raise NoAnswer(_reset_text(len(exchange.outgoing))) from error
+            try:
+                exchange.receive_reset()
+            except ConnectionFailed as explained:
+                raise explained from error
         if data:
             exchange.receive(data)
         else:
             exchange.receive_eof()
         if not exchange.done:
             deadline.check(NO_ANSWER)
-
-
-def _reset_text(size: int) -> str:
-    text = "the server reset the connection instead of answering"
-    if size > _UWSGI_BUFFER_SIZE:
-        text += (
-            f"; a uWSGI does so to more bytes than its --buffer-size ({_UWSGI_BUFFER_SIZE}; these were {size})"
-        )
-    return text
 
 
 #: The event that TLS has to wait for, by the name of its exception, so that this needn't import ssl.

@@ -57,6 +57,7 @@ class NodeSettings:
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
+    :param python2: the encoding of the text of Python 2 callers; empty to leave it bytes.
     :param subscribe: the uWSGI routers to which the node is announced.
     """
 
@@ -69,6 +70,7 @@ class NodeSettings:
     threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
+    python2: str = ""
     subscribe: Sequence[RouterAddress] = ()
     shared: SharedSettings = field(default_factory=SharedSettings)
 
@@ -92,9 +94,8 @@ class NodeSettings:
             }
             loaders.append(Loader("uwsgitwisted.worker.handlers.wsgi:load", arguments))
         if self.handler:
-            loaders.append(
-                Loader("uwsgitwisted.worker.handlers.rpc:load_with_objects", {"module": self.handler})
-            )
+            objects = {"module": self.handler, "python2": self.python2}
+            loaders.append(Loader("uwsgitwisted.worker.handlers.rpc:load_with_objects", objects))
         return loaders
 
 

@@ -18,8 +18,9 @@ from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.shared.ring import QueueLimits
 from uwsgitwisted.shared.state import SharedLimits
 from uwsgitwisted.taps.access_logs import ACCESS_LOG
-from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import PYTHON2, ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
+from uwsgitwisted.wire.python2 import check_encoding
 
 _DEFAULTS = ServerSettings(listen=())
 
@@ -84,6 +85,7 @@ class Options(StaticOptions, ServerOptions):
 
     optParameters: list[list[Any]] = converted(
         ["handler", None, None, "The module that handles requests, as an import statement names it"],
+        ["python2", None, "", PYTHON2, check_encoding],
         ["wsgi", None, None, "The WSGI application that answers web requests: module:callable, module:factory(), or a module with a callable named 'application'"],
         ["resource", None, None, "The twisted.web resource that answers web requests, in the reactor's own process: module.Class, or module.name of a resource, a function that returns one, or a Klein application"],
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
@@ -192,6 +194,7 @@ def makeService(options: Options) -> IService:
         threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
+        python2=options["python2"],
         subscribe=options["subscribe"],
         shared=SharedSettings(
             SharedLimits(options["cache"], QueueLimits(options["queue"])),

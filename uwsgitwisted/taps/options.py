@@ -79,6 +79,12 @@ def engine(text: str) -> str:
     return text
 
 
+#: The help of --python2.
+PYTHON2 = (
+    "The encoding of the text that Python 2 callers send, such as utf-8; without this, handlers get it as bytes"
+)
+
+
 class ServiceOptions(usage.Options):
     """The options that every service has, and the way in which all are parsed.
 

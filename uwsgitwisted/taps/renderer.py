@@ -10,8 +10,9 @@ from twisted.python import usage
 
 from uwsgitwisted.services.listening import is_loopback
 from uwsgitwisted.services.renderer import MAX_MEMORY, make_renderer
-from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
+from uwsgitwisted.taps.options import PYTHON2, ServerOptions, convert, converted, installed_reactor, size
 from uwsgitwisted.timeouts import parse_timeout
+from uwsgitwisted.wire.python2 import check_encoding
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.templates.engines import parse_engine_for
 
@@ -51,6 +52,7 @@ class Options(ServerOptions):
         ["filters", None, "", "Mako filters for every ${...}, separated by commas, such as h to escape for HTML"],
         ["autoescape", None, "", "Escape for HTML in templates with these extensions, separated by commas, such as html,xml"],
         ["encoding", None, "utf-8", "The encoding of the templates", encoding],
+        ["python2", None, "", PYTHON2, check_encoding],
         ["answer", None, "text", "What a page is sent as: text, or bytes, for callers in Python 2", answer],
         ["max-output", None, MAX_MESSAGE, "The largest page: bytes, or a number with K, M or G", size],
         ["module-directory", None, "", "Keep compiled templates in this directory, for workers that start later"],
@@ -104,6 +106,7 @@ class Options(ServerOptions):
         """Return the arguments of what loads the templates in a worker."""
         return {
             "directories": self["templates"],
+            "python2": self["python2"],
             "filters": words(self["filters"]),
             "autoescape": words(self["autoescape"]),
             "strict": bool(self["strict"]),

@@ -7,7 +7,7 @@ the Deferred client all use this.
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import ConnectionBroken, MisuseError, NoAnswer, PacketTooLarge
+from uwsgitwisted.errors import ConnectionBroken, MisuseError, NoAnswer, PacketTooLarge, ProtocolError
 from uwsgitwisted.wire.message import answers_raw, decode_answer, needs_session
 from uwsgitwisted.wire.packet import ECHO, RPC, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.rpc import LONG_ANSWER, long_size
@@ -19,6 +19,12 @@ MAX_RAW_ANSWER = 16 * 1024 * 1024
 _MEANINGS = {RPC: " (in plain uwsgi also a function that is unknown, or returned nothing)"}
 
 
+#: How an answer begins that is HTTP.
+_HTTP = b"HTTP/"
+#: uWSGI's default --buffer-size, in bytes.
+BUFFER_SIZE = 4_096
+
+
 class PlainExchange:
     """A request and its answer, on a connection of their own.
 
@@ -28,7 +34,18 @@ class PlainExchange:
     :raises MisuseError: if the request is a task with a body, which a plain spooler would misread.
     """
 
-    __slots__ = ("_chunks", "_decoder", "_limit", "_need", "_raw", "_request", "_size", "answer", "outgoing")
+    __slots__ = (
+        "_chunks",
+        "_decoder",
+        "_head",
+        "_limit",
+        "_need",
+        "_raw",
+        "_request",
+        "_size",
+        "answer",
+        "outgoing",
+    )
 
     def __init__(self, request: Packet, *, limit: int = MAX_RAW_ANSWER) -> None:
         if needs_session(request):
@@ -47,6 +64,8 @@ class PlainExchange:
         self._chunks: list[bytes] = []
         self._size = 0
         self._need: int | None = None
+        # The first bytes of a framed answer, as many as tell HTTP from it.
+        self._head = b""
 
     @property
     def done(self) -> bool:
@@ -63,12 +82,20 @@ class PlainExchange:
 
         :raises PacketTooLarge: if the answer is over the limit.
         :raises MalformedPacket: if the size of a long answer can't be read.
+        :raises ProtocolError: if the answer is HTTP, and shouldn't be.
         """
         if self.done:
             return
         if self._raw:
             self._add_raw(data)
             return
+        if len(self._head) < len(_HTTP):
+            self._head += data[: len(_HTTP) - len(self._head)]
+            if self._head == _HTTP:
+                raise ProtocolError(
+                    "the server at this address answers with HTTP, so it is no uwsgi server; name the "
+                    "port of its uwsgi socket"
+                )
         packets = self._decoder.receive(data)
         if packets:
             self._handle_packet(packets[0])
@@ -86,8 +113,23 @@ class PlainExchange:
         elif self.begun:
             raise ConnectionBroken("the connection ended in the middle of the answer")
         else:
-            meaning = _MEANINGS.get(self._request.modifier1, "")
-            raise NoAnswer(f"the connection ended without an answer; the server's log says why{meaning}")
+            raise NoAnswer(
+                "the connection ended without an answer; the server's log says why"
+                f"{_MEANINGS.get(self._request.modifier1, '')}"
+            )
+
+    def receive_reset(self) -> None:
+        """Handle a connection that the peer has reset.
+
+        :raises NoAnswer: if the peer sent nothing at all.
+        :raises ConnectionBroken: if it sent only a part of an answer.
+        """
+        if self.begun:
+            raise ConnectionBroken("the server reset the connection in the middle of the answer")
+        text, size = "the server reset the connection instead of answering", len(self.outgoing)
+        if size > BUFFER_SIZE:
+            text += f"; a uWSGI does so to more bytes than its --buffer-size ({BUFFER_SIZE}; these were {size})"
+        raise NoAnswer(text)
 
     def result(self) -> object:
         """Return the decoded answer: see :func:`~uwsgitwisted.wire.message.decode_answer`.

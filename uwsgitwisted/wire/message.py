@@ -23,6 +23,7 @@ from uwsgitwisted.wire.packet import (
     Packet,
     encode_packet,
 )
+from uwsgitwisted.wire.python2 import check_encoding, to_text
 from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_result, encode_call, encode_plain
 from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_item, encode_vars, to_bytes
@@ -146,6 +147,23 @@ def decode_answer(packet: Packet) -> object:
     """
     decoder = _DECODERS.get(packet.modifier1)
     return packet.payload if decoder is None else decoder(packet)
+
+
+def decoder(python2: str = "") -> Callable[[Packet], object]:
+    """Return what decodes answers: :func:`decode_answer`, or what also makes text of the bytes in objects.
+
+    :param python2: the encoding of text from Python 2; empty to leave it bytes.
+    :raises ValueError: if there is no such encoding.
+    """
+    if not python2:
+        return decode_answer
+    encoding = check_encoding(python2)
+
+    def decode(packet: Packet) -> object:
+        value = decode_answer(packet)
+        return to_text(value, encoding) if packet.modifier1 == MARSHAL else value
+
+    return decode
 
 
 def needs_session(packet: Packet) -> bool:

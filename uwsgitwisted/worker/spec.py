@@ -115,10 +115,10 @@ class WorkerSpec:
     masterpid: int = 0
     accepting: Accepting | None = None
     threads: int = 1
+    spooler: str | None = None
     shares: bool = False
     mule: str | None = None
     traces: bool = False
-    spooler: str | None = None
 
     @property
     def is_watched(self) -> bool:

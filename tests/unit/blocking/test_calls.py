@@ -180,7 +180,7 @@ def test_a_raw_answer_without_end() -> None:
         ([ANSWER[:-1]], ConnectionFailed, "in the middle"),
         ([frame(33, 0, b"junk")], UnsafeObject, "."),
         ([frame(33, 0, marshal.dumps("page", 2) + b"tail")], UnsafeObject, "."),
-        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], ConnectionFailed, "in the middle"),
+        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], ProtocolError, "answers with HTTP"),
     ],
 )
 def test_bad_answers(pieces: list[bytes], error: type[UwsgiError], reason: str) -> None:
@@ -189,6 +189,19 @@ def test_bad_answers(pieces: list[bytes], error: type[UwsgiError], reason: str) 
         with pytest.raises(error, match=reason) as caught:
             blocking.send_message(server.address, 33, 0, MESSAGE, 10)
         assert caught.value.address == server.address
+
+
+def test_a_python2_node() -> None:
+    """The text in the answers of a Python 2 node is text with the encoding, and bytes without."""
+    with ScriptedServer(answering(frame(33, 0, marshal.dumps([b"ann"], 2)))) as server:
+        host, port = server.address
+        assert blocking.send_message(server.address, 33, 0, None, 10) == [b"ann"]
+        assert blocking.send_message(server.address, 33, 0, None, 10, python2="utf-8") == ["ann"]
+        assert blocking.send_uwsgi_message(host, port, 33, 0, None, 10, python2="utf-8") == ["ann"]
+        nodes = [(server.address, None)] * 2
+        assert blocking.send_multi_uwsgi_message(nodes, 33, 0, 10, python2="utf-8") == (["ann"], ["ann"])
+        with pytest.raises(ValueError, match="no text encoding"):
+            blocking.send_message(server.address, 33, 0, None, 10, python2="nothing")
 
 
 def test_a_reset() -> None:

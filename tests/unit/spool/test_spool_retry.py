@@ -44,6 +44,11 @@ def test_crashes() -> None:
     assert judge(OutcomeKind.CRASHED, attempts=1, crashes=1) == Decision(Action.DEAD_LETTER, 2, 2, error="why")
 
 
+def test_again() -> None:
+    """A run of what runs for ever counts for nothing, at whatever counts; earlier failures stay counted."""
+    assert judge(OutcomeKind.AGAIN, attempts=3, crashes=1) == Decision(Action.RETRY, 3, 1, 1.0)
+
+
 def test_every_ending_has_a_verdict() -> None:
     """The tables have every outcome."""
     assert all(judge(ending) for ending in OutcomeKind)

@@ -595,7 +595,7 @@ reactor.run()
         """Each option of a renderer reaches what loads its templates."""
         given = (
             "--templates /a --templates /b --autoescape html,xml --imports one --imports two "
-            "--encoding latin-1 "
+            "--encoding latin-1 --python2 utf-8 "
             "--engine-for .j=jinja2 --engine-for *=mako --preload --no-reload --max-output 1M --answer bytes "
             "--module-directory /c --result-cache 2M --result-age 5"
         )
@@ -612,6 +612,7 @@ reactor.run()
             "reload": False,
             "max_output": 1 << 20,
             "answer": "bytes",
+            "python2": "utf-8",
             "module_directory": "/c",
             "result_cache": 2 << 20,
             "result_age": 5.0,

@@ -22,7 +22,7 @@ import pytest
 from mako.codegen import RESERVED_NAMES
 from mako.template import Template
 
-from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject
+from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject, UwsgiError
 from uwsgitwisted.files import open_below
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, RPC, Packet
@@ -945,3 +945,12 @@ def test_example_page() -> None:
     assert "<title>The Fibonacci sequence</title>" in text
     assert "<td>1</td><td>&lt;b&gt;</td>" in text
     assert "<footer>noon &amp; later</footer>" in text
+
+
+def test_text_of_python2(tmp_path: Path) -> None:
+    """With an encoding, templates get the text of Python 2 callers; without one, the error names the option."""
+    (tmp_path / "a.txt").write_text("Dear ${'Ms ' + name}")
+    request = Packet(33, 0, dumps((b"a.txt", {b"name": b"A"})))
+    assert load([str(tmp_path)], python2="utf-8")[33](request).payload == dumps("Dear Ms A")
+    with pytest.raises(UwsgiError, match="--python2 utf-8"):
+        load([str(tmp_path)])[33](request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionLost as TwistedConnectionLost
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -45,6 +46,8 @@ class PlainProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Complete the request with the answer that has come, or with an error."""
         try:
+            if reason.check(ConnectionResetError, TwistedConnectionLost) and not self._exchange.done:
+                self._exchange.receive_reset()
             if not reason.check(ConnectionDone):
                 raise ConnectionBroken(f"the connection broke: {reason.getErrorMessage()}")
             self._exchange.receive_eof()

@@ -44,15 +44,15 @@ class Process:
     :param masterpid: the service's own process, which starts the workers or is one; 0 in a script.
     :param worker_id: which worker this is, from 1; 0 outside one.
     :param spooler: the address of the spooler that gets its tasks, if nothing else says; empty for none.
-    :param is_spooler: whether it is a spooler's, which runs periodic functions as tasks.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
+    :param is_spooler: whether it runs tasks, periodic ones too.
     """
 
     masterpid: int = 0
     worker_id: int = 0
     spooler: str = ""
-    is_spooler: bool = False
     serves_strangers: bool = False
+    is_spooler: bool = False
 
 
 #: This one.
@@ -97,7 +97,9 @@ def send_uwsgi_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_uwsgi_message`.
     """
-    return blocking.send_uwsgi_message(host, port, modifier1, modifier2, message, timeout)
+    return blocking.send_uwsgi_message(
+        host, port, modifier1, modifier2, message, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 @_logged
@@ -111,7 +113,9 @@ def send_multi_uwsgi_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_multi_uwsgi_message`.
     """
-    return blocking.send_multi_uwsgi_message(cluster, modifier1, modifier2, timeout)
+    return blocking.send_multi_uwsgi_message(
+        cluster, modifier1, modifier2, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 @_logged
@@ -126,7 +130,9 @@ def send_message(
 
     The parameters are those of :func:`uwsgitwisted.blocking.send_message`.
     """
-    return blocking.send_message(dest, modifier1, modifier2, message, timeout)
+    return blocking.send_message(
+        dest, modifier1, modifier2, message, timeout, python2=_text(opt.get("python2"))
+    )
 
 
 def spool(task: Mapping[str | bytes, VarsValue] | None = None, /, **variables: Any) -> bool:

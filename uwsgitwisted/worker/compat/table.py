@@ -64,13 +64,13 @@ def _all(names: str, entry: Name) -> dict[str, Name]:
     return dict.fromkeys(names.split(), entry)
 
 
-_PERIODIC = "a spooler runs it as a task; any other service by a signal"
-_CACHE = "a cache that --cache doesn't name is an error, and none is another server's"
-_TIMER = "a fraction is possible; there is no tick while the last one's function runs"
 _SPOOL = (
     "Returns True, where uWSGI returns a file's name. Text and numbers are accepted too; other types, and a "
     "task that is not taken, are a ValueError."
 )
+_PERIODIC = "a spooler runs it as a task; any other service by a signal"
+_CACHE = "a cache that --cache doesn't name is an error, and none is another server's"
+_TIMER = "a fraction is possible; there is no tick while the last one's function runs"
 _FARM = refused("send work with uwsgi.spool to a spooler, whose queues have workers of their own")
 _SHAREDAREA = refused("keep shared values in a cache server, or in multiprocessing.shared_memory")
 _SNMP = refused("count in the application, with a library such as prometheus-client")

@@ -5,9 +5,12 @@ An engine loads this module, in a worker process or in the reactor's own process
 
 from __future__ import annotations
 
+from functools import partial
+
 from uwsgitwisted.errors import UnknownModifier
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.python2 import explain, to_text
 from uwsgitwisted.worker.compat.install import install
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.handlers.module import load_handlers
@@ -22,9 +25,12 @@ def load(module: str) -> dict[int, Handler]:
     return table()
 
 
-def table() -> dict[int, Handler]:
-    """Return the handler of objects, by modifier1, for a module that is loaded."""
-    return {MARSHAL: Handler(run, answer, read)}
+def table(python2: str = "") -> dict[int, Handler]:
+    """Return the handler of objects, by modifier1, for a module that is loaded.
+
+    :param python2: the encoding of the text of Python 2 callers, which is decoded; empty to leave it bytes.
+    """
+    return {MARSHAL: Handler(run, answer, partial(read_text, encoding=python2) if python2 else read)}
 
 
 def read(request: Packet) -> tuple[object, int]:
@@ -33,6 +39,11 @@ def read(request: Packet) -> tuple[object, int]:
     :raises UnsafeObject: if the payload is not a plain marshalled object.
     """
     return loads(request.payload), request.modifier2
+
+
+def read_text(request: Packet, encoding: str) -> tuple[object, int]:
+    """Do as :func:`read`, and make text of the bytes in the object."""
+    return to_text(loads(request.payload), encoding), request.modifier2
 
 
 def run(message: tuple[object, int]) -> object:
@@ -49,7 +60,11 @@ def run(message: tuple[object, int]) -> object:
             "it to a function (object, modifier2) that returns the answer",
             modifier1=MARSHAL,
         )
-    return function(*message)
+    try:
+        return function(*message)
+    except Exception as error:
+        explain(error, message)
+        raise
 
 
 def answer(request: Packet, result: object) -> Packet:

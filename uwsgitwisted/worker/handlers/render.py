@@ -20,6 +20,7 @@ from typing import Any
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.python2 import to_text
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.spec import HandlerTable
@@ -36,12 +37,19 @@ Asked = tuple[str, Mapping[Any, object]]
 
 
 def load(
-    directories: Sequence[str], *, answer: str = "text", web: bool = False, debug: bool = False, **settings: Any
+    directories: Sequence[str],
+    *,
+    answer: str = "text",
+    python2: str = "",
+    web: bool = False,
+    debug: bool = False,
+    **settings: Any,
 ) -> HandlerTable:
     """Return the handlers that render templates, by modifier1: for objects, and for RPC.
 
     :param directories: the directories of the templates.
     :param answer: one of :data:`ANSWERS`.
+    :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
     :param web: whether to answer web requests too; that needs a worker process.
     :param debug: whether those get a page about a template that failed.
     :param settings: the other fields of :class:`RenderSettings`.
@@ -50,13 +58,13 @@ def load(
     renderer = Renderer(RenderSettings(directories, **settings))
     if renderer.caches:
         atexit.register(_report, renderer)
-    handlers: HandlerTable = {**table(renderer, answer), **render_rpc.table(renderer)}
+    handlers: HandlerTable = {**table(renderer, answer, python2), **render_rpc.table(renderer)}
     return {**handlers, **pages.table(renderer, debug=debug)} if web else handlers
 
 
-def table(renderer: Renderer, answer: str = "text") -> dict[int, Handler]:
+def table(renderer: Renderer, answer: str = "text", python2: str = "") -> dict[int, Handler]:
     """Return the handler of a renderer, by modifier1."""
-    objects = Objects(renderer, ANSWERS[answer])
+    objects = Objects(renderer, ANSWERS[answer], python2)
     if renderer.caches:
         return {MARSHAL: Handler(objects.run_cached, objects.answer, objects.read_cached)}
     return {MARSHAL: Handler(objects.run, objects.answer, objects.read)}
@@ -74,9 +82,11 @@ class Objects:
 
     :param renderer: renders.
     :param code: the type code of marshal for a page.
+    :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
     """
 
-    def __init__(self, renderer: Renderer, code: bytes) -> None:
+    def __init__(self, renderer: Renderer, code: bytes, python2: str = "") -> None:
+        self._python2 = python2
         self._renderer = renderer
         self._code = code
 
@@ -86,7 +96,8 @@ class Objects:
         :raises UnsafeObject: if the payload is not a plain marshalled object.
         :raises MisuseError: as :func:`read_request`.
         """
-        return read_request(loads(request.payload))
+        message = loads(request.payload)
+        return read_request(to_text(message, self._python2) if self._python2 else message)
 
     def run(self, asked: Asked | list[object]) -> bytes:
         """Render what is asked for; return the marshalled answer."""

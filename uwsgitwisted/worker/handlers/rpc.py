@@ -24,13 +24,14 @@ def load(module: str) -> dict[int, Handler]:
     return _table()
 
 
-def load_with_objects(module: str) -> dict[int, Handler]:
+def load_with_objects(module: str, *, python2: str = "") -> dict[int, Handler]:
     """Do the same for a module that may also answer objects (modifier1 33), or handle signals, or only those.
 
+    :param python2: the encoding of the text of Python 2 callers; empty to leave it bytes.
     :raises StartupError: if it can't be imported, or does none of it.
     """
     load_handlers(module, "message_manager_marshal", "register_rpc", "register_signal")
-    return marshal.table() | _table()
+    return marshal.table(python2) | _table()
 
 
 def run(call: tuple[Callable[..., object], tuple[bytes, ...]]) -> object:

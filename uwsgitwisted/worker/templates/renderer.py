@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from uwsgitwisted.errors import StartupError, UwsgiError
+from uwsgitwisted.wire.python2 import explain
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.templates import engines
 from uwsgitwisted.worker.templates.directories import Found
@@ -200,6 +201,7 @@ class Renderer:
         try:
             compiled.engine.render(compiled.template, variables, output, part)
         except Exception as error:
+            explain(error, variables)
             raised = failure(whole, error)
             if raised is error:
                 raise

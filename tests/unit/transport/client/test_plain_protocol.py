@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.unit.transports import Link, ScriptedServer
@@ -63,6 +65,37 @@ def test_eof(server: ScriptedServer, expected: type[UwsgiError]) -> None:
     """A connection that ends before the answer does is an error."""
     _, results, _ = ask(server)
     assert type(error(results)) is expected
+
+
+@pytest.mark.parametrize(("size", "hinted"), [(10, False), (5_000, True)])
+def test_reset(size: int, hinted: bool) -> None:
+    """A reset says that a uWSGI may have found the request too large, if it was."""
+    protocol = PlainProtocol(PlainExchange(Packet(33, 0, b"x" * size)))
+    results: list[object] = []
+    protocol.finished.addBoth(results.append)
+    protocol.makeConnection(StringTransport())
+    protocol.connectionLost(Failure(ConnectionLost()))
+    caught = error(results)
+    assert isinstance(caught, NoAnswer)
+    assert str(caught).startswith("the server reset the connection instead of answering")
+    assert ("--buffer-size (4096; these were 5004)" in str(caught)) is hinted
+
+
+@pytest.mark.parametrize("pieces", [(b"HTTP/1.1 400 Bad Request\r\n\r\n",), (b"HT", b"T", b"P/1.0 200 OK\r\n")])
+def test_an_http_server(pieces: tuple[bytes, ...]) -> None:
+    """HTTP is no answer to anything but a web request, and the error says what is there."""
+    protocol = PlainProtocol(PlainExchange(ASK))
+    results: list[object] = []
+    protocol.finished.addBoth(results.append)
+    protocol.makeConnection(StringTransport())
+    for piece in pieces:
+        protocol.dataReceived(piece)
+    assert "answers with HTTP, so it is no uwsgi server" in str(error(results))
+    web = PlainExchange(Packet(0, 0, b""))
+    for piece in pieces:
+        web.receive(piece)
+    web.receive_eof()
+    assert web.answer == Packet(0, 0, b"".join(pieces))
 
 
 def test_broken_connection() -> None:
