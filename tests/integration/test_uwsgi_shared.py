@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.integration.services import TERMINATED, Launcher, Service, is_alive, script, until
+from tests.uwsgi_names import distribution_file
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import RemoteError, UwsgiError
 
@@ -126,6 +128,37 @@ def in_fork():
     os.waitpid(pid, 0)
     return uwsgi.cache_get("child"), uwsgi.cache_get("parent")
 
+def program():
+    note("program", who(), uwsgi.cache_get("import"))
+    message = uwsgi.mule_get_msg()
+    note("program got", message, who())
+
+def measure(count):
+    began = time.perf_counter()
+    for _ in range(count):
+        uwsgi.cache_get("import")
+    return (time.perf_counter() - began) / count
+
+uwsgi.cache_set("import", b"set by an import")
+
+# PyPI's own module, as a program has it that brings it along
+import importlib.util
+specification = importlib.util.spec_from_file_location("published", os.environ["PUBLISHED"])
+published = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(published)
+
+@published.signal(60, target="workers")
+def published_signal(number):
+    note("published signal", who())
+
+@published.timer(1000)
+def published_timer(number):
+    pass
+
+@published.mulefunc(2)
+def published_mulefunc(a):
+    note("published mulefunc", a, who())
+
 def wait_signal(number):
     uwsgi.cache_update("waits", b"1")
     uwsgi.signal_wait(number)
@@ -176,10 +209,13 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node(shared: Launcher) -> Node:
-    """A node with two workers, and two mules, of which the first takes messages by itself."""
-    options = ("--engine", "processes:2", "--timeout", "2", "--mules", "2", "--cache", "name=small,items=2")
-    return Node(shared.start("uwsgi-node", *options, handler=HANDLER))
+def node(shared: Launcher) -> Iterator[Node]:
+    """A node with two workers, and three mules: one takes messages itself, one waits, and one has a program."""
+    options = ("--engine", "processes:2", "--timeout", "2", "--cache", "name=small,items=2")
+    options += ("--mules", "2", "--mule", "my_handler:program")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PUBLISHED", str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
+        yield Node(shared.start("uwsgi-node", *options, handler=HANDLER))
 
 
 def test_cache_is_shared(node: Node) -> None:
@@ -291,10 +327,25 @@ def test_mules(node: Node) -> None:
     node.wait_for("message die m1")
     node.call("mule_msg", b"again", 1)
     node.wait_for("message again m1")
-    with pytest.raises(RemoteError, match="this service has no mule 3: it has 1 to 2"):
-        node.call("mule_msg", b"lost", 3)
+    with pytest.raises(RemoteError, match="this service has no mule 4: it has 1 to 3"):
+        node.call("mule_msg", b"lost", 4)
     with pytest.raises(RemoteError, match="only in a mule"):
         node.call("mule_get_msg")
+
+
+def test_mule_with_a_program(node: Node) -> None:
+    """A mule runs its program, which gets messages too; when that has ended, it is started again."""
+    node.wait_for("program m3 b'set by an import'")
+    node.call("mule_msg", b"to the program", 3)
+    node.wait_for("program got b'to the program' m3")
+    until(lambda: node.ran.count("program m3 b'set by an import'") == 2, "a second run")
+
+
+def test_published_decorators(node: Node) -> None:
+    """PyPI's own uwsgidecorators has signals, timers and mules too."""
+    node.call("signal", 60)
+    node.call("published_mulefunc", 5)
+    node.wait_for("published signal w1", "published signal w2", "published mulefunc 5 m2")
 
 
 def test_reload_replaces_what_was_registered(node: Node) -> None:
@@ -312,9 +363,36 @@ def test_reload_replaces_what_was_registered(node: Node) -> None:
     assert node.call("cache_get", "key") == b"value"
 
 
+TASKS = """
+import uwsgi
+from uwsgidecorators import signal, spool
+
+@signal(7, target="spooler")
+def counted(number):
+    print("signal in the spooler after", uwsgi.cache_num("tasks"), "tasks", flush=True)
+
+@spool
+def work(arguments):
+    uwsgi.lock()
+    uwsgi.cache_inc("tasks")
+    uwsgi.unlock()
+    uwsgi.signal(7)
+"""
+
+
+def test_spooler(shared: Launcher) -> None:
+    """The workers of a spooler share state too, and have signals."""
+    spooler = shared.start(
+        "uwsgi-spooler", "--engine", "processes:2", "--spool", "sqlite:spool.sqlite", handler=TASKS
+    )
+    for _ in range(2):
+        script(blocking.spool, spooler.address, {"ud_spool_func": "work"})
+    spooler.wait_for("signal in the spooler after 2 tasks")
+
+
 def test_stop_ends_mules(node: Node) -> None:
     """The service's end leaves no worker and no mule."""
-    until(lambda: len(node.service.workers()) == 4, "the old processes have ended")
+    until(lambda: len(node.service.workers()) == 5, "the old processes have ended")
     processes = node.service.workers()
     assert node.service.terminate() == TERMINATED
     assert not any(map(is_alive, processes))

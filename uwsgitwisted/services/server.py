@@ -103,6 +103,7 @@ class ServerService(Service):
         """
         description = self._engine.description
         processes = worker_count(description) if description.startswith("processes:") else 0
+        processes += 0 if self._shared is None else self._shared.mules
         allowed = allowed_connections(limits.max_connections, processes)
         if allowed < limits.max_connections:
             self._log.warn(

@@ -142,6 +142,7 @@ class Options(StaticOptions, ServerOptions):
             raise usage.UsageError("--wsgi-threads is for WSGI applications: give --wsgi or --mount too")
         for path in self["mount"].keys() & self["static"].keys():
             raise usage.UsageError(f"--static {path or '/'}=...: an application is mounted at {path or '/'}")
+        self._check_mules()
         if self["resource"]:
             self._check_resource()
         elif not self["mount"] and not self["static"]:
@@ -149,6 +150,18 @@ class Options(StaticOptions, ServerOptions):
         elif not self["engine"].startswith("processes"):
             what = "WSGI applications" if self["mount"] else "static files"
             raise usage.UsageError(f"--engine {self['engine']}: {what} need --engine processes:N")
+
+    def _check_mules(self) -> None:
+        """Refuse mules where nothing starts them, and more than there may be."""
+        if not self["mule"] and not self["mules"]:
+            return
+        option = "mule" if self["mule"] else "mules"
+        if self["resource"] and not self["handler"]:
+            raise usage.UsageError(f"--{option}: mules load the handler module, so give --handler too")
+        if not self["engine"].startswith("processes"):
+            raise usage.UsageError(f"--engine {self['engine']}: mules need --engine processes:N")
+        if len(self["mule"]) + self["mules"] > _MAX_MULES:
+            raise usage.UsageError(f"--{option}: there may be {_MAX_MULES} mules")
 
     def _check_resource(self) -> None:
         given = next((option for option in ("wsgi", "mount", "static") if self[option]), None)

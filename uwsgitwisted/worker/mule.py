@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 
-from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.install import run_post_fork_hooks
 from uwsgitwisted.worker.compat.shared import call
 from uwsgitwisted.worker.compat.signals import serve_mule
 from uwsgitwisted.worker.worker import READ_SIZE, Worker
@@ -30,7 +30,7 @@ def run_mule(worker: Worker, connection: socket.socket, program: str) -> None:
     worker.negotiate()
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     call("mule_become")  # its predecessor may still be ending
-    postfork_chain_hook()
+    run_post_fork_hooks()
     if program:
         run_program(program)
     else:

@@ -88,3 +88,18 @@ def test_refusals() -> None:
     waiting = queue(*(job(upload=True) for _ in range(4)), limit=4)
     assert isinstance(waiting.refusal(PEER, upload=True), Busy)
     assert waiting.refusal(PEER, upload=False) is None
+
+
+def test_pinned_requests() -> None:
+    """A request for one worker waits for that one alone, before all others, and goes back to its place."""
+    first, second, other = (Job(Request(Packet(WSGI, 0)), 0.0, lambda _: None, number) for number in (1, 1, 2))
+    waiting = queue(first, second, other, job())
+    assert len(waiting) == 1
+    assert waiting.pop_pinned(1) is first
+    assert waiting.pop_pinned(1) is second
+    assert waiting.pop_pinned(1) is None
+    waiting.put_back([first, second])
+    assert waiting.discard(second)
+    assert not waiting.discard(second)
+    assert [waiting.pop_pinned(1), waiting.pop_pinned(2)] == [first, other]
+    assert not waiting.pinned

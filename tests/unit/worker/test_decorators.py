@@ -428,6 +428,18 @@ def test_many_timers() -> None:
     assert run({"ud_spool_func": f"{name}#2"}).payload == marshal.dumps(41, 2)
 
 
+def test_periodic_functions_and_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spooler runs periodic functions as tasks; in any other service, signals run them."""
+    uwsgidecorators.timer(1)(tick)
+    assert signals.find_function(0) is tick
+    monkeypatch.setattr(calls.process, "is_spooler", True)
+    uwsgidecorators.cron(0, 5, -1, -1, -1)(tick)
+    uwsgidecorators.mstimer(500)(tick)
+    assert [one.signum for one in decorators.periodic.values()] == [0, 1, 2]
+    assert [one.get("seconds") for one in spool_handler.periodic()] == [1.0, None, 0.5]
+    assert signals.signal_registered(1) is None
+
+
 @pytest.mark.parametrize("seconds", [0, -1, 0.0, float("nan"), float("inf"), "5", None, True])
 def test_timers_that_make_no_sense(seconds: Any) -> None:
     """A timer takes a number of seconds above 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from uwsgitwisted.errors import MisuseError
 class FileWatches:
     """The files and directories that are watched.
 
-    A file is watched by way of its directory, so that it may be replaced, removed or created.
+    A file is watched by way of its directory, so that it may be replaced, removed or created. A directory that
+    is removed is not watched any more.
 
     :param reactor: reads the events.
     """
@@ -47,8 +49,7 @@ class FileWatches:
             from twisted.python.filepath import FilePath
 
             if self._notify is None:
-                self._notify = inotify.INotify(self._reactor)
-                self._notify.startReading()
+                self._notify = _open_notify(self._reactor)
             changes = (
                 inotify.IN_MODIFY
                 | inotify.IN_ATTRIB
@@ -57,7 +58,6 @@ class FileWatches:
                 | inotify.IN_DELETE
                 | inotify.IN_MOVED_FROM
                 | inotify.IN_MOVED_TO
-                | inotify.IN_DELETE_SELF
             )
             self._notify.watch(FilePath(directory), changes, callbacks=[self._on_event(directory)])
         except (ImportError, OSError, inotify.INotifyError) as error:
@@ -80,10 +80,27 @@ class FileWatches:
         if entry in callbacks:
             callbacks.remove(entry)
         if not callbacks and self._callbacks.pop(directory, None) is not None:
-            self._notify.ignore(FilePath(directory))
+            with contextlib.suppress(KeyError):  # the directory is gone
+                self._notify.ignore(FilePath(directory))
 
     def stop(self) -> None:
         """Watch nothing any more."""
         if self._notify is not None:
-            self._notify.loseConnection()
+            self._notify.close()
             self._notify = None
+
+
+def _open_notify(reactor: Any) -> Any:
+    """Return Twisted's inotify, which is closed by ``close()`` only, and reads events."""
+    from twisted.internet.inotify import INotify
+
+    class Notify(INotify):
+        def loseConnection(self, *args: Any) -> None:
+            """Go on: Twisted would end all watches when one directory is removed."""
+
+        def close(self) -> None:
+            super().loseConnection()  # type: ignore[no-untyped-call]
+
+    notify: Any = Notify(reactor)  # type: ignore[no-untyped-call]
+    notify.startReading()
+    return notify

@@ -59,6 +59,8 @@ class Shared:
         self._reports = Reports(self._log)
         self._files = FileWatches(reactor)
         self._mules = Mules(reactor, spec, settings.mules, node)
+        #: How many mules there are.
+        self.mules = len(settings.mules)
         events = Events(
             reactor,
             self._deliver,

@@ -35,11 +35,6 @@ def serve_strangers() -> None:
     calls.process.serves_strangers = True
 
 
-def run_tasks() -> None:
-    """Tell our ``uwsgi`` module that this process is a spooler's worker, whose periodic functions are tasks."""
-    calls.process.is_spooler = True
-
-
 def configure(
     *,
     worker_id: int = 0,

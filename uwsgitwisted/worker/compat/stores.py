@@ -8,12 +8,18 @@ from __future__ import annotations
 from uwsgitwisted.errors import MessageTooLarge, MisuseError
 from uwsgitwisted.shared.ring import QueueLimits
 from uwsgitwisted.wire.calls import decode_number
+from uwsgitwisted.worker.compat.calls import opt
 from uwsgitwisted.worker.compat.shared import call
 
 _Text = str | bytes
 
-#: How many slots the queue has.
-queue_size = QueueLimits().slots
+
+def __getattr__(name: str) -> int:
+    """Return how many slots the queue has, which the service's options say."""
+    if name != "queue_size":
+        raise AttributeError(name)
+    given = opt.get("queue")
+    return int(given) if isinstance(given, bytes) else QueueLimits().slots
 
 
 def _bytes(value: _Text) -> bytes:

@@ -1,0 +1,139 @@
+"""The front's side of a thread's connection for shared state, and its watches of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from uwsgitwisted.errors import MisuseError
+from uwsgitwisted.services.shared.channel import SharedProtocol
+from uwsgitwisted.services.shared.files import FileWatches
+from uwsgitwisted.shared.state import SharedState
+from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder, encode_frame
+
+
+class Thread:
+    """A thread's connection."""
+
+    def __init__(self, state: SharedState) -> None:
+        self.transport = StringTransport()
+        self.protocol = SharedProtocol(state, state.connect(1))
+        self.protocol.makeConnection(self.transport)  # type: ignore[no-untyped-call]
+        self._decoder = FrameDecoder(MAX_ANSWER)
+
+    def send(self, sequence: int, *items: bytes) -> list[Frame]:
+        """Send a call and return the answers that are there."""
+        self.protocol.dataReceived(encode_frame(sequence, OK, items))
+        return self.answers()
+
+    def answers(self) -> list[Frame]:
+        """Return the answers that have come."""
+        data = self.transport.value()
+        self.transport.clear()
+        return self._decoder.receive(data)
+
+
+@pytest.fixture
+def state() -> SharedState:
+    return SharedState(float)
+
+
+def test_calls(state: SharedState) -> None:
+    """A call gets its answer, or an error's text; one that has to wait gets it later."""
+    one, two = Thread(state), Thread(state)
+    assert one.send(7, b"lock", b"0") == [Frame(7, OK, ())]
+    assert one.send(8, b"lock", b"999")[0].status == FAILED
+    assert two.send(9, b"lock", b"0") == []
+    one.protocol.connectionLost(Failure(ConnectionDone()))
+    assert two.answers() == [Frame(9, OK, ())]
+
+
+def test_a_call_that_is_cut_off(state: SharedState) -> None:
+    """A thread whose process dies in the middle of a call costs nobody else anything."""
+    one, two = Thread(state), Thread(state)
+    assert one.send(1, b"lock", b"3") == [Frame(1, OK, ())]
+    one.protocol.dataReceived(encode_frame(2, OK, [b"cache_set", b"key", bytes(1_000), b"0", b""])[:500])
+    one.protocol.connectionLost(Failure(ConnectionDone()))
+    assert two.send(1, b"cache_get", b"key", b"") == [Frame(1, OK, ())]
+    assert two.send(2, b"lock", b"3") == [Frame(2, OK, ())]
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 9, 3 * encode_frame(1, OK, [b"is_locked", b"0"])])
+def test_what_ends_a_connection(state: SharedState, data: bytes) -> None:
+    """Bytes that are no calls, and more calls than a thread makes at once, end the connection."""
+    thread = Thread(state)
+    thread.protocol.dataReceived(data)
+    assert thread.transport.disconnected
+    assert not thread.transport.value()
+
+
+def test_unread_answers_stop_the_reading(state: SharedState) -> None:
+    """While a thread doesn't read its answers, its calls are not read."""
+    thread = Thread(state)
+    assert thread.transport.producer is thread.protocol
+    thread.protocol.pauseProducing()
+    assert thread.transport.producerState == "paused"
+    thread.protocol.resumeProducing()
+    assert thread.transport.producerState == "producing"
+
+
+class Readers:
+    """A reactor that only notes who reads."""
+
+    def __init__(self) -> None:
+        self.readers: list[object] = []
+
+    def addReader(self, reader: object) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: object) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
+
+    def removeWriter(self, writer: object) -> None:
+        """Do nothing."""
+
+
+def test_file_watches(tmp_path: Path) -> None:
+    """A file is watched by its name, also when it is made or replaced; a directory with all that is in it."""
+    reactor = Readers()
+    watches = FileWatches(reactor)
+    changed: list[str] = []
+    one = tmp_path / "one"
+    end_one = watches.watch(str(one), lambda: changed.append("one"))
+    end_all = watches.watch(str(tmp_path), lambda: changed.append("all"))
+
+    def changes() -> set[str]:
+        reader = reactor.readers[0]
+        reader.doRead()  # type: ignore[attr-defined]
+        found = set(changed)
+        changed.clear()
+        return found
+
+    one.write_text("1")
+    assert changes() == {"one", "all"}
+    (tmp_path / "two").write_text("2")
+    assert changes() == {"all"}
+    (tmp_path / "two").rename(one)
+    assert changes() == {"one", "all"}
+    end_all()
+    one.write_text("3")
+    assert changes() == {"one"}
+    below = tmp_path / "below"
+    below.mkdir()
+    changes()
+    end_below = watches.watch(str(below), lambda: changed.append("below"))
+    below.rmdir()
+    assert "below" in changes()
+    end_below()
+    one.write_text("4")
+    assert changes() == {"one"}
+    end_one()
+    with pytest.raises(MisuseError, match="there is no directory"):
+        watches.watch(str(tmp_path / "none" / "file"), lambda: None)
+    watches.stop()
+    assert not reactor.readers
