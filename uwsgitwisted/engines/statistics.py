@@ -88,20 +88,23 @@ class History:
 
         :param workers: the processes that run, each behind the one that it replaces.
         """
-        return [self._report(number, record, workers) for number, record in self._records.items()]
+        own: dict[int, list[WorkerProcess]] = {number: [] for number in self._records}
+        for worker in workers:
+            own[worker.worker_id].append(worker)
+        return [_report(number, record, own[number]) for number, record in self._records.items()]
 
-    def _report(self, number: int, record: _Record, workers: Sequence[WorkerProcess]) -> WorkerReport:
-        own = [worker for worker in workers if worker.worker_id == number]
-        threads: Sequence[Counts] = record.threads
-        for worker in own:
-            threads = _add(threads, worker)
-        return WorkerReport(
-            id=number,
-            pid=own[-1].worker_pid if own else 0,
-            threads=threads,
-            since_start=sum(each.requests for each in own[-1].counts) if own else 0,
-            in_flight=sum(worker.pipe.in_flight + worker.accepted() for worker in own),
-            timeouts=record.timeouts,
-            starts=record.starts,
-            last_start=record.last_start,
-        )
+
+def _report(number: int, record: _Record, own: Sequence[WorkerProcess]) -> WorkerReport:
+    threads: Sequence[Counts] = record.threads
+    for worker in own:
+        threads = _add(threads, worker)
+    return WorkerReport(
+        id=number,
+        pid=own[-1].worker_pid if own else 0,
+        threads=threads,
+        since_start=sum(each.requests for each in own[-1].counts) if own else 0,
+        in_flight=sum(worker.pipe.in_flight + worker.accepted() for worker in own),
+        timeouts=record.timeouts,
+        starts=record.starts,
+        last_start=record.last_start,
+    )
