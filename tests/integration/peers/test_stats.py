@@ -34,7 +34,7 @@ from tests.integration.services import (
 )
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import RemoteError, WorkerDied
-from uwsgitwisted.wire.packet import PING, Packet, encode_packet
+from uwsgitwisted.wire.packet import PING, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration
@@ -128,8 +128,8 @@ def test_the_keys_of_uwsgi(launch: Launcher, tmp_path: Path) -> None:
     directory = launch.new_directory()
     (directory / "app.py").write_text(APPLICATION)
     node = Node(launch, "--engine", "processes:2", "--wsgi", "app:application", directory=directory)
-    for _ in range(5):
-        script(blocking.send_message, node.service.address, 0, 0, WEB)
+    for _ in range(5):  # on connections that the workers accept themselves
+        assert node.service.exchange(encode_packet(Packet(WSGI, 0, WEB))).endswith(b"x" * 1000)
     ours = node.until(lambda found: sum(each["requests"] for each in found["workers"]) == 5, "5 requests")
     for found in (theirs, ours):
         for worker in found["workers"]:
