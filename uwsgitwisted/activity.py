@@ -28,11 +28,15 @@ _WARNING = _COUNTS + _COUNTS_SIZE * MAX_THREADS
 MAX_WARNING = 80
 #: Where the worker's process id is, behind the warning.
 _PID = _WARNING + 16 + MAX_WARNING
-_SIZE = _PID + 8
+#: Where the names of the peers are. A longer name is cut off; that of an IPv6 address fits.
+_PEERS = _PID + 8
+_PEER = 64
+_SIZE = _PEERS + _PEER * MAX_THREADS
 
 _pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
 _unpack_id = struct.Struct("Q").unpack_from
+_pack_peer = struct.Struct(f"{_PEER}s").pack_into
 _counts = struct.Struct("5Q")
 _pack_counts = _counts.pack_into
 _warning = struct.Struct(f"dQ{MAX_WARNING}s")
@@ -112,12 +116,16 @@ class Slot:
         self._counts_at = _COUNTS + _COUNTS_SIZE * number
         # Plain numbers: this runs for every request, and a tuple of them would cost twice as much.
         self._requests = self._failed = self._running_time = self._sent = self._average = 0
+        self._peer_at = _PEERS + _PEER * number
 
-    def begin(self, request: int) -> None:
+    def begin(self, request: int, peer: str = "") -> None:
         """Note that the thread begins a request.
 
         :param request: its id on the pipe; 0 if the worker has accepted it itself.
+        :param peer: whose it is then, for logs.
         """
+        if peer:
+            _pack_peer(self._memory, self._peer_at, peer.encode())
         _pack_id(self._memory, self._id_at, request)
         _pack_time(self._memory, self._time_at, monotonic())
 
@@ -214,12 +222,21 @@ class Activity:
 
     def overdue(self, seconds: float) -> list[int]:
         """Return the ids of the requests that have made no progress for *seconds*, other than by their peer."""
+        return [request for request in self._overdue(seconds) if request is not None]
+
+    def _overdue(self, seconds: float) -> list[int | None]:
+        """Return the id of the overdue request in each slot; None if there is none."""
         ids = self._unpack_ids(
             self._memory, _IDS
         )  # first: a thread that is overdue has had its request for long
         times = self._unpack_times(self._memory)
         before = monotonic() - seconds
-        return [request for since, request in zip(times, ids, strict=True) if 0 < since <= before]
+        return [request if 0 < since <= before else None for since, request in zip(times, ids, strict=True)]
+
+    def overdue_peers(self, seconds: float) -> list[str]:
+        """Return whose the overdue requests are that the worker has accepted itself."""
+        starts = (_PEERS + _PEER * slot for slot, each in enumerate(self._overdue(seconds)) if each == 0)
+        return [self._memory[at : at + _PEER].rstrip(b"\0").decode("utf-8", "replace") for at in starts]
 
     @property
     def working_for(self) -> float:

@@ -67,9 +67,12 @@ def test_overdue(shared: Shared) -> None:
     assert shared.front.overdue(2.0) == []
     shared.now += 2
     assert shared.front.overdue(2.0) == [7]
-    slot.begin(0)
-    shared.now += 2
-    assert shared.front.overdue(2.0) == [0]
+    assert shared.front.overdue_peers(2.0) == []
+    for peer in ("[fd00:1111:2222:3333:4444:5555:6666:7777%enp0s31f6]:65535", "192.0.2.1:5", "x" * 100):
+        slot.begin(0, peer)
+        shared.now += 2
+        assert shared.front.overdue(2.0) == [0]
+        assert shared.front.overdue_peers(2.0) == [peer[:64]]
 
 
 def test_the_longest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -32,6 +33,8 @@ from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSp
 _MAX_LINE = 8_000
 #: Seconds that a retired worker has to exit by itself after its pipe was closed.
 _SHUTDOWN_TIME = 2.0
+#: A line of a traceback that names a template: see :mod:`uwsgitwisted.worker.templates.lines`.
+_TEMPLATE = re.compile(rb'  File "template:(.*)", line ([0-9]+)')
 
 
 class WorkerOwner(Protocol):
@@ -43,8 +46,8 @@ class WorkerOwner(Protocol):
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace *worker*, which has asked for it."""
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a request has failed that a worker had accepted itself."""
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a request of *peer* has failed that a worker had accepted itself."""
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """See whether *worker* may go on sending its large answers, which have *size* bytes."""
@@ -56,12 +59,16 @@ class WorkerProcess(ProcessProtocol):
     :param reactor: starts it and keeps the time.
     :param worker_id: its number among the engine's workers, from 1.
     :param owner: is called when something happens to its requests.
+    :param kind: what it is called in the log.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
+    def __init__(
+        self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner, kind: str = "worker"
+    ) -> None:
         self.worker_id = worker_id
+        self.kind = kind
         #: Fires with this worker when it is ready for requests; never, if the process ends before that.
         self.ready: Deferred[WorkerProcess] = Deferred()
         #: Fires when the process has ended, with a text that says how.
@@ -70,6 +77,9 @@ class WorkerProcess(ProcessProtocol):
         self.retired = False
         #: Whether it is being killed.
         self.killed = False
+        #: The template and the line where it was when it was killed, if it was in one and has told.
+        self.place = ""
+        self._traces = False
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
@@ -91,6 +101,7 @@ class WorkerProcess(ProcessProtocol):
         :param descriptors: further descriptors for the process, by their numbers there.
         :raises OSError: if the system has no process or file descriptor left.
         """
+        self._traces = spec.traces
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -169,6 +180,10 @@ class WorkerProcess(ProcessProtocol):
         """
         return [] if self._activity is None else self._activity.overdue(seconds)
 
+    def overdue_peers(self, seconds: float) -> list[str]:
+        """Return whose requests they are that the worker has accepted itself, and that are overdue."""
+        return [] if self._activity is None else self._activity.overdue_peers(seconds)
+
     @property
     def working_for(self) -> float:
         """For how many seconds such a request has not gone on; the longest, or 0."""
@@ -220,9 +235,9 @@ class WorkerProcess(ProcessProtocol):
         """Have the owner replace this worker, which has asked for it."""
         self._owner.on_retiring(self)
 
-    def on_report(self, error: Exception) -> None:
+    def on_report(self, error: Exception, peer: str) -> None:
         """Have the owner log an error."""
-        self._owner.on_report(error)
+        self._owner.on_report(error, peer)
 
     def on_transfer(self, size: int) -> None:
         """Tell the owner how much of large answers the worker is sending."""
@@ -241,12 +256,15 @@ class WorkerProcess(ProcessProtocol):
         """The process id; 0 after the process has ended."""
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
-    def kill(self) -> None:
-        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
+    def kill(self, *, trace: bool = False) -> None:
+        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`.
+
+        :param trace: whether it first logs where it is, if it was started so.
+        """
         self.killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGUSR1 if trace and self._traces else signal.SIGTERM)
 
     def take_unfinished(self) -> tuple[list[Job], list[Job]]:
         """Read the last answers of a process that has ended, and take its unanswered requests.
@@ -255,6 +273,8 @@ class WorkerProcess(ProcessProtocol):
         """
         while self._has_data() and self._connection.doRead() is None:
             pass
+        if self.killed and self._traces:
+            self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
         if self._pipe is not None:
@@ -269,6 +289,13 @@ class WorkerProcess(ProcessProtocol):
             return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
         except OSError:  # there is no data; or the connection is broken, and none will come
             return False
+
+    def _read_output(self) -> None:
+        """Read what the process has written last; the reactor may not have come to that."""
+        pipes = getattr(self.transport, "pipes", {})
+        for number in (1, 2):
+            if number in pipes:
+                pipes[number].doRead()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Log a handler's output, line by line."""
@@ -286,7 +313,12 @@ class WorkerProcess(ProcessProtocol):
             self._log_line(rest)
 
     def _log_line(self, line: bytes) -> None:
-        self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
+        # A traceback of faulthandler has the innermost line first.
+        if self.killed and not self.place and (where := _TEMPLATE.match(line)):
+            self.place = f"template {where[1].decode('ascii', 'replace')!r}, line {int(where[2])}"
+        self._log.info(
+            "[{kind} {id}] {line}", kind=self.kind, id=self.worker_id, line=line.decode("utf-8", "replace")
+        )
 
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""

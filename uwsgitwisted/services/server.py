@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.activity import NOTICE
-from uwsgitwisted.engines.descriptions import worker_count
+from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
-from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
@@ -30,8 +30,10 @@ from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.signals import Signals
 from uwsgitwisted.services.stats import Stats
+from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
@@ -50,6 +52,7 @@ class ServerService(Service):
     :param bodies: the modifiers of packets that are followed by a body.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
+    :param shared: what the engine's processes share; None for nothing.
     """
 
     _log = Logger()
@@ -64,21 +67,26 @@ class ServerService(Service):
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
         ended_by_peer: Container[int] = (),
+        shared: Shared | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
+        self._shared = shared
         self._listeners: list[Listener] = []
         self._stopping = False
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
+        self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         ping = PingResponder(self._warning)
         dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
         self._stats = Stats(reactor, settings, engine, self._listeners, self._spoolers)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
             self._stats.watch(dispatcher.respond),
-            terms=Terms(max_message=settings.max_message, node=settings.node),
+            terms=Terms(
+                max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
+            ),
             limits=self._fit_limits(settings.limits),
             networks=settings.networks,
             tracebacks=settings.tracebacks,
@@ -124,6 +132,9 @@ class ServerService(Service):
         if not self._listeners:
             self.privilegedStartService()
         self._signals.install(signal.SIGHUP, self.reload)
+        if self._shared is not None:
+            self._shared.start()
+        self._touched.start()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
@@ -158,6 +169,7 @@ class ServerService(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = True
+        self._touched.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals.install(number, self.stop_at_once)
         return Deferred.fromCoroutine(self._drain_and_stop())
@@ -167,7 +179,11 @@ class ServerService(Service):
         if self._expects_requests:
             await deferLater(self._reactor, _LAST_REQUESTS)  # type: ignore[arg-type]
         closed = self._factory.finish()
+        if self._shared is not None:
+            self._shared.stop_signals()
         await self._stop_engine()
+        if self._shared is not None:
+            await self._shared.stop()
         overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
         await closed
         if overdue.active():
@@ -189,6 +205,8 @@ class ServerService(Service):
         """Stop without draining, since a second signal arrived."""
         self._log.warn("stopping without waiting for running requests")
         self._engine.stop(0)
+        if self._shared is not None:
+            self._shared.kill()
         self._factory.abort()
 
     def reload(self) -> None:
@@ -206,7 +224,7 @@ class ServerService(Service):
     async def _reload_engine(self) -> None:
         engine: Any = self._engine  # it is reloadable
         self._log.info("replacing the workers one by one")
-        if await engine.reload():
+        if await (engine.reload() if self._shared is None else self._shared.reload(engine.reload)):
             self._log.info("every worker was replaced")
             await self._after_reload()
         else:
@@ -246,6 +264,19 @@ _LARGEST_RESERVE = 2
 _LAST_REQUESTS = 0.2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
+
+
+def make_shared(
+    reactor: IProcessReactor, engine: object, spec: WorkerSpec, settings: SharedSettings, node: str
+) -> Shared | None:
+    """Make what the processes of *engine* share; None if it has none.
+
+    :param spec: what they load.
+    :param node: the node's name, for error texts.
+    """
+    if not isinstance(engine, ProcessEngine):
+        return None
+    return Shared(reactor, engine, spec, settings, node)
 
 
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:

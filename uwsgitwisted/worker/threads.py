@@ -21,7 +21,7 @@ from uwsgitwisted.errors import RequestCancelled, StartupError, UwsgiError
 from uwsgitwisted.wire.events import RequestReceived, StreamedRequestReceived
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import Session
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Accepted, Acceptor
 from uwsgitwisted.worker.exchange import Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.worker import READ_SIZE, Worker
@@ -140,7 +140,7 @@ class ThreadedWorker(Worker):
     def serve(self) -> None:
         """Answer until the front closes the socket, and all threads have finished."""
         threads = self._start_threads()
-        data = self._negotiate()
+        data = self.negotiate()
         for thread in threads:
             thread.session = self.session
         self._free = list(threads)
@@ -228,7 +228,7 @@ class ThreadedWorker(Worker):
         if accepted is not None:
             with self.changed:
                 thread = self._free.pop()
-            thread.run(partial(self._run_accepted, acceptor, *accepted, thread.slot))
+            thread.run(partial(self._run_accepted, acceptor, accepted, thread.slot))
 
     # In a thread
 
@@ -259,8 +259,8 @@ class ThreadedWorker(Worker):
             slot.count(took, isinstance(outcome, UwsgiError), sent)
             self._complete(request, outcome, took)
 
-    def _run_accepted(self, acceptor: Acceptor, *accepted: Any) -> None:
-        acceptor.run(*accepted)
+    def _run_accepted(self, acceptor: Acceptor, accepted: Accepted, slot: Slot) -> None:
+        acceptor.run(accepted, slot)
         with self.changed:
             self._count()
             self.flush()
@@ -287,9 +287,9 @@ class ThreadedWorker(Worker):
         self._count()
         self.flush()
 
-    def _report(self, error: UwsgiError) -> None:
+    def _report(self, error: UwsgiError, peer: str) -> None:
         with self.changed:
-            super()._report(error)
+            super()._report(error, peer)
 
     def _end(self) -> None:
         with self.changed:

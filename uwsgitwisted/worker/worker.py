@@ -32,6 +32,7 @@ from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
+from uwsgitwisted.worker.wear import wear
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
 _UNINTERRUPTED = 0.001
@@ -60,7 +61,7 @@ class Worker:
         spec: WorkerSpec,
         handlers: HandlerTable,
         node: str,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None = None,
         slots: Sequence[Slot] = (),
     ) -> None:
         self.connection = connection
@@ -70,6 +71,7 @@ class Worker:
         self._terms = Terms(max_message=spec.max_message, node=node, window=1)
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
+        self._is_worn = wear(spec)
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
         #: Whether no further connections are accepted.
         self._draining = False
@@ -82,7 +84,7 @@ class Worker:
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
-        data = self._negotiate()
+        data = self.negotiate()
         if self._acceptor is not None:
             self._serve_with_ports(self._acceptor, data)
             return
@@ -106,7 +108,7 @@ class Worker:
                 until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
                     while descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
-                        acceptor.run(*accepted, slot)
+                        acceptor.run(accepted, slot)
                         self._count()
                         self.flush()
                         if monotonic() > until:
@@ -132,21 +134,32 @@ class Worker:
     def _count(self) -> None:
         """Count a request."""
         self._left -= 1
+        if self._left > 0 and self._is_worn():
+            self._left = 0
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on
 
-    def _report(self, error: UwsgiError) -> None:
-        """Have the front log an error of a request that isn't its own."""
-        self.session.send_error(NO_REQUEST, encode_failure(error))
+    def _report(self, error: UwsgiError, peer: str) -> None:
+        """Have the front log an error of a request that isn't its own.
+
+        :param peer: whose request it was.
+        """
+        self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
         self._retire_without_memory(error)
 
     def _retire_without_memory(self, error: UwsgiError) -> None:
         """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        if isinstance(error.__cause__, MemoryError) and self._left > 0:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MemoryError):
+            cause = cause.__cause__
+        if cause is not None and self._left > 0:
             self._left = 1
 
-    def _negotiate(self) -> bytes:
-        """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
+    def negotiate(self) -> bytes:
+        """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
+
+        :raises SystemExit: if the front has closed the socket.
+        """
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:

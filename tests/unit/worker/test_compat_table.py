@@ -15,8 +15,10 @@ from uwsgitwisted.worker.compat.table import DECORATORS, UWSGI, Name, Support, f
 #: Names that uWSGI's stubs don't have: of older versions, of the newest code, and what handler modules assign.
 _BESIDES_STUBS = {
     "add_ms_timer",
+    "install_mule_msg_hook",
     "message_manager_marshal",
     "mule_msg_hook",
+    "mule_msg_recv_size",
     "send_message",
     "send_multi_uwsgi_message",
     "send_uwsgi_message",

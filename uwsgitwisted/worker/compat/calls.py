@@ -43,11 +43,13 @@ class Process:
     :param masterpid: the service's own process, which starts the workers or is one; 0 in a script.
     :param worker_id: which worker this is, from 1; 0 outside one.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
+    :param is_spooler: whether it runs tasks, periodic ones too.
     """
 
     masterpid: int = 0
     worker_id: int = 0
     serves_strangers: bool = False
+    is_spooler: bool = False
 
 
 #: This one.

@@ -64,12 +64,9 @@ def _all(names: str, entry: Name) -> dict[str, Name]:
     return dict.fromkeys(names.split(), entry)
 
 
-_CACHE = refused("keep shared values in a cache server, such as Redis or memcached")
-_SIGNAL = refused("start periodic functions with @timer or @cron, and send work with @spool")
-_LOCK = refused("use a lock that several machines can share, such as one of the database's")
-_QUEUE = refused("send work with uwsgi.spool, or keep it in Redis")
-_METRIC = refused("count in the application, with a library such as prometheus-client")
-_MULE = refused("send work with uwsgi.spool to a spooler")
+_PERIODIC = "a spooler runs it as a task; any other service by a signal"
+_CACHE = "a cache that --cache doesn't name is an error, and none is another server's"
+_TIMER = "a fraction is possible; there is no tick while the last one's function runs"
 _FARM = refused("send work with uwsgi.spool to a spooler, whose queues have workers of their own")
 _SHAREDAREA = refused("keep shared values in a cache server, or in multiprocessing.shared_memory")
 _SNMP = refused("count in the application, with a library such as prometheus-client")
@@ -141,26 +138,39 @@ UWSGI: Mapping[str, Mapping[str, Name]] = {
             _WEBSOCKET,
         ),
     },
-    "Signals, timers, cron and file monitors": _all(
-        "register_signal signal signal_wait signal_received signal_registered add_timer add_rb_timer "
-        "add_ms_timer add_cron add_file_monitor",
-        _SIGNAL,
-    ),
-    "Locks": _all("lock unlock is_locked", _LOCK),
-    "The cache": _all(
-        "cache_clear cache_dec cache_del cache_div cache_exists cache_get cache_inc cache_keys cache_mul "
-        "cache_num cache_set cache_update",
-        _CACHE,
-    ),
-    "The queue": _all(
-        "queue_get queue_set queue_last queue_push queue_pull queue_pop queue_slot queue_pull_slot queue_size",
-        _QUEUE,
-    ),
+    "Signals, timers, cron and file monitors": {
+        "register_signal": differs("signals", "a target that is not there is refused"),
+        "signal": differs("signals", "a signal for another server is refused"),
+        **_all("signal_wait signal_received signal_registered", works("signals")),
+        "add_timer": differs("signals", _TIMER),
+        "add_rb_timer": differs("signals", _TIMER),
+        "add_ms_timer": differs("signals", _TIMER),
+        "add_cron": differs("signals", "a time that never comes is refused"),
+        "add_file_monitor": differs("signals", "changes while the function runs give one more run"),
+    },
+    "Locks": {
+        "lock": differs("shared", "there are 256; to take one twice is an error, where uWSGI hangs"),
+        **_all("unlock is_locked", works("shared")),
+    },
+    "The cache": {
+        **_all("cache_clear cache_del", differs("stores", _CACHE)),
+        **_all("cache_exists cache_get cache_keys cache_num", differs("stores", _CACHE)),
+        **_all("cache_set cache_update", differs("stores", _CACHE)),
+        **_all("cache_dec cache_div cache_inc cache_mul", differs("stores", _CACHE)),
+    },
+    "The queue": {
+        **_all("queue_get queue_set queue_last queue_slot queue_pull_slot queue_size", works("stores")),
+        **_all("queue_push queue_pull queue_pop", differs("stores", "items keep their order in a full queue")),
+    },
     "Metrics": _all(
         "metric_get metric_set metric_inc metric_dec metric_mul metric_div metric_set_max metric_set_min",
-        _METRIC,
+        differs("stores", "a metric is there from its first use on, without an option"),
     ),
-    "Mules": _all("mule_id mule_msg mule_get_msg mule_msg_hook", _MULE),
+    "Mules": {
+        **_all("mule_id mule_get_msg mule_msg_recv_size install_mule_msg_hook", works("signals")),
+        "mule_msg": differs("signals", "a mule that is not there is an error, and there are no farms"),
+        "mule_msg_hook": works("uwsgi", "you assign it"),
+    },
     "Farms": _all("farm_get_msg farm_msg in_farm", _FARM),
     "Waiting, asynchronous calls and sockets": {
         **_all("async_connect async_sleep green_schedule wait_fd_read wait_fd_write", _ASYNC),
@@ -203,19 +213,21 @@ DECORATORS: Mapping[str, Mapping[str, Name]] = {
         "postfork_chain": works("decorators"),
         "postfork_chain_hook": works("decorators"),
         **_all("thread harakiri", refused("see docs/uwsgi-module.md", is_decorator=True)),
-        "lock": refused(_LOCK.note, is_decorator=True),
+        "lock": works("signal_decorators"),
     },
     "RPC": {"rpc": works("decorators")},
     "Signals, timers, cron and file monitors": {
-        "timer": works("decorators"),
-        "rbtimer": works("decorators"),
-        "cron": works("decorators"),
-        **_all("mstimer signal filemon", refused(_SIGNAL.note, is_decorator=True)),
-        "get_free_signal": _SIGNAL,
+        **_all("timer rbtimer cron", differs("decorators", _PERIODIC)),
+        "mstimer": differs("signal_decorators", _PERIODIC),
+        **_all("signal filemon", works("signal_decorators")),
+        "get_free_signal": works("signals"),
     },
     "Mules": {
-        **_all("mule muleloop mulemsg mulefunc", refused(_MULE.note, is_decorator=True)),
-        **_all("mule_functions mule_msg_dispatcher mule_brain mule_brainloop mulemsg_loop", _MULE),
+        **_all("mule muleloop mulemsg", works("signal_decorators")),
+        "mulefunc": differs("signal_decorators", "the arguments are marshalled, not pickled"),
+        "mule_functions": works("signals"),
+        "mule_msg_dispatcher": works("signals", attribute="dispatch"),
+        **_all("mule_brain mule_brainloop mulemsg_loop", refused("use @mule, @muleloop or @mulemsg")),
     },
     "Farms and Erlang": {
         "farm": refused(_FARM.note, is_decorator=True),

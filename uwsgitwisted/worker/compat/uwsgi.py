@@ -22,6 +22,9 @@ message_manager_marshal: _Callable[[object, int], object] | None = None
 #: Called with a task's dict; returns one of the three numbers below.
 spooler: _Callable[[dict[str | bytes, str | bytes]], object] | None = None
 
+#: Called with each message of a mule that runs no program of its own.
+mule_msg_hook: _Callable[[bytes], object] | None = None
+
 SPOOL_OK = -2
 SPOOL_RETRY = -1
 SPOOL_IGNORE = 0
