@@ -76,12 +76,12 @@ class History:
         record.threads = _add(record.threads, worker)
         self._warning = max(self._warning, worker.warning)
 
-    def warning(self, workers: Sequence[WorkerProcess]) -> bytes:
-        """Return the warning that was set last.
+    def warning(self, workers: Sequence[WorkerProcess]) -> tuple[float, bytes]:
+        """Return when a warning was set last, and that warning.
 
         :param workers: the processes that run.
         """
-        return max([self._warning, *(worker.warning for worker in workers)])[1]
+        return max([self._warning, *(worker.warning for worker in workers)])
 
     def reports(self, workers: Sequence[WorkerProcess]) -> list[WorkerReport]:
         """Return what each worker does and has done.

@@ -41,12 +41,19 @@ pytestmark = pytest.mark.integration
 
 HANDLER = """
 import os, time, uwsgi
+from uwsgidecorators import mulefunc
 
 uwsgi.register_rpc("work", lambda: b"done")
 uwsgi.register_rpc("fail", lambda: 1 / 0)
 uwsgi.register_rpc("warn", lambda text=b"": str(uwsgi.set_warning_message(text.decode())))
 uwsgi.register_rpc("pid", lambda: str(os.getpid()))
 uwsgi.register_rpc("end", lambda: os._exit(1))
+
+@mulefunc
+def in_a_mule(text):
+    uwsgi.set_warning_message(text)
+
+uwsgi.register_rpc("warn_in_a_mule", lambda text: str(in_a_mule(text.decode())))
 
 def wait(path):
     while not os.path.exists(path):
@@ -104,8 +111,8 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(shared: Launcher) -> Node:
-    """A node with functions, and one worker."""
-    return Node(shared, "--engine", "processes:1", handler=HANDLER)
+    """A node with functions, one worker, and one mule."""
+    return Node(shared, "--engine", "processes:1", "--mules", "1", handler=HANDLER)
 
 
 def keys(found: Any) -> Any:
@@ -250,6 +257,8 @@ def test_warning(node: Node) -> None:
     assert ping(node).endswith(b"the disk is full")
     assert node.call("warn", "x" * 200) == b"True"
     assert ping(node) == encode_packet(Packet(PING, 1, b"x" * 80))
+    node.call("warn_in_a_mule", "from a mule")
+    until(lambda: ping(node).endswith(b"from a mule"), "the mule's warning")
     assert node.call("warn") == b"True"
     assert ping(node) == bytes.fromhex("64000001")
 
