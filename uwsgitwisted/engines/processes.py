@@ -246,8 +246,8 @@ class ProcessEngine:
         return self._history.reports(self._workers)
 
     @property
-    def warning(self) -> bytes:
-        """The warning that a handler has set; empty, if there is none."""
+    def warning(self) -> tuple[float, bytes]:
+        """When a handler has set a warning, and the warning, which is empty if there is none."""
         return self._history.warning(self._workers)
 
     @property

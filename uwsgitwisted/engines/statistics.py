@@ -76,32 +76,35 @@ class History:
         record.threads = _add(record.threads, worker)
         self._warning = max(self._warning, worker.warning)
 
-    def warning(self, workers: Sequence[WorkerProcess]) -> bytes:
-        """Return the warning that was set last.
+    def warning(self, workers: Sequence[WorkerProcess]) -> tuple[float, bytes]:
+        """Return when a warning was set last, and that warning.
 
         :param workers: the processes that run.
         """
-        return max([self._warning, *(worker.warning for worker in workers)])[1]
+        return max([self._warning, *(worker.warning for worker in workers)])
 
     def reports(self, workers: Sequence[WorkerProcess]) -> list[WorkerReport]:
         """Return what each worker does and has done.
 
         :param workers: the processes that run, each behind the one that it replaces.
         """
-        return [self._report(number, record, workers) for number, record in self._records.items()]
+        own: dict[int, list[WorkerProcess]] = {number: [] for number in self._records}
+        for worker in workers:
+            own[worker.worker_id].append(worker)
+        return [_report(number, record, own[number]) for number, record in self._records.items()]
 
-    def _report(self, number: int, record: _Record, workers: Sequence[WorkerProcess]) -> WorkerReport:
-        own = [worker for worker in workers if worker.worker_id == number]
-        threads: Sequence[Counts] = record.threads
-        for worker in own:
-            threads = _add(threads, worker)
-        return WorkerReport(
-            id=number,
-            pid=own[-1].worker_pid if own else 0,
-            threads=threads,
-            since_start=sum(each.requests for each in own[-1].counts) if own else 0,
-            in_flight=sum(worker.pipe.in_flight + worker.accepted() for worker in own),
-            timeouts=record.timeouts,
-            starts=record.starts,
-            last_start=record.last_start,
-        )
+
+def _report(number: int, record: _Record, own: Sequence[WorkerProcess]) -> WorkerReport:
+    threads: Sequence[Counts] = record.threads
+    for worker in own:
+        threads = _add(threads, worker)
+    return WorkerReport(
+        id=number,
+        pid=own[-1].worker_pid if own else 0,
+        threads=threads,
+        since_start=sum(each.requests for each in own[-1].counts) if own else 0,
+        in_flight=sum(worker.pipe.in_flight + worker.accepted() for worker in own),
+        timeouts=record.timeouts,
+        starts=record.starts,
+        last_start=record.last_start,
+    )

@@ -8,9 +8,9 @@ from uwsgitwisted.transport.server.connections import EVICTED_PART
 
 #: Descriptors for the reactor, ports, logs and a store, and temporarily for starting a process.
 _RESERVE = 48
-#: Descriptors of this process for each worker process: a socket, and the pipes of its output and its tokens; as
-#: many again for its successor while the worker is replaced.
-_EACH_WORKER = 10
+#: Descriptors of this process for each worker process: a socket, the pipes of its output and its tokens, and
+#: shared memory; as many again for its successor while the worker is replaced.
+_EACH_WORKER = 12
 #: The minimum number of connections of a service.
 _FEWEST = 8
 

@@ -265,6 +265,27 @@ def opened_port(listener: Listener) -> Any:
     return port if hasattr(port, "socket") else None
 
 
+#: A host and port, or the path of a UNIX socket.
+Place = tuple[str, int] | str
+
+
+def place_of(port: Any) -> Place:
+    """Return where an open port is; an abstract UNIX socket has an ``@`` in front of its name, as in uWSGI."""
+    name: tuple[Any, ...] | str | bytes = port.socket.getsockname()
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    path = os.fsdecode(name)
+    return f"@{path[1:]}" if path.startswith("\0") else os.path.abspath(path)
+
+
+def write_place(place: Place) -> str:
+    """Write a place as an address."""
+    if isinstance(place, str):
+        return place
+    host, port = place
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 async def stop_listening(reactor: IReactorTime, listeners: list[Listener]) -> None:
     """Close the ports, and accept the connections that wait there: the system would reset them.
 

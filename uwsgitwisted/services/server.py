@@ -244,9 +244,12 @@ class ServerService(Service):
         """Return the warning that is the answer to a ping; empty for none."""
         if self._stopping:
             return DRAINING
+        warnings = [NOTICE.read()]  # of handlers in this process
         if isinstance(self._engine, ProcessEngine):
-            return self._engine.warning
-        return NOTICE.read()[1]
+            warnings.append(self._engine.warning)
+        if self._shared is not None:
+            warnings.append(self._shared.warning)
+        return max(warnings)[1]
 
     def _spoolers(self) -> list[dict[str, object]]:
         """Return what the stats say of task queues."""

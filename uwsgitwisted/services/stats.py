@@ -24,7 +24,7 @@ from uwsgitwisted.engines.statistics import WorkerReport
 from uwsgitwisted.interfaces import IEngine, Reply, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.responders.manage import LOOPBACK
 from uwsgitwisted.services.backlog import Backlog, read_backlog
-from uwsgitwisted.services.listening import Listener, listen, opened_port, stop_listening
+from uwsgitwisted.services.listening import Listener, listen, opened_port, place_of, stop_listening, write_place
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import ECHO, PING, Packet
@@ -192,10 +192,8 @@ def _size(answer: object) -> int:
 
 def _name(description: str, port: Any) -> str:
     """Return an address as uWSGI writes it, or the endpoint's description."""
-    name = port.socket.getsockname()
-    if isinstance(name, tuple):
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    return name or description
+    place = place_of(port)
+    return write_place(place) if place else description
 
 
 def _socket(name: str, backlog: Backlog | None) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted.address import Address, parse_address
 from uwsgitwisted.errors import InvalidAddress, UnencodableMessage
-from uwsgitwisted.services.listening import Listener, has_tls, opened_port
+from uwsgitwisted.services.listening import Listener, Place, has_tls, opened_port, place_of, write_place
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.subscription import ANNOUNCE, LEAVE, Subscription
 
@@ -69,17 +68,12 @@ def parse_subscription(text: str) -> RouterAddress:
     return RouterAddress(router, key, address)
 
 
-#: A host and port, or the path of a UNIX socket.
-Place = tuple[str, int] | str
-
-
 def find_place(listeners: Sequence[Listener]) -> Place | None:
     """Return where a router can connect to a node: its first open port without TLS; None if there is none."""
     for listener in listeners:
         port = opened_port(listener)
         if port is not None and not has_tls(listener.description):
-            name: Place = port.socket.getsockname()
-            return name[:2] if isinstance(name, tuple) else os.path.abspath(name)
+            return place_of(port)
     return None
 
 
@@ -119,12 +113,9 @@ def _target(router: Address) -> tuple[int, Any]:
 
 def _reachable(place: Place, sender: socket.socket) -> str:
     """Write a place as an address; for a port on all interfaces, with the one that leads to the router."""
-    if isinstance(place, str):
-        return place
-    host, port = place
-    if host in _EVERY_INTERFACE:
-        host = LOOPBACK if sender.family == socket.AF_UNIX else sender.getsockname()[0]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if not isinstance(place, str) and place[0] in _EVERY_INTERFACE:
+        place = LOOPBACK if sender.family == socket.AF_UNIX else sender.getsockname()[0], place[1]
+    return write_place(place)
 
 
 class Announcer:

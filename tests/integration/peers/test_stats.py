@@ -34,19 +34,26 @@ from tests.integration.services import (
 )
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import RemoteError, WorkerDied
-from uwsgitwisted.wire.packet import PING, Packet, encode_packet
+from uwsgitwisted.wire.packet import PING, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
 pytestmark = pytest.mark.integration
 
 HANDLER = """
 import os, time, uwsgi
+from uwsgidecorators import mulefunc
 
 uwsgi.register_rpc("work", lambda: b"done")
 uwsgi.register_rpc("fail", lambda: 1 / 0)
 uwsgi.register_rpc("warn", lambda text=b"": str(uwsgi.set_warning_message(text.decode())))
 uwsgi.register_rpc("pid", lambda: str(os.getpid()))
 uwsgi.register_rpc("end", lambda: os._exit(1))
+
+@mulefunc
+def in_a_mule(text):
+    uwsgi.set_warning_message(text)
+
+uwsgi.register_rpc("warn_in_a_mule", lambda text: str(in_a_mule(text.decode())))
 
 def wait(path):
     while not os.path.exists(path):
@@ -104,8 +111,8 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(shared: Launcher) -> Node:
-    """A node with functions, and one worker."""
-    return Node(shared, "--engine", "processes:1", handler=HANDLER)
+    """A node with functions, one worker, and one mule."""
+    return Node(shared, "--engine", "processes:1", "--mules", "1", handler=HANDLER)
 
 
 def keys(found: Any) -> Any:
@@ -128,8 +135,8 @@ def test_the_keys_of_uwsgi(launch: Launcher, tmp_path: Path) -> None:
     directory = launch.new_directory()
     (directory / "app.py").write_text(APPLICATION)
     node = Node(launch, "--engine", "processes:2", "--wsgi", "app:application", directory=directory)
-    for _ in range(5):
-        script(blocking.send_message, node.service.address, 0, 0, WEB)
+    for _ in range(5):  # on connections that the workers accept themselves
+        assert node.service.exchange(encode_packet(Packet(WSGI, 0, WEB))).endswith(b"x" * 1000)
     ours = node.until(lambda found: sum(each["requests"] for each in found["workers"]) == 5, "5 requests")
     for found in (theirs, ours):
         for worker in found["workers"]:
@@ -250,6 +257,8 @@ def test_warning(node: Node) -> None:
     assert ping(node).endswith(b"the disk is full")
     assert node.call("warn", "x" * 200) == b"True"
     assert ping(node) == encode_packet(Packet(PING, 1, b"x" * 80))
+    node.call("warn_in_a_mule", "from a mule")
+    until(lambda: ping(node).endswith(b"from a mule"), "the mule's warning")
     assert node.call("warn") == b"True"
     assert ping(node) == bytes.fromhex("64000001")
 

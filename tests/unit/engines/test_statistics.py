@@ -48,9 +48,9 @@ def test_the_last_warning() -> None:
     """The warning that was set last is the service's, also when its process has ended."""
     history: Any = History(2, 1)
     first, second = Process(1, 11, [ONE], (2.0, b"new")), Process(2, 12, [ONE], (1.0, b"old"))
-    assert history.warning([first, second]) == b"new"
+    assert history.warning([first, second]) == (2.0, b"new")
     history.on_exit(first)
-    assert history.warning([second]) == b"new"
+    assert history.warning([second]) == (2.0, b"new")
     second.warning = (3.0, b"")
-    assert history.warning([second]) == b""
-    assert History(1, 1).warning([]) == b""
+    assert history.warning([second]) == (3.0, b"")
+    assert History(1, 1).warning([]) == (0.0, b"")

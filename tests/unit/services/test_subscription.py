@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from uwsgitwisted.address import Address, parse_address
+from uwsgitwisted.services.listening import Place, place_of, write_place
 from uwsgitwisted.services.subscription import (
     INTERVAL,
     LEAVE_TIME,
     Announcer,
-    Place,
     RouterAddress,
     parse_subscription,
     send_datagram,
@@ -142,3 +143,23 @@ def test_unix_sockets(tmp_path: Path) -> None:
         (packet,) = PacketDecoder().receive(router.recv(4096))
     assert packet[:2] == (224, 1)
     assert decode_vars(packet.payload)[b"address"] == b"127.0.0.1:3031"
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "written"),
+    [
+        (socket.AF_INET, ("127.0.0.1", 0), r"127\.0\.0\.1:[0-9]+"),
+        (socket.AF_INET6, ("::1", 0), r"\[::1\]:[0-9]+"),
+        (socket.AF_UNIX, "\0uwsgitwisted-test", "@uwsgitwisted-test"),
+    ],
+)
+def test_places(family: int, name: Any, written: str) -> None:
+    """A port's place is written as uWSGI writes addresses."""
+
+    class Port:
+        socket: Any
+
+    port = Port()
+    with socket.socket(family) as port.socket:
+        port.socket.bind(name)
+        assert re.fullmatch(written, write_place(place_of(port)))

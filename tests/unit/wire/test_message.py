@@ -22,8 +22,9 @@ from uwsgitwisted.errors import (
 )
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.message import answers_raw, decode_answer, encode_request, needs_session
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.packet import SPOOL, Packet
 from uwsgitwisted.wire.tasks import TaskMessage
+from uwsgitwisted.wire.vars import encode_vars
 
 VARS = b"\x01\x00k\x01\x00v"
 
@@ -266,3 +267,13 @@ def test_a_request_too_large_for_plain_uwsgi() -> None:
     assert len(PlainExchange(Packet(33, 0, b"x" * 65535)).outgoing) == 65539
     with pytest.raises(MessageTooLarge):
         PlainExchange(Packet(33, 0, b"x" * 65536))
+
+
+@pytest.mark.parametrize("task", [{"x": "x" * 65_535}, encode_vars({"x": "x" * 65_535})])
+def test_task_of_too_many_variables(task: object) -> None:
+    """A task whose variables fit no packet is refused; the error says where large data goes."""
+    with pytest.raises(MessageTooLarge, match="put large data in the body") as raised:
+        encode_request(SPOOL, 0, task)
+    assert (raised.value.size, raised.value.limit) == (65_540, 65_535)
+    fits = encode_request(SPOOL, 0, {"x": "x" * 65_530})
+    assert len(fits.payload) == 65_535

@@ -164,6 +164,8 @@ def test_request(bench: Make) -> None:
     assert everything(client) == b"hello"
     assert seen == [(Packet(WSGI, 0, GET[4:]), False, b"")]
     assert made.reports == []
+    requests, failed, *_, sent, _ = made.slot.counts
+    assert (requests, failed, sent) == (1, 0, 5)
 
 
 def test_body(bench: Make) -> None:
@@ -269,6 +271,7 @@ def test_handler_fails(bench: Make) -> None:
     assert isinstance(error, RemoteError)
     assert error.type == "KeyError"
     assert error.node == "n1 worker 1"
+    assert made.slot.counts.failed == 1
     assert made.blamed == [f"127.0.0.1:{port}"]
 
 

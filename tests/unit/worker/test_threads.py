@@ -536,3 +536,15 @@ def test_reports(make: Make, ports: Ports) -> None:
     errors = [event.error for event in events if isinstance(event, ErrorReceived) and not event.id]
     assert isinstance(errors[0], RemoteError)
     assert any(isinstance(event, ShutdownReceived) for event in events)  # it counts
+
+
+def test_counts(make: Make) -> None:
+    """Each thread counts its own requests, and those that failed."""
+    front = make()
+    front.put(3)
+    front.ask(b"12345", b"memory", b"123")
+    front.events(3)
+    front.until(lambda: sum(counts.requests for counts in front.activity.counts()) == 3)
+    counted = front.activity.counts()
+    assert sum(counts.failed for counts in counted) == 1
+    assert sum(counts.sent for counts in counted) == 8

@@ -33,6 +33,7 @@ class Mules:
         self._node = node
         self._descriptor = -1
         self._alive: set[WorkerProcess] = set()
+        self._last_warning: tuple[float, bytes] = (0.0, b"")
         self._supervisor = Supervisor(
             reactor, len(programs), self._start_mule, self._on_ready, self._on_exit, kind="mule"
         )
@@ -55,6 +56,11 @@ class Mules:
         :return: fires when all have ended.
         """
         return self._supervisor.stop() if self._descriptor != -1 else succeed(None)
+
+    @property
+    def warning(self) -> tuple[float, bytes]:
+        """When one of them has set a warning, and the warning; see :attr:`ProcessEngine.warning`."""
+        return max([self._last_warning, *(mule.warning for mule in self._alive)])
 
     def kill(self) -> None:
         """Kill them."""
@@ -80,6 +86,7 @@ class Mules:
 
     def _on_exit(self, mule: WorkerProcess, how: str) -> None:
         self._alive.discard(mule)
+        self._last_warning = max(self._last_warning, mule.warning)
         mule.take_unfinished()
 
     # A mule has no requests

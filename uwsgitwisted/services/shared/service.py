@@ -90,6 +90,11 @@ class Shared:
         self._state.end_reload(succeeded)
         return succeeded
 
+    @property
+    def warning(self) -> tuple[float, bytes]:
+        """When a mule has set a warning, and the warning, which is empty if there is none."""
+        return self._mules.warning
+
     def stop_signals(self) -> None:
         """Raise no further signals by itself: timers, cron jobs and file monitors end."""
         self._state.stop()
