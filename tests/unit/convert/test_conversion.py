@@ -271,6 +271,22 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith(f"uwsgitwisted: {tmp_path}/app.ini:2: ")
 
 
+MOVING = (
+    (ROOT / "docs" / "moving.md").read_text(encoding="utf-8").partition("## An ini file")[2].partition("## ")[0]
+)
+
+
+@pytest.mark.parametrize(("line", "here"), re.findall(r"^\| `(.* = .*?)` \| (.*) \|$", MOVING, re.MULTILINE))
+def test_the_table_of_moving(converted: Any, line: str, here: str) -> None:
+    """docs/moving.md tells of each option what the command makes of it."""
+    found = converted(WEB, line, *(["spooler = spool"] if line.startswith("spooler-") else []))
+    commands = [shlex.join(each["command"]) for each in found.document["commands"]]
+    written = "\n".join([*commands, *found.document["units"].values(), *found.document["cron"]])
+    assert found.status == 0
+    assert all(code in written for code in re.findall("`(.*?)`", here))
+    assert here.startswith("nothing") == found.outcome(line.partition(" ")[0]).startswith("unnecessary")
+
+
 def row(rule: Rule) -> str:
     names = ", ".join(f"`{name}`" for name in rule.names.split())
     return f"| {names} | {rule.outcome.value} | {rule.text} |"
