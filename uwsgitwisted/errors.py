@@ -80,6 +80,17 @@ class MessageTooLarge(MisuseError):
         self.limit = limit
 
 
+class NotProvided(MisuseError, NotImplementedError):
+    """A name of uWSGI's own modules that this package doesn't have was used; the text says what to use instead.
+
+    :param name: the name, with that of its module.
+    """
+
+    def __init__(self, text: str = "", *, name: str = "", address: object = None) -> None:
+        super().__init__(text, address=address)
+        self.name = name
+
+
 class ProtocolError(UwsgiError):
     """The peer's bytes break the protocol."""
 
@@ -115,6 +126,10 @@ class UnsafeObject(ProtocolError):
 
 class ConnectionFailed(UwsgiError, ConnectionError):
     """Connecting failed, or the connection broke."""
+
+
+class ConnectionBroken(ConnectionFailed):
+    """The connection broke after the request was sent, so that it may have run, wholly or in part."""
 
 
 class NoAnswer(ConnectionFailed):

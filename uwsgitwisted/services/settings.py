@@ -35,6 +35,7 @@ class ServerSettings:
     :param max_body: the largest body of a web request, in bytes.
     :param networks: the networks that may connect; None for all.
     :param tracebacks: whether callers get the tracebacks of handlers' exceptions.
+    :param stats: endpoint descriptions of the stats server.
     :param node: this node's name, for logs and error texts.
     :param limits: the limits of connections.
     :param options: the options that were given, for ``uwsgi.opt``, without secrets.
@@ -54,6 +55,7 @@ class ServerSettings:
     touch_reload: tuple[str, ...] = ()
     networks: tuple[Network, ...] | None = None
     tracebacks: bool = True
+    stats: tuple[str, ...] = ()
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
     options: OptionValues = field(default_factory=dict)

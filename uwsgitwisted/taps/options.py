@@ -218,7 +218,7 @@ class ServerOptions(ServiceOptions):
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
         ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds for which a peer may read nothing of its answer", parse_timeout],
         ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
     )  # fmt: skip
@@ -229,6 +229,7 @@ class ServerOptions(ServiceOptions):
 
     def __init__(self) -> None:
         super().__init__()
+        self["stats"] = []
         self["timeout"] = self.defaults["timeout"] = self.default_timeout
         self["touch-reload"] = []
 
@@ -242,6 +243,14 @@ class ServerOptions(ServiceOptions):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_stats(self, description: str) -> None:
+        """Give statistics as uWSGI does, for uwsgitop, on this Twisted endpoint, such as tcp:1717; may be given again.
+
+        Without interface=, it listens on loopback only.
+        """
+        convert("stats", check_endpoint, description)
+        self["stats"].append(on_loopback(description))
 
     def opt_touch_reload(self, path: str) -> None:
         """Reload the service, as SIGHUP does, when this file is touched; may be given again."""
@@ -263,6 +272,7 @@ class ServerOptions(ServiceOptions):
             touch_reload=tuple(self["touch-reload"]),
             networks=self.networks(),
             tracebacks=not self["no-tracebacks"],
+            stats=tuple(self["stats"]),
             node=self["node"],
             options=self.given,
             limits=replace(self.limits(), max_buffered=self["max-buffered"]),

@@ -11,6 +11,8 @@ from typing import Any
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.compat.install import configure
+from uwsgitwisted.worker.compat.signals import forget_all
+from uwsgitwisted.worker.handlers import signals
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 
 #: Handlers by modifier1.
@@ -28,9 +30,10 @@ NO_REQUEST = 0
 #: The most ports from which a worker accepts connections.
 MAX_PORTS = 64
 #: Where the front puts the session's socket, the pipe of tokens, the access log, if there is one, the activity
-#: of a worker that is watched, and, in a worker that accepts connections, the socket over which connections go
-#: to the front, and the ports, the first of them there.
-SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7, 8
+#: of a worker that is watched, in a worker that accepts connections the socket over which connections go to the
+#: front, the socket over which calls for shared state go there, if there is one, and the ports, the first of
+#: them there.
+SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, SHARED_FD, LISTENER_FD = range(3, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ class WorkerSpec:
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
+    :param shares: whether its front has state that its workers share.
+    :param mule: the program of a mule, or empty for one that has none; None for a worker.
+    :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -107,6 +113,9 @@ class WorkerSpec:
     masterpid: int = 0
     accepting: Accepting | None = None
     threads: int = 1
+    shares: bool = False
+    mule: str | None = None
+    traces: bool = False
 
     @property
     def is_watched(self) -> bool:
@@ -145,7 +154,8 @@ class WorkerSpec:
             why.
         """
         configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
-        table: dict[int, Handler | StreamHandler] = {}
+        forget_all()
+        table: dict[int, Handler | StreamHandler] = {**signals.table()}
         sources: dict[int, Loader] = {}
         for loader in self.loaders:
             for modifier1, handler in loader.load().items():
