@@ -13,6 +13,7 @@ import pytest
 from tests.documents import ROOT
 from uwsgitwisted.cli import main
 from uwsgitwisted.convert.outcomes import RULES, Outcome, Rule, rule_of
+from uwsgitwisted.taps import node, router, spooler
 
 DOCUMENT = ROOT / "docs" / "convert.md"
 
@@ -56,6 +57,15 @@ def converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 WEB = "module = app"
 
 
+def assert_parsed(found: Converted) -> None:
+    """Check that the services take their options."""
+    for name, service in (("node", node), ("spooler", spooler), ("router", router)):
+        for each in found.document["commands"]:
+            line = each["command"]
+            if f"uwsgi-{name}" in line:
+                service.Options().parseOptions(line[line.index(f"uwsgi-{name}") + 1 :])
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -80,7 +90,7 @@ WEB = "module = app"
         ("limit-post = 1000", "--max-body 1000"),
         ("chdir = app", "--chdir /srv/app"),
         ("mount = /shop=shop.py", "--mount /shop=shop"),
-        ("static-map = /static=files", "--static /static=/srv/files"),
+        ("static-map = /static=.", "--static /static=/srv"),
         ("callable = create()", "--wsgi 'app:create()'"),
         ("wsgi-file = site/wsgi.py", "--wsgi site.wsgi"),
         ("chdir = /srv/x\nfile = /opt/my/wsgi.py\ncallable = app", "--wsgi wsgi:app"),
@@ -103,6 +113,7 @@ def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
     assert found.document["problems"] == []
     assert found.status == 0
     assert f" {expected} " in f" {found.options('node')} "
+    assert_parsed(found)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +137,7 @@ def test_options_of_the_spooler(converted: Any, line: str, expected: str) -> Non
     assert f" {expected} " in f" {found.options('spooler')} "
     assert found.document["commands"][0]["environment"] == {"UWSGITWISTED_SPOOLER": "127.0.0.1:3034"}
     assert "--handler" not in found.options("node")
+    assert_parsed(found)
 
 
 def test_router(converted: Any) -> None:
@@ -137,6 +149,7 @@ def test_router(converted: Any) -> None:
     assert "--listen tcp:3032" in found.options("node")
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in found.document["units"]["app-router.service"]
     found = converted(WEB, "socket = :80", "protocol = http", "http-to = /x.sock")
+    assert_parsed(found)
     assert found.options("router") == "--http tcp:80:interface=0.0.0.0 --nodes /x.sock"
 
 
