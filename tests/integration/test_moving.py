@@ -147,6 +147,25 @@ def test_converted_commands_do_the_same(project: Path) -> None:
     assert notes(project) == ["'theirs'", "'ours'"]
 
 
+WHO = """
+import os, uwsgi
+uwsgi.message_manager_marshal = lambda message, modifier2: os.getpid()
+"""
+
+
+def test_workers_are_replaced(launch: Launcher, tmp_path: Path) -> None:
+    """A worker over ``--reload-on-rss`` is replaced after its request; a touched file reloads the service."""
+    options = ("uwsgi-node", "--engine", "processes:1")
+    small = launch.start(*options, "--reload-on-rss", "1M", handler=WHO)
+    file = tmp_path / "reload"
+    touched = launch.start(*options, "--touch-reload", str(file), handler=WHO)
+    first, second = small.ask(None), touched.ask(None)
+    assert touched.ask(None) == second
+    file.touch()
+    until(lambda: small.ask(None) != first, "another worker")
+    until(lambda: touched.ask(None) != second, "another worker")
+
+
 #: Functions as they are written for uWSGI, in the application and in our spooler; a timer belongs to neither.
 TASKS = """
 from uwsgidecorators import timer

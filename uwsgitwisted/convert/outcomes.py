@@ -139,6 +139,8 @@ _APPLICATION = (
     _refused("vhost* vhost-host", "one node for each application, and a `server` of nginx for each"),
     _refused("worker-exec* pyrun python py cgi* php* perl* psgi* rack* rails* lua* jvm* ring* mono* gccgo* go-*",
              "only Python's applications run here: leave this one to uWSGI"),
+    _refused("rb* gemset* tuntap-* forkpty* pty-* fork-server* goroutine* v8-* early-* pypy-* clojure* geoip* jail* curl-* gridfs-* "
+             "glusterfs-* rados-* webdav-* ldap* objc* matheval*", "it belongs to a plugin: leave this one to uWSGI"),
     _refused("envdir early-envdir", "write its files into a file of lines `NAME=value`, for `--env-file`"),
     _refused("unenv", "`UnsetEnvironment=` in the unit"),
 )  # fmt: skip

@@ -65,11 +65,14 @@ def is_true(value: str) -> bool:
 def number(value: str) -> str:
     """Check that a value is a whole number.
 
-    :raises RefusedValue: if it isn't; uWSGI would read 0, or a part of it.
+    uWSGI reads the digits at the beginning and nothing behind them, so some files have comments there.
+
+    :raises RefusedValue: if it isn't.
     """
-    if not value.isascii() or not value.isdecimal():
+    match = re.fullmatch(r"(\d{1,18})(\s*[;#].*)?", value, re.ASCII)
+    if match is None:
         raise RefusedValue(f"{value!r} is not a whole number")
-    return str(int(value))
+    return str(int(match[1]))
 
 
 def megabytes(value: str) -> str:

@@ -81,7 +81,7 @@ def assert_parsed(found: Converted) -> None:
         ),
         ("processes = 2\nworkers = 5", "--engine processes:5"),
         ("threads = 4", "--wsgi-threads 4"),
-        ("harakiri = 30", "--timeout 30"),
+        ("harakiri = 30   ; a comment", "--timeout 30"),
         ("max-requests = 500", "--max-requests 500"),
         ("reload-on-rss = 200", "--reload-on-rss 200M"),
         ("max-worker-lifetime = 3600", "--max-worker-lifetime 3600"),
@@ -137,6 +137,49 @@ def test_options_of_the_spooler(converted: Any, line: str, expected: str) -> Non
     assert f" {expected} " in f" {found.options('spooler')} "
     assert found.document["commands"][0]["environment"] == {"UWSGITWISTED_SPOOLER": "127.0.0.1:3034"}
     assert "--handler" not in found.options("node")
+    assert_parsed(found)
+
+
+def test_a_large_configuration(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration as projects have them, with comments behind values, becomes three commands."""
+    monkeypatch.setenv("VARIANT", "lms")
+    monkeypatch.setenv("WORKERS", "6")
+    found = converted(
+        "site = /opt/site",
+        "logs = %(site)/logs",
+        "chdir = %(site)",
+        "wsgi-file = $(VARIANT)/wsgi.py",
+        "http = 0.0.0.0:8000",
+        "strict = false",
+        "master = true            ; one to rule them",
+        "need-app = true",
+        "processes = $(WORKERS)   ; as many as there may be",
+        "harakiri = %(6 * 10)",
+        "max-requests = 1000      ; then a new one",
+        "reload-on-rss = 2048     # megabytes",
+        "max-worker-lifetime = 3600",
+        "worker-reload-mercy = 60",
+        "static-map = /static=/",
+        "static-map = /media=%(site)/../..",
+        "logto = %(logs)/site.log",
+        "pidfile = /tmp/%n.pid",
+        "touch-reload = %(site)/$(VARIANT)/wsgi.py",
+        "spooler = %(site)/spool",
+        "spooler-processes = 2",
+        "import = %(VARIANT)tasks",
+        "VARIANT =",
+    )
+    assert found.status == 0
+    assert [each["directory"] for each in found.document["commands"]] == ["/opt/site"] * 3
+    command = found.document["commands"][0]["command"]
+    assert command[1:6] == ["-n", "--pidfile", "/tmp/app.pid", "--logfile", "/opt/site/logs/site.log"]
+    assert found.options("node") == (
+        "--listen tcp:3031 --wsgi lms.wsgi --static /static=/ --static /media=/ --chdir /opt/site "
+        "--engine processes:6 --timeout 60 --max-requests 1000 --reload-on-rss 2048M "
+        "--max-worker-lifetime 3600 --drain-timeout 60 --touch-reload /opt/site/lms/wsgi.py --access-log -"
+    )
+    assert "--handler tasks " in found.options("spooler")
+    assert found.options("router").startswith("--http tcp:8000:interface=0.0.0.0 --nodes 127.0.0.1:3031 ")
     assert_parsed(found)
 
 
