@@ -157,6 +157,16 @@ def protocol(plan: Plan, value: str) -> None:
     plan.values["protocol"] = value
 
 
+def logfile(plan: Plan, value: str) -> None:
+    """Keep where the log goes, unless that is the standard output.
+
+    :raises RefusedValue: if it goes to another machine.
+    """
+    if re.search(r":\d+$", value):
+        raise RefusedValue("the journal has the log; forward it with systemd-journal-remote or syslog")
+    plan.values["logfile"] = "" if value.startswith(("/dev/", "/proc/")) else value.removeprefix("file:")
+
+
 def cron(plan: Plan, value: str) -> None:
     """Keep a line for crontab: five numbers, of which negative ones mean "any" or "every", and a command.
 

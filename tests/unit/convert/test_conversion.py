@@ -212,6 +212,13 @@ def test_unit(converted: Any) -> None:
     assert found.document["cron"] == [r"1 * */5 * 0 a\%b"]
 
 
+@pytest.mark.parametrize(("line", "before"), [("logto = x", "--logfile /srv/x"), ("logto = /dev/stdout", "")])
+def test_log(converted: Any, line: str, before: str) -> None:
+    """The log goes to the same file; the standard output needs no option."""
+    command = converted(WEB, line).document["commands"][0]["command"]
+    assert " ".join(command[2 : command.index("uwsgi-node")]) == before
+
+
 def test_no_server_of_nginx(converted: Any) -> None:
     """A path that nginx can't have in its configuration is a problem; the rest is printed."""
     found = converted(WEB, "static-map = /a$b=/x")
@@ -255,6 +262,7 @@ def test_nginx(converted: Any) -> None:
         ("harakiri = soon", "'soon' is not a whole number"),
         ("plugins = python3,php", "only Python's applications run here, not php"),
         ("protocol = fastcgi", "nodes speak uwsgi, and the router HTTP"),
+        ("logto = 10.0.0.1:514", "the journal has the log"),
         ("cron = 1 2 3 x", "it has five times and a command"),
         ("cron2 = minute=1,harakiri=5 x", "harakiri: write the line of crontab yourself"),
         ("add-header = X: $y", "nginx would take '$y' for a variable"),
