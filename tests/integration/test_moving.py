@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.conftest import NEEDS
 from tests.integration.real_uwsgi import PREAMBLE, UWSGI, real_spooler, real_web_server
 from tests.integration.services import PATIENCE, TWISTD, Launcher, Service, free_port, until
 from uwsgitwisted.convert.configuration import read_configuration
@@ -145,6 +146,37 @@ def test_converted_commands_do_the_same(project: Path) -> None:
             service.terminate()
     assert theirs == f"{project}/src green theirs".encode()
     assert notes(project) == ["'theirs'", "'ours'"]
+
+
+#: What goes to nginx, some of it twice.
+FOR_NGINX = """\
+[uwsgi]
+module = app
+socket = %dsocket
+static-map = /static=%d
+check-static = %d
+add-header = X-A: "b" c
+rem-header = Server
+error-page-404 = missing.html
+static-expires = .* 60
+static-index = index.html
+static-gzip-all = true
+static-gzip-ext = true
+limit-post = 5000
+"""
+
+
+@pytest.mark.needs("nginx")
+def test_nginx_takes_the_server(tmp_path: Path) -> None:
+    """Nginx itself finds no fault with the server that is printed."""
+    (tmp_path / "app.ini").write_text(FOR_NGINX)
+    server = convert(tmp_path)["nginx"].replace("include uwsgi_params;", "")
+    server = server.replace("listen 80;", f"listen unix:{tmp_path}/listen;")
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(f"pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}} http {{ {server} }}")
+    command = [NEEDS["nginx"][0], "-t", "-q", "-c", configuration]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 WHO = """
