@@ -189,12 +189,12 @@ class Builder:
         for name, value in self._plan.options[service].items():
             if (name, value) != ("--wsgi-threads", "1"):
                 options += [name] if value is None else [name, value]
+        for path in self._plan.list(f"touch {service}"):
+            options += ["--touch-reload", self._plan.absolute(path)]
 
     def _add_files(self, options: list[str]) -> None:
         """Add the node's options that name files."""
         plan = self._plan
-        for path in plan.list("touch-reload"):
-            options += ["--touch-reload", plan.absolute(path)]
         logger = plan.values.get("req-logger", "")
         if logger.startswith("file:"):
             options += ["--access-log", plan.absolute(logger.removeprefix("file:"))]

@@ -155,7 +155,9 @@ _LIMITS = (
     _same("limit-post", "node and router: `--max-body`; nginx: `client_max_body_size`",
           together(option("node router", "--max-body", number), keep("limit-post", number))),
     _same("reload-mercy worker-reload-mercy", "node: `--drain-timeout`", option("node", "--drain-timeout", number)),
-    _same("touch-reload touch-workers-reload touch-chain-reload fs-reload", "node: `--touch-reload`", add("touch-reload")),
+    _same("touch-reload fs-reload", "node and spooler: `--touch-reload`", together(add("touch node"), add("touch spooler"))),
+    _same("touch-workers-reload touch-chain-reload", "node: `--touch-reload`", add("touch node")),
+    _same("touch-spoolers-reload", "spooler: `--touch-reload`", add("touch spooler")),
     _same("max-worker-lifetime", "node: `--max-worker-lifetime`",
           option("node", "--max-worker-lifetime", number)),
     _same("limit-nproc", "`LimitNPROC=` in the unit", unit("LimitNPROC", number)),
@@ -177,7 +179,7 @@ _LIMITS = (
     _refused("never-swap ksm mem-collector-freq cgroup* namespace* ns ns-net unshare* setns* jailed refork* re-fork* "
              "pivot-root pivot_root cap* check-mount* mountpoint-check", "the unit has lines for it: see systemd.exec and systemd.resource-control"),
     _refused("brutal-reload-on-fd reload-on-fd fs-brutal-reload touch-exec touch-signal fs-signal hook-touch "
-             "propagate-touch touch-mules-reload touch-spoolers-reload touch-logrotate touch-logreopen",
+             "propagate-touch touch-mules-reload touch-logrotate touch-logreopen",
              "a systemd path unit that runs `systemctl reload`"),
 )  # fmt: skip
 

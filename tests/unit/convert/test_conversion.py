@@ -126,6 +126,8 @@ def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
         ("spooler-processes = 3", "--workers 3"),
         ("spooler-max-tasks = 10", "--max-requests 10"),
         ("spooler-harakiri = 60", "--timeout 60"),
+        ("touch-reload = now", "--touch-reload /srv/now"),
+        ("touch-spoolers-reload = now", "--touch-reload /srv/now"),
         ("import = tasks", "--handler tasks"),
         ("import = other\nspooler-import = tasks", "--handler tasks"),
     ],
