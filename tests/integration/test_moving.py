@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.real_uwsgi import UWSGI
-from tests.integration.services import PATIENCE, TWISTD, Service, free_port, until
+from tests.integration.conftest import NEEDS
+from tests.integration.real_uwsgi import PREAMBLE, UWSGI, real_spooler, real_web_server
+from tests.integration.services import PATIENCE, TWISTD, Launcher, Service, free_port, until
 from uwsgitwisted.convert.configuration import read_configuration
 from uwsgitwisted.convert.outcomes import RULES, rule_of
 from uwsgitwisted.wire.packet import Packet, encode_packet
@@ -145,6 +146,120 @@ def test_converted_commands_do_the_same(project: Path) -> None:
             service.terminate()
     assert theirs == f"{project}/src green theirs".encode()
     assert notes(project) == ["'theirs'", "'ours'"]
+
+
+#: What goes to nginx, some of it twice.
+FOR_NGINX = """\
+[uwsgi]
+module = app
+socket = %dsocket
+static-map = /static=%d
+check-static = %d
+add-header = X-A: "b" c
+rem-header = Server
+error-page-404 = missing.html
+static-expires = .* 60
+static-index = index.html
+static-gzip-all = true
+static-gzip-ext = true
+limit-post = 5000
+"""
+
+
+@pytest.mark.needs("nginx")
+def test_nginx_takes_the_server(tmp_path: Path) -> None:
+    """Nginx itself finds no fault with the server that is printed."""
+    (tmp_path / "app.ini").write_text(FOR_NGINX)
+    server = convert(tmp_path)["nginx"].replace("include uwsgi_params;", "")
+    server = server.replace("listen 80;", f"listen unix:{tmp_path}/listen;")
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(f"pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}} http {{ {server} }}")
+    command = [NEEDS["nginx"][0], "-t", "-q", "-c", configuration]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+WHO = """
+import os, uwsgi
+uwsgi.message_manager_marshal = lambda message, modifier2: os.getpid()
+"""
+
+
+def test_workers_are_replaced(launch: Launcher, tmp_path: Path) -> None:
+    """A worker over ``--reload-on-rss`` is replaced after its request; a touched file reloads the service."""
+    options = ("uwsgi-node", "--engine", "processes:1")
+    small = launch.start(*options, "--reload-on-rss", "1M", handler=WHO)
+    file = tmp_path / "reload"
+    touched = launch.start(*options, "--touch-reload", str(file), handler=WHO)
+    first, second = small.ask(None), touched.ask(None)
+    assert touched.ask(None) == second
+    file.touch()
+    until(lambda: small.ask(None) != first, "another worker")
+    until(lambda: touched.ask(None) != second, "another worker")
+
+
+#: Functions as they are written for uWSGI, in the application and in our spooler; a timer belongs to neither.
+TASKS = """
+from uwsgidecorators import timer
+
+def run(task):
+    note(ran=task[b"name"].decode())
+    return uwsgi.SPOOL_OK
+
+uwsgi.spooler = run
+
+@timer(1)
+def tick(number):
+    note(tick=number)
+"""
+
+
+def test_an_application_in_uwsgi_and_our_spooler(launch: Launcher, tmp_path: Path) -> None:
+    """An application in uWSGI gives tasks to our spooler, by address and by directory; a timer runs in both.
+
+    Then the way back: what has not run yet is exported, and uWSGI's spooler runs it.
+    """
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    ours = launch.start(
+        *("uwsgi-spooler", "--spool", "sqlite:spool.db", "--drain", f"dir:{spool}"), handler=PREAMBLE + TASKS
+    )
+    address = str(ours.address)
+    run_cli("queue", "pause", address, "later")
+    calls = f"""
+from uwsgitwisted.blocking import enqueue
+note(id=enqueue({address!r}, {{"name": "called"}}))
+note(id=enqueue({address!r}, {{"name": "waiting", "spooler": "later"}}))
+uwsgi.spool({{b"name": b"spooled"}})
+application = lambda environ, start_response: []
+"""
+    (tmp_path / "shop.py").write_text(PREAMBLE + TASKS + calls)
+    with real_web_server(tmp_path, "shop:application", "--spooler-external", str(spool)) as uwsgi:
+        until(lambda: {"called", "spooled"} <= noted(ours.directory, "ran"), "both tasks")
+        until(lambda: noted(ours.directory, "tick") and noted(tmp_path, "tick"), "the timer in both")
+        assert noted(tmp_path, "ran") == set()
+        assert [run["id"] is not None for run in uwsgi.runs() if "id" in run] == [True, True]
+    ours.terminate()
+    assert list(spool.iterdir()) == []
+    run_cli("queue", "export", f"sqlite:{ours.directory}/spool.db", f"dir:{spool}")
+    with real_spooler(tmp_path, spool, TASKS):
+        until(lambda: noted(tmp_path, "ran") == {"waiting"}, "the task that was exported")
+
+
+def noted(directory: Path, key: str) -> set[Any]:
+    """Return what handlers in *directory* have noted under *key*."""
+    try:
+        lines = (directory / "runs").read_text().splitlines()
+    except FileNotFoundError:
+        return set()
+    return {run[key] for run in map(json.loads, lines) if key in run}
+
+
+def run_cli(*arguments: str) -> None:
+    """Run the command ``uwsgitwisted``."""
+    command = [sys.executable, "-m", "uwsgitwisted", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert run.returncode == 0, run.stderr
 
 
 #: Files that use all that uWSGI's own parsers know, and their oddities.

@@ -1,4 +1,4 @@
-"""What docs/security.md says: its tests are there, and its options have the defaults that it tells."""
+"""What docs/security.md and docs/moving.md say: their tests are there, and options have the defaults told."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from uwsgitwisted.taps import node, spooler
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "security.md").read_text()
-TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)))
+MOVING = (ROOT / "docs" / "moving.md").read_text()
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT + MOVING)))
 OPTIONS = re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", TEXT, re.MULTILINE)
 #: What the document says where an option has no fixed default.
 WORDS = {

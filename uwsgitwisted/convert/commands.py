@@ -79,8 +79,8 @@ class Builder:
         commands = [make() for make, is_needed in makers.items() if is_needed]
         for command in commands[:1]:
             for name, key in (("--pidfile", "path twistd --pidfile"), ("--logfile", "logfile")):
-                if "/" in (value := plan.values.get(key, "")) or value.endswith((".log", ".pid")):
-                    command.before += [name, plan.absolute(value.removeprefix("file:"))]
+                if value := plan.values.get(key, ""):
+                    command.before += [name, plan.absolute(value)]
         return commands
 
     @property
@@ -152,6 +152,7 @@ class Builder:
         options += self._static_options()
         if not self._spools and self._imports:
             options += self._handler()
+            self.notes.append("a module for `--handler` has to register something: leave out one that doesn't")
         options += ["--chdir", plan.home] if self._runs_web else []
         options += ["--engine", f"processes:{self._processes()}"]
         self._add_options(options, "node")
@@ -188,12 +189,12 @@ class Builder:
         for name, value in self._plan.options[service].items():
             if (name, value) != ("--wsgi-threads", "1"):
                 options += [name] if value is None else [name, value]
+        for path in self._plan.list(f"touch {service}"):
+            options += ["--touch-reload", self._plan.absolute(path)]
 
     def _add_files(self, options: list[str]) -> None:
         """Add the node's options that name files."""
         plan = self._plan
-        for path in plan.list("touch-reload"):
-            options += ["--touch-reload", plan.absolute(path)]
         logger = plan.values.get("req-logger", "")
         if logger.startswith("file:"):
             options += ["--access-log", plan.absolute(logger.removeprefix("file:"))]
@@ -213,6 +214,10 @@ class Builder:
                 f"the tasks in this directory need a command of their own: `--drain dir:{plan.absolute(other)}`"
             )
         command.options = ["--listen", f"tcp:{_SPOOLER_PORT}", *self._handler()]
+        if self._imports:
+            self.notes.append(
+                "`--handler` is the spooler's: if its module has RPC, signals or mules, give it to the node too"
+            )
         command.options += ["--spool", f"sqlite:{directory}.sqlite", "--drain", f"dir:{directory}"]
         self._add_options(command.options, "spooler")
         if "--workers" not in plan.options["spooler"]:

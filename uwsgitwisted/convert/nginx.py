@@ -22,7 +22,7 @@ def make_server(builder: Builder, plan: Plan) -> str:
     lines = ["listen 80;", "server_name www.example.com;"]
     if "limit-post" in plan.values:
         lines.append(f"client_max_body_size {plan.values['limit-post']};")
-    lines += plan.server
+    lines += dict.fromkeys(plan.server)
     for path, directory in builder.statics:
         prefix = path.rstrip("/") + "/"
         expires = [f"expires {plan.values['expires']}s;"] if "expires" in plan.values else []

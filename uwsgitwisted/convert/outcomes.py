@@ -16,6 +16,7 @@ from uwsgitwisted.convert.plan import (
     flag,
     header,
     keep,
+    logfile,
     megabytes,
     number,
     option,
@@ -139,6 +140,8 @@ _APPLICATION = (
     _refused("vhost* vhost-host", "one node for each application, and a `server` of nginx for each"),
     _refused("worker-exec* pyrun python py cgi* php* perl* psgi* rack* rails* lua* jvm* ring* mono* gccgo* go-*",
              "only Python's applications run here: leave this one to uWSGI"),
+    _refused("rb* gemset* tuntap-* forkpty* pty-* fork-server* goroutine* v8-* early-* pypy-* clojure* geoip* jail* curl-* gridfs-* "
+             "glusterfs-* rados-* webdav-* ldap* objc* matheval*", "it belongs to a plugin: leave this one to uWSGI"),
     _refused("envdir early-envdir", "write its files into a file of lines `NAME=value`, for `--env-file`"),
     _refused("unenv", "`UnsetEnvironment=` in the unit"),
 )  # fmt: skip
@@ -152,7 +155,9 @@ _LIMITS = (
     _same("limit-post", "node and router: `--max-body`; nginx: `client_max_body_size`",
           together(option("node router", "--max-body", number), keep("limit-post", number))),
     _same("reload-mercy worker-reload-mercy", "node: `--drain-timeout`", option("node", "--drain-timeout", number)),
-    _same("touch-reload touch-workers-reload touch-chain-reload fs-reload", "node: `--touch-reload`", add("touch-reload")),
+    _same("touch-reload fs-reload", "node and spooler: `--touch-reload`", together(add("touch node"), add("touch spooler"))),
+    _same("touch-workers-reload touch-chain-reload", "node: `--touch-reload`", add("touch node")),
+    _same("touch-spoolers-reload", "spooler: `--touch-reload`", add("touch spooler")),
     _same("max-worker-lifetime", "node: `--max-worker-lifetime`",
           option("node", "--max-worker-lifetime", number)),
     _same("limit-nproc", "`LimitNPROC=` in the unit", unit("LimitNPROC", number)),
@@ -174,7 +179,7 @@ _LIMITS = (
     _refused("never-swap ksm mem-collector-freq cgroup* namespace* ns ns-net unshare* setns* jailed refork* re-fork* "
              "pivot-root pivot_root cap* check-mount* mountpoint-check", "the unit has lines for it: see systemd.exec and systemd.resource-control"),
     _refused("brutal-reload-on-fd reload-on-fd fs-brutal-reload touch-exec touch-signal fs-signal hook-touch "
-             "propagate-touch touch-mules-reload touch-spoolers-reload touch-logrotate touch-logreopen",
+             "propagate-touch touch-mules-reload touch-logrotate touch-logreopen",
              "a systemd path unit that runs `systemctl reload`"),
 )  # fmt: skip
 
@@ -220,7 +225,7 @@ _FILES = (
     _unnecessary("honour-range file-serve-mode fileserve-mode disable-sendfile",
                  "ranges are always answered; the kernel sends files"),
     _same("logto logto2 daemonize daemonize2", "twistd's `--logfile`; systemd keeps the service in the foreground",
-          keep("logfile")),
+logfile),
     _same("req-logger logger-req", "node: `--access-log`, for a file", keep("req-logger")),
     _same("disable-logging", "node: no `--access-log`", flag("quiet")),
     _unnecessary("log-syslog", "the journal has what a unit writes"),

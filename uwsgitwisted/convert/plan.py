@@ -65,11 +65,14 @@ def is_true(value: str) -> bool:
 def number(value: str) -> str:
     """Check that a value is a whole number.
 
-    :raises RefusedValue: if it isn't; uWSGI would read 0, or a part of it.
+    uWSGI reads the digits at the beginning and nothing behind them, so some files have comments there.
+
+    :raises RefusedValue: if it isn't.
     """
-    if not value.isascii() or not value.isdecimal():
+    match = re.fullmatch(r"(\d{1,18})(\s*[;#].*)?", value, re.ASCII)
+    if match is None:
         raise RefusedValue(f"{value!r} is not a whole number")
-    return str(int(value))
+    return str(int(match[1]))
 
 
 def megabytes(value: str) -> str:
@@ -152,6 +155,16 @@ def protocol(plan: Plan, value: str) -> None:
     if value not in ("uwsgi", "http"):
         raise RefusedValue("nodes speak uwsgi, and the router HTTP: let nginx speak uwsgi with `uwsgi_pass`")
     plan.values["protocol"] = value
+
+
+def logfile(plan: Plan, value: str) -> None:
+    """Keep where the log goes, unless that is the standard output.
+
+    :raises RefusedValue: if it goes to another machine.
+    """
+    if re.search(r":\d+$", value):
+        raise RefusedValue("the journal has the log; forward it with systemd-journal-remote or syslog")
+    plan.values["logfile"] = "" if value.startswith(("/dev/", "/proc/")) else value.removeprefix("file:")
 
 
 def cron(plan: Plan, value: str) -> None:

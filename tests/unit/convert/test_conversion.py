@@ -13,6 +13,7 @@ import pytest
 from tests.documents import ROOT
 from uwsgitwisted.cli import main
 from uwsgitwisted.convert.outcomes import RULES, Outcome, Rule, rule_of
+from uwsgitwisted.taps import node, router, spooler
 
 DOCUMENT = ROOT / "docs" / "convert.md"
 
@@ -56,6 +57,15 @@ def converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 WEB = "module = app"
 
 
+def assert_parsed(found: Converted) -> None:
+    """Check that the services take their options."""
+    for name, service in (("node", node), ("spooler", spooler), ("router", router)):
+        for each in found.document["commands"]:
+            line = each["command"]
+            if f"uwsgi-{name}" in line:
+                service.Options().parseOptions(line[line.index(f"uwsgi-{name}") + 1 :])
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -71,7 +81,7 @@ WEB = "module = app"
         ),
         ("processes = 2\nworkers = 5", "--engine processes:5"),
         ("threads = 4", "--wsgi-threads 4"),
-        ("harakiri = 30", "--timeout 30"),
+        ("harakiri = 30   ; a comment", "--timeout 30"),
         ("max-requests = 500", "--max-requests 500"),
         ("reload-on-rss = 200", "--reload-on-rss 200M"),
         ("max-worker-lifetime = 3600", "--max-worker-lifetime 3600"),
@@ -80,7 +90,7 @@ WEB = "module = app"
         ("limit-post = 1000", "--max-body 1000"),
         ("chdir = app", "--chdir /srv/app"),
         ("mount = /shop=shop.py", "--mount /shop=shop"),
-        ("static-map = /static=files", "--static /static=/srv/files"),
+        ("static-map = /static=.", "--static /static=/srv"),
         ("callable = create()", "--wsgi 'app:create()'"),
         ("wsgi-file = site/wsgi.py", "--wsgi site.wsgi"),
         ("chdir = /srv/x\nfile = /opt/my/wsgi.py\ncallable = app", "--wsgi wsgi:app"),
@@ -103,6 +113,7 @@ def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
     assert found.document["problems"] == []
     assert found.status == 0
     assert f" {expected} " in f" {found.options('node')} "
+    assert_parsed(found)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +126,8 @@ def test_options_of_the_node(converted: Any, line: str, expected: str) -> None:
         ("spooler-processes = 3", "--workers 3"),
         ("spooler-max-tasks = 10", "--max-requests 10"),
         ("spooler-harakiri = 60", "--timeout 60"),
+        ("touch-reload = now", "--touch-reload /srv/now"),
+        ("touch-spoolers-reload = now", "--touch-reload /srv/now"),
         ("import = tasks", "--handler tasks"),
         ("import = other\nspooler-import = tasks", "--handler tasks"),
     ],
@@ -126,6 +139,50 @@ def test_options_of_the_spooler(converted: Any, line: str, expected: str) -> Non
     assert f" {expected} " in f" {found.options('spooler')} "
     assert found.document["commands"][0]["environment"] == {"UWSGITWISTED_SPOOLER": "127.0.0.1:3034"}
     assert "--handler" not in found.options("node")
+    assert_parsed(found)
+
+
+def test_a_large_configuration(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration as projects have them, with comments behind values, becomes three commands."""
+    monkeypatch.setenv("VARIANT", "lms")
+    monkeypatch.setenv("WORKERS", "6")
+    found = converted(
+        "site = /opt/site",
+        "logs = %(site)/logs",
+        "chdir = %(site)",
+        "wsgi-file = $(VARIANT)/wsgi.py",
+        "http = 0.0.0.0:8000",
+        "strict = false",
+        "master = true            ; one to rule them",
+        "need-app = true",
+        "processes = $(WORKERS)   ; as many as there may be",
+        "harakiri = %(6 * 10)",
+        "max-requests = 1000      ; then a new one",
+        "reload-on-rss = 2048     # megabytes",
+        "max-worker-lifetime = 3600",
+        "worker-reload-mercy = 60",
+        "static-map = /static=/",
+        "static-map = /media=%(site)/../..",
+        "logto = %(logs)/site.log",
+        "pidfile = /tmp/%n.pid",
+        "touch-reload = %(site)/$(VARIANT)/wsgi.py",
+        "spooler = %(site)/spool",
+        "spooler-processes = 2",
+        "import = %(VARIANT)tasks",
+        "VARIANT =",
+    )
+    assert found.status == 0
+    assert [each["directory"] for each in found.document["commands"]] == ["/opt/site"] * 3
+    command = found.document["commands"][0]["command"]
+    assert command[1:6] == ["-n", "--pidfile", "/tmp/app.pid", "--logfile", "/opt/site/logs/site.log"]
+    assert found.options("node") == (
+        "--listen tcp:3031 --wsgi lms.wsgi --static /static=/ --static /media=/ --chdir /opt/site "
+        "--engine processes:6 --timeout 60 --max-requests 1000 --reload-on-rss 2048M "
+        "--max-worker-lifetime 3600 --drain-timeout 60 --touch-reload /opt/site/lms/wsgi.py --access-log -"
+    )
+    assert "--handler tasks " in found.options("spooler")
+    assert found.options("router").startswith("--http tcp:8000:interface=0.0.0.0 --nodes 127.0.0.1:3031 ")
+    assert_parsed(found)
 
 
 def test_router(converted: Any) -> None:
@@ -137,6 +194,7 @@ def test_router(converted: Any) -> None:
     assert "--listen tcp:3032" in found.options("node")
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in found.document["units"]["app-router.service"]
     found = converted(WEB, "socket = :80", "protocol = http", "http-to = /x.sock")
+    assert_parsed(found)
     assert found.options("router") == "--http tcp:80:interface=0.0.0.0 --nodes /x.sock"
 
 
@@ -154,6 +212,13 @@ def test_unit(converted: Any) -> None:
     assert "ExecStart=/srv/venv/bin/twistd -n uwsgi-node " in unit
     assert '--static "/a$$b=/x y"' in unit
     assert found.document["cron"] == [r"1 * */5 * 0 a\%b"]
+
+
+@pytest.mark.parametrize(("line", "before"), [("logto = x", "--logfile /srv/x"), ("logto = /dev/stdout", "")])
+def test_log(converted: Any, line: str, before: str) -> None:
+    """The log goes to the same file; the standard output needs no option."""
+    command = converted(WEB, line).document["commands"][0]["command"]
+    assert " ".join(command[2 : command.index("uwsgi-node")]) == before
 
 
 def test_no_server_of_nginx(converted: Any) -> None:
@@ -199,6 +264,7 @@ def test_nginx(converted: Any) -> None:
         ("harakiri = soon", "'soon' is not a whole number"),
         ("plugins = python3,php", "only Python's applications run here, not php"),
         ("protocol = fastcgi", "nodes speak uwsgi, and the router HTTP"),
+        ("logto = 10.0.0.1:514", "the journal has the log"),
         ("cron = 1 2 3 x", "it has five times and a command"),
         ("cron2 = minute=1,harakiri=5 x", "harakiri: write the line of crontab yourself"),
         ("add-header = X: $y", "nginx would take '$y' for a variable"),
@@ -269,6 +335,22 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "app.ini").write_text("[uwsgi]\nini = none.ini\n")
     assert main(["convert", "--directory", str(tmp_path), str(tmp_path / "app.ini")]) == 2
     assert capsys.readouterr().err.startswith(f"uwsgitwisted: {tmp_path}/app.ini:2: ")
+
+
+MOVING = (
+    (ROOT / "docs" / "moving.md").read_text(encoding="utf-8").partition("## An ini file")[2].partition("## ")[0]
+)
+
+
+@pytest.mark.parametrize(("line", "here"), re.findall(r"^\| `(.* = .*?)` \| (.*) \|$", MOVING, re.MULTILINE))
+def test_the_table_of_moving(converted: Any, line: str, here: str) -> None:
+    """docs/moving.md tells of each option what the command makes of it."""
+    found = converted(WEB, line, *(["spooler = spool"] if line.startswith("spooler-") else []))
+    commands = [shlex.join(each["command"]) for each in found.document["commands"]]
+    written = "\n".join([*commands, *found.document["units"].values(), *found.document["cron"]])
+    assert found.status == 0
+    assert all(code in written for code in re.findall("`(.*?)`", here))
+    assert here.startswith("nothing") == found.outcome(line.partition(" ")[0]).startswith("unnecessary")
 
 
 def row(rule: Rule) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import socket
 import stat
@@ -26,6 +27,7 @@ from uwsgitwisted.spool.uwsgi.broken import BROKEN
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.spool.uwsgi.files import PREFIX
 from uwsgitwisted.spool.uwsgi.taking import BATCH_LIMIT, GRACE, TaskFileBatch
+from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
 VARIABLES = encode_vars({"to": "ann"})
@@ -127,6 +129,24 @@ def test_priorities(spool: SpoolDirectory, path: Path) -> None:
     assert [task.priority for task in tasks] == [7, 9, 10, PRIORITY_LIMIT, UNPRIORITIZED]
     left = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
     assert left == {f"-1/{PREFIX}a", f"high/{PREFIX}a", f"1x/{PREFIX}a", "3"}
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 5])
+def test_pickled_arguments_stay(spool: SpoolDirectory, path: Path, protocol: int) -> None:
+    """A task whose arguments uWSGI's decorators have pickled stays where it is, unlocked; others are taken."""
+    pickled = {"args": pickle.dumps((1, "x"), protocol), "kwargs": pickle.dumps({}, protocol)}
+    file = put(path, data=content(encode_vars({"ud_spool_func": "add", **pickled})))
+    put(
+        path, "b", content(encode_vars({"ud_spool_func": "add", "args": dumps((1, "x.")), "kwargs": dumps({})}))
+    )
+    put(path, "c", content(encode_vars({"ud_spool_func": "plain", "args": "(hello"})))
+    put(path, "d", content(encode_vars({"to": "ann", "args": pickle.dumps((), protocol)})))
+    for batch in spool.batches():
+        assert len(batch.tasks) == 3
+        assert batch.left == [f"{file.name}: {taking.PICKLED}"]
+        assert batch.set_aside == []
+        batch.remove()
+    assert list(path.iterdir()) == [file]
 
 
 def test_other_files_are_left_alone(spool: SpoolDirectory, path: Path) -> None:

@@ -20,6 +20,7 @@ from uwsgitwisted.spool.uwsgi.files import (
     opened_directory,
     translated_errors,
 )
+from uwsgitwisted.spool.uwsgi.pickled import has_pickle
 from uwsgitwisted.wire.packet import SPOOL, PacketDecoder
 
 #: A file that looks broken is left alone until it was unchanged for this long, in seconds: its writer may have
@@ -29,6 +30,9 @@ GRACE = 60.0
 #: the next one is left for later.
 BATCH_LIMIT, BATCH_SIZE = 100, 16 * 1024 * 1024
 
+PICKLED = (
+    "its arguments are pickled, so only the uWSGI that wrote it can run it: start that one's spooler again"
+)
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a directory",
@@ -152,7 +156,10 @@ class TaskFileTaker:
             except UwsgiError as error:
                 self._reject_file(batch, folder, name, error.text)
             else:
-                batch.add(name, task, opened.pop_all())
+                if has_pickle(task.variables):
+                    batch.left.append(f"{folder.label}{name}: {PICKLED}")
+                else:
+                    batch.add(name, task, opened.pop_all())
 
     def _read_task(self, folder: Folder, name: str, descriptor: int) -> Task:
         """Return the task in a file.
