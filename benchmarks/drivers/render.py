@@ -61,9 +61,10 @@ def handler(_: int, seconds: float, directory: str) -> float:
     """Return the rate of requests per second of the handler alone, from bytes to bytes."""
     from uwsgitwisted.wire.objects import dumps
     from uwsgitwisted.wire.packet import MARSHAL, Packet
-    from uwsgitwisted.worker.handlers.render import load
+    from uwsgitwisted.worker.handlers.render import table
+    from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
 
-    handle = load([directory])[MARSHAL]
+    handle = table(Renderer(RenderSettings([directory])))[MARSHAL]
     request = Packet(MARSHAL, 0, dumps((PAGE, VARIABLES)))
     return _rate(lambda: handle(request), seconds)
 

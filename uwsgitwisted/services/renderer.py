@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.responders.pages import PageResponder
+from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import Loader
 
 #: How much memory a worker may allocate, in bytes, unless something else is said: a template that loops for
@@ -31,7 +33,22 @@ def make_renderer(
     arguments = {**templates, "directories": [os.path.abspath(path) for path in templates["directories"]]}
     if arguments.get("module_directory"):
         arguments["module_directory"] = os.path.abspath(arguments["module_directory"])
+    web = settings.engine.startswith("processes")  # other engines have no streams
+    arguments["web"] = web
     spec = settings.worker_spec(Loader("uwsgitwisted.worker.handlers.render:load", arguments))
     check_handlers(spec)
     engine = settings.make_engine(reactor, replace(spec, traces=True))
-    return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})
+    responders: dict[int, IResponder] = {
+        MARSHAL: ForwardResponder(engine, idempotent=True),
+        RPC: RpcResponder(engine),
+    }
+    if web:
+        responders[WSGI] = PageResponder(engine)
+    return ServerService(
+        reactor,
+        replace(settings, max_body=settings.max_message),  # it is parsed in memory
+        engine,
+        responders,
+        bodies=BODIES,
+        streamed_bodies=(WSGI,) if web else (),
+    )

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from uwsgitwisted.services.listening import is_loopback
 from uwsgitwisted.services.renderer import MAX_MEMORY, make_renderer
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, installed_reactor, size
 from uwsgitwisted.timeouts import parse_timeout
@@ -59,6 +60,11 @@ class Options(ServerOptions):
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form
         ["strict", None, "Raise an error for a name that the caller didn't send"],
+        [
+            "debug",
+            None,
+            "Answer web requests for a template that fails with a page that shows its code; only on loopback",
+        ],
         ["preload", None, "Compile all templates before the start, which is refused if one is broken"],
         ["no-reload", None, "Don't look whether templates have changed; SIGHUP loads them again"],
     ]
@@ -88,6 +94,11 @@ class Options(ServerOptions):
         super().postOptions()
         if not self["templates"]:
             raise usage.UsageError("--templates is missing; for example: --templates /srv/templates")
+        for description in self.endpoints() if self["debug"] else ():
+            if not is_loopback(description):
+                raise usage.UsageError(
+                    f"--debug shows the code of templates, so it needs loopback only; --listen {description} is more"
+                )
 
     def templates(self) -> dict[str, Any]:
         """Return the arguments of what loads the templates in a worker."""
@@ -96,6 +107,7 @@ class Options(ServerOptions):
             "filters": words(self["filters"]),
             "autoescape": words(self["autoescape"]),
             "strict": bool(self["strict"]),
+            "debug": bool(self["debug"]),
             "imports": self["imports"],
             "encoding": self["encoding"],
             "engines": self["engine-for"],

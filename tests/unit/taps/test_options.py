@@ -604,6 +604,7 @@ reactor.run()
             "filters": [],
             "autoescape": ["html", "xml"],
             "strict": False,
+            "debug": False,
             "imports": ["one", "two"],
             "encoding": "latin-1",
             "engines": {".j": "jinja2", "*": "mako"},

@@ -80,7 +80,7 @@ def test_end(ending: str, status: int, options: tuple[str, ...]) -> None:
 
 
 def test_signals() -> None:
-    """Signals other than SIGTERM and SIGUSR1 don't reach it; its child has the signals that it would have without it."""
+    """Signals other than SIGTERM and SIGUSR1 don't reach it; its child has the usual signals."""
     ending = "print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True); time.sleep(600)"
     process, (_, reaper, _, orphan) = run(ending)
     assert process.stdout is not None

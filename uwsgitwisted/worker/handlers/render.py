@@ -20,7 +20,9 @@ from typing import Any
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.worker.spec import HandlerTable
 from uwsgitwisted.worker.templates.directories import name_from
 from uwsgitwisted.worker.templates.errors import OutputTooLarge
 from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
@@ -33,18 +35,23 @@ ANSWERS: Mapping[str, bytes] = {"text": b"u", "bytes": b"s"}
 Asked = tuple[str, Mapping[Any, object]]
 
 
-def load(directories: Sequence[str], *, answer: str = "text", **settings: Any) -> dict[int, Handler]:
-    """Return the handler that renders templates, by modifier1.
+def load(
+    directories: Sequence[str], *, answer: str = "text", web: bool = False, debug: bool = False, **settings: Any
+) -> HandlerTable:
+    """Return the handlers that render templates, by modifier1: for objects, and for RPC.
 
     :param directories: the directories of the templates.
     :param answer: one of :data:`ANSWERS`.
+    :param web: whether to answer web requests too; that needs a worker process.
+    :param debug: whether those get a page about a template that failed.
     :param settings: the other fields of :class:`RenderSettings`.
     :raises StartupError: if a renderer can't be made of them.
     """
     renderer = Renderer(RenderSettings(directories, **settings))
     if renderer.caches:
         atexit.register(_report, renderer)
-    return table(renderer, answer)
+    handlers: HandlerTable = {**table(renderer, answer), **render_rpc.table(renderer)}
+    return {**handlers, **pages.table(renderer, debug=debug)} if web else handlers
 
 
 def table(renderer: Renderer, answer: str = "text") -> dict[int, Handler]:
