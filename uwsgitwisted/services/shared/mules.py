@@ -90,7 +90,7 @@ class Mules:
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Do nothing."""
 
-    def on_report(self, error: Exception) -> None:
+    def on_report(self, error: Exception, peer: str) -> None:
         """Do nothing."""
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
