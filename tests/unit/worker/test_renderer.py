@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -384,6 +385,16 @@ def test_stream(site: Path) -> None:
     with pytest.raises(BrokenPipeError):
         renderer.stream("long.html", {"n": 10_000}, refuse)
     assert renderer.render("part.j2", {}) == b"part"
+
+
+def test_nothing_after_a_failure(site: Path) -> None:
+    """Nothing of a page is passed on once its failure is known, not even by the garbage collector."""
+    (site / "late.html").write_text("some text\n${1 / 0}")
+    parts: list[bytes] = []
+    with pytest.raises(TemplateFailed):
+        make(site).stream("late.html", {}, parts.append)
+    gc.collect()
+    assert parts == []
 
 
 def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
