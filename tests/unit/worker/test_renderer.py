@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,14 @@ def site(tmp_path: Path) -> Path:
 
 def make(site: Path, **settings: Any) -> Renderer:
     return Renderer(RenderSettings([str(site)], **settings))
+
+
+@pytest.fixture(autouse=True)
+def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return what is to run at the worker's end, which this process isn't."""
+    calls: list[object] = []
+    monkeypatch.setattr("atexit.register", lambda *call: calls.append(call))
+    return calls
 
 
 def ask(site: Path, message: object, **settings: Any) -> object:
@@ -376,6 +385,16 @@ def test_stream(site: Path) -> None:
     with pytest.raises(BrokenPipeError):
         renderer.stream("long.html", {"n": 10_000}, refuse)
     assert renderer.render("part.j2", {}) == b"part"
+
+
+def test_nothing_after_a_failure(site: Path) -> None:
+    """Nothing of a page is passed on once its failure is known, not even by the garbage collector."""
+    (site / "late.html").write_text("some text\n${1 / 0}")
+    parts: list[bytes] = []
+    with pytest.raises(TemplateFailed):
+        make(site).stream("late.html", {}, parts.append)
+    gc.collect()
+    assert parts == []
 
 
 def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,9 @@ class _Sink:
 
     def flush(self) -> None: ...
 
+    def close(self) -> None:
+        self.closed = True
+
     def readable(self) -> bool:
         return False
 
@@ -81,6 +84,7 @@ class Output:
         return b"".join(self._sink.chunks)
 
     def abandon(self) -> None:
-        """Drop what was written."""
+        """Drop what was written: the text file would pass it on when it is collected as garbage."""
+        self._sink.close()
         self._sink = _Sink(self._limit)
         self.text = self._open()

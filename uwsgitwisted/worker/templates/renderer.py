@@ -131,6 +131,8 @@ class Renderer:
         except _Stopped:
             assert sending.error is not None
             raise sending.error from None
+        finally:
+            output.abandon()
 
     def cached(self, key: bytes) -> Page | None:
         """Return a page from the result cache, if it is there and its templates are what they were.
