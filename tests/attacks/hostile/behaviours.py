@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.attacks.hostile import connections, floods, queues, web
+from tests.attacks.hostile import connections, floods, http, queues, web
 from tests.attacks.hostile.connections import Behaviour
 
 _ALL = ("node", "renderer", "spooler")
@@ -29,7 +29,9 @@ class Entry(NamedTuple):
     alone: bool = False
 
 
-_NODE, _SPOOLER, _RENDERER = ("node",), ("spooler",), ("renderer",)
+_NODE, _SPOOLER, _RENDERER, _ROUTER = ("node",), ("spooler",), ("renderer",), ("router",)
+#: What needs no session, and no object.
+_EACH = (*_ALL, *_ROUTER)
 
 BEHAVIOURS: dict[str, Entry] = {
     "slow header": Entry(connections.slow_header),
@@ -37,13 +39,13 @@ BEHAVIOURS: dict[str, Entry] = {
     "never reading": Entry(connections.never_read),
     "half-closing": Entry(connections.half_close),
     "resets in each state": Entry(connections.resets),
-    "junk": Entry(connections.junk),
-    "garbage": Entry(connections.garbage),
+    "junk": Entry(connections.junk, _EACH),
+    "garbage": Entry(connections.garbage, _EACH),
     "huge counts": Entry(connections.huge_counts),
     "more behind a request": Entry(connections.more_behind),
-    "connection flood": Entry(connections.connection_flood),
+    "connection flood": Entry(connections.connection_flood, _EACH),
     "idle sessions": Entry(connections.idle_sessions),
-    "descriptor flood": Entry(connections.descriptor_flood),
+    "descriptor flood": Entry(connections.descriptor_flood, _EACH),
     "colliding objects": Entry(floods.collisions),
     "tree objects": Entry(floods.tree_objects),
     "ping flood": Entry(floods.ping_flood),
@@ -64,6 +66,13 @@ BEHAVIOURS: dict[str, Entry] = {
     "cut web bodies": Entry(web.cut_bodies, _NODE),
     "unread web pages": Entry(web.unread_pages, _NODE),
     "left web pages": Entry(web.left_pages, _NODE),
+    "slow HTTP heads": Entry(http.slow_heads, _ROUTER),
+    "slow HTTP bodies": Entry(http.slow_bodies, _ROUTER),
+    "endless HTTP chunks": Entry(http.endless_chunks, _ROUTER),
+    "lying HTTP requests": Entry(http.lies, _ROUTER),
+    "HTTP pipelines": Entry(http.pipelines, _ROUTER),
+    "unread HTTP pages": Entry(http.unread_pages, _ROUTER),
+    "left HTTP requests": Entry(http.left_requests, _ROUTER),
     "plain waits": Entry(queues.plain_waits, _SPOOLER),
     "status flood": Entry(queues.status_flood, _SPOOLER),
     "empty batches": Entry(queues.empty_batches, _SPOOLER),
