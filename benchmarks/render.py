@@ -1,7 +1,7 @@
 """Compares a renderer with Mako in one process: ``python -m benchmarks.render``.
 
-The page has a loop of 20 items, an include and a def. ``processes:2`` renders it for one caller with 50 requests
-in flight, and all of them share the cores. Mako's own lookup caches the compiled template too, and has no network.
+The page has a loop of 20 items, an include and a def. ``processes:2`` renders it for one caller, with 50
+requests in flight, and all share the cores. Mako's own lookup also caches the compiled template.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -107,9 +106,15 @@ class Renderer:
 
         :param variables: the variables for ``attributes``, and by name where the name isn't reserved.
         """
-        with self._output(name, None) as output:
-            self._render(name, variables, output.text)
+        output = self._outputs.pop() if self._outputs else Output(self.max_output)
+        try:
+            self._render(name, variables, output.begin())
             return output.end()
+        except BaseException:
+            output.abandon()
+            raise
+        finally:
+            self._outputs.append(output)
 
     def stream(self, name: str, variables: Mapping[Any, object], send: Callable[[bytes], object]) -> None:
         """Render a page, and pass it on in UTF-8 as it comes.
@@ -118,9 +123,13 @@ class Renderer:
             unchanged.
         """
         sending = _Sending(send)
-        with self._output(name, sending) as output:
-            self._render(name, variables, output.text)
+        output = Output(self.max_output)
+        try:
+            self._render(name, variables, output.begin(sending))
             output.end()
+        except _Stopped:
+            assert sending.error is not None
+            raise sending.error from None
 
     def cached(self, key: bytes) -> Page | None:
         """Return a page from the result cache, if it is there and its templates are what they were.
@@ -190,31 +199,11 @@ class Renderer:
         compiled = self.templates.find(whole)
         try:
             compiled.engine.render(compiled.template, variables, output, part)
-        except _Stopped:
-            raise
         except Exception as error:
             raised = failure(whole, error)
             if raised is error:
                 raise
             raise raised from error
-
-    @contextmanager
-    def _output(self, name: str, sending: _Sending | None) -> Iterator[Output]:
-        """Give an output to one page."""
-        output = self._outputs.pop() if self._outputs else Output(self.max_output)
-        output.begin(sending)
-        done = False
-        try:
-            yield output
-            done = True
-        except _Stopped:
-            assert sending is not None
-            assert sending.error is not None
-            raise sending.error from None
-        finally:
-            if not done:
-                output.abandon()
-            self._outputs.append(output)
 
 
 class _Stopped(BaseException):
@@ -242,5 +231,7 @@ class _Sending:
 
 def split(name: str) -> tuple[str, str]:
     """Split a name into that of the template and that of a part of it, which may be empty."""
+    if PART not in name:
+        return name, ""
     whole, separator, part = name.rpartition(PART)
     return (whole, part) if separator and part.isidentifier() else (name, "")
