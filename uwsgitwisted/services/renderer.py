@@ -40,7 +40,7 @@ def make_renderer(
     engine = settings.make_engine(reactor, replace(spec, traces=True))
     responders: dict[int, IResponder] = {
         MARSHAL: ForwardResponder(engine, idempotent=True),
-        RPC: RpcResponder(engine),
+        RPC: RpcResponder(engine, idempotent=True),
     }
     if web:
         responders[WSGI] = PageResponder(engine)
