@@ -46,9 +46,9 @@ def make_renderer(
         responders[WSGI] = PageResponder(engine)
     return ServerService(
         reactor,
-        replace(settings, max_body=settings.max_message),  # it is parsed in memory
+        settings,
         engine,
         responders,
-        bodies=BODIES,
-        streamed_bodies=(WSGI,) if web else (),
+        # A body reaches a worker together with its variables, so that no slow caller keeps a worker busy.
+        bodies=(*BODIES, (WSGI, 0)) if web else BODIES,
     )

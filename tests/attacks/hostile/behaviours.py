@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 
 _NODE, _SPOOLER, _RENDERER, _ROUTER = ("node",), ("spooler",), ("renderer",), ("router",)
+_WEB = (*_NODE, *_RENDERER)
 #: What needs no session, and no object.
 _EACH = (*_ALL, *_ROUTER)
 
@@ -57,13 +58,13 @@ BEHAVIOURS: dict[str, Entry] = {
     "hostile variables": Entry(floods.hostile_variables, _RENDERER),
     "looping handler": Entry(floods.looping_handler, _NODE, alone=True),
     "memory-hungry handler": Entry(floods.hungry_handler, _NODE, alone=True),
-    "slow web packets": Entry(web.slow_packets, _NODE),
-    "slow web bodies": Entry(web.slow_bodies, _NODE),
-    "slow web uploads": Entry(web.slow_uploads, _NODE),
-    "lying web lengths": Entry(web.lying_lengths, _NODE),
-    "lying web variables": Entry(web.lying_variables, _NODE),
-    "endless web bodies": Entry(web.endless_body, _NODE),
-    "cut web bodies": Entry(web.cut_bodies, _NODE),
+    "slow web packets": Entry(web.slow_packets, _WEB),
+    "slow web bodies": Entry(web.slow_bodies, _WEB),
+    "slow web uploads": Entry(web.slow_uploads, _WEB),
+    "lying web lengths": Entry(web.lying_lengths, _WEB),
+    "lying web variables": Entry(web.lying_variables, _WEB),
+    "endless web bodies": Entry(web.endless_body, _WEB),
+    "cut web bodies": Entry(web.cut_bodies, _WEB),
     "unread web pages": Entry(web.unread_pages, _NODE),
     "left web pages": Entry(web.left_pages, _NODE),
     "slow HTTP heads": Entry(http.slow_heads, _ROUTER),
