@@ -1,8 +1,8 @@
 """The uwsgi cluster protocol for Twisted.
 
-:class:`Client` is for Twisted programs, :mod:`uwsgitwisted.blocking` for plain scripts. The errors that both
-raise are in :mod:`uwsgitwisted.errors`. A name is imported when it is first used, so that neither a script nor
-a worker process pays for what it doesn't use.
+:class:`Client` and :class:`Cluster` are for Twisted programs, :mod:`uwsgitwisted.blocking` for plain scripts.
+The errors that they raise are in :mod:`uwsgitwisted.errors`. A name is imported when it is first used, so that
+neither a script nor a worker process pays for what it doesn't use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from uwsgitwisted import blocking, errors
     from uwsgitwisted.address import Address, AddressLike, parse_address
     from uwsgitwisted.client import Client
+    from uwsgitwisted.cluster import Cluster
     from uwsgitwisted.errors import UwsgiError
     from uwsgitwisted.wire.tasks import TaskStatus
 
@@ -23,6 +24,7 @@ __all__ = [
     "Address",
     "AddressLike",
     "Client",
+    "Cluster",
     "TaskStatus",
     "UwsgiError",
     "__version__",
@@ -36,6 +38,7 @@ _HOMES = {
     "Address": "address",
     "AddressLike": "address",
     "Client": "client",
+    "Cluster": "cluster",
     "TaskStatus": "wire.tasks",
     "UwsgiError": "errors",
     "parse_address": "address",

@@ -20,19 +20,40 @@ _MAX_DOUBLINGS = 10
 
 
 @dataclass(slots=True)
-class _State:
-    """What is known about a node.
+class Health:
+    """Whether a node is well, or is left out for a pause.
 
-    :param in_flight: how many requests it has.
-    :param chosen: when it was chosen last, as the number of that choice.
     :param failures: how often it has failed since it was well.
     :param until: when the pause after the last failure ends; only if there are failures.
     """
 
-    in_flight: int = 0
-    chosen: int = 0
     failures: int = 0
     until: float = 0.0
+
+    def fail(self, now: float) -> bool:
+        """Leave the node out for a pause, or for a longer one.
+
+        A failure within the pause changes nothing: requests that were on their way to the node fail as well.
+
+        :return: whether that is a new pause.
+        """
+        if self.failures and now < self.until:
+            return False
+        self.until = now + min(FIRST_PAUSE * 2 ** min(self.failures, _MAX_DOUBLINGS), MAX_PAUSE)
+        self.failures += 1
+        return True
+
+
+@dataclass(slots=True)
+class _State(Health):
+    """What is known about a node.
+
+    :param in_flight: how many requests it has.
+    :param chosen: when it was chosen last, as the number of that choice.
+    """
+
+    in_flight: int = 0
+    chosen: int = 0
 
 
 class Balancer(Generic[N]):
@@ -80,19 +101,12 @@ class Balancer(Generic[N]):
         self._states[node].in_flight -= 1
 
     def fail(self, node: N) -> bool:
-        """Leave *node* out for a pause, or for a longer one.
-
-        A failure within the pause changes nothing: requests that were on their way to the node fail as well.
+        """Leave *node* out for a pause, or for a longer one, as :meth:`Health.fail` does.
 
         :return: whether the node was well before.
         """
         state = self._states[node]
-        now = self._seconds()
-        if state.failures and now < state.until:
-            return False
-        state.until = now + min(FIRST_PAUSE * 2 ** min(state.failures, _MAX_DOUBLINGS), MAX_PAUSE)
-        state.failures += 1
-        return state.failures == 1
+        return state.fail(self._seconds()) and state.failures == 1
 
     def fail_unless_last(self, node: N) -> bool:
         """Leave *node* out because it is late, unless no other one is well: it may just be busy.

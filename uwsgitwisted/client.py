@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, fail
-from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address, split_nodes
-from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
+from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.timeouts import check_timeout
+from uwsgitwisted.transport.client.endpoint import make_endpoint
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.wire.message import decode_answer, encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, RPC, SPOOL
@@ -269,12 +269,4 @@ class Client:
         return node
 
     def _endpoint(self, address: Address) -> IStreamClientEndpoint:
-        if address.kind == "tcp" and not address.options:
-            return HostnameEndpoint(self._reactor, address.host, address.port)
-        try:
-            endpoint: IStreamClientEndpoint = clientFromString(self._reactor, address.description)
-        except (ImportError, NameError) as error:  # Twisted raises them where pyOpenSSL isn't installed
-            raise InvalidAddress("TLS needs more: install uwsgitwisted[tls]") from error
-        except (ValueError, TypeError, OSError) as error:
-            raise InvalidAddress(f"not an address that can be connected to: {error}") from error
-        return endpoint
+        return make_endpoint(self._reactor, address)

@@ -11,7 +11,7 @@ import pytest_twisted
 from tests.integration.services import Launcher, Service, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
-from uwsgitwisted.errors import NoAnswer, RemoteError
+from uwsgitwisted.errors import NoAnswer, RemoteError, RequestTimeout
 
 pytestmark = pytest.mark.integration
 
@@ -172,7 +172,7 @@ async def test_what_a_caller_is_told(renderer: Service, client: Client) -> None:
             await client.send_message(renderer.address, 33, 17, (name, {"n": 0}))
         assert type_ in f"{caught.value.type}{caught.value.message}"
         assert told in str(caught.value)
-    assert await client.send_message(renderer.address, 33, 17, ("raises.txt", {"n": 2})) == "0.5"
+    assert await client.send_message(renderer.address, 33, 17, ("raises.txt", {"n": 2})) == "1"
 
 
 def test_a_template_that_changes(renderer: Service, templates: Path) -> None:
@@ -198,7 +198,69 @@ def test_several_directories(launch: Launcher, templates: Path, tmp_path: Path) 
     (tmp_path / "names.txt").write_text("mine")
     renderer = launch.start(
         *("uwsgi-renderer", "--engine", "processes:1"),
-        *("--templates", str(tmp_path), "--templates", str(templates)),
+        *("--templates", str(tmp_path), "--templates", str(templates), "--result-cache", "1M"),
     )
     assert renderer.ask(("names.txt", {"name": 1})) == "mine"
-    assert renderer.ask(("sub/inner.txt", {"n": 1})) == "inner 1"
+    for _ in range(2):
+        assert renderer.ask(("sub/inner.txt", {"n": 1})) == "inner 1"
+    renderer.terminate()
+    assert "result cache: 1 hits, 2 misses; 2 pages of " in renderer.log
+
+
+#: Templates that never end by themselves, and the line in which each is when it is killed.
+HANGING = {"in_c.html": 2, "included.html": 3, "loop.j2": 2}
+
+
+@pytest.fixture(scope="module")
+def bounded(shared: Launcher, templates: Path) -> Service:
+    """A renderer with small limits."""
+    (templates / "loop.html").write_text("a\n<%\nwhile True: pass\n%>")
+    (templates / "in_c.html").write_text("<%! import itertools %>\n${sum(itertools.repeat(0))}")
+    (templates / "included.html").write_text("\n\n\n<%include file='loop.html'/>")
+    (templates / "loop.j2").write_text(
+        "\n{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    (templates / "hungry.html").write_text(
+        "<% eaten = [] %>\n% while True:\n<% eaten.append('x' * 10**6 + str(1)) %>\\\n% endwhile"
+    )
+    (templates / "endless.html").write_text("\n% while True:\ntext\n% endwhile")
+    options = ("--timeout", "1", "--max-memory", "200M", "--max-output", "1M", "--result-cache", "1M")
+    return shared.start(
+        "uwsgi-renderer", "--engine", "processes:1", "--templates", str(templates), *options, tcp=True
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_template_that_hangs(bounded: Service, client: Client) -> None:
+    """The request's error names the template and the line where it was; the log has the traceback."""
+    for name, line in HANGING.items():
+        where = "loop.html" if name == "included.html" else name
+        with pytest.raises(RequestTimeout, match=rf"limit of 1 s.*in template '{where}', line {line}$"):
+            await client.send_message(bounded.address, 33, 17, (name, {}))
+        assert (
+            await client.send_message(bounded.address, 33, 17, ("names.txt", {"name": name}))
+            == f"{name} {name}"
+        )
+    assert 'File "template:loop.html", line 3 in render_body' in bounded.log
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_template_that_eats_memory(bounded: Service, client: Client) -> None:
+    """It fails in its line, and its worker is replaced; one that writes for ever fails at --max-output."""
+    before = bounded.workers()
+    with pytest.raises(RemoteError, match=r"template 'hungry\.html', line 3: MemoryError"):
+        await client.send_message(bounded.address, 33, 17, ("hungry.html", {}))
+    until(lambda: bounded.workers() != before, "another worker")
+    with pytest.raises(RemoteError, match=r"template 'endless\.html', line [23]: OutputTooLarge"):
+        await client.send_message(bounded.address, 33, 17, ("endless.html", {}))
+    assert await client.send_message(bounded.address, 33, 17, ("names.txt", {"name": 1})) == "1 1"
+
+
+def test_many_pages(bounded: Service) -> None:
+    """A list of pairs is answered in one message, each page with its own text or error."""
+    pages = bounded.ask([("names.txt", {"name": 1}), ("nothing.txt", {}), ("sub/inner.txt", {"n": 2})])
+    assert pages == [
+        (True, "1 1"),
+        (False, "there is no template 'nothing.txt' in the template directories"),
+        (True, "inner 2"),
+    ]

@@ -112,6 +112,16 @@ def test_a_template_directory_that_is_not_there(tmp_path: Path) -> None:
     assert "absent: there is no such directory" in said
 
 
+def test_broken_templates(tmp_path: Path) -> None:
+    """With --preload, all templates that are broken are listed, and the port isn't opened."""
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "a.html").write_text("\n${1 +}")
+    (tmp_path / "templates" / "b.j2").write_text("{% for %}")
+    said = _fail(tmp_path, "uwsgi-renderer", *_unix(tmp_path), "--templates", "templates", "--preload")
+    assert "template 'a.html', line 2" in said
+    assert "template 'b.j2', line 1" in said
+
+
 # Ports.
 
 

@@ -71,6 +71,17 @@ def blocking_calls() -> None:
     assert_type(blocking.send_multi_uwsgi_message(addressed, 33, 17), tuple[object, ...])
 
 
+def blocking_cluster() -> None:
+    """A cluster's maps are iterators."""
+    cluster = blocking.Cluster(["10.0.0.5:3033", ("10.0.0.6", 3033), "dns:farm.example.com:3033"])
+    assert_type(blocking.Cluster("@nodes.txt").nodes, list[Address])
+    assert_type(cluster.send_message(33, 17, [1, 2], timeout=5, idempotent=True), object)
+    for _ in cluster.map(33, 17, range(10), 30, chunked=True, chunk=5, on_error="return", progress=True):
+        pass
+    for result in cluster.as_completed(33, 17, ["a"], idempotent=True, on_progress=lambda progress: None):
+        assert_type((result.index, result.value, result.error), tuple[int, object, BaseException | None])
+
+
 def blocking_calls_for_tasks() -> None:
     """So do those for tasks."""
     for address in NODES:

@@ -227,7 +227,7 @@ class TestEndpoints:
         def refuse(*arguments: object) -> None:
             raise error
 
-        monkeypatch.setattr("uwsgitwisted.client.clientFromString", refuse)
+        monkeypatch.setattr("uwsgitwisted.transport.client.endpoint.clientFromString", refuse)
         results: list[Any] = []
         address = "tls:192.0.2.1:3033"
         Client(Clock()).send_message(address, 33, 0, None).addErrback(results.append)

@@ -65,7 +65,7 @@ _QUOTED = re.compile(r"`([^`]+)`")
 KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT")
 KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
 #: Terms with everything in them.
-STREAMING = Terms(window=100_000)
+STREAMING = Terms(window=100_000, workers=2)
 MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "RPC", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {

@@ -152,6 +152,11 @@ def worker_count(description: str) -> int:
     return _number(argument) if name in _NUMBERED else 1
 
 
+def known_workers(description: str) -> int:
+    """Return how many workers the engine of a description has; 0 if it doesn't say."""
+    return worker_count(description) if description.partition(":")[0] in _NUMBERED else 0
+
+
 def available_cores() -> int:
     """Return how many processors this process may use."""
     try:

@@ -18,7 +18,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import Activity, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
@@ -59,12 +59,16 @@ class WorkerProcess(ProcessProtocol):
     :param reactor: starts it and keeps the time.
     :param worker_id: its number among the engine's workers, from 1.
     :param owner: is called when something happens to its requests.
+    :param kind: what it is called in the log.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
+    def __init__(
+        self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner, kind: str = "worker"
+    ) -> None:
         self.worker_id = worker_id
+        self.kind = kind
         #: Fires with this worker when it is ready for requests; never, if the process ends before that.
         self.ready: Deferred[WorkerProcess] = Deferred()
         #: Fires when the process has ended, with a text that says how.
@@ -82,7 +86,12 @@ class WorkerProcess(ProcessProtocol):
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
+        self._memory: Activity | None = None
+        # The same, if requests are to be seen there while they run.
         self._activity: Activity | None = None
+        #: What its threads have counted, and the last warning and its time, as of the end of the process.
+        self._last_counts: list[Counts] = []
+        self._last_warning: tuple[float, bytes] = (0.0, b"")
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -98,10 +107,10 @@ class WorkerProcess(ProcessProtocol):
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
             further = dict(descriptors or {})
-            if spec.is_watched:
-                further[ACTIVITY_FD] = Activity.create()
-                opened.callback(os.close, further[ACTIVITY_FD])
-                self._activity = Activity(further[ACTIVITY_FD], spec.threads)
+            further[ACTIVITY_FD] = Activity.create()
+            opened.callback(os.close, further[ACTIVITY_FD])
+            self._memory = Activity(further[ACTIVITY_FD], spec.threads)
+            self._activity = self._memory if spec.is_watched else None
             command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
@@ -118,8 +127,7 @@ class WorkerProcess(ProcessProtocol):
                 },
             )
             opened.pop_all()
-        if spec.is_watched:
-            os.close(further[ACTIVITY_FD])
+        os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
@@ -180,6 +188,21 @@ class WorkerProcess(ProcessProtocol):
     def working_for(self) -> float:
         """For how many seconds such a request has not gone on; the longest, or 0."""
         return 0.0 if self._activity is None else self._activity.working_for
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What each of its threads has counted."""
+        return self._last_counts if self._memory is None else self._memory.counts()
+
+    @property
+    def worker_pid(self) -> int:
+        """The id of the process that runs the handlers, below that of the reaper; 0 if there is none."""
+        return 0 if self._memory is None else self._memory.pid
+
+    @property
+    def warning(self) -> tuple[float, bytes]:
+        """When a handler there has set a warning, and the warning."""
+        return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
     def pipe(self) -> Pipe:
@@ -293,14 +316,17 @@ class WorkerProcess(ProcessProtocol):
         # A traceback of faulthandler has the innermost line first.
         if self.killed and not self.place and (where := _TEMPLATE.match(line)):
             self.place = f"template {where[1].decode('ascii', 'replace')!r}, line {int(where[2])}"
-        self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
+        self._log.info(
+            "[{kind} {id}] {line}", kind=self.kind, id=self.worker_id, line=line.decode("utf-8", "replace")
+        )
 
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
-        if self._activity is not None:
-            self._activity.close()
-            self._activity = None
+        if self._memory is not None:
+            self._last_counts, self._last_warning = self.counts, self.warning
+            self._memory.close()
+            self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))
 
 

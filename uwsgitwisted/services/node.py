@@ -5,13 +5,14 @@ Those are WSGI applications and static files, or a resource of twisted.web.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from uwsgitwisted.engines.descriptions import worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
@@ -21,12 +22,16 @@ from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.access_logs import ServiceAccessLog
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
+from uwsgitwisted.services.subscription import Announcer, RouterAddress, find_place
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
+from uwsgitwisted.wire.rpc import RPC_HTTP
+from uwsgitwisted.wire.subscription import Subscription
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: Seconds for something to arrive on connections that have begun before the ports are closed.
@@ -48,9 +53,11 @@ class NodeSettings:
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
         :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
     :param threads: how many requests each worker runs at a time; beyond 1, in threads.
+    :param shared: what its processes share, and its mules.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
+    :param subscribe: the uWSGI routers to which the node is announced.
     """
 
     handler: str = ""
@@ -62,6 +69,8 @@ class NodeSettings:
     threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
+    subscribe: Sequence[RouterAddress] = ()
+    shared: SharedSettings = field(default_factory=SharedSettings)
 
     @property
     def has_web_workers(self) -> bool:
@@ -94,13 +103,20 @@ class NodeService(ServerService):
 
     :param engine: runs the handlers and applications; None if there are none.
     :param node: what the node runs.
+    :param shared: what the engine's processes share; None for nothing.
     :raises StartupError: if its resource can't be loaded.
     """
 
     def __init__(
-        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
+        self,
+        reactor: IProcessReactor,
+        settings: ServerSettings,
+        engine: IEngine | None,
+        node: NodeSettings,
+        shared: Shared | None = None,
     ) -> None:
         self._node = node
+        self._announcer: Announcer | None = None
         self._access_log = ServiceAccessLog(node.access_log, node.access_log_format)
         self._resources = self._make_resources(reactor, settings) if node.resource else None
         responders: dict[int, IResponder] = {}
@@ -120,6 +136,7 @@ class NodeService(ServerService):
             bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
+            shared=shared,
         )
 
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
@@ -186,8 +203,36 @@ class NodeService(ServerService):
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
         return self._node.has_web_workers or super()._expects_requests
 
+    def _announce(self, _: None) -> None:
+        """Log that the node takes requests, and announce it to the routers."""
+        super()._announce(_)
+        if self._node.subscribe and self.running and self._announcer is None:
+            self._announcer = self._make_announcer()
+            self._announcer.start()
+
+    def _make_announcer(self) -> Announcer:
+        """Make what announces the node.
+
+        :raises StartupError: if a router could not connect to any of its ports.
+        """
+        here = find_place(self._listeners)
+        if here is None and not all(router.address for router in self._node.subscribe):
+            raise StartupError("--subscribe: uWSGI's routers speak no TLS; add --listen tcp:PORT")
+        has_web = self._node.has_web_workers or self._node.resource
+        # Without web applications, requests of HTTP can call functions.
+        modifiers = (WSGI, 0) if has_web else (RPC, RPC_HTTP)
+        cores = worker_count(self._settings.engine) * self._node.threads
+        subscription = Subscription("", "", *modifiers, cores=cores)
+        reactor: Any = self._reactor
+        return Announcer(reactor, self._node.subscribe, subscription, here, self._stats.load)
+
     async def _stop_listening(self) -> None:
-        """Have the workers leave the ports to the front, which takes what waits there, and close them."""
+        """Leave the routers, have the workers leave the ports to the front, and close the ports.
+
+        The front takes what waits there.
+        """
+        if self._announcer is not None:
+            await self._announcer.leave()
         if isinstance(self._engine, ProcessEngine) and self._node.has_web_workers:
             for port in filter(None, map(opened_port, self._listeners)):
                 refuse_new_connections(port.socket)
@@ -214,11 +259,12 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     :param node: what it runs.
     :raises StartupError: if that can't be loaded.
     """
-    engine = None
+    engine = shared = None
     if node.loaders:
         if node.threads > 1 and not can_share():
             raise StartupError("--wsgi-threads: several threads in a worker need Linux")
         spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
-    return NodeService(reactor, settings, engine, node)
+        shared = make_shared(reactor, engine, spec, node.shared, settings.node)
+    return NodeService(reactor, settings, engine, node, shared)

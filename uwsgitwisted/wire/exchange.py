@@ -7,7 +7,7 @@ the Deferred client all use this.
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import ConnectionFailed, MisuseError, NoAnswer, PacketTooLarge
+from uwsgitwisted.errors import ConnectionBroken, MisuseError, NoAnswer, PacketTooLarge
 from uwsgitwisted.wire.message import answers_raw, decode_answer, needs_session
 from uwsgitwisted.wire.packet import ECHO, RPC, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.rpc import LONG_ANSWER, long_size
@@ -77,14 +77,14 @@ class PlainExchange:
         """Handle the end of the connection, which completes a raw answer.
 
         :raises NoAnswer: if the peer sent nothing at all.
-        :raises ConnectionFailed: if it sent only a part of an answer.
+        :raises ConnectionBroken: if it sent only a part of an answer.
         """
         if self.done:
             return
         if self._raw and self._need is None and (self.begun or self._echoes_nothing()):
             self.answer = self._request._replace(payload=b"".join(self._chunks))
         elif self.begun:
-            raise ConnectionFailed("the connection ended in the middle of the answer")
+            raise ConnectionBroken("the connection ended in the middle of the answer")
         else:
             meaning = _MEANINGS.get(self._request.modifier1, "")
             raise NoAnswer(f"the connection ended without an answer; the server's log says why{meaning}")

@@ -33,6 +33,7 @@ _MAX_NODE, _MAX_DIGITS = 255, 20
 _VERSION = b"1"
 _VERSION_KEY = b"uwsgi-session"
 _WINDOW_KEY = b"window"
+_WORKERS_KEY = b"workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +46,25 @@ class Terms:
     :param node: the name of this side, for error texts and logs.
     :param window: how many bytes of a stream may be on their way to this side; 0 if it accepts no streams. See
         :mod:`uwsgitwisted.wire.streams`.
+    :param workers: how many requests really run at the same time, while the others wait; 0 if it doesn't say.
     """
 
     max_message: int = MAX_MESSAGE
     max_requests: int = MAX_REQUESTS
     node: str = ""
     window: int = 0
+    workers: int = 0
 
     def encode(self) -> bytes:
         """Return the payload of the ping that offers or grants a session on these terms."""
-        window = [(_WINDOW_KEY, self.window)] if self.window else []
+        numbers = {_WINDOW_KEY: self.window, _WORKERS_KEY: self.workers}
         return encode_vars(
             [
                 (_VERSION_KEY, _VERSION),
                 (b"max-message", self.max_message),
                 (b"max-requests", self.max_requests),
                 (b"node", self.node),
-                *window,
+                *((key, number) for key, number in numbers.items() if number),
             ]
         )
 
@@ -80,7 +83,8 @@ class Terms:
                 max_message=_number(variables[b"max-message"]),
                 max_requests=_number(variables[b"max-requests"]),
                 node=variables.get(b"node", b"")[:_MAX_NODE].decode("utf-8", "replace"),
-                window=_number(variables[_WINDOW_KEY]) if variables.get(_WINDOW_KEY) else 0,
+                window=_optional(variables.get(_WINDOW_KEY)),
+                workers=_optional(variables.get(_WORKERS_KEY)),
             )
         except (ProtocolError, KeyError, ValueError):
             return None
@@ -107,6 +111,10 @@ def decode_grant(packet: Packet) -> Terms | None:
     An echo server sends our offer back, which is not a grant.
     """
     return Terms.decode(packet.payload) if packet[:2] == (PING, 1) else None
+
+
+def _optional(text: bytes | None) -> int:
+    return _number(text) if text else 0
 
 
 def _number(text: bytes) -> int:

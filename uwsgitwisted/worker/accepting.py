@@ -50,7 +50,7 @@ class DirectExchange:
     :param write_timeout: for how many seconds the peer may read nothing while bytes wait.
     """
 
-    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet")
+    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet", "sent")
 
     #: Whether a stream follows the request's message.
     streamed = False
@@ -62,6 +62,8 @@ class DirectExchange:
         self.packet = packet
         #: Whether a part of the answer was sent.
         self.begun = False
+        #: How many bytes of the answer were sent.
+        self.sent = 0
 
     def read(self, size: int) -> bytes:
         """Return no bytes: no stream follows."""
@@ -78,6 +80,7 @@ class DirectExchange:
             while sent < len(data):
                 self._wait()
                 sent += self._send(memoryview(data)[sent:])
+            self.sent += sent
         except OSError as error:
             raise ClientGone(f"the client has gone: {error}") from error
         self._slot.work()
@@ -103,6 +106,7 @@ class DirectExchange:
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")
             offset += sent
+            self.sent += sent
             self._slot.work()
 
     def finish(self, data: bytes = b"") -> None:
@@ -202,12 +206,16 @@ class Acceptor:
         :param slot: that of the thread which does it.
         """
         connection, packet, peer = accepted
+        started = monotonic()
         slot.begin(NO_REQUEST, peer)
+        exchange = DirectExchange(connection, packet, slot, self._write_timeout)
+        succeeded = False
         try:
             with connection:
-                self._run(DirectExchange(connection, packet, slot, self._write_timeout), peer)
+                succeeded = self._run(exchange, peer)
         finally:
             slot.rest()
+            slot.count(monotonic() - started, not succeeded, exchange.sent)
 
     def _read(self, connection: socket.socket) -> bytes:
         """Return the bytes that have arrived on a new connection."""
@@ -230,7 +238,8 @@ class Acceptor:
         except OSError:
             return b""
 
-    def _run(self, exchange: DirectExchange, peer: str) -> None:
+    def _run(self, exchange: DirectExchange, peer: str) -> bool:
+        """Answer a request; return whether that succeeded."""
         handler = self._handlers[exchange.packet.modifier1]
         try:
             handler(exchange, self._node)
@@ -246,6 +255,8 @@ class Acceptor:
                     handler.refused(exchange.packet, status, len(answer.partition(b"\r\n\r\n")[2]))
             if not isinstance(error.__cause__, ClientGone):
                 self._report(error, peer)
+            return False
+        return True
 
 
 def _web_request(data: bytes, max_body: int) -> Packet | None:

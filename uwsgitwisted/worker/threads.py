@@ -140,7 +140,7 @@ class ThreadedWorker(Worker):
     def serve(self) -> None:
         """Answer until the front closes the socket, and all threads have finished."""
         threads = self._start_threads()
-        data = self._negotiate()
+        data = self.negotiate()
         for thread in threads:
             thread.session = self.session
         self._free = list(threads)
@@ -238,7 +238,7 @@ class ThreadedWorker(Worker):
         except UwsgiError as error:
             self._finish(slot, request, error, started)
         else:
-            self._finish(slot, request, answer, started)
+            self._finish(slot, request, answer, started, len(answer.payload))
 
     def _run_stream(self, handler: StreamHandler, exchange: Exchange, started: float, slot: Slot) -> None:
         try:
@@ -247,13 +247,17 @@ class ThreadedWorker(Worker):
             self._finish(slot, exchange.id, error, started)
         else:
             gone = RequestCancelled("the client has gone") if exchange.cancelled else None
-            self._finish(slot, exchange.id, gone, started)
+            self._finish(slot, exchange.id, gone, started, exchange.sent)
 
-    def _finish(self, slot: Slot, request: int, outcome: Packet | UwsgiError | None, started: float) -> None:
-        """Complete a request of the front."""
+    def _finish(
+        self, slot: Slot, request: int, outcome: Packet | UwsgiError | None, started: float, sent: int = 0
+    ) -> None:
+        """Complete a request of the front; *sent* is how many bytes its answer has."""
         with self.changed:
             slot.rest()
-            self._complete(request, outcome, monotonic() - started)
+            took = monotonic() - started
+            slot.count(took, isinstance(outcome, UwsgiError), sent)
+            self._complete(request, outcome, took)
 
     def _run_accepted(self, acceptor: Acceptor, accepted: Accepted, slot: Slot) -> None:
         acceptor.run(accepted, slot)

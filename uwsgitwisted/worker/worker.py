@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from uwsgitwisted.activity import Slot
+from uwsgitwisted.activity import Slot, open_slots
 from uwsgitwisted.errors import RequestCancelled, RequestTimeout, UnknownModifier, UwsgiError
 from uwsgitwisted.wire.events import (
     CancelReceived,
@@ -32,6 +32,7 @@ from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
+from uwsgitwisted.worker.wear import wear
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
 _UNINTERRUPTED = 0.001
@@ -50,7 +51,7 @@ class Worker:
     :param node: this worker's name in the errors that it reports.
     :param make_acceptor: makes what accepts connections, from what reports an error to the front; None if this
         worker accepts none.
-    :param slots: where the front sees what the threads do; none, if it doesn't look.
+    :param slots: where the front sees what each thread does and has done; none, if it doesn't look.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Worker:
         self._terms = Terms(max_message=spec.max_message, node=node, window=1)
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
+        self._is_worn = wear(spec)
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
         #: Whether no further connections are accepted.
         self._draining = False
@@ -77,12 +79,12 @@ class Worker:
         self._bodies: dict[int, Body] = {}
         #: The web requests that are running, by their ids.
         self._exchanges: dict[int, Exchange] = {}
-        self._slots = slots
+        self._slots = slots or open_slots()
         self._acceptor = None if make_acceptor is None else make_acceptor(self._report)
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
-        data = self._negotiate()
+        data = self.negotiate()
         if self._acceptor is not None:
             self._serve_with_ports(self._acceptor, data)
             return
@@ -132,6 +134,8 @@ class Worker:
     def _count(self) -> None:
         """Count a request."""
         self._left -= 1
+        if self._left > 0 and self._is_worn():
+            self._left = 0
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on
 
@@ -151,8 +155,11 @@ class Worker:
         if cause is not None and self._left > 0:
             self._left = 1
 
-    def _negotiate(self) -> bytes:
-        """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
+    def negotiate(self) -> bytes:
+        """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
+
+        :raises SystemExit: if the front has closed the socket.
+        """
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
@@ -215,18 +222,23 @@ class Worker:
     def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
         started = monotonic()
         packet = request.packet
+        sent, failed = 0, False
         try:
             handler = self._find_handler(packet, deadline, started)
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
+                sent = exchange.sent
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
+                sent = len(answer.payload)
                 self.session.send_answer(request.id, answer, monotonic() - started)
         except UwsgiError as error:
+            failed = True
             self._fail(request.id, error, monotonic() - started)
+        self._slots[0].count(monotonic() - started, failed, sent)
         self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:

@@ -10,6 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 
 from tests.unit.peers import peer_at
+from uwsgitwisted.activity import Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Interrupted, RemoteError, RequestTimeout, Unavailable, WorkerDied
@@ -66,6 +67,8 @@ class FakeWorker:
         self._busy_for = self._working_for = 0.0
         self.retired = False
         self.kills = 0
+        self.counts: list[Counts] = []
+        self.warning = (0.0, b"")
         self.place = ""
         self._capacity = capacity
 

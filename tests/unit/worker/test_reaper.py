@@ -80,16 +80,39 @@ def test_end(ending: str, status: int, options: tuple[str, ...]) -> None:
 
 
 def test_signals() -> None:
-    """Signals other than SIGTERM don't reach it; its child has the signals that it would have without it."""
+    """Signals other than SIGTERM and SIGUSR1 don't reach it; its child has the usual signals."""
     ending = "print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True); time.sleep(600)"
     process, (_, reaper, _, orphan) = run(ending)
     assert process.stdout is not None
     assert process.stdout.readline() == "0\n"
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGPIPE):
         os.kill(reaper, number)
     assert not is_gone(orphan, 0.0)
     os.kill(reaper, signal.SIGTERM)
     assert end(process) == -signal.SIGKILL
+    assert is_gone(orphan)
+
+
+@pytest.mark.parametrize(
+    ("handling", "said", "status"),
+    [
+        (
+            "faulthandler.register(signal.SIGUSR1, sys.stdout, chain=True)",
+            "most recent call first",
+            signal.SIGUSR1,
+        ),
+        ("signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "", signal.SIGKILL),
+    ],
+)
+def test_trace(handling: str, said: str, status: int) -> None:
+    """SIGUSR1 has its child say where it is, before all end; one that doesn't end by itself is killed."""
+    ending = f"import faulthandler; {handling}; print('ready', flush=True); time.sleep(600)"
+    process, (_, reaper, _, orphan) = run(ending)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(reaper, signal.SIGUSR1)
+    assert said in process.stdout.readline()
+    assert end(process) == -status
     assert is_gone(orphan)
 
 

@@ -25,7 +25,7 @@ from mako.template import Template
 from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject
 from uwsgitwisted.files import open_below
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.packet import MARSHAL, RPC, Packet
 from uwsgitwisted.worker.handlers.render import load, read_page
 from uwsgitwisted.worker.templates import directories as directories_module
 from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateFailed, TemplateMissing, TemplateRefused
@@ -118,7 +118,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_answer(site: Path) -> None:
     """A request's answer is the marshalled text, with the modifier2 of the request."""
     table = load([str(site)])
-    assert list(table) == [MARSHAL]
+    assert list(table) == [MARSHAL, RPC]
     request = Packet(MARSHAL, 7, dumps(("page.txt", {"name": "Ann"})))
     assert table[MARSHAL](request) == Packet(MARSHAL, 7, dumps("Hello Ann!"))
 

@@ -54,6 +54,14 @@ def make(site: Path, **settings: Any) -> Renderer:
     return Renderer(RenderSettings([str(site)], **settings))
 
 
+@pytest.fixture(autouse=True)
+def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return what is to run at the worker's end, which this process isn't."""
+    calls: list[object] = []
+    monkeypatch.setattr("atexit.register", lambda *call: calls.append(call))
+    return calls
+
+
 def ask(site: Path, message: object, **settings: Any) -> object:
     handler = load([str(site)], **settings)[MARSHAL]
     return loads(handler(Packet(MARSHAL, 0, dumps(message))).payload)

@@ -34,11 +34,19 @@ class Node:
     :param endpoint: connects to the node.
     :param ours: the terms of this side.
     :param plain: whether the node speaks plain uwsgi only; it is never offered a session then.
+    :param on_session: called with the node's terms when it has granted a session.
     """
 
     def __init__(
-        self, clock: IReactorTime, endpoint: IStreamClientEndpoint, ours: Terms, *, plain: bool = False
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        ours: Terms,
+        *,
+        plain: bool = False,
+        on_session: Callable[[Terms], None] | None = None,
     ) -> None:
+        self._on_session = on_session
         self._clock = clock
         self._endpoint = endpoint
         self._ours = ours
@@ -49,7 +57,7 @@ class Node:
         self._negotiating = False
         self._waiting: list[Deferred[ClientSession | None]] = []
         self._connecting: set[Deferred[Any]] = set()
-        self._closed = False
+        self._closed = self._retired = False
         self._connections: set[NegotiationProtocol[ClientSession] | PlainProtocol] = set()
 
     def call(
@@ -78,12 +86,19 @@ class Node:
             idempotent=idempotent,
             decode=decode,
         )
+        self.send(call)
+        return call.answer
+
+    def send(self, call: Call) -> None:
+        """Send the request of *call*, and complete the call.
+
+        :raises MessageTooLarge: if the peer doesn't accept a message of this size.
+        """
         session = self._session
         if session is None or session.draining:
             self._send_without_session(call)
         else:
             session.send(call)
-        return call.answer
 
     def _send_without_session(self, call: Call, refusal: Unavailable | None = None) -> None:
         """Send a call for which there is no session yet, or no longer.
@@ -140,6 +155,10 @@ class Node:
         waiting, self._waiting = self._waiting, []
         if isinstance(result, ClientSession):
             self._session = result
+            if self._retired:
+                result.draining = True  # it closes after the last answer
+            if self._on_session is not None:
+                self._on_session(result.theirs)
         for deferred in waiting:  # a cancelled one ignores this
             deferred.callback(result)
 
@@ -188,6 +207,12 @@ class Node:
         bound_buffer(protocol.transport)
         self._connections.add(protocol)
         protocol.lost.addCallback(lambda _: self._connections.discard(protocol))
+
+    def retire(self) -> None:
+        """Close the connection when the calls in flight have ended; there will be no others."""
+        self._retired = True
+        if self._session is not None:
+            self._session.retire()
 
     def close(self) -> Deferred[None]:
         """Close every connection; the calls in flight fail.

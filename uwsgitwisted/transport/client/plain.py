@@ -7,7 +7,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from uwsgitwisted.errors import ConnectionFailed, UwsgiError
+from uwsgitwisted.errors import ConnectionBroken, ConnectionFailed, UwsgiError
 from uwsgitwisted.transport.writer import set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 
@@ -46,7 +46,7 @@ class PlainProtocol(Protocol):
         """Complete the request with the answer that has come, or with an error."""
         try:
             if not reason.check(ConnectionDone):
-                raise ConnectionFailed(f"the connection broke: {reason.getErrorMessage()}")
+                raise ConnectionBroken(f"the connection broke: {reason.getErrorMessage()}")
             self._exchange.receive_eof()
         except UwsgiError as error:
             self._conclude(error)

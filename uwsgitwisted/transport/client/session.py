@@ -77,6 +77,11 @@ class ClientSession:
         self.draining = False
 
     @property
+    def theirs(self) -> Terms:
+        """The terms of the peer."""
+        return self._session.theirs
+
+    @property
     def pending(self) -> int:
         """How many requests have no answer yet."""
         return len(self._pending)
@@ -171,6 +176,12 @@ class ClientSession:
             call = self._pending.pop(next(iter(self._pending)))
             call.fail(error or NoAnswer("the connection was lost before the answer came"))
         self._session.abandon()
+
+    def retire(self) -> None:
+        """Close the connection when the pending calls have their answers."""
+        self.draining = True
+        if not self._pending:
+            self.close()
 
     def close(self) -> None:
         """Send a shutdown notice, and close the connection when all data is written; pending calls fail."""

@@ -121,7 +121,15 @@ class Found:
             status = os.stat(self.path)
         except OSError:
             return False
-        return Stamp.of(status) == self.stamp
+        # What changes most often comes first.
+        device, inode, size, modified, changed = self.stamp
+        return (
+            status.st_ctime_ns == changed
+            and status.st_ino == inode
+            and status.st_size == size
+            and status.st_mtime_ns == modified
+            and status.st_dev == device
+        )
 
 
 def _exists(path: str) -> bool:

@@ -8,7 +8,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from tests.unit.transports import Link, ScriptedServer
-from uwsgitwisted.errors import ConnectionFailed, MalformedPacket, NoAnswer, UwsgiError
+from uwsgitwisted.errors import ConnectionBroken, ConnectionFailed, MalformedPacket, NoAnswer, UwsgiError
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.packet import ECHO, RPC, Packet, encode_packet
@@ -56,7 +56,7 @@ def test_raw_answer() -> None:
     ("server", "expected"),
     [
         (ScriptedServer(), NoAnswer),
-        (ScriptedServer(TOLD[:5]), ConnectionFailed),
+        (ScriptedServer(TOLD[:5]), ConnectionBroken),
     ],
 )
 def test_eof(server: ScriptedServer, expected: type[UwsgiError]) -> None:
@@ -71,7 +71,7 @@ def test_broken_connection() -> None:
     protocol, results, link = ask(server, Packet(ECHO, 0, b"half an answer"))
     assert results == []
     link.cut()
-    assert type(error(results)) is ConnectionFailed
+    assert type(error(results)) is ConnectionBroken
     assert protocol.lost.called
 
 

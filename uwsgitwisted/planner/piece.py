@@ -1,0 +1,97 @@
+"""Pieces of work, the requests that carry them, and their results."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from uwsgitwisted.planner.lane import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a piece.
+
+    :param index: the index of its item, or of its first one if it is a chunk.
+    :param value: the handler's answer; None if it failed.
+    :param error: the error with which it failed; None if it didn't.
+    :param node: the node that answered, or failed last, as the caller wrote it.
+    :param seconds: from sending the request to the answer.
+    :param count: how many items it has: 1, or the length of the chunk.
+    """
+
+    index: int
+    value: object
+    error: BaseException | None
+    node: Hashable
+    seconds: float
+    count: int = 1
+
+
+class Piece:
+    """An item, or a chunk of items, that is given to a node.
+
+    :param index: the index of its first item.
+    :param count: how many items it has.
+    :param message: what the handler gets.
+    """
+
+    __slots__ = ("count", "failed_on", "index", "message", "sent", "sent_at")
+
+    def __init__(self, index: int, count: int, message: object) -> None:
+        self.index = index
+        self.count = count
+        self.message = message
+        #: The requests in flight that carry it: one, or two with a second copy.
+        self.sent: list[Sending] = []
+        #: When it was sent last as the only copy.
+        self.sent_at = 0.0
+        #: The nodes on which it has failed, once for each failure that counts.
+        self.failed_on: list[Hashable] = []
+
+
+class Sending:
+    """A request that carries a piece to a node. The shell hands it back with its answer.
+
+    :param piece: what it carries.
+    :param lane: the node's.
+    :param at: when it is sent.
+    """
+
+    __slots__ = ("at", "handle", "lane", "over", "piece", "queued")
+
+    def __init__(self, piece: Piece, lane: Lane, at: float) -> None:
+        self.piece = piece
+        self.lane = lane
+        self.at = at
+        #: How many requests the node had in flight with this one.
+        self.queued = lane.in_flight
+        #: Whether it has been answered, has failed, or is cancelled.
+        self.over = False
+        #: For the shell: what it needs to cancel the request.
+        self.handle: object = None
+
+    @property
+    def node(self) -> Hashable:
+        """The node to send it to."""
+        return self.lane.node
+
+    @property
+    def message(self) -> object:
+        """What the handler gets."""
+        return self.piece.message
+
+
+class Actions(NamedTuple):
+    """What a shell has to do now.
+
+    :param send: the requests to send.
+    :param cancel: the requests whose answers nobody needs any more. Do this first.
+    :param wake: when to poll again at the latest, by the clock of the shell; None if no time is set.
+    """
+
+    send: list[Sending]
+    cancel: list[Sending]
+    wake: float | None

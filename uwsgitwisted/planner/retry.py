@@ -1,0 +1,82 @@
+"""What each error says about the request that failed, and about the node: one table.
+
+Any other error is an answer. The request ran, or would fail anywhere, and the node works.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from uwsgitwisted.errors import (
+    Busy,
+    ConnectionBroken,
+    ConnectionFailed,
+    Interrupted,
+    NoAnswer,
+    RequestTimeout,
+    Unavailable,
+    WorkerDied,
+)
+
+
+class Retry(enum.Enum):
+    """When a request that failed may be tried again elsewhere."""
+
+    #: It was not started.
+    ALWAYS = "always"
+    #: It may have run, wholly or in part.
+    IDEMPOTENT = "only if idempotent"
+    #: It would fail again.
+    NEVER = "never"
+
+
+class Node(enum.Enum):
+    """What a failed request says about its node."""
+
+    #: It answers.
+    WELL = "well"
+    #: It has as many requests as it takes.
+    FULL = "full"
+    #: It is down, or stopping, or it hangs.
+    FAILED = "failed"
+
+
+class Rule(NamedTuple):
+    """What follows from an error.
+
+    :param retry: when the request may be tried again.
+    :param node: what is known about the node.
+    """
+
+    retry: Retry
+    node: Node
+
+
+_ANSWER = Rule(Retry.NEVER, Node.WELL)
+#: The rules by the errors' classes. A class that isn't here has the rule of its nearest base that is.
+RULES: dict[type[BaseException], Rule] = {
+    BaseException: _ANSWER,
+    ConnectionFailed: Rule(Retry.ALWAYS, Node.FAILED),
+    ConnectionBroken: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    NoAnswer: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    Unavailable: Rule(Retry.ALWAYS, Node.FAILED),
+    Busy: Rule(Retry.ALWAYS, Node.FULL),
+    RequestTimeout: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    Interrupted: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    WorkerDied: Rule(Retry.IDEMPOTENT, Node.WELL),
+}
+
+
+def rule_of(error: BaseException) -> Rule:
+    """Return what follows from *error*."""
+    return next(RULES[cls] for cls in type(error).__mro__ if cls in RULES)
+
+
+def may_retry(error: BaseException, *, idempotent: bool) -> bool:
+    """Whether a request that failed with *error* may be tried on another node.
+
+    :param idempotent: whether the request may run twice.
+    """
+    retry = rule_of(error).retry
+    return retry is Retry.ALWAYS or (idempotent and retry is Retry.IDEMPOTENT)
