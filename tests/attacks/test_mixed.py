@@ -1,6 +1,6 @@
 """The mixed attack: eight hostile peers do at random all that is in the table, while good callers measure.
 
-It takes a minute and a half in all. For an hour of it, for the same run again, or for some behaviours only:
+It takes about a minute in all. For an hour of it, for the same run again, or for some behaviours only:
 
     ATTACK_SECONDS=3600 python -m pytest -s tests/attacks/test_mixed.py
     ATTACK_SEED=17 ATTACK_ONLY="ping flood,junk" python -m pytest -s tests/attacks/test_mixed.py -k node

@@ -29,6 +29,7 @@ LOCATIONS = """
 """
 TEMPLATES = {
     "page.html": "<p>${name}</p>",
+    "parts.html": "<%def name='side(x)'>side ${x}</%def>all",
     "sub/hello.html": "hello",
     "raises.html": "first\n${1 / 0}",
     # It waits for a file in its middle.
@@ -104,11 +105,20 @@ def test_pages(front: str, nginx: Nginx, router: Router, renderer: Service) -> N
     large = b'{"name": "%s"}' % (b"x" * MEBIBYTE)
     assert len(get("POST", "/page.html", large).body) == MEBIBYTE + len("<p></p>")
     assert get("POST", "/page.html", b"{").status == 400
+    assert get("GET", "/parts.html%23side?x=5").body == b"side 5"
     assert get("GET", "/none.html").status == 404
     failed = get("GET", "/raises.html")
     assert failed.status == 500
     assert failed.body == b"500 Internal Server Error\ntemplate 'raises.html', line 2\n"
     renderer.wait_for("ZeroDivisionError: division by zero")
+
+
+def test_variables_that_are_too_large(renderer: Service) -> None:
+    """They are refused before they arrive."""
+    variables = {**request_variables("POST", "/page.html"), "CONTENT_LENGTH": str(100 * MEBIBYTE)}
+    with connect(renderer.address) as connection:
+        connection.sendall(request_packet(variables))
+        assert connection.recv(1_000).startswith(b"HTTP/1.0 413 ")
 
 
 def test_a_long_page_starts_at_once(renderer: Service, router: Router, tmp_path: Path) -> None:
