@@ -7,8 +7,25 @@ ahead.
 
 from __future__ import annotations
 
+import array
+import fcntl
+import socket
+import termios
 from collections import deque
 from collections.abc import Callable
+
+
+def unacknowledged_by(connection: socket.socket) -> int:
+    """Return how many bytes the system still keeps for the peer of *connection*; 0 if it is closed.
+
+    On a UNIX socket, the number includes the memory that they take.
+    """
+    if connection.fileno() == -1:
+        return 0
+    kept = array.array("i", [0])
+    fcntl.ioctl(connection, termios.TIOCOUTQ, kept)
+    return kept[0]
+
 
 #: Chunks of up to so many bytes are put together: a peer that sends single bytes must not make this keep an
 #: object for each.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 
 from tests.attacks.witness import Witness, pinging
 from tests.integration.services import Service, read_to_end
@@ -93,13 +94,37 @@ class Callers:
         self._service = service
         self._client = client
         self._kind = kind
-        self._calls: dict[str, Callable[[], object]] = {"ping": pinging(service.address, PATIENCE)}
+        self._calls: dict[str, Callable[[], object]]
+        if kind == "router":
+            self._kept = http.client.HTTPConnection(*service.address, timeout=PATIENCE)
+            self._calls = {"page": self._get_page, "page on a kept connection": lambda: self._get(self._kept)}
+            return
+        self._calls = {"ping": pinging(service.address, PATIENCE)}
         if kind == "spooler":
             self._calls |= {"enqueue and wait": self._enqueue_and_wait, "plain enqueue": self._enqueue_plainly}
         else:
             self._calls |= {"session call": self._call, "plain call": self._call_plainly}
         if kind == "node":
             self._calls["page"] = lambda: get_page(service)
+
+    def _get_page(self) -> None:
+        """Get a page from a router, on a connection of its own."""
+        address = self._service.address
+        with contextlib.closing(
+            http.client.HTTPConnection(*address, timeout=PATIENCE, source_address=(OTHER, 0))
+        ) as made:
+            self._get(made)
+
+    def _get(self, connection: http.client.HTTPConnection) -> None:
+        try:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            body = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise ConnectionFailed(f"{error!r}") from error
+        if (answer.status, body) != (200, GREETING):
+            raise ConnectionFailed(f"{answer.status} {body[:100]!r}")
 
     def _call(self) -> None:
         question, expected = _QUESTIONS[self._kind]
@@ -132,7 +157,9 @@ class Callers:
 
     async def _call_with_deferreds(self) -> None:
         address = self._service.address
-        if self._kind == "spooler":
+        if self._kind == "router":
+            await deferToThread(self._get_page)
+        elif self._kind == "spooler":
             assert await self._client.enqueue(address, _TASK, timeout=PATIENCE)
         else:
             question, expected = _QUESTIONS[self._kind]
@@ -159,6 +186,8 @@ class Callers:
         for name, witness in witnesses.items():
             witness.stop()
             seen[name] = Seen(witness.durations, list(witness.errors))
+        if self._kind == "router":
+            self._kept.close()  # the next call opens it again
         return seen
 
 

@@ -293,3 +293,16 @@ def test_many_bodies_of_unknown_size(start: Routers, node: WebNode) -> None:
         assert any(answer.startswith(b"HTTP/1.1 503") for answer in answers)
         assert router.memory() - before < 16 * MEBIBYTE
     assert witness.errors == []
+
+
+def test_a_flood_of_connections(start: Routers, node: WebNode) -> None:
+    """Connections of one address that send nothing, hundreds a second, keep nobody out."""
+    router = start.router(node.address, options=["--max-connections", "200"])
+    with watching(calling(router)) as witness, contextlib.ExitStack() as stack:
+        for _ in range(1_000):
+            with contextlib.suppress(OSError):
+                stack.enter_context(connect(router, "127.0.0.2"))
+        seen = len(witness.durations)
+        until(lambda: len(witness.durations) > seen + 10, "good calls")
+    assert witness.errors == []
+    assert len(router.log.splitlines()) < 40

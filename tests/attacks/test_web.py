@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,3 +145,32 @@ def test_variables_that_load_code(node: Service, name: str) -> None:
     answer = ask(node.address, "GET", "/variables", **{name: "here"})
     assert answer.status == 200
     assert name not in json.loads(answer.body)
+
+
+def test_the_log(node: Service) -> None:
+    """What peers can cause at will gets a few lines, with the address of one of them."""
+    before = len(node.log)
+    for number in range(100):
+        ask(node.address, "GET", f"/raises?when=before&{number}")
+        ask(node.address, "", f"/{number}")
+        node.exchange(web.request("/echo", "POST", CONTENT_LENGTH="-1") + b"x", end=True)
+    added = node.log[before:]
+    assert len(added) < 40_000
+    assert added.count("Traceback") == 1
+    assert "127.0.0.1:" in added
+    assert "nobody" not in added
+
+
+def test_harm_is_the_callers_own(launch: Launcher) -> None:
+    """An application that hangs or ends its worker fails its own request only; good pages come meanwhile."""
+    node = start_node(launch, "--timeout", "1", engine="processes:3", tcp=True)
+    workers = len(node.workers())
+    with watching(lambda: get_page(node)) as witness:
+        for path in ("/hang", "/exits?how=kill"):
+            answer = node.exchange(web.request(path))
+            assert not answer.startswith(b"HTTP/1.1 200")
+        seen = len(witness.durations)
+        until(lambda: len(witness.durations) > seen + 10, "pages behind the harm")
+    assert witness.errors == []
+    until(lambda: len(node.workers()) == workers, "as many workers as before")
+    assert re.search(r"127\.0\.0\.1:\d+: modifier1 0: a web request exceeded the node's limit", node.log)

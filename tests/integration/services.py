@@ -294,6 +294,17 @@ class Launcher:
         service.wait_for("takes requests on")
         return service
 
+    def run(self, line: Sequence[str], address: Any) -> Service:
+        """Start any service, and wait until it takes requests.
+
+        :param line: the command.
+        :param address: where it listens.
+        """
+        service = Service(list(line), self.new_directory(), address)
+        self._services.append(service)
+        service.wait_for("takes requests on")
+        return service
+
     def start_application(self, source: str, address: Any, **modules: str) -> Service:
         """Start ``twistd`` with an application file, and wait until it takes requests.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from uwsgitwisted.errors import RemoteError
+from uwsgitwisted.errors import RemoteError, RequestTimeout
 from uwsgitwisted.interfaces import IEngine
 from uwsgitwisted.responders.web import WebResponder
 
@@ -25,4 +25,7 @@ class PageResponder(WebResponder):
         """Return the status of a request that failed with *error*, and the text that its caller gets."""
         if isinstance(error, RemoteError) and error.type == _FOR_CALLERS:
             return HTTPStatus.INTERNAL_SERVER_ERROR, error.message
-        return super().explain(error)
+        status, text = super().explain(error)
+        if isinstance(error, RequestTimeout):  # it says where the template was
+            text = error.text
+        return status, text

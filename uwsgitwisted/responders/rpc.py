@@ -29,11 +29,12 @@ class RpcResponder:
     """Forwards calls to an engine.
 
     :param engine: runs the functions.
+    :param idempotent: whether a call may run again if its worker dies.
     """
 
-    def __init__(self, engine: IEngine) -> None:
-        self._plain = ForwardResponder(engine)
-        self._over_http = WebResponder(engine, statuses=STATUSES)
+    def __init__(self, engine: IEngine, *, idempotent: bool = False) -> None:
+        self._plain = ForwardResponder(engine, idempotent=idempotent)
+        self._over_http = WebResponder(engine, statuses=STATUSES, idempotent=idempotent)
 
     def respond(self, request: Request) -> Reply:
         """Return the function's answer, or a Deferred that fires with it."""

@@ -40,15 +40,15 @@ def make_renderer(
     engine = settings.make_engine(reactor, replace(spec, traces=True))
     responders: dict[int, IResponder] = {
         MARSHAL: ForwardResponder(engine, idempotent=True),
-        RPC: RpcResponder(engine),
+        RPC: RpcResponder(engine, idempotent=True),
     }
     if web:
         responders[WSGI] = PageResponder(engine)
     return ServerService(
         reactor,
-        replace(settings, max_body=settings.max_message),  # it is parsed in memory
+        settings,
         engine,
         responders,
-        bodies=BODIES,
-        streamed_bodies=(WSGI,) if web else (),
+        # A body reaches a worker together with its variables, so that no slow caller keeps a worker busy.
+        bodies=(*BODIES, (WSGI, 0)) if web else BODIES,
     )

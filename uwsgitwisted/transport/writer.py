@@ -27,6 +27,8 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.stream import unacknowledged_by
+
 #: How many bytes to read from a socket at once: usually, and while a large message arrives.
 READ_SIZE, LARGE_READ_SIZE = FileDescriptor.bufferSize, 4 * FileDescriptor.bufferSize
 
@@ -102,17 +104,10 @@ def has_unread(transport: object) -> bool:
 
 
 def unacknowledged(transport: object) -> int:
-    """Return how many bytes the system still keeps for the peer; 0 if that can't be known.
-
-    On a UNIX socket, the number includes the memory that they take.
-    """
+    """Return how many bytes the system still keeps for the peer; 0 if that can't be known."""
     transport = getattr(transport, "transport", transport)  # TLS wraps the socket's own
     connection = getattr(transport, "getHandle", lambda: None)()
-    if not isinstance(connection, socket.socket) or connection.fileno() == -1:
-        return 0
-    kept = array.array("i", [0])
-    fcntl.ioctl(connection, termios.TIOCOUTQ, kept)
-    return kept[0]
+    return unacknowledged_by(connection) if isinstance(connection, socket.socket) else 0
 
 
 #: After a minute of silence, a probe every 15 seconds; after four unanswered probes, the connection is lost.

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from uwsgitwisted.activity import Slot
 from uwsgitwisted.errors import MalformedPacket, RemoteError, UwsgiError
+from uwsgitwisted.stream import unacknowledged_by
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
 from uwsgitwisted.wire.vars import body_size, may_announce_body
@@ -37,6 +38,8 @@ _FIRST_BYTES = 0.001
 #: After a connection without bytes, no other is waited for in this time, in seconds: many such connections must
 #: cost little.
 _PAUSE = 0.01
+#: How often to look in the write timeout whether the peer has read anything.
+_LOOKS = 4
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -132,8 +135,14 @@ class DirectExchange:
         self._slot.wait()
         poll = select.poll()
         poll.register(self._connection, select.POLLOUT)
-        if not poll.poll(self._write_timeout * 1000):
-            raise ClientGone(f"the client has read nothing for {self._write_timeout:g} s")
+        kept, since = unacknowledged_by(self._connection), monotonic()
+        while not poll.poll(self._write_timeout * 1000 / _LOOKS):
+            # The system says that there is room only when a third of its buffer is free.
+            now_kept = unacknowledged_by(self._connection)
+            if now_kept != kept:
+                kept, since = now_kept, monotonic()
+            elif monotonic() - since >= self._write_timeout:
+                raise ClientGone(f"the client has read nothing for {self._write_timeout:g} s")
         self._slot.work()
 
 

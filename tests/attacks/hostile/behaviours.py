@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.attacks.hostile import connections, floods, queues, web
+from tests.attacks.hostile import connections, floods, http, queues, web
 from tests.attacks.hostile.connections import Behaviour
 
 _ALL = ("node", "renderer", "spooler")
@@ -29,7 +29,10 @@ class Entry(NamedTuple):
     alone: bool = False
 
 
-_NODE, _SPOOLER, _RENDERER = ("node",), ("spooler",), ("renderer",)
+_NODE, _SPOOLER, _RENDERER, _ROUTER = ("node",), ("spooler",), ("renderer",), ("router",)
+_WEB = (*_NODE, *_RENDERER)
+#: What needs no session, and no object.
+_EACH = (*_ALL, *_ROUTER)
 
 BEHAVIOURS: dict[str, Entry] = {
     "slow header": Entry(connections.slow_header),
@@ -37,13 +40,13 @@ BEHAVIOURS: dict[str, Entry] = {
     "never reading": Entry(connections.never_read),
     "half-closing": Entry(connections.half_close),
     "resets in each state": Entry(connections.resets),
-    "junk": Entry(connections.junk),
-    "garbage": Entry(connections.garbage),
+    "junk": Entry(connections.junk, _EACH),
+    "garbage": Entry(connections.garbage, _EACH),
     "huge counts": Entry(connections.huge_counts),
     "more behind a request": Entry(connections.more_behind),
-    "connection flood": Entry(connections.connection_flood),
+    "connection flood": Entry(connections.connection_flood, _EACH),
     "idle sessions": Entry(connections.idle_sessions),
-    "descriptor flood": Entry(connections.descriptor_flood),
+    "descriptor flood": Entry(connections.descriptor_flood, _EACH),
     "colliding objects": Entry(floods.collisions),
     "tree objects": Entry(floods.tree_objects),
     "ping flood": Entry(floods.ping_flood),
@@ -55,15 +58,22 @@ BEHAVIOURS: dict[str, Entry] = {
     "hostile variables": Entry(floods.hostile_variables, _RENDERER),
     "looping handler": Entry(floods.looping_handler, _NODE, alone=True),
     "memory-hungry handler": Entry(floods.hungry_handler, _NODE, alone=True),
-    "slow web packets": Entry(web.slow_packets, _NODE),
-    "slow web bodies": Entry(web.slow_bodies, _NODE),
-    "slow web uploads": Entry(web.slow_uploads, _NODE),
-    "lying web lengths": Entry(web.lying_lengths, _NODE),
-    "lying web variables": Entry(web.lying_variables, _NODE),
-    "endless web bodies": Entry(web.endless_body, _NODE),
-    "cut web bodies": Entry(web.cut_bodies, _NODE),
+    "slow web packets": Entry(web.slow_packets, _WEB),
+    "slow web bodies": Entry(web.slow_bodies, _WEB),
+    "slow web uploads": Entry(web.slow_uploads, _WEB),
+    "lying web lengths": Entry(web.lying_lengths, _WEB),
+    "lying web variables": Entry(web.lying_variables, _WEB),
+    "endless web bodies": Entry(web.endless_body, _WEB),
+    "cut web bodies": Entry(web.cut_bodies, _WEB),
     "unread web pages": Entry(web.unread_pages, _NODE),
     "left web pages": Entry(web.left_pages, _NODE),
+    "slow HTTP heads": Entry(http.slow_heads, _ROUTER),
+    "slow HTTP bodies": Entry(http.slow_bodies, _ROUTER),
+    "endless HTTP chunks": Entry(http.endless_chunks, _ROUTER),
+    "lying HTTP requests": Entry(http.lies, _ROUTER),
+    "HTTP pipelines": Entry(http.pipelines, _ROUTER),
+    "unread HTTP pages": Entry(http.unread_pages, _ROUTER),
+    "left HTTP requests": Entry(http.left_requests, _ROUTER),
     "plain waits": Entry(queues.plain_waits, _SPOOLER),
     "status flood": Entry(queues.status_flood, _SPOOLER),
     "empty batches": Entry(queues.empty_batches, _SPOOLER),

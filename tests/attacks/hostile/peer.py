@@ -25,7 +25,7 @@ _RESET = struct.pack("ii", 1, 0)
 class Peer:
     """A hostile peer.
 
-    :param kind: of the service: ``node``, ``renderer`` or ``spooler``.
+    :param kind: of the service: ``node``, ``renderer``, ``spooler`` or ``router``.
     :param address: of the service.
     :param source: the loopback address that it comes from.
     :param seed: for its choices.

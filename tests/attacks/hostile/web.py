@@ -63,7 +63,7 @@ def request(path: str = "/", method: str = "GET", **variables: str) -> bytes:
     return encode_packet(Packet(0, 0, encode_vars(made)))
 
 
-def _drip(connections: Iterable[socket.socket], data: bytes, until: float) -> None:
+def drip(connections: Iterable[socket.socket], data: bytes, until: float) -> None:
     """Send a few bytes on each connection, one at a time."""
     for byte in data[:_DRIPS]:
         if time.monotonic() >= until:
@@ -77,7 +77,7 @@ def _drip(connections: Iterable[socket.socket], data: bytes, until: float) -> No
 def slow_packets(peer: Peer, until: float) -> None:
     """Send requests byte by byte, on several connections, and leave them there."""
     made = [peer.connect() for _ in range(20)]
-    _drip(made, request(), until)
+    drip(made, request(), until)
     for connection in made:
         peer.keep(connection)
 
@@ -90,7 +90,7 @@ def slow_bodies(peer: Peer, until: float) -> None:
         connection.sendall(request("/digest", "POST", CONTENT_LENGTH=str(size)))
         made.append(connection)
         peer.keep(connection)
-    _drip(made, bytes(_DRIPS), until)
+    drip(made, bytes(_DRIPS), until)
 
 
 def slow_uploads(peer: Peer, until: float) -> None:
@@ -101,7 +101,7 @@ def slow_uploads(peer: Peer, until: float) -> None:
         connection.sendall(request("/digest", "POST", CONTENT_LENGTH="100000000") + bytes(1_000_000))
         made.append(connection)
         peer.keep(connection)
-    _drip(made, bytes(_DRIPS), until)
+    drip(made, bytes(_DRIPS), until)
 
 
 def lying_lengths(peer: Peer, until: float) -> None:

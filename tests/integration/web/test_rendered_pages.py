@@ -12,9 +12,10 @@ import pytest
 import pytest_twisted
 
 from tests.integration.nginx import Nginx
+from tests.integration.real_uwsgi import real_web_server
 from tests.integration.routers import Router
 from tests.integration.services import Launcher, Service
-from tests.integration.web_servers import connect, request_packet, request_variables
+from tests.integration.web_servers import ask, connect, request_packet, request_variables
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import RemoteError, UnknownFunction
 
@@ -28,6 +29,7 @@ LOCATIONS = """
 """
 TEMPLATES = {
     "page.html": "<p>${name}</p>",
+    "parts.html": "<%def name='side(x)'>side ${x}</%def>all",
     "sub/hello.html": "hello",
     "raises.html": "first\n${1 / 0}",
     # It waits for a file in its middle.
@@ -39,6 +41,17 @@ ${"x" * 100_000}
 end""",
     "large.txt": "% for _ in range(50_000):\n${'x' * 999}\n% endfor\n",
 }
+
+
+#: An application for a real uWSGI.
+CALLING = """
+import json, uwsgi
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/html")])
+    variables = json.dumps({{"name": "Zoë"}}).encode()
+    return [uwsgi.rpc({address!r}, b"render", b"page.html", variables)]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +93,32 @@ def router(renderer: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.parametrize("front", ["nginx", "router"])
 def test_pages(front: str, nginx: Nginx, router: Router, renderer: Service) -> None:
     """Pages, their heads, 304, and errors arrive as HTTP; the log has what a failure's caller doesn't get."""
-    ask = nginx.ask if front == "nginx" else router.request
-    page = ask("GET", "/page.html?name=Zo%C3%AB")
+    get = nginx.ask if front == "nginx" else router.request
+    page = get("GET", "/page.html?name=Zo%C3%AB")
     assert (page.status, page.body) == (200, "<p>Zoë</p>".encode())
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    known = ask("GET", "/page.html?name=Zo%C3%AB", None, {"If-None-Match": page.headers["ETag"]})
+    known = get("GET", "/page.html?name=Zo%C3%AB", None, {"If-None-Match": page.headers["ETag"]})
     assert (known.status, known.body) == (304, b"")
-    head = ask("HEAD", "/page.html?name=Zo%C3%AB")
+    head = get("HEAD", "/page.html?name=Zo%C3%AB")
     assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", "11")
-    assert ask("POST", "/page.html", b'{"name": 5}').body == b"<p>5</p>"
+    assert get("POST", "/page.html", b'{"name": 5}').body == b"<p>5</p>"
     large = b'{"name": "%s"}' % (b"x" * MEBIBYTE)
-    assert len(ask("POST", "/page.html", large).body) == MEBIBYTE + len("<p></p>")
-    assert ask("POST", "/page.html", b"{").status == 400
-    assert ask("GET", "/none.html").status == 404
-    failed = ask("GET", "/raises.html")
+    assert len(get("POST", "/page.html", large).body) == MEBIBYTE + len("<p></p>")
+    assert get("POST", "/page.html", b"{").status == 400
+    assert get("GET", "/parts.html%23side?x=5").body == b"side 5"
+    assert get("GET", "/none.html").status == 404
+    failed = get("GET", "/raises.html")
     assert failed.status == 500
     assert failed.body == b"500 Internal Server Error\ntemplate 'raises.html', line 2\n"
     renderer.wait_for("ZeroDivisionError: division by zero")
+
+
+def test_variables_that_are_too_large(renderer: Service) -> None:
+    """They are refused before they arrive."""
+    variables = {**request_variables("POST", "/page.html"), "CONTENT_LENGTH": str(100 * MEBIBYTE)}
+    with connect(renderer.address) as connection:
+        connection.sendall(request_packet(variables))
+        assert connection.recv(1_000).startswith(b"HTTP/1.0 413 ")
 
 
 def test_a_long_page_starts_at_once(renderer: Service, router: Router, tmp_path: Path) -> None:
@@ -142,6 +164,15 @@ async def test_rpc(renderer: Service, nginx: Nginx, client: Client) -> None:
         await client.rpc(renderer.address, "other")
     page = nginx.ask("GET", "/render/sub/hello.html")
     assert (page.status, page.body) == (200, b"hello")
+
+
+@pytest.mark.needs("uwsgi")
+def test_a_real_uwsgi_calls(renderer: Service, tmp_path: Path) -> None:
+    """An application in uWSGI gets a page with uwsgi.rpc."""
+    host, port = renderer.address
+    (tmp_path / "calling.py").write_text(CALLING.format(address=f"{host}:{port}"))
+    with real_web_server(tmp_path, "calling:application"):
+        assert ask(f"unix:{tmp_path}/socket", "GET", "/").body == "<p>Zoë</p>".encode()
 
 
 def test_from_a_shell(renderer: Service) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,28 @@ def test_handler_fails(bench: Make) -> None:
     assert error.node == "n1 worker 1"
     assert made.slot.counts.failed == 1
     assert made.blamed == [f"127.0.0.1:{port}"]
+
+
+def test_client_that_reads_slowly(bench: Make) -> None:
+    """A client that goes on reading is not taken for one that has gone, however slow it is."""
+    size = 20_000_000
+    made = bench(lambda exchange: exchange.finish(bytes(size)), write_timeout=0.5)
+    client = made.connect(GET)
+    received: list[int] = []
+
+    def read() -> None:
+        for _ in range(140):  # longer than the limit, and too little for the system to say that there is room
+            received.append(len(client.recv(5_000)))
+            time.sleep(0.005)
+        while data := client.recv(1 << 20):
+            received.append(len(data))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    assert made.accept()
+    reading.join(PATIENCE)
+    assert sum(received) == size
+    assert made.reports == []
 
 
 def test_request_that_cannot_be_read(bench: Make) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.packet import WSGI
-from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
+from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.templates.debug_page import debug_page
 from uwsgitwisted.worker.templates.errors import (
@@ -34,8 +34,6 @@ _FAILED, _HTML = HTTPStatus.INTERNAL_SERVER_ERROR, "text/html; charset=utf-8"
 _METHODS = ("GET", "HEAD", "POST")
 #: The most variables of a query string.
 _MAX_FIELDS = 1_000
-#: How many bytes of a body to read at once.
-_READ_SIZE = 65_536
 #: What a result cache's keys begin with here; no object does.
 _KEY = b"\0"
 
@@ -53,11 +51,11 @@ def table(renderer: Renderer, *, debug: bool = False) -> dict[int, StreamHandler
 
 
 def read(exchange: AnyExchange) -> tuple[Environ, bytes]:
-    """Decode a request; return its variables and its body, or the part of that which came with them.
+    """Decode a request; return its variables and its body. The service passes on no body as a stream.
 
     :raises MalformedPacket: if it is no web request.
     """
-    environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
+    environ, body = read_request(exchange.packet.payload, streamed=False)
     environ.setdefault("SERVER_PROTOCOL", "HTTP/1.0")
     return environ, body
 
@@ -79,8 +77,6 @@ class Pages:
         :raises PageFailed: if a template has failed.
         """
         environ, body = asked
-        if exchange.streamed:
-            body = _rest(exchange, environ)
         answer = _Answer(Response(exchange, environ), environ)
         try:
             name, variables = _asked(environ, body)
@@ -185,14 +181,6 @@ def _asked(environ: Environ, body: bytes) -> tuple[str, dict[str, object]]:
         raise
     except ValueError:
         raise MisuseError("the path or the query is not UTF-8, or has too many variables") from None
-
-
-def _rest(exchange: AnyExchange, environ: Environ) -> bytes:
-    """Read a body that comes as a stream. The service bounds its size."""
-    data = b"".join(iter(lambda: exchange.read(_READ_SIZE), b""))
-    if len(data) < int(environ["CONTENT_LENGTH"]):
-        raise ClientGone("the client has gone before the end of its variables")
-    return data
 
 
 def _has(known: str, etag: str) -> bool:
