@@ -9,7 +9,7 @@ import pytest
 
 
 def test_a_farm_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nodes of many speeds, that die and turn slow, a map ends soon after the bound, and does little twice."""
+    """Though nodes die and turn slow, a map ends soon after the bound, and does little twice."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3]))
     farms = importlib.import_module("benchmarks.farms")
     farm = farms.Farm.make(farms.Scenario(nodes=50, items=20_000, dying=0.04, slowing=0.04))
