@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from typing_extensions import assert_type
 
-from uwsgitwisted import __version__, blocking
+from uwsgitwisted import Cluster, __version__, blocking
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address
 from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.client import Client
@@ -69,6 +69,17 @@ def blocking_calls() -> None:
     assert_type(blocking.send_multi_uwsgi_message([("10.0.0.5:3033", 1)], 33, 17), tuple[object, ...])
     addressed = [(address, [0, 3000]) for address in NODES]
     assert_type(blocking.send_multi_uwsgi_message(addressed, 33, 17), tuple[object, ...])
+
+
+def blocking_cluster() -> None:
+    """A cluster's maps are iterators."""
+    cluster = blocking.Cluster(["10.0.0.5:3033", ("10.0.0.6", 3033), "dns:farm.example.com:3033"])
+    assert_type(blocking.Cluster("@nodes.txt").nodes, list[Address])
+    assert_type(cluster.send_message(33, 17, [1, 2], timeout=5, idempotent=True), object)
+    for _ in cluster.map(33, 17, range(10), 30, chunked=True, chunk=5, on_error="return", progress=True):
+        pass
+    for result in cluster.as_completed(33, 17, ["a"], idempotent=True, on_progress=lambda progress: None):
+        assert_type((result.index, result.value, result.error), tuple[int, object, BaseException | None])
 
 
 def blocking_calls_for_tasks() -> None:
@@ -131,6 +142,20 @@ async def deferred_calls(reactor: IReactorTime) -> None:
     assert_type(await client.rpc(address, b"f", "x", timeout=2.5), bytes | None)
     client.send_message(address, 33, 17, b"").cancel()
     await client.close()
+
+
+async def clusters(reactor: IReactorTime) -> None:
+    """A cluster takes every form of an address, and its maps are async iterators."""
+    cluster = Cluster(reactor, NODES)
+    cluster.set_nodes(NODES)
+    assert_type(await cluster.send_message(33, 17, {"key": "value"}, idempotent=True), object)
+    async for value in cluster.map(33, 17, range(10), chunked=True, on_error="return"):
+        print(value)
+    async for result in cluster.as_completed(33, 17, iter([1, 2]), on_progress=print):
+        assert_type(result.index, int)
+        assert_type(result.error, BaseException | None)
+        assert_type(result.seconds, float)
+    await cluster.close()
 
 
 def services() -> list[IService]:

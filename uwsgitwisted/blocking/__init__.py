@@ -22,10 +22,12 @@ from uwsgitwisted.blocking.calls import (
     send_uwsgi_message,
     spool,
 )
+from uwsgitwisted.blocking.cluster import Cluster
 from uwsgitwisted.blocking.tasks import cancel, enqueue, enqueue_many, status, wait
 from uwsgitwisted.wire.tasks import TaskStatus
 
 __all__ = [
+    "Cluster",
     "TaskStatus",
     "cancel",
     "close",

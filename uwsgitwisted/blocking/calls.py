@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address, split_nodes
 from uwsgitwisted.blocking import sessions
@@ -55,7 +56,7 @@ def send_message(
     :param address: ``(host, port)``, ``"host:port"``, a unix socket's path, or a Twisted endpoint
         description such as ``"tls:host:port"``.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     place = parse_address(address)
     packet = _encode(address, modifier1, modifier2, message)
     try:
@@ -76,7 +77,7 @@ def send_multi_uwsgi_message(
     :raises MisuseError: if one of the messages can't be sent; nothing was sent to any node then.
     :raises FanOutError: if a node failed. Its ``results`` has each node's answer or error.
     """
-    _refuse_in_reactor()
+    refuse_in_reactor()
     requests = [
         (address, parse_address(address), _encode(address, modifier1, modifier2, message))
         for address, message in split_nodes(cluster)
@@ -137,10 +138,74 @@ def ping(address: AddressLike, timeout: float = 5) -> float:
     :raises UwsgiError: as :func:`send_uwsgi_message` does, if the node is not alive.
     """
     start = time.monotonic()
-    _refuse_in_reactor()
+    refuse_in_reactor()
     place = parse_address(address)
     drive(_with_address(_ping(place, _deadline(timeout)), address))
     return time.monotonic() - start
+
+
+class Reply(NamedTuple):
+    """What one of several nodes has answered.
+
+    :param address: the node's address, as the caller wrote it.
+    :param result: the answer, or the error with which the node failed.
+    :param seconds: the time until then.
+    """
+
+    address: AddressLike
+    result: object
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the node has answered."""
+        return not isinstance(self.result, UwsgiError)
+
+
+def ping_all(addresses: Iterable[AddressLike], timeout: float = 5) -> list[Reply]:
+    """Check which nodes are alive, all in parallel.
+
+    :param addresses: the nodes, each as for :func:`send_message`.
+    :param timeout: seconds for all nodes together.
+    :return: each node's reply, in the same order; the result of a node that is alive is None.
+    :raises MisuseError: if an address is invalid; no node was pinged then.
+    """
+    refuse_in_reactor()
+    places = [(address, parse_address(address)) for address in addresses]
+    deadline = _deadline(timeout)
+    return _replies((address, _ping(place, deadline)) for address, place in places)
+
+
+def send_to_all(
+    addresses: Iterable[AddressLike], modifier1: int, modifier2: int, message: object, timeout: float = 30
+) -> list[Reply]:
+    """Send the same message to several nodes, all in parallel.
+
+    :param addresses: the nodes, each as for :func:`send_message`.
+    :param timeout: seconds for all nodes together.
+    :return: each node's reply, in the same order.
+    :raises MisuseError: if an address is invalid, or the message can't be sent; nothing was sent then.
+    """
+    refuse_in_reactor()
+    places = [(address, parse_address(address)) for address in addresses]
+    packet = encode_request(modifier1, modifier2, message)
+    deadline = _deadline(timeout)
+    return _replies((address, call(place, packet, deadline)) for address, place in places)
+
+
+def _replies(asked: Iterable[tuple[AddressLike, Steps[object]]]) -> list[Reply]:
+    outcomes = run([_reply(address, steps) for address, steps in asked])
+    return [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+
+
+def _reply(address: AddressLike, steps: Steps[object]) -> Steps[Reply]:
+    """Run *steps* to the end, and return what came of them."""
+    began = time.monotonic()
+    try:
+        result = yield from _with_address(steps, address)
+    except UwsgiError as error:
+        result = error
+    return Reply(address, result, time.monotonic() - began)
 
 
 def declare_plain(address: AddressLike) -> None:
@@ -201,8 +266,11 @@ def _deadline(timeout: float) -> Deadline:
     return Deadline.after(check_timeout(timeout))
 
 
-def _refuse_in_reactor() -> None:
-    """Raise if Twisted's reactor runs in this thread; don't import Twisted to find out."""
+def refuse_in_reactor() -> None:
+    """Check that Twisted's reactor doesn't run in this thread, without importing Twisted.
+
+    :raises MisuseError: if it does.
+    """
     reactor = sys.modules.get("twisted.internet.reactor")
     threadable = sys.modules.get("twisted.python.threadable")
     if reactor is None or threadable is None:

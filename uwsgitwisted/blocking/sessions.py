@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 import time
+from typing import NamedTuple
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.blocking.sockets import (
@@ -53,7 +54,8 @@ from uwsgitwisted.wire.terms import (
     encode_offer,
 )
 
-_TERMS = Terms()
+#: What we accept from peers.
+TERMS = Terms()
 _READ_SIZE = 65_536
 #: A session is used again without a check within so many seconds after its last call began.
 _FRESH = 0.005
@@ -71,7 +73,7 @@ class CachedSession:
 
     def __init__(self, sock: socket.socket, theirs: Terms, rest: bytes) -> None:
         self._sock = sock
-        self._session = Session(Role.CLIENT, _TERMS, theirs)
+        self._session = Session(Role.CLIENT, TERMS, theirs)
         self._ids = itertools.count(1)
         self._used = 0.0
         #: Whether the peer has sent its shutdown notice and accepts no further request.
@@ -316,7 +318,7 @@ def _return_session(
     # A signal handler, or a call to the same address in one fan-out, may have cached another session meanwhile.
     if failed or session.draining or cached.setdefault(address, session) is not session:
         session.close()
-        _ours_until[address] = time.monotonic() + PLAIN_FOR
+        remember_ours(address)
 
 
 def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
@@ -326,12 +328,31 @@ def _find_session(address: Address, deadline: Deadline) -> Steps[CachedSession |
         if session.is_usable(time.monotonic()):
             return session
         session.close()
+    granted = yield from negotiate(address, deadline)
+    return None if granted is None else CachedSession(*granted)
+
+
+class Granted(NamedTuple):
+    """A connection on which the peer has granted a session.
+
+    :param sock: a non-blocking socket.
+    :param theirs: the peer's terms.
+    :param rest: the bytes that came after the grant.
+    """
+
+    sock: socket.socket
+    theirs: Terms
+    rest: bytes
+
+
+def negotiate(address: Address, deadline: Deadline) -> Steps[Granted | None]:
+    """Connect and offer a session; return None if the peer grants none, or is known to.
+
+    :raises UwsgiError: if that fails.
+    :raises OSError: if a system call fails.
+    """
     if time.monotonic() < _plain_until.get(address, 0.0):
         return None
-    return (yield from _negotiate(address, deadline))
-
-
-def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | None]:
     hangs_if_silent = time.monotonic() < _ours_until.get(address, 0.0)
     timeout = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
     sock = yield from connect(address, deadline)
@@ -339,7 +360,7 @@ def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | No
         packet, rest = yield from _send_offer(sock, deadline.at_most(timeout))
         theirs = decode_grant(packet) if packet is not None else None
         if theirs is not None:
-            return CachedSession(sock, theirs, rest)
+            return Granted(sock, theirs, rest)
     except RequestTimeout:
         sock.close()
         deadline.check(NO_ANSWER)
@@ -354,11 +375,16 @@ def _negotiate(address: Address, deadline: Deadline) -> Steps[CachedSession | No
     return None
 
 
+def remember_ours(address: Address) -> None:
+    """Remember that *address* has granted a session which has ended: if it is silent, it hangs."""
+    _ours_until[address] = time.monotonic() + PLAIN_FOR
+
+
 def _send_offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
     """Offer a session; return the peer's first packet, or None, and the bytes after it."""
     decoder = PacketDecoder(count=1)
     try:
-        yield from send(sock, encode_offer(_TERMS), deadline)
+        yield from send(sock, encode_offer(TERMS), deadline)
         while True:
             data = yield from receive(sock, deadline)
             packets = decoder.receive(data)

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from uwsgitwisted.address import Address, parse_address
-from uwsgitwisted.errors import ConnectionFailed, InvalidAddress, NoAnswer, RequestTimeout, UwsgiError
+from uwsgitwisted.errors import (
+    ConnectionBroken,
+    ConnectionFailed,
+    InvalidAddress,
+    NoAnswer,
+    RequestTimeout,
+    UwsgiError,
+)
 from uwsgitwisted.wire.exchange import PlainExchange
 
 if TYPE_CHECKING:
@@ -185,15 +192,17 @@ class _Loop(Generic[T]):
 
 def converse(address: Address, exchange: PlainExchange, deadline: Deadline) -> Steps[None]:
     """Connect, send the request of *exchange*, and pass it the received bytes until it has its answer."""
+    failure: type[ConnectionFailed] = ConnectionFailed
     try:
         sock = yield from connect(address, deadline)
+        failure = ConnectionBroken  # from here on the peer may have begun
         with closing(sock):
             yield from send(sock, exchange.outgoing, deadline)
             yield from _receive_answer(sock, exchange, deadline)
     except UwsgiError:
         raise
     except OSError as error:
-        raise ConnectionFailed(describe(error)) from error
+        raise failure(describe(error)) from error
 
 
 def connect(address: Address, deadline: Deadline) -> Steps[socket.socket]:
@@ -315,31 +324,40 @@ def _resolve(address: Address, flags: int = 0) -> list[_Candidate]:
 
 
 def _look_up(address: Address, deadline: Deadline) -> Steps[list[_Candidate]]:
-    """Resolve a host name, and give up at *deadline*.
+    """Resolve a host name, and give up at *deadline*."""
+    return in_thread(partial(_resolve, address), address.host, deadline)
 
-    ``getaddrinfo`` has no time limit, so it runs in a thread. A thread that takes too long is abandoned: it
-    ends when ``getaddrinfo`` returns, doesn't keep the process alive, and its result is ignored.
+
+def in_thread(look_up: Callable[[], T], name: str, deadline: Deadline) -> Steps[T]:
+    """Run *look_up* in a thread, since a look-up such as ``getaddrinfo`` has no time limit.
+
+    A thread that takes too long is abandoned: it ends when *look_up* returns, doesn't keep the process alive,
+    and its result is ignored.
+
+    :param name: the name that is looked up.
+    :raises OSError: if *look_up* raises one; so with :class:`UwsgiError`.
     """
-    found: list[list[_Candidate] | Exception] = []
+    found: list[T] = []
+    failed: list[Exception] = []
     ours, theirs = socket.socketpair()
 
-    def look_up() -> None:
+    def run_look_up() -> None:
         with theirs:  # closing it wakes the other end
             try:
-                found.append(_resolve(address))
-            except (OSError, InvalidAddress) as error:
-                found.append(error)
+                found.append(look_up())
+            except (OSError, UwsgiError) as error:
+                failed.append(error)
 
     with ours:
         try:
-            threading.Thread(target=look_up, name=f"look up {address.host}", daemon=True).start()
+            threading.Thread(target=run_look_up, name=f"look up {name}", daemon=True).start()
         except RuntimeError as error:
             theirs.close()
-            raise ConnectionFailed(f"no thread to look up {address.host!r} in: {error}") from error
+            raise ConnectionFailed(f"no thread to look up {name!r} in: {error}") from error
         if not (yield Wait(ours, _READ, deadline.at)):
             raise deadline.error("the host's name was not resolved")
-    if isinstance(found[0], Exception):
-        raise found[0]
+    if failed:
+        raise failed[0]
     return found[0]
 
 
@@ -411,7 +429,7 @@ def _receive_answer(sock: socket.socket, exchange: PlainExchange, deadline: Dead
             data = yield from receive(sock, deadline)
         except ConnectionResetError as error:
             if exchange.begun:
-                raise ConnectionFailed("the server reset the connection in the middle of the answer") from error
+                raise ConnectionBroken("the server reset the connection in the middle of the answer") from error
             raise NoAnswer(_reset_text(len(exchange.outgoing))) from error
         if data:
             exchange.receive(data)

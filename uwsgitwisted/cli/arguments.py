@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from uwsgitwisted import __version__
-from uwsgitwisted.cli import queues
+from uwsgitwisted.cli import nodes, queues
+from uwsgitwisted.cli.convert import run_convert
 from uwsgitwisted.cli.places import FORMS, Place, opened
+from uwsgitwisted.cli.render import render
 from uwsgitwisted.cli.spool import spool
 from uwsgitwisted.spool.management.changes import CHANGES
 from uwsgitwisted.spool.task import State
 from uwsgitwisted.timeouts import parse_timeout
 
-_ABOUT = """Manages the queue of a uwsgi-spooler, and enqueues tasks from a shell.
+_ABOUT = """Asks nodes, enqueues tasks, manages the queue of a uwsgi-spooler, and converts
+configurations of uWSGI.
 
 examples:
+  uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com priority=1
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
+  uwsgitwisted convert app.ini
 
 "uwsgitwisted queue --help" lists the commands for queues. The exit status is 0
 after success, 1 after a failure, and 2 if the command line is invalid."""
@@ -45,6 +50,17 @@ _QUEUE_EXAMPLES = """examples:
 Only a spooler's own machine, and the networks in its option --manage, may
 manage its queue."""
 
+_RENDER = """Renders a template on a renderer, and prints the page; or looks at templates.
+
+The variables are texts, or anything that JSON has on the standard input.
+
+examples:
+  uwsgitwisted render 127.0.0.1:3033 mail/welcome.txt user=Ann
+  uwsgitwisted render 127.0.0.1:3033 page.html < variables.json
+  uwsgitwisted render --check /srv/templates
+  uwsgitwisted render --list /srv/templates
+"""
+
 _SPOOL = """Enqueues a task, and prints its id when it is safely stored.
 
 The keys at=UNIXTIME, priority=N (lower runs first), spooler=QUEUE and
@@ -56,6 +72,45 @@ examples:
   tar c photos | uwsgitwisted spool 127.0.0.1:3034 job=shrink --body -
   uwsgitwisted spool 127.0.0.1:3034 job=sum --wait --timeout 60"""
 
+_CONVERT = """Prints what replaces a configuration of uWSGI: the commands, units of systemd, a
+server of nginx, and for each option what becomes of it. Nothing is changed.
+
+The exit status is 1 if an option is refused; the text says what to do.
+
+examples:
+  uwsgitwisted convert app.ini
+  uwsgitwisted convert --directory /srv/app app.ini:production"""
+
+
+_PING = """Pings nodes, all in parallel, and prints a line for each.
+
+A ping is answered while all workers of a node are busy. The exit status is 0 if
+every node is alive, and 1 if one isn't, so that it serves as a health check.
+
+examples:
+  uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
+  uwsgitwisted ping --timeout 1 --json /run/node.sock"""
+
+_ECHO = """Has nodes send a text back, all in parallel, and prints a line for each.
+
+The exit status is 0 if every node sends the text back, and 1 if one doesn't.
+
+examples:
+  uwsgitwisted echo 10.0.0.5:3033
+  uwsgitwisted echo --text hello 10.0.0.5:3033 10.0.0.6:3033"""
+
+_CALL = """Sends nodes an object, or calls a function of theirs, all in parallel.
+
+It prints each answer as JSON. An answer that JSON can't represent is shown as
+Python writes it.
+
+The exit status is 0 if every node answers, and 1 if one fails.
+
+examples:
+  uwsgitwisted call 10.0.0.5:3033 --message '{"key": "value"}'
+  uwsgitwisted call 10.0.0.5:3033 --modifier2 17 --message '[0, 3000]' --json
+  uwsgitwisted call 10.0.0.5:3033 10.0.0.6:3033 --rpc hello --arg ann --arg bob"""
+
 
 def make_parser() -> ArgumentParser:
     """Make the parser of the command line. The parsed ``run`` runs the command and returns the exit status."""
@@ -65,6 +120,16 @@ def make_parser() -> ArgumentParser:
     single = _new(kinds.add_parser, "spool", help="enqueue a task", description=_SPOOL)
     _add_arguments(single, "address variables body wait json timeout")
     single.set_defaults(run=spool)
+    for name, asking in _ASKING.items():
+        each = _new(kinds.add_parser, name, help=asking.help, description=asking.description)
+        _add_arguments(each, f"addresses {asking.takes} json")
+        each.set_defaults(run=asking.run)
+    convert = _new(kinds.add_parser, "convert", help="convert a configuration of uWSGI", description=_CONVERT)
+    _add_arguments(convert, "file directory json-document")
+    convert.set_defaults(run=run_convert)
+    page = _new(kinds.add_parser, "render", help="render a template", description=_RENDER)
+    _add_arguments(page, "renderer template page-variables check list imports encoding engine-for json timeout")
+    page.set_defaults(run=render)
     queue = _new(kinds.add_parser, "queue", help="manage a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES)
     commands = queue.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in _COMMANDS.items():
@@ -108,6 +173,31 @@ def _run(options: Namespace) -> int:
     with opened(options.where, options.timeout, create=options.command == "import") as place:
         status: int = options.act(place, options)
         return status
+
+
+class _Asking(NamedTuple):
+    """A command that asks nodes.
+
+    :param run: runs the command and returns the exit status.
+    :param takes: the names of its arguments in :data:`_ARGUMENTS`.
+    """
+
+    help: str
+    description: str
+    run: Callable[[Namespace], int]
+    takes: str
+
+
+_ASKING = {
+    "ping": _Asking("check that nodes are alive", _PING, nodes.ping, "ping-timeout"),
+    "echo": _Asking("have nodes send a text back", _ECHO, nodes.echo, "text ping-timeout"),
+    "call": _Asking(
+        "send nodes an object, or call a function of theirs",
+        _CALL,
+        nodes.call,
+        "message modifier1 modifier2 rpc arg call-timeout",
+    ),
+}
 
 
 class _Command(NamedTuple):
@@ -159,6 +249,12 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _byte(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 3 or int(text) > 255:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 255")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     try:
         return parse_timeout(text)
@@ -188,10 +284,82 @@ def _flag(flag: str, help: str) -> _Argument:  # noqa: A002 - argparse's name
     return _Argument(flag, help, {"action": "store_true"})
 
 
+def _timeout(default: float, help: str) -> _Argument:  # noqa: A002 - argparse's name
+    text = f"{help} (default: {default:g})"
+    return _argument("--timeout", text, metavar="SECONDS", type=_seconds, default=default)
+
+
 _ARGUMENTS = {
+    "addresses": _argument(
+        "addresses",
+        "where a node listens, such as 10.0.0.5:3033; @FILE for the nodes in a file; names of several nodes "
+        "are such as dns:farm.example.com:3033 or srv:_uwsgi._tcp.example.com",
+        metavar="ADDRESS",
+        nargs="+",
+    ),
+    "text": _argument("--text", "the text to send (default: uwsgitwisted)", default="uwsgitwisted"),
+    "message": _argument("--message", "the object to send (default: null)", metavar="JSON"),
+    "modifier1": _argument(
+        "--modifier1", "the kind of request (default: 33)", metavar="N", type=_byte, default=33
+    ),
+    "modifier2": _argument(
+        "--modifier2", "a number for the handler (default: 0)", metavar="N", type=_byte, default=0
+    ),
+    "rpc": _argument("--rpc", "call the function of this name instead", metavar="NAME"),
+    "arg": _argument(
+        "--arg", "an argument of the function; may be given again", metavar="TEXT", action="append", default=[]
+    ),
+    "ping-timeout": _timeout(5.0, "how long to wait for all nodes together"),
+    "call-timeout": _timeout(30.0, "how long to wait for all nodes together"),
     "address": _argument("address", "where the spooler listens, such as 127.0.0.1:3034", metavar="ADDRESS"),
     "variables": _argument("variables", "the task's variables", metavar="KEY=VALUE", nargs="+"),
+    "renderer": _argument(
+        "address", "where the renderer listens, such as 127.0.0.1:3033", metavar="ADDRESS", nargs="?"
+    ),
+    "template": _argument("template", "the template's name", metavar="NAME", nargs="?"),
+    "page-variables": _argument("variables", "its variables", metavar="KEY=VALUE", nargs="*"),
+    "check": _argument(
+        "--check",
+        "compile all templates of a directory, print what is broken where, and end with status 1 if anything "
+        "is; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "list": _argument(
+        "--list",
+        "print all templates of a directory with their parents, the templates that they use, their parts, and "
+        "the variables that they need; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "imports": _argument(
+        "--imports",
+        "with --check or --list: a module whose names the templates have; may be given again",
+        metavar="MODULE",
+        action="append",
+        default=[],
+    ),
+    "encoding": _argument(
+        "--encoding",
+        "with --check or --list: the templates' encoding (default: utf-8)",
+        metavar="NAME",
+        default="utf-8",
+    ),
+    "engine-for": _argument(
+        "--engine-for",
+        "with --check or --list: the engine of an extension, such as .txt=jinja2; may be given again",
+        metavar="EXTENSION=ENGINE",
+        action="append",
+        default=[],
+    ),
     "body": _argument("--body", "a file with the task's body; - for the standard input", metavar="FILE"),
+    "file": _argument(
+        "file", "the configuration: .ini, .yaml, .xml or .json; FILE:SECTION for one section", metavar="FILE"
+    ),
+    "directory": _argument(
+        "--directory", "where uWSGI starts (default: the current directory)", metavar="DIR", default="."
+    ),
+    "json-document": _flag("--json", "print one JSON document"),
     "wait": _flag("--wait", "wait until the task has finished, and print its result"),
     "where": _argument("where", FORMS, metavar="WHERE"),
     "some-ids": _argument("ids", "ids of tasks", metavar="ID", nargs="+", type=_number),
@@ -229,11 +397,5 @@ _ARGUMENTS = {
     "yes": _flag("--yes", "don't ask for confirmation with --all"),
     "unordered": _flag("--unordered", "write for a uWSGI without spooler-ordered, which ignores priorities"),
     "json": _flag("--json", "print lines of JSON"),
-    "timeout": _argument(
-        "--timeout",
-        "how long to wait for a running spooler (default: 30)",
-        metavar="SECONDS",
-        type=_seconds,
-        default=30.0,
-    ),
+    "timeout": _timeout(30.0, "how long to wait for a running spooler"),
 }

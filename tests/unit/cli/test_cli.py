@@ -486,7 +486,15 @@ class TestAddress:
 # The command line.
 
 
-COMMANDS = [[], ["spool"], ["queue"], *(["queue", name] for name in arguments._COMMANDS)]
+COMMANDS = [
+    [],
+    ["ping"],
+    ["echo"],
+    ["call"],
+    ["spool"],
+    ["queue"],
+    *(["queue", name] for name in arguments._COMMANDS),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -519,6 +527,14 @@ def test_help(run: Callable[..., Said], command: list[str], monkeypatch: pytest.
         ["queue", "stats", "sqlite:x", "more"],
         ["queue", "pause", "sqlite:x"],
         ["spool", "127.0.0.1:1"],
+        ["ping"],
+        ["ping", "nowhere"],
+        ["echo", "127.0.0.1:1", "--timeout", "0"],
+        ["call", "127.0.0.1:1", "--modifier2", "256"],
+        ["call", "127.0.0.1:1", "--message", "{"],
+        ["call", "127.0.0.1:1", "--message", "1", "--rpc", "f"],
+        ["call", "127.0.0.1:1", "--arg", "x"],
+        ["call", "127.0.0.1:1", "--rpc", ""],
     ],
     ids=" ".join,
 )
