@@ -7,12 +7,13 @@ import sys
 import traceback
 from types import ModuleType
 
-from benchmarks import calls, engine, fair, idle, large, objects, ping, plain, render, spool, web
+from benchmarks import calls, engine, fair, farm, idle, large, objects, ping, plain, render, spool, web
 from benchmarks.harness import machine, scale_from
 
 BENCHMARKS: tuple[ModuleType, ...] = (
     calls,
     engine,
+    farm,
     plain,
     web,
     large,
