@@ -6,6 +6,7 @@ import heapq
 import itertools
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,7 +124,7 @@ class Outcome:
     :param twice: the work that was done more than once, as a part of all.
     :param lost: how many items have no result, or several.
     :param requests: how many requests were sent.
-    :param planning: how long the planner itself took, in seconds for each request.
+    :param planning: the planner's own processor time, in seconds for each request.
     :param busy: for each hundredth of the time up to the end, which part of the nodes worked.
     """
 
@@ -171,7 +172,7 @@ class Simulation:
             planner.add_node(node.name, 0.0, workers=1)
         results = bytearray(len(farm.costs))
         requests, now, woken = 0, 0.0, float("inf")
-        clock = time.perf_counter
+        clock = time.thread_time
         while True:
             began = clock()
             actions = planner.poll(now)
@@ -209,9 +210,9 @@ class Simulation:
         if kind == _ARRIVES:
             self._arrive(sending, now)
         elif kind == _ENDS and sending.handle is not None:
-            began = time.perf_counter()
+            began = time.thread_time()
             planner.answered(sending, None, now, sending.handle)
-            self._planning += time.perf_counter() - began
+            self._planning += time.thread_time() - began
         elif kind == _FAILS and sending.handle is not None:
             planner.failed(sending, NoAnswer("dead"), now)
         return now, kind != _ARRIVES
@@ -272,4 +273,60 @@ def shares(spans: list[tuple[float, float]], end: float, nodes: int) -> list[flo
     return result
 
 
-Strategy = Callable[[Farm], Outcome]
+def simulate_static(farm: Farm) -> Outcome:
+    """Give each node an equal part at the beginning, as the original call does; dead nodes lose theirs."""
+    return _simulate_given(farm, lambda place, items, nodes: place * nodes // items)
+
+
+def simulate_round_robin(farm: Farm) -> Outcome:
+    """Give each node every n-th item, in turn; the items of dead nodes are lost."""
+    return _simulate_given(farm, lambda place, items, nodes: place % nodes)
+
+
+def _simulate_given(farm: Farm, owner: Callable[[int, int, int], int]) -> Outcome:
+    """Run a distribution that is decided before the work begins."""
+    spans, lost = [], 0
+    for place, cost in enumerate(farm.costs):
+        node = farm.nodes[owner(place, len(farm.costs), len(farm.nodes))]
+        start = max(node.free, farm.scenario.network)
+        node.free = node.finish(start, cost)
+        if node.free > node.dies:
+            lost += 1
+        else:
+            spans.append((start, node.free))
+    end = max(stop for _, stop in spans) + farm.scenario.network
+    return Outcome(end, farm.bound, 0.0, lost, len(farm.nodes), 0.0, shares(spans, end, len(farm.nodes)))
+
+
+def simulate_stealing(farm: Farm, chunk: int) -> Outcome:
+    """Let each idle node take a chunk of a fixed size; a dead one's go to others when its silence is noticed.
+
+    It is as kind as can be to this way: nodes take and return chunks without a mistake.
+    """
+    network, costs = farm.scenario.network, farm.costs
+    queue = deque(range(0, len(costs), chunk))
+    idle = [(0.0, node.name) for node in farm.nodes]
+    heapq.heapify(idle)
+    returned: list[tuple[float, int]] = []
+    spans = []
+    end = 0.0
+    while queue or returned:
+        now, name = heapq.heappop(idle)
+        node = farm.nodes[name]
+        if node.dies <= now:
+            continue
+        if returned and (returned[0][0] <= now or not queue):
+            at, first = heapq.heappop(returned)
+            now = max(now, at)
+        else:
+            first = queue.popleft()
+        start = now + network
+        stop = node.finish(start, sum(costs[first : first + chunk]))
+        if stop > node.dies:
+            heapq.heappush(returned, (node.dies + 2 * KEEPALIVE, first))
+            continue
+        spans.append((start, stop))
+        end = max(end, stop + network)
+        heapq.heappush(idle, (stop + network, name))
+    requests = len(spans)
+    return Outcome(end, farm.bound, 0.0, 0, requests, 0.0, shares(spans, end, len(farm.nodes)))

@@ -11,8 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 
@@ -32,6 +31,8 @@ from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.wire.message import decode_answer, encode_request
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
+
+_T = TypeVar("_T")
 
 
 class Cluster:
@@ -185,7 +186,7 @@ class Cluster:
             idempotent=idempotent,
             patience=check_timeout(timeout),
         )
-        return self._run(modifier1, modifier2, items, settings, on_progress)
+        return self._run(modifier1, modifier2, items, settings, on_progress, _whole)
 
     def map(
         self,
@@ -220,7 +221,8 @@ class Cluster:
             stop_on_error=on_error == "raise",
             patience=check_timeout(timeout),
         )
-        return _values(self._run(modifier1, modifier2, items, settings, on_progress), settings.stop_on_error)
+        pick = _value_or_raise if settings.stop_on_error else _value_or_error
+        return self._run(modifier1, modifier2, items, settings, on_progress, pick)
 
     def _run(
         self,
@@ -229,7 +231,8 @@ class Cluster:
         items: Iterable[Any],
         settings: Settings,
         on_progress: Callable[[Progress], object] | None,
-    ) -> AsyncIterator[Result]:
+        pick: Callable[[Result], _T],
+    ) -> AsyncIterator[_T]:
         encode_request(modifier1, modifier2, None if modifier1 == 33 else b"")
 
         def make_call(address: AddressLike, message: object) -> Call:
@@ -237,7 +240,7 @@ class Cluster:
             return self._make_call(address, packet, settings.patience, settings.idempotent)
 
         planner = MapPlanner(items, settings, self._reactor.seconds())
-        return Run(self._reactor, self._nodes, planner, make_call, on_progress).results()
+        return Run(self._reactor, self._nodes, planner, make_call, on_progress).results(pick)
 
     def _make_call(self, address: AddressLike, packet: Packet, timeout: float, idempotent: bool) -> Call:
         return Call(
@@ -270,12 +273,18 @@ class _Calls:
         self.planner.set_terms(address, terms.workers)
 
 
-async def _values(results: AsyncIterator[Result], stop_on_error: bool) -> AsyncIterator[Any]:
-    async with aclosing(results) as iterator:  # type: ignore[type-var]
-        async for result in iterator:
-            if result.error is not None and stop_on_error:
-                raise result.error
-            yield result.value if result.error is None else result.error
+def _value_or_raise(result: Result) -> object:
+    if result.error is not None:
+        raise result.error
+    return result.value
+
+
+def _value_or_error(result: Result) -> object:
+    return result.value if result.error is None else result.error
+
+
+def _whole(result: Result) -> Result:
+    return result
 
 
 def _hashable(address: AddressLike) -> NodeAddress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -19,6 +19,8 @@ from uwsgitwisted.wire.terms import Terms
 
 if TYPE_CHECKING:
     from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
+
+_T = TypeVar("_T")
 
 #: Seconds between two reports of the progress.
 _REPORT_INTERVAL = 0.1
@@ -51,14 +53,18 @@ class Run:
         self._reports = Timer(reactor, self._report)
         self._waiting: Deferred[None] | None = None
 
-    async def results(self) -> AsyncIterator[Result]:
-        """Work, and yield the results. When the iteration ends early, withdraw all that is in flight."""
+    async def results(self, pick: Callable[[Result], _T]) -> AsyncIterator[_T]:
+        """Work, and yield what *pick* makes of each result.
+
+        When the iteration ends early, all that is in flight is withdrawn. This is one generator, and it awaits
+        nothing at its end, so that a loop that is left ends it at once.
+        """
         planner = self._planner
         self._start()
         try:
             while True:
                 while (result := planner.take()) is not None:
-                    yield result
+                    yield pick(result)
                 self._poll()
                 if not planner.ready:
                     if planner.finished:

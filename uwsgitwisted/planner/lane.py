@@ -17,6 +17,8 @@ _MOST_AHEAD = 64
 _MOST_UNKNOWN = 64
 #: The weight of a new measurement of the service time: after a change, ten answers show most of it.
 _WEIGHT = 0.2
+#: From so many answers on, the limit of requests in flight is set only at every few of them.
+_MANY_ANSWERS, _ADAPT_EVERY = 64, 8
 #: How many times larger than the last one a chunk may be, until the time that its items take is known well.
 _GROWTH = 8
 
@@ -110,7 +112,9 @@ class Lane:
         self.done += piece.count
         self.late = False
         self.rate = self.slots / self.service
-        self.adapt(now)
+        # Nothing changes much from one answer to the next, once there are many.
+        if self.answers < _MANY_ANSWERS or self.limit <= 1 or not self.answers % _ADAPT_EVERY:
+            self.adapt(now)
 
     def _grow(self, sending: Sending, wall: float, took: float) -> None:
         """Change the number of requests in flight of a node that doesn't say how many workers it has.

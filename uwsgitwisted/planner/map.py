@@ -53,10 +53,11 @@ TARGET = 0.2
 MAX_COPIES = 0.05
 #: Results that wait, and pieces in flight, at the least; and for each request that nodes may have in flight.
 _WINDOW, _WINDOW_FACTOR = 1_000, 8
-#: Seconds between two looks at the nodes that are idle while there is work for others.
-_LOOK_AGAIN = 0.02
-#: How many candidates are looked at for one decision.
-_MOST_LOOKS = 8
+#: Seconds between two looks at all nodes that are idle while there is work for others, and for each node that a
+#: look has to look at: it takes a tenth of that.
+_LOOK_AGAIN, _LOOK_COST = 0.02, 2e-5
+#: How many pieces are looked at for one decision, and how many idle nodes between two looks at all of them.
+_MOST_PIECES, _MOST_IDLE = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class MapPlanner:
         self._pauses: list[tuple[float, int, Lane]] = []
         self._pause_ids = 0
         self._look_at = math.inf
+        self._looked_at = now
         self._down_since = now
         #: The pieces to be given out again, those in flight, and of those the ones without a second copy.
         self._retries: deque[Piece] = deque()
@@ -419,6 +421,8 @@ class MapPlanner:
     def _fill(self, now: float) -> None:
         """Give work to the nodes that have room."""
         look = self._look_at <= now
+        if look:
+            self._looked_at = now
         self._look_at = math.inf
         dirty, self._dirty = self._dirty, {}
         for lane in dirty:
@@ -427,13 +431,13 @@ class MapPlanner:
             if look:
                 idle = sorted(self._idle, key=lambda lane: lane.service)
             else:
-                idle = list(islice(self._idle, _MOST_LOOKS))
+                idle = list(islice(self._idle, _MOST_IDLE))
             for lane in idle:
                 self._fill_lane(lane, now)
                 if not self._has_work():
                     break
             if self._idle and self._has_work():
-                self._look_at = now + _LOOK_AGAIN
+                self._look_at = self._looked_at + _LOOK_AGAIN + _LOOK_COST * len(self._idle)
 
     def _has_work(self) -> bool:
         """Whether there is something that some node could be given."""
@@ -517,7 +521,7 @@ class MapPlanner:
 
     def _retry_for(self, lane: Lane) -> Piece | None:
         """Take a piece that is to be tried again from the queue, if *lane* may have one."""
-        for place, piece in enumerate(islice(self._retries, _MOST_LOOKS)):
+        for place, piece in enumerate(islice(self._retries, _MOST_PIECES)):
             if self._may_retry_on(lane, piece):
                 del self._retries[place]
                 return piece
@@ -546,7 +550,7 @@ class MapPlanner:
             return None
         if lane.service * self._speed > self._usable and now - since < 2 * lane.service:
             return None
-        for piece in islice(self._single, _MOST_LOOKS):
+        for piece in islice(self._single, _MOST_PIECES):
             [sending] = piece.sent
             other = sending.lane
             if other is lane or lane.node in piece.failed_on:
