@@ -6,7 +6,18 @@ import time
 
 import uwsgi
 
-from benchmarks.messages import COMPUTE, MAKE
+from benchmarks.messages import COMPUTE, COST, MAKE, PRETEND
+
+
+def pretend(bounds: list[int], cost: float) -> int:
+    """Take *cost* seconds for each item, without a processor: five nodes have room on two cores then.
+
+    :param bounds: the first item, and the one after the last.
+    :return: how many items there were.
+    """
+    start, stop = bounds
+    time.sleep((stop - start) * cost)
+    return stop - start
 
 
 def handle(message: object, modifier2: int) -> object:
@@ -17,6 +28,8 @@ def handle(message: object, modifier2: int) -> object:
         while time.monotonic() < end:
             pass
         return None
+    if modifier2 == PRETEND:
+        return pretend(message, COST)  # type: ignore[arg-type]
     if modifier2 == MAKE:
         assert isinstance(message, int)
         return bytes(message)

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 #: The commands that install the peers.
 HOW_TO_INSTALL = "pip install '.[bench]'"
-_PEERS = ("Twisted", "Pyro5", "uWSGI", "huey", "gunicorn")
+_PEERS = ("Twisted", "Pyro5", "uWSGI", "huey", "gunicorn", "distributed")
 
 
 class MissingError(Exception):

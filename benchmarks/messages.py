@@ -6,7 +6,10 @@ from __future__ import annotations
 SMALL = ("mytemplate.txt", {"fib_sequence": [1, 1, 2, 3, 5, 8, 13], "whattimeisit": 1.0})
 
 # The operations of the node's handler, by modifier2.
-ECHO, COMPUTE, MAKE = 17, 1, 2
+ECHO, COMPUTE, MAKE, PRETEND = 17, 1, 2, 3
+
+#: How many seconds an item takes with PRETEND, and how much slower the slow node is.
+COST, SLOWNESS = 0.004, 4
 
 
 def large(kind: str, size: int) -> object:

@@ -22,6 +22,15 @@ RUNS = {
         "`multiprocessing.Pool.imap",
         "`ProcessPoolExecutor`",
     ],
+    "farm": [
+        "`cluster.map`, a node killed",
+        "one call to each node",
+        "`send_multi_uwsgi_message`",
+        "ours through a node",
+        "ours: `cluster.map`",
+        "`ProcessPoolExecutor.map",
+        "Dask",
+    ],
     "plain": ["ours: an object (33)", "uWSGI: RPC (173)", "the floor", "ours: ping (100)", "ours: echo (101)"],
     "web": [
         "Hello world behind nginx",
