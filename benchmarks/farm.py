@@ -1,8 +1,8 @@
 """Spreads work over real nodes: ``python -m benchmarks.farm``.
 
 Five nodes with a worker each, one of them four times slower, take a set time for each item. One is killed in
-the middle of the cluster's work, and none while the original static split is measured. Tiny items go through two
-nodes, our engine alone, Dask, and Python's own pool.
+the middle of the cluster's work, and none while the original static split is measured. Tiny items go through
+two nodes, our engine alone, Dask, and Python's own pool.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ _TINY = 20_000
 def run(scale: Scale) -> list[Table]:
     """Run the comparisons."""
     with Servers() as servers:
+        fast = [servers.node("processes:1") for _ in range(_FAST)]
+        slow = servers.node("processes:1", "--handler", "benchmarks.slow_handlers")
         return [
-            _compare_split(servers, scale),
-            _compare_overhead(servers, scale),
-            _compare_tiny(servers, scale),
+            _compare_split(servers, fast, slow, scale),
+            _compare_overhead(servers, [*fast, slow], scale),
+            _compare_tiny(servers, fast[:2], scale),
         ]
 
 
@@ -39,53 +41,45 @@ def _items(scale: Scale) -> int:
     return round(_LENGTH * scale.seconds * _SPEED / COST)
 
 
-def _start(servers: Servers) -> list[Server]:
-    """Start the nodes: the first will be killed, the last is slow."""
-    slow = servers.node("processes:1", "--handler", "benchmarks.slow_handlers")
-    return [*(servers.node("processes:1") for _ in range(_FAST)), slow]
-
-
 def _ports(nodes: Sequence[Server]) -> str:
     return ",".join(str(node.port) for node in nodes)
 
 
-def _compare_split(servers: Servers, scale: Scale) -> Table:
+def _compare_split(servers: Servers, fast: list[Server], slow: Server, scale: Scale) -> Table:
     """Compare with the static split, and with the bound: all work by all speed that there is."""
     items, seconds = _items(scale), _LENGTH * scale.seconds
     bound = (items * COST - seconds / 2) / (_SPEED - 1)
+    equal = ",".join([str(items // (_FAST + 1))] * (_FAST + 1))
 
     def with_a_kill() -> float:
-        nodes = _start(servers)
+        victim = servers.node("processes:1")
         # The driver needs a moment to start, so that the node is killed somewhere in the middle.
-        timer = threading.Timer(seconds / 2 + 1, os.kill, [nodes[0].pid, signal.SIGKILL])
+        timer = threading.Timer(seconds / 2 + 0.5, os.kill, [victim.pid, signal.SIGKILL])
         timer.start()
         try:
-            return servers.drive("farm:cluster", 0, 10 * seconds, _ports(nodes), items)[0]
+            ports = _ports([victim, *fast[1:], slow])
+            return servers.drive("farm:cluster", 0, 10 * seconds, ports, items)[0]
         finally:
             timer.cancel()
-            for node in nodes:
-                node.stop()
+            victim.stop()
 
-    nodes = _start(servers)
-    equal = ",".join([str(items // len(nodes))] * len(nodes))
     contenders = [
         Contender("`cluster.map`, a node killed in the middle", with_a_kill),
         Contender("the bound, if it was killed after half of the time", lambda: bound, "about 1"),
         Contender(
             "`send_multi_uwsgi_message`, static split, none killed",
-            lambda: servers.drive("farm:parts", 0, 10 * seconds, _ports(nodes), equal)[0],
+            lambda: servers.drive("farm:parts", 0, 10 * seconds, _ports([*fast, slow]), equal)[0],
             "1.3 or more",
         ),
     ]
     return compare(f"{items:,} items on 5 nodes", "s", contenders, scale.rounds, Relation.PEER_FIRST)
 
 
-def _compare_overhead(servers: Servers, scale: Scale) -> Table:
+def _compare_overhead(servers: Servers, nodes: list[Server], scale: Scale) -> Table:
     """Compare with a single call to each node, which has its exact part by its speed."""
-    items, nodes = _items(scale), _start(servers)
+    items = _items(scale)
     slow = round(items / (_FAST * SLOWNESS + 1))
-    parts = [(items - slow) // _FAST] * _FAST
-    exact = ",".join(map(str, [*parts, slow]))
+    exact = ",".join(map(str, [*[(items - slow) // _FAST] * _FAST, slow]))
     seconds = 10 * _LENGTH * scale.seconds
     contenders = [
         Contender(
@@ -102,10 +96,9 @@ def _compare_overhead(servers: Servers, scale: Scale) -> Table:
     return compare(f"{items:,} items on 5 nodes", "s", contenders, scale.rounds, Relation.PEER_FIRST)
 
 
-def _compare_tiny(servers: Servers, scale: Scale) -> Table:
+def _compare_tiny(servers: Servers, nodes: list[Server], scale: Scale) -> Table:
     """Compare the rates of tiny items."""
     items = round(_TINY * scale.seconds)
-    nodes = [servers.node("processes:1") for _ in range(2)]
 
     def dask() -> float:
         require("distributed")
