@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.services import PATIENCE, Launcher, Service, free_port, run_to_end, script
+from tests.integration.services import PATIENCE, Launcher, Service, free_port, run_to_end, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import RemoteError
 
 pytestmark = pytest.mark.integration
 
 HANDLER = """
-import uwsgi
+import time, uwsgi
 
 def work(item, modifier2):
     if item == "fail":
         raise ValueError("on purpose")
+    if item == "wait":
+        open("started", "w").close()
+        time.sleep(60)
     return [item, modifier2]
 
 uwsgi.message_manager_marshal = work
@@ -105,3 +109,26 @@ def test_map(nodes: list[Service], tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
     assert "1 answered, in" in ended.stderr
     assert json.loads(answers.read_text().splitlines()[-1])["result"] == ["good", 17]
+
+
+def test_interrupted_map(shared: Launcher) -> None:
+    """Ctrl-C withdraws what is in flight, and the command says what was done."""
+    node = shared.start(
+        "uwsgi-node", "--engine", "processes:1", "--drain-timeout", "1", handler=HANDLER, tcp=True
+    )
+    line = [sys.executable, "-m", "uwsgitwisted", "map", "--nodes", *addresses([node]), "33", "17"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as mapping:
+        assert mapping.stdin is not None
+        mapping.stdin.write('1\n"wait"\n2\n')
+        mapping.stdin.close()
+        until((node.directory / "started").exists, "the item that waits")
+        mapping.send_signal(signal.SIGINT)
+        assert mapping.wait(PATIENCE) == 1
+        assert mapping.stdout is not None
+        assert mapping.stderr is not None
+        assert json.loads(mapping.stdout.readline())["result"] == [1, 17]
+        shown = mapping.stderr.read()
+    assert "1 answered, in" in shown
+    assert shown.endswith("uwsgitwisted: interrupted\n")
+    assert "Traceback" not in shown

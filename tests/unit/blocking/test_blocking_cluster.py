@@ -251,7 +251,8 @@ def test_a_node_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_early_ends(how: str) -> None:
     """When the loop ends early, all that is in flight is cancelled on the nodes."""
     with SpeakingServer(note_cancels, terms=Terms(node="x", workers=4)) as server:
-        values = cluster(server).map(33, 17, ITEMS)
+        seen: list[Progress] = []
+        values = cluster(server).map(33, 17, ITEMS, on_progress=seen.append)
         try:
             for value in values:
                 assert value == 0
@@ -262,6 +263,7 @@ def test_early_ends(how: str) -> None:
             pass
         del values
         assert server.done.wait(5)
+    assert (seen[-1].done, seen[-1].nodes[0].in_flight) == (1, 0)
 
 
 def test_interrupted_while_it_waits() -> None:
