@@ -177,6 +177,13 @@ class Servers:
         listen = ["--listen", f"tcp:{port}", "--handler", "benchmarks.handlers", "--engine", engine]
         return self.start([twistd, "-n", "--pidfile=", "uwsgi-node", *listen, *options], port)
 
+    def renderer(self, templates: Path, *options: str) -> Server:
+        """Start one of our renderers, with two worker processes."""
+        port = free_port()
+        twistd = str(Path(sys.executable).with_name("twistd"))
+        listen = ["--listen", f"tcp:{port}", "--templates", str(templates), "--engine", "processes:2"]
+        return self.start([twistd, "-n", "--pidfile=", "uwsgi-renderer", *listen, *options], port)
+
     def spooler(self, *options: str) -> Server:
         """Start one of our spoolers, with its own file."""
         port = free_port()

@@ -7,10 +7,23 @@ import sys
 import traceback
 from types import ModuleType
 
-from benchmarks import calls, engine, fair, farm, idle, large, objects, ping, plain, spool, web
+from benchmarks import calls, engine, fair, farm, idle, large, objects, ping, plain, render, spool, web
 from benchmarks.harness import machine, scale_from
 
-BENCHMARKS: tuple[ModuleType, ...] = (calls, engine, farm, plain, web, large, idle, ping, fair, objects, spool)
+BENCHMARKS: tuple[ModuleType, ...] = (
+    calls,
+    engine,
+    farm,
+    plain,
+    web,
+    large,
+    idle,
+    ping,
+    fair,
+    objects,
+    render,
+    spool,
+)
 
 
 def main() -> int:

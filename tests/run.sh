@@ -1,8 +1,9 @@
 #!/bin/sh
-# Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all,
-# subprocesses included, with branch coverage: all of wire/ has to be covered, and 90% of the whole. The integration
-# tests mostly wait, so those of web requests and spoolers, and the unit tests, run beside the others. The attacks
-# measure how long a caller beside them waits, so they run by themselves, without coverage, which takes time too.
+# Runs the tests: makes a virtual environment (.venv-test), installs what they need there, and runs them all. The unit
+# tests and those of the stores run with branch coverage, subprocesses included: all of wire/ has to be covered, and 90%
+# of the whole. The integration tests mostly wait, so they run beside each other and the unit tests. Coverage would
+# double the time of the hundreds of services that they start. The attacks measure how long a caller beside them waits,
+# so they run by themselves.
 #
 #     sh tests/run.sh                         everything
 #     sh tests/run.sh tests/unit -k packet    what pytest is told, without coverage
@@ -36,24 +37,26 @@ fi
 coverage erase
 logs=$(mktemp -d)
 # A shell's background command ignores SIGINT, and so does what it starts; a test that needs it doesn't run there.
-coverage run -m pytest --ignore tests/integration --ignore tests/attacks >"$logs/units" 2>&1 &
+# In one process, with all that the stores promise.
+measured=tests/integration/postgresql/test_postgres_store.py
+coverage run -m pytest tests/unit tests/fuzz "$measured" >"$logs/units" 2>&1 &
 units=$!
-coverage run -m pytest tests/integration/web tests/integration/test_spooler*.py >"$logs/web" 2>&1 &
+python -m pytest tests/integration/web tests/integration/test_spooler*.py >"$logs/web" 2>&1 &
 web=$!
 # After a SIGTERM, which stops the reactor, pytest would go through the rest of the tests.
 trap 'kill -KILL "$units" "$web" 2>/dev/null || true; rm -rf "$logs"' EXIT
 trap 'exit 130' INT TERM HUP
 status=0
 echo "Integration tests; those of web requests and spoolers, and the unit tests, run beside them:"
-coverage run -m pytest tests/integration --ignore tests/integration/web --ignore-glob '*/test_spooler*.py' ||
-    status=$?
+python -m pytest tests/integration --ignore tests/integration/web --ignore-glob '*/test_spooler*.py' \
+    --ignore "$measured" || status=$?
 wait "$web" || status=$?
 echo
 echo "Integration tests of web requests and spoolers:"
 cat "$logs/web"
 wait "$units" || status=$?
 echo
-echo "Unit tests:"
+echo "Unit tests, and those of PostgreSQL's store:"
 cat "$logs/units"
 rm -rf "$logs"
 trap - EXIT INT TERM HUP

@@ -77,12 +77,20 @@ class Peer:
 
 
 @implementer(IAddress)
-class _NoAddress:
-    """The address of a request that didn't arrive on a connection."""
+@dataclass(frozen=True)
+class _Name:
+    """What is known of a peer in place of an address."""
+
+    name: str
 
     def __str__(self) -> str:
-        return "nobody"
+        return self.name
+
+
+def named_peer(name: str) -> Peer:
+    """Return a peer of which only the name in logs is known. It has no permissions."""
+    return Peer(_Name(name))
 
 
 #: The peer of requests that didn't arrive on a connection, such as a spooler's tasks. It has no permissions.
-NOBODY = Peer(_NoAddress())
+NOBODY = named_peer("nobody")

@@ -47,6 +47,22 @@ class InvalidAddress(MisuseError):
     """The address is neither ``(host, port)`` nor an endpoint description."""
 
 
+class ConfigurationError(MisuseError):
+    """A configuration file of uWSGI can't be read, or asks for something that makes no sense.
+
+    :param path: the file.
+    :param line: the number of the line in it; 0 if it isn't known.
+    """
+
+    def __init__(self, text: str = "", *, path: str = "", line: int = 0) -> None:
+        super().__init__(text)
+        self.path = path
+        self.line = line
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}" if self.line else f"{self.path}: {self.text}"
+
+
 class UnencodableMessage(MisuseError, TypeError):
     """The value can't be encoded; it is, for example, an instance of a class of your own."""
 
@@ -62,6 +78,17 @@ class MessageTooLarge(MisuseError):
         super().__init__(text, address=address)
         self.size = size
         self.limit = limit
+
+
+class NotProvided(MisuseError, NotImplementedError):
+    """A name of uWSGI's own modules that this package doesn't have was used; the text says what to use instead.
+
+    :param name: the name, with that of its module.
+    """
+
+    def __init__(self, text: str = "", *, name: str = "", address: object = None) -> None:
+        super().__init__(text, address=address)
+        self.name = name
 
 
 class ProtocolError(UwsgiError):

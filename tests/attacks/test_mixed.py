@@ -38,7 +38,7 @@ from uwsgitwisted.client import Client
 
 pytestmark = pytest.mark.integration
 
-SECONDS = float(os.environ.get("ATTACK_SECONDS", "60"))
+SECONDS = float(os.environ.get("ATTACK_SECONDS", "36"))
 SEED = os.environ.get("ATTACK_SEED") or str(random.randrange(1_000_000))
 ONLY = [name.strip() for name in os.environ.get("ATTACK_ONLY", "").split(",") if name.strip()]
 PEERS = 8

@@ -61,8 +61,11 @@ from uwsgitwisted.wire.vars import (
     split_vars,
 )
 from uwsgitwisted.worker.accepting import _web_request
-from uwsgitwisted.worker.handlers.render import context, read_request
-from uwsgitwisted.worker.handlers.templates import TemplateRefused, check_name
+from uwsgitwisted.worker.handlers.render import read_page
+from uwsgitwisted.worker.templates.directories import check_name
+from uwsgitwisted.worker.templates.errors import TemplateRefused
+from uwsgitwisted.worker.templates.mako_engine import RESERVED
+from uwsgitwisted.worker.templates.variables import VariableNames
 from uwsgitwisted.worker.web.environ import read_request as read_web_request
 
 Target = Callable[[bytes], int]
@@ -305,8 +308,8 @@ def template_request(data: bytes) -> int:
         assert os.path.normpath(f"/a/b/{name}") == f"/a/b/{name}"
         assert os.path.join("/a/b", name).startswith("/a/b/")
     with contextlib.suppress(UwsgiError):
-        _, asked = read_request(("x", loads_plain(source.rest())))
-        names = context(asked)
+        _, asked = read_page(("x", loads_plain(source.rest())))
+        names = VariableNames(RESERVED).select(asked)
         assert names["attributes"] is asked
         assert not {"self", "local", "context", "UNDEFINED", "capture"} & names.keys()
     return 3 * len(data)

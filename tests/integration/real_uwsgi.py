@@ -84,7 +84,7 @@ class RealUwsgi:
 
 
 @contextlib.contextmanager
-def _running(directory: Path, handler: str, *options: str) -> Iterator[RealUwsgi]:
+def real_uwsgi(directory: Path, handler: str, *options: str) -> Iterator[RealUwsgi]:
     running = RealUwsgi(directory, handler, *options)
     try:
         yield running
@@ -94,14 +94,14 @@ def _running(directory: Path, handler: str, *options: str) -> Iterator[RealUwsgi
 
 def real_spooler(directory: Path, spool: Path, handler: str) -> AbstractContextManager[RealUwsgi]:
     """Run a spooler that looks into *spool* every second, and into numbered subdirectories of it."""
-    return _running(
+    return real_uwsgi(
         directory, handler, "--spooler", str(spool), "--spooler-ordered", "--spooler-frequency", "1"
     )
 
 
 def real_application(directory: Path, spool: Path, handler: str) -> AbstractContextManager[RealUwsgi]:
     """Run an application that writes tasks into *spool*, without a spooler."""
-    return _running(directory, handler, "--spooler-external", str(spool))
+    return real_uwsgi(directory, handler, "--spooler-external", str(spool))
 
 
 @contextlib.contextmanager
@@ -113,6 +113,6 @@ def real_web_server(directory: Path, application: str, *options: str) -> Iterato
     listen = ("--socket", str(directory / "socket"), "--wsgi", application, "--need-app")
     # By default, it refuses more than 4096 bytes of variables, and waits a minute for workers that don't end.
     limits = ("--buffer-size", "65535", "--reload-mercy", "2", "--worker-reload-mercy", "2")
-    with _running(directory, "", *listen, "--processes", "2", *limits, *options) as running:
+    with real_uwsgi(directory, "", *listen, "--processes", "2", *limits, *options) as running:
         until(lambda: "spawned uWSGI worker 2" in running.log, "the workers")
         yield running

@@ -140,6 +140,9 @@ class WebNode:
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, self.log
+        return self._is_open()
+
+    def _is_open(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -153,6 +156,8 @@ class WebNode:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
+        # A worker may have its copy of the port a moment longer than the master.
+        until(lambda: not self._is_open(), "the end of the workers")
 
 
 class Answer(NamedTuple):

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from typing_extensions import assert_type
 
-from uwsgitwisted import __version__, blocking
+from uwsgitwisted import Cluster, __version__, blocking
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address
 from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.client import Client
@@ -151,6 +151,20 @@ async def deferred_calls(reactor: IReactorTime) -> None:
     assert_type(await client.rpc(address, b"f", "x", timeout=2.5), bytes | None)
     client.send_message(address, 33, 17, b"").cancel()
     await client.close()
+
+
+async def clusters(reactor: IReactorTime) -> None:
+    """A cluster takes every form of an address, and its maps are async iterators."""
+    cluster = Cluster(reactor, NODES)
+    cluster.set_nodes(NODES)
+    assert_type(await cluster.send_message(33, 17, {"key": "value"}, idempotent=True), object)
+    async for value in cluster.map(33, 17, range(10), chunked=True, on_error="return"):
+        print(value)
+    async for result in cluster.as_completed(33, 17, iter([1, 2]), on_progress=print):
+        assert_type(result.index, int)
+        assert_type(result.error, BaseException | None)
+        assert_type(result.seconds, float)
+    await cluster.close()
 
 
 def services() -> list[IService]:

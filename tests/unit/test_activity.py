@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from uwsgitwisted import activity
-from uwsgitwisted.activity import MAX_THREADS, Activity, Slot, open_slots
+from uwsgitwisted.activity import MAX_THREADS, MAX_WARNING, NOTICE, Activity, Counts, Notice, Slot, open_slots
 
 
 class Shared:
@@ -67,9 +67,12 @@ def test_overdue(shared: Shared) -> None:
     assert shared.front.overdue(2.0) == []
     shared.now += 2
     assert shared.front.overdue(2.0) == [7]
-    slot.begin(0)
-    shared.now += 2
-    assert shared.front.overdue(2.0) == [0]
+    assert shared.front.overdue_peers(2.0) == []
+    for peer in ("[fd00:1111:2222:3333:4444:5555:6666:7777%enp0s31f6]:65535", "192.0.2.1:5", "x" * 100):
+        slot.begin(0, peer)
+        shared.now += 2
+        assert shared.front.overdue(2.0) == [0]
+        assert shared.front.overdue_peers(2.0) == [peer[:64]]
 
 
 def test_the_longest() -> None:
@@ -81,3 +84,47 @@ def test_the_longest() -> None:
     assert sorted(shared.front.overdue(0.0)) == [1, 3]
     shared.slots[0].rest()
     assert shared.front.overdue(0.0) == [3]
+
+
+def test_counts(shared: Shared) -> None:
+    """The front sees what each thread has counted, and whose process it is."""
+    slot = shared.slots[-1]
+    slot.count(0.25, False, 100)
+    slot.count(0.75, True, 1)
+    assert shared.front.counts() == [
+        *[Counts()] * (len(shared.slots) - 1),
+        Counts(2, 1, 1_000_000, 101, 500_000),
+    ]
+    assert shared.front.pid == os.getpid()
+    shared.slots[0].begin(2**64 - 1)
+    assert shared.front.counts()[-1].requests == 2
+
+
+def test_warning(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front sees the last warning, of which so much is kept as fits."""
+    assert shared.front.warning() == (0.0, b"")
+    notice = Notice(shared.slots[0]._memory)
+    notice.write(b"x" * 1_000)
+    since, text = shared.front.warning()
+    assert text == b"x" * MAX_WARNING
+    notice.write(b"short")
+    assert shared.front.warning() >= (since, b"short")
+    notice.write(b"")
+    assert shared.front.warning()[1] == b""
+    assert NOTICE.read()[1] == b""
+
+
+def test_private_memory() -> None:
+    """A worker that nobody looks at counts for itself."""
+    (slot,) = open_slots()
+    slot.count(1.0, False, 1)
+
+
+def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no memory of that kind, a file takes its place."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    descriptor = Activity.create()
+    front, (slot,) = Activity(descriptor), open_slots(descriptor)
+    os.close(descriptor)
+    slot.count(1.0, False, 5)
+    assert front.counts() == [Counts(1, 0, 1_000_000, 5, 1_000_000)]

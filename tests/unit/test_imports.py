@@ -86,16 +86,19 @@ WITHOUT_TWISTED = (
     "wire",
     "balancer.py",
     "planner",
+    "shared",
     "blocking",
     "worker",
 )
-#: The handlers of a renderer, which need Mako.
-_WITH_MAKO = ("render.py", "templates.py")
+#: The template engines, which need libraries of their own.
+_ENGINES = {"mako_engine.py": "mako", "mako_outline.py": "mako", "jinja_engine.py": "jinja2"}
 
 
-def modules(*, mako: bool) -> list[str]:
-    """Return the names of the modules without Twisted: those that need Mako, or the others."""
-    paths = [path for path in MODULES if path.parts[0] in WITHOUT_TWISTED and (path.name in _WITH_MAKO) == mako]
+def modules(library: str = "") -> list[str]:
+    """Return the names of the modules without Twisted: those that need a template *library*, or the others."""
+    paths = [
+        path for path in MODULES if path.parts[0] in WITHOUT_TWISTED and _ENGINES.get(path.name, "") == library
+    ]
     return [f"uwsgitwisted.{'.'.join(path.with_suffix('').parts)}".removesuffix(".__init__") for path in paths]
 
 
@@ -103,7 +106,8 @@ _IMPORT = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print([root for root in ("twisted", "zope.interface", "asyncio", "mako") if root in sys.modules])
+print([root for root in ("twisted", "zope.interface", "mako", "jinja2") if root in sys.modules])
+print("asyncio" in sys.modules and "jinja2" not in sys.modules)
 """
 
 
@@ -116,14 +120,15 @@ def loaded_with(names: list[str]) -> str:
 
 def test_no_twisted() -> None:
     """Neither the wire, nor blocking code, nor a worker imports Twisted, or another slow library."""
-    names = modules(mako=False)
+    names = modules()
     assert {"uwsgitwisted.blocking", "uwsgitwisted.wire.session", "uwsgitwisted.worker.main"} <= set(names)
-    assert loaded_with(names) == "[]"
+    assert loaded_with(names) == "[]\nFalse"
 
 
 def test_no_twisted_in_a_renderer() -> None:
-    """The handlers of a renderer import Mako, and no Twisted."""
-    assert loaded_with(modules(mako=True)) == "['mako']"
+    """A template engine imports its own library, and no Twisted."""
+    assert loaded_with(modules("mako")) == "['mako']\nFalse"
+    assert loaded_with(modules("jinja2")) == "['jinja2']\nFalse"
 
 
 def test_what_the_front_knows_of_a_worker() -> None:
@@ -132,6 +137,7 @@ def test_what_the_front_knows_of_a_worker() -> None:
     of_worker = {name for path in front for name in imported(path) if part(name) == "worker"}
     assert {name.rpartition(".")[0] for name in of_worker} == {
         "uwsgitwisted.worker.spec",
+        "uwsgitwisted.worker.templates.engines",  # for the names of --engine-for
         "uwsgitwisted.worker.compat.install",  # for the threads that are workers
         "uwsgitwisted.worker.handlers.module",  # for the executor that --engine names
     }
@@ -140,7 +146,7 @@ def test_what_the_front_knows_of_a_worker() -> None:
 def test_public_names() -> None:
     """The package has its public names, which are imported when they are used, and shows no other."""
     assert set(dir(uwsgitwisted)) == set(uwsgitwisted.__all__)
-    assert loaded_with(["uwsgitwisted"]) == "[]"
+    assert loaded_with(["uwsgitwisted"]) == "[]\nFalse"
     for name in uwsgitwisted.__all__:
         assert getattr(uwsgitwisted, name) is not None
     assert uwsgitwisted.Client is client.Client
@@ -158,22 +164,3 @@ def test_faces(module: ModuleType) -> None:
     given: dict[str, object] = {}
     exec(f"from {module.__name__} import *", given)
     assert given.keys() - {"__builtins__"} == set(module.__all__)
-
-
-#: What a uWSGI 2.0 has in its two modules, and 0.9 to 1.4 had, of which ours have a part.
-_UWSGI = """
-    SPOOL_IGNORE SPOOL_OK SPOOL_RETRY call log masterpid message_manager_marshal numproc opt register_rpc rpc
-    rpc_list send_message send_multi_uwsgi_message
-    send_to_spooler send_uwsgi_message spool spooler version worker_id
-"""
-_DECORATORS = """
-    cron erlang farm filemon get_free_signal harakiri lock manage_spool_request mule mulefunc muleloop mulemsg
-    postfork postfork_chain postfork_chain_hook rbtimer rpc signal spool spooler_functions spoolforever spoolraw
-    thread timer uwsgi
-"""
-
-
-@pytest.mark.parametrize(("module", "names"), [(uwsgi, _UWSGI), (uwsgidecorators, _DECORATORS)])
-def test_only_names_of_uwsgi(module: ModuleType, names: str) -> None:
-    """``from uwsgi import *`` gives names that uWSGI has, and no others."""
-    assert set(module.__all__) == set(names.split())

@@ -8,20 +8,24 @@ from typing import Any, NamedTuple
 
 from uwsgitwisted import __version__
 from uwsgitwisted.cli import nodes, queues
+from uwsgitwisted.cli.convert import run_convert
 from uwsgitwisted.cli.map import map_lines
 from uwsgitwisted.cli.places import FORMS, Place, opened
+from uwsgitwisted.cli.render import render
 from uwsgitwisted.cli.spool import spool
 from uwsgitwisted.spool.management.changes import CHANGES
 from uwsgitwisted.spool.task import State
 from uwsgitwisted.timeouts import parse_timeout
 
-_ABOUT = """Asks nodes, enqueues tasks, and manages the queue of a uwsgi-spooler.
+_ABOUT = """Asks nodes, enqueues tasks, manages the queue of a uwsgi-spooler, and converts
+configurations of uWSGI.
 
 examples:
   uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com priority=1
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
+  uwsgitwisted convert app.ini
 
 "uwsgitwisted queue --help" lists the commands for queues. The exit status is 0
 after success, 1 after a failure, and 2 if the command line is invalid."""
@@ -47,6 +51,17 @@ _QUEUE_EXAMPLES = """examples:
 Only a spooler's own machine, and the networks in its option --manage, may
 manage its queue."""
 
+_RENDER = """Renders a template on a renderer, and prints the page; or looks at templates.
+
+The variables are texts, or anything that JSON has on the standard input.
+
+examples:
+  uwsgitwisted render 127.0.0.1:3033 mail/welcome.txt user=Ann
+  uwsgitwisted render 127.0.0.1:3033 page.html < variables.json
+  uwsgitwisted render --check /srv/templates
+  uwsgitwisted render --list /srv/templates
+"""
+
 _SPOOL = """Enqueues a task, and prints its id when it is safely stored.
 
 The keys at=UNIXTIME, priority=N (lower runs first), spooler=QUEUE and
@@ -57,6 +72,15 @@ examples:
   uwsgitwisted spool /run/spooler.sock job=report at=$(date -d 'next week' +%s)
   tar c photos | uwsgitwisted spool 127.0.0.1:3034 job=shrink --body -
   uwsgitwisted spool 127.0.0.1:3034 job=sum --wait --timeout 60"""
+
+_CONVERT = """Prints what replaces a configuration of uWSGI: the commands, units of systemd, a
+server of nginx, and for each option what becomes of it. Nothing is changed.
+
+The exit status is 1 if an option is refused; the text says what to do.
+
+examples:
+  uwsgitwisted convert app.ini
+  uwsgitwisted convert --directory /srv/app app.ini:production"""
 
 
 _PING = """Pings nodes, all in parallel, and prints a line for each.
@@ -119,6 +143,12 @@ def make_parser() -> ArgumentParser:
     mapping = _new(kinds.add_parser, "map", help="have a cluster answer lines of JSON", description=_MAP)
     _add_arguments(mapping, "nodes kind detail resume idempotent map-timeout quiet")
     mapping.set_defaults(run=map_lines)
+    convert = _new(kinds.add_parser, "convert", help="convert a configuration of uWSGI", description=_CONVERT)
+    _add_arguments(convert, "file directory json-document")
+    convert.set_defaults(run=run_convert)
+    page = _new(kinds.add_parser, "render", help="render a template", description=_RENDER)
+    _add_arguments(page, "renderer template page-variables check list imports encoding engine-for json timeout")
+    page.set_defaults(run=render)
     queue = _new(kinds.add_parser, "queue", help="manage a queue", description=_QUEUE, epilog=_QUEUE_EXAMPLES)
     commands = queue.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in _COMMANDS.items():
@@ -316,7 +346,53 @@ _ARGUMENTS = {
     "call-timeout": _timeout(30.0, "how long to wait for all nodes together"),
     "address": _argument("address", "where the spooler listens, such as 127.0.0.1:3034", metavar="ADDRESS"),
     "variables": _argument("variables", "the task's variables", metavar="KEY=VALUE", nargs="+"),
+    "renderer": _argument(
+        "address", "where the renderer listens, such as 127.0.0.1:3033", metavar="ADDRESS", nargs="?"
+    ),
+    "template": _argument("template", "the template's name", metavar="NAME", nargs="?"),
+    "page-variables": _argument("variables", "its variables", metavar="KEY=VALUE", nargs="*"),
+    "check": _argument(
+        "--check",
+        "compile all templates of a directory, print what is broken where, and end with status 1 if anything "
+        "is; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "list": _argument(
+        "--list",
+        "print all templates of a directory with their parents, the templates that they use, their parts, and "
+        "the variables that they need; may be given again",
+        metavar="DIRECTORY",
+        action="append",
+    ),
+    "imports": _argument(
+        "--imports",
+        "with --check or --list: a module whose names the templates have; may be given again",
+        metavar="MODULE",
+        action="append",
+        default=[],
+    ),
+    "encoding": _argument(
+        "--encoding",
+        "with --check or --list: the templates' encoding (default: utf-8)",
+        metavar="NAME",
+        default="utf-8",
+    ),
+    "engine-for": _argument(
+        "--engine-for",
+        "with --check or --list: the engine of an extension, such as .txt=jinja2; may be given again",
+        metavar="EXTENSION=ENGINE",
+        action="append",
+        default=[],
+    ),
     "body": _argument("--body", "a file with the task's body; - for the standard input", metavar="FILE"),
+    "file": _argument(
+        "file", "the configuration: .ini, .yaml, .xml or .json; FILE:SECTION for one section", metavar="FILE"
+    ),
+    "directory": _argument(
+        "--directory", "where uWSGI starts (default: the current directory)", metavar="DIR", default="."
+    ),
+    "json-document": _flag("--json", "print one JSON document"),
     "wait": _flag("--wait", "wait until the task has finished, and print its result"),
     "where": _argument("where", FORMS, metavar="WHERE"),
     "some-ids": _argument("ids", "ids of tasks", metavar="ID", nargs="+", type=_number),

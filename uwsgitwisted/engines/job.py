@@ -19,13 +19,28 @@ class Job:
     :param request: the request.
     :param now: the reactor's time, in seconds.
     :param on_cancel: called with this job when its Deferred is cancelled.
+    :param worker_id: the only worker that may run it; 0 for any.
     """
 
-    __slots__ = ("_answer", "body", "crashes", "deadline", "error", "group", "idempotent", "packet")
+    __slots__ = (
+        "_answer",
+        "body",
+        "crashes",
+        "deadline",
+        "error",
+        "group",
+        "idempotent",
+        "packet",
+        "worker_id",
+    )
 
-    def __init__(self, request: Request, now: float, on_cancel: Callable[[Job], None]) -> None:
+    def __init__(
+        self, request: Request, now: float, on_cancel: Callable[[Job], None], worker_id: int = 0
+    ) -> None:
         self.packet = request.packet
         self.idempotent = request.idempotent
+        #: The only worker that may run it; 0 for any.
+        self.worker_id = worker_id
         #: The bytes that follow the packet, if they come as a stream.
         self.body = request.body
         #: The peer that it belongs to; see :attr:`uwsgitwisted.access.Peer.group`.

@@ -58,8 +58,8 @@ class PipeOwner(Protocol):
     def on_retiring(self) -> None:
         """Replace the worker, which has asked for it."""
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a request has failed that the worker had accepted itself."""
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a request of *peer* has failed that the worker had accepted itself."""
 
     def on_transfer(self, size: int) -> None:
         """Note how many bytes the answers have that arrive in pieces; 0 if there are none any more."""
@@ -250,7 +250,7 @@ class Pipe:
                     self._complete_job(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
                     if event.id == NO_REQUEST:
-                        self._owner.on_report(event.error)
+                        self._owner.on_report(event.error, event.peer)
                     else:
                         self._complete_job(event.id, event.error, event.took)
                 else:

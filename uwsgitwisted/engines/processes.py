@@ -13,15 +13,18 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from uwsgitwisted.access import named_peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.engines.shared_ports import SharedPorts
+from uwsgitwisted.engines.statistics import History, WorkerReport
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
@@ -31,7 +34,7 @@ from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.wire.packet import WSGI, Packet
-from uwsgitwisted.worker.spec import NO_REQUEST, WorkerSpec
+from uwsgitwisted.worker.spec import SHARED_FD, WorkerSpec
 
 #: Seconds between checks whether a worker with requests ahead has turned out slow.
 _CHECK_INTERVAL = 0.005
@@ -47,6 +50,13 @@ _MAX_CRASHES = 2
 def _worker_died(job: Job, worker: WorkerProcess, how: str) -> WorkerDied:
     times = f" (the request has crashed {job.crashes} workers)" if job.crashes > 1 else ""
     return WorkerDied(f"worker {worker.worker_id} died while running the request: {how}{times}")
+
+
+def _at_place(error: Exception | None, place: str) -> Exception | None:
+    """Add to the error of a request that has timed out where the worker was when it was killed."""
+    if not isinstance(error, RequestTimeout):
+        return error
+    return RequestTimeout(f"{error.text}, in {place}", seconds=error.seconds)
 
 
 @implementer(IEngine, IReloadable)
@@ -90,6 +100,7 @@ class ProcessEngine:
         self._shared: SharedPorts | None = None
         self._descriptors: dict[int, int] = {}
         self._reports = Reports(self._log)
+        self._history = History(processes, spec.threads)
         self._ready: Deferred[None] = Deferred()
         self._stopping = False
         self._drained: Deferred[None] = Deferred()
@@ -153,7 +164,9 @@ class ProcessEngine:
         self._check_timer.clear()
 
     def _on_stop_timeout(self) -> None:
-        while (job := self._queue.pop(lambda: True)) is not None:
+        numbers = range(1, self._spec.numproc + 1)
+        pinned = (job for number in numbers for job in iter(partial(self._queue.pop_pinned, number), None))
+        for job in [*pinned, *iter(partial(self._queue.pop, lambda: True), None)]:
             job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
@@ -166,7 +179,11 @@ class ProcessEngine:
     def _check_drained(self) -> None:
         if not self._stopping or self._drained.called:
             return
-        if not self._queue and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers):
+        if (
+            not self._queue
+            and not self._queue.pinned
+            and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers)
+        ):
             self._drained.callback(None)
 
     # Workers
@@ -178,7 +195,9 @@ class ProcessEngine:
 
     def _start_worker(self, worker_id: int) -> WorkerProcess:
         worker = WorkerProcess(self._reactor, worker_id, self)
-        worker.spawn(replace(self._spec, masterpid=os.getpid()), self._node, self._descriptors)
+        spec = replace(self._spec, masterpid=os.getpid(), shares=SHARED_FD in self._descriptors)
+        worker.spawn(spec, self._node, self._descriptors)
+        self._history.on_start(worker_id)
         return worker
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -191,6 +210,10 @@ class ProcessEngine:
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         started, unstarted = worker.take_unfinished()
+        self._history.on_exit(worker)
+        if worker.place:
+            for job in started:
+                job.error = _at_place(job.error, worker.place)
         self._transfers.update(worker, 0)
         if worker in self._workers:
             self._workers.remove(worker)
@@ -210,13 +233,27 @@ class ProcessEngine:
         """Replace a worker that has asked for it."""
         self._supervisor.replace(worker.worker_id)
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a web request has failed that a worker had accepted itself."""
-        self._reports.failed(Failure(error), Request(Packet(WSGI, 0)))
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a web request of *peer* has failed that a worker had accepted itself."""
+        self._reports.failed(Failure(error), Request(Packet(WSGI, 0), named_peer(peer)))
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """Bound the large answers that arrive at once."""
         self._transfers.update(worker, size)
+
+    def reports(self) -> list[WorkerReport]:
+        """Return what each worker does and has done."""
+        return self._history.reports(self._workers)
+
+    @property
+    def warning(self) -> bytes:
+        """The warning that a handler has set; empty, if there is none."""
+        return self._history.warning(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._queue)
 
     # Requests
 
@@ -225,9 +262,19 @@ class ProcessEngine:
 
         :return: fires with the answer; fails with one of our errors.
         """
+        return self.submit_to(0, request)
+
+    def submit_to(self, worker_id: int, request: Request) -> Deferred[TimedAnswer | StreamedAnswer]:
+        """Queue *request* for one worker, which may be replaced meanwhile.
+
+        The caller bounds how many such requests there are.
+
+        :param worker_id: its number; 0 for any worker.
+        :return: as :meth:`submit` does.
+        """
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
-        job = Job(request, self._reactor.seconds(), self._cancel_job)
+        job = Job(request, self._reactor.seconds(), self._cancel_job, worker_id)
         refusal = self._queue.refusal(request.peer, upload=job.arriving)
         if refusal is not None:
             return fail(refusal)
@@ -242,6 +289,8 @@ class ProcessEngine:
 
     def _dispatch(self) -> None:
         now = self._reactor.seconds()
+        if self._queue.pinned:
+            self._dispatch_pinned(now)
         while self._queue:
             worker = self._least_loaded_worker()
             if worker is None:
@@ -249,11 +298,20 @@ class ProcessEngine:
             job = self._queue.pop(self._may_upload)
             if job is None:
                 break
-            if job.deadline <= now:
-                job.complete(RequestTimeout("the request timed out before a worker was free"))
-            elif not job.completed:  # its caller may have cancelled it while a worker had it
-                self._assign(worker, job, now)
+            self._assign_waiting(worker, job, now)
         self._check_drained()
+
+    def _dispatch_pinned(self, now: float) -> None:
+        """Assign the requests that only one worker each may run."""
+        for worker in self._workers:
+            while worker.capacity > 0 and (job := self._queue.pop_pinned(worker.worker_id)) is not None:
+                self._assign_waiting(worker, job, now)
+
+    def _assign_waiting(self, worker: WorkerProcess, job: Job, now: float) -> None:
+        if job.deadline <= now:
+            job.complete(RequestTimeout("the request timed out before a worker was free"))
+        elif not job.completed:  # its caller may have cancelled it while a worker had it
+            self._assign(worker, job, now)
 
     def _may_upload(self) -> bool:
         return sum(worker.pipe.uploading for worker in self._workers) < self._max_uploads
@@ -287,7 +345,7 @@ class ProcessEngine:
 
     def on_progress(self) -> None:
         """Assign waiting requests when the current batch ends."""
-        if self._queue:
+        if self._queue or self._queue.pinned:
             BATCH.at_end(self._dispatch)
         else:
             self._check_drained()
@@ -337,7 +395,8 @@ class ProcessEngine:
             ran = now - pipe.running_since
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
-                worker.kill()
+                self._history.on_timeout(worker)
+                worker.kill(trace=True)
                 continue
             if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
@@ -352,10 +411,11 @@ class ProcessEngine:
             job = worker.pipe.find(request)
             if job is not None:
                 job.error = self._timed_out("the request")
-            elif request == NO_REQUEST:
-                self.on_report(self._timed_out("a web request"))
         if overdue:
-            worker.kill()
+            self._history.on_timeout(worker)
+            for peer in worker.overdue_peers(self._timeout):
+                self.on_report(self._timed_out("a web request"), peer)
+            worker.kill(trace=True)
 
     def _timed_out(self, what: str) -> RequestTimeout:
         limit = f"the node's limit of {self._timeout:g} s"

@@ -6,6 +6,7 @@ once, and uploads wait in a queue of their own, which the others pass.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from uwsgitwisted.access import Peer
@@ -24,9 +25,16 @@ class WaitingRequests:
         self._arrived = FairQueue(limit)
         self._uploads = FairQueue(limit)
         self._upload_next = False
+        # Those for one worker each, by its number.
+        self._pinned: dict[int, deque[Job]] = {}
 
     def __len__(self) -> int:
         return len(self._arrived) + len(self._uploads)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether requests wait that only one worker may run."""
+        return bool(self._pinned)
 
     def _queue_of(self, job: Job) -> FairQueue:
         return self._uploads if job.arriving else self._arrived
@@ -35,8 +43,21 @@ class WaitingRequests:
         """Return why *peer* may not queue another request, or None if it may."""
         return (self._uploads if upload else self._arrived).refusal(peer)
 
+    def pop_pinned(self, worker_id: int) -> Job | None:
+        """Remove and return the next job that only this worker may run, or None if there is none."""
+        jobs = self._pinned.get(worker_id)
+        if not jobs:
+            return None
+        job = jobs.popleft()
+        if not jobs:
+            del self._pinned[worker_id]
+        return job
+
     def append(self, job: Job) -> bool:
         """Add *job*; return whether it is the only one of its kind, so that it may be able to run."""
+        if job.worker_id:
+            self._pinned.setdefault(job.worker_id, deque()).append(job)
+            return True
         queue = self._queue_of(job)
         queue.append(job)
         return len(queue) == 1
@@ -54,9 +75,18 @@ class WaitingRequests:
 
     def discard(self, job: Job) -> bool:
         """Remove *job*; return whether it was waiting."""
+        jobs = self._pinned.get(job.worker_id, ())
+        if job in jobs:
+            jobs.remove(job)  # type: ignore[union-attr]
+            if not jobs:
+                del self._pinned[job.worker_id]
+            return True
         return self._arrived.discard(job) or self._uploads.discard(job)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
         """Return *jobs* to the front of their queues, in their order."""
         for job in reversed(list(jobs)):
-            self._queue_of(job).put_back([job])
+            if job.worker_id:
+                self._pinned.setdefault(job.worker_id, deque()).appendleft(job)
+            else:
+                self._queue_of(job).put_back([job])

@@ -28,6 +28,7 @@ class Supervisor:
     :param start: starts the process with a number from 1; raises OSError if the system can't start one.
     :param on_ready: called with each worker that is ready for requests.
     :param on_exit: called with each worker whose process has ended, and how it ended.
+    :param kind: what they are called in the log.
     """
 
     _log = Logger()
@@ -39,12 +40,14 @@ class Supervisor:
         start: Callable[[int], WorkerProcess],
         on_ready: Callable[[WorkerProcess], None],
         on_exit: Callable[[WorkerProcess, str], None],
+        kind: str = "worker",
     ) -> None:
         self._reactor = reactor
         self._size = size
         self._start_worker = start
         self._on_ready = on_ready
         self._on_exit = on_exit
+        self._kind = kind
         self._alive: set[WorkerProcess] = set()
         self._current: dict[int, WorkerProcess] = {}
         self._ready_since: dict[WorkerProcess, float] = {}
@@ -129,7 +132,7 @@ class Supervisor:
             self._handle_failed_start(worker_id, how)
         elif self._current.get(worker_id) is worker:
             del self._current[worker_id]
-            self._log.error("[worker {id}] {how}; replacing it", id=worker_id, how=how)
+            self._log.error("[{kind} {id}] {how}; replacing it", kind=self._kind, id=worker_id, how=how)
             if self._reactor.seconds() - since > _YOUNG:
                 self._failures.pop((worker_id, _MAX_DELAY_READY), None)
             self._launch_later(worker_id, _MAX_DELAY_READY)
@@ -137,9 +140,11 @@ class Supervisor:
     def _handle_failed_start(self, worker_id: int, how: str) -> None:
         starting = self._starting.pop(worker_id)
         if worker_id in self._current:
-            self._log.error("[worker {id}] its replacement failed to start: {how}", id=worker_id, how=how)
+            self._log.error(
+                "[{kind} {id}] its replacement failed to start: {how}", kind=self._kind, id=worker_id, how=how
+            )
         else:
-            self._log.error("[worker {id}] it failed to start: {how}", id=worker_id, how=how)
+            self._log.error("[{kind} {id}] it failed to start: {how}", kind=self._kind, id=worker_id, how=how)
             self._launch_later(worker_id, _MAX_DELAY)
         starting.callback(False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity
+from uwsgitwisted.activity import Activity, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
@@ -32,6 +33,8 @@ from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSp
 _MAX_LINE = 8_000
 #: Seconds that a retired worker has to exit by itself after its pipe was closed.
 _SHUTDOWN_TIME = 2.0
+#: A line of a traceback that names a template: see :mod:`uwsgitwisted.worker.templates.lines`.
+_TEMPLATE = re.compile(rb'  File "template:(.*)", line ([0-9]+)')
 
 
 class WorkerOwner(Protocol):
@@ -43,8 +46,8 @@ class WorkerOwner(Protocol):
     def on_retiring(self, worker: WorkerProcess) -> None:
         """Replace *worker*, which has asked for it."""
 
-    def on_report(self, error: Exception) -> None:
-        """Log that a request has failed that a worker had accepted itself."""
+    def on_report(self, error: Exception, peer: str) -> None:
+        """Log that a request of *peer* has failed that a worker had accepted itself."""
 
     def on_transfer(self, worker: WorkerProcess, size: int) -> None:
         """See whether *worker* may go on sending its large answers, which have *size* bytes."""
@@ -56,12 +59,16 @@ class WorkerProcess(ProcessProtocol):
     :param reactor: starts it and keeps the time.
     :param worker_id: its number among the engine's workers, from 1.
     :param owner: is called when something happens to its requests.
+    :param kind: what it is called in the log.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner) -> None:
+    def __init__(
+        self, reactor: IProcessReactor, worker_id: int, owner: WorkerOwner, kind: str = "worker"
+    ) -> None:
         self.worker_id = worker_id
+        self.kind = kind
         #: Fires with this worker when it is ready for requests; never, if the process ends before that.
         self.ready: Deferred[WorkerProcess] = Deferred()
         #: Fires when the process has ended, with a text that says how.
@@ -70,13 +77,21 @@ class WorkerProcess(ProcessProtocol):
         self.retired = False
         #: Whether it is being killed.
         self.killed = False
+        #: The template and the line where it was when it was killed, if it was in one and has told.
+        self.place = ""
+        self._traces = False
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
         self._pipe: Pipe | None = None
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
+        self._memory: Activity | None = None
+        # The same, if requests are to be seen there while they run.
         self._activity: Activity | None = None
+        #: What its threads have counted, and the last warning and its time, as of the end of the process.
+        self._last_counts: list[Counts] = []
+        self._last_warning: tuple[float, bytes] = (0.0, b"")
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -86,15 +101,16 @@ class WorkerProcess(ProcessProtocol):
         :param descriptors: further descriptors for the process, by their numbers there.
         :raises OSError: if the system has no process or file descriptor left.
         """
+        self._traces = spec.traces
         with contextlib.ExitStack() as opened:
             opened.callback(self._tokens.close)
             ours, theirs = map(opened.enter_context, socket.socketpair())
             nothing = opened.enter_context(open(os.devnull, "rb"))
             further = dict(descriptors or {})
-            if spec.is_watched:
-                further[ACTIVITY_FD] = Activity.create()
-                opened.callback(os.close, further[ACTIVITY_FD])
-                self._activity = Activity(further[ACTIVITY_FD], spec.threads)
+            further[ACTIVITY_FD] = Activity.create()
+            opened.callback(os.close, further[ACTIVITY_FD])
+            self._memory = Activity(further[ACTIVITY_FD], spec.threads)
+            self._activity = self._memory if spec.is_watched else None
             command = [sys.executable, "-m", "uwsgitwisted.worker.main"]
             self._reactor.spawnProcess(
                 self,
@@ -111,8 +127,7 @@ class WorkerProcess(ProcessProtocol):
                 },
             )
             opened.pop_all()
-        if spec.is_watched:
-            os.close(further[ACTIVITY_FD])
+        os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
         terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
@@ -165,10 +180,29 @@ class WorkerProcess(ProcessProtocol):
         """
         return [] if self._activity is None else self._activity.overdue(seconds)
 
+    def overdue_peers(self, seconds: float) -> list[str]:
+        """Return whose requests they are that the worker has accepted itself, and that are overdue."""
+        return [] if self._activity is None else self._activity.overdue_peers(seconds)
+
     @property
     def working_for(self) -> float:
         """For how many seconds such a request has not gone on; the longest, or 0."""
         return 0.0 if self._activity is None else self._activity.working_for
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What each of its threads has counted."""
+        return self._last_counts if self._memory is None else self._memory.counts()
+
+    @property
+    def worker_pid(self) -> int:
+        """The id of the process that runs the handlers, below that of the reaper; 0 if there is none."""
+        return 0 if self._memory is None else self._memory.pid
+
+    @property
+    def warning(self) -> tuple[float, bytes]:
+        """When a handler there has set a warning, and the warning."""
+        return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
     def pipe(self) -> Pipe:
@@ -201,9 +235,9 @@ class WorkerProcess(ProcessProtocol):
         """Have the owner replace this worker, which has asked for it."""
         self._owner.on_retiring(self)
 
-    def on_report(self, error: Exception) -> None:
+    def on_report(self, error: Exception, peer: str) -> None:
         """Have the owner log an error."""
-        self._owner.on_report(error)
+        self._owner.on_report(error, peer)
 
     def on_transfer(self, size: int) -> None:
         """Tell the owner how much of large answers the worker is sending."""
@@ -222,12 +256,15 @@ class WorkerProcess(ProcessProtocol):
         """The process id; 0 after the process has ended."""
         return 0 if self.ended.called else self.transport.pid  # type: ignore[union-attr]
 
-    def kill(self) -> None:
-        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`."""
+    def kill(self, *, trace: bool = False) -> None:
+        """Kill the process and all that its handler started; see :mod:`uwsgitwisted.worker.reaper`.
+
+        :param trace: whether it first logs where it is, if it was started so.
+        """
         self.killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGUSR1 if trace and self._traces else signal.SIGTERM)
 
     def take_unfinished(self) -> tuple[list[Job], list[Job]]:
         """Read the last answers of a process that has ended, and take its unanswered requests.
@@ -236,6 +273,8 @@ class WorkerProcess(ProcessProtocol):
         """
         while self._has_data() and self._connection.doRead() is None:
             pass
+        if self.killed and self._traces:
+            self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
         if self._pipe is not None:
@@ -250,6 +289,13 @@ class WorkerProcess(ProcessProtocol):
             return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
         except OSError:  # there is no data; or the connection is broken, and none will come
             return False
+
+    def _read_output(self) -> None:
+        """Read what the process has written last; the reactor may not have come to that."""
+        pipes = getattr(self.transport, "pipes", {})
+        for number in (1, 2):
+            if number in pipes:
+                pipes[number].doRead()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Log a handler's output, line by line."""
@@ -267,14 +313,20 @@ class WorkerProcess(ProcessProtocol):
             self._log_line(rest)
 
     def _log_line(self, line: bytes) -> None:
-        self._log.info("[worker {id}] {line}", id=self.worker_id, line=line.decode("utf-8", "replace"))
+        # A traceback of faulthandler has the innermost line first.
+        if self.killed and not self.place and (where := _TEMPLATE.match(line)):
+            self.place = f"template {where[1].decode('ascii', 'replace')!r}, line {int(where[2])}"
+        self._log.info(
+            "[{kind} {id}] {line}", kind=self.kind, id=self.worker_id, line=line.decode("utf-8", "replace")
+        )
 
     def processExited(self, reason: Failure) -> None:
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
-        if self._activity is not None:
-            self._activity.close()
-            self._activity = None
+        if self._memory is not None:
+            self._last_counts, self._last_warning = self.counts, self.warning
+            self._memory.close()
+            self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))
 
 

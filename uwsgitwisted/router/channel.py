@@ -196,6 +196,7 @@ class RouterChannel(HTTPChannel):
             self.persistent = False
             if not any(request.startedWriting for request in self.requests):
                 self.transport.write(_BAD_REQUEST)
+                self.shared.log_access({"REMOTE_ADDR": self.peer.host}, 400, len(_TEXT), 0.0)
             self._linger()
 
     # Back-pressure
@@ -358,4 +359,5 @@ class RouterFactory(Factory):
         return [b"http/1.1"]
 
     def log(self, request: RoutedRequest) -> None:
-        """Do nothing: Twisted calls this with each request that was answered, for an access log."""
+        """Write a request that was answered to the access log; Twisted calls this."""
+        request.log_access(request.code)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from uwsgitwisted.router.channel import RouterChannel
 
 _READING = (b"GET", b"HEAD")
+#: The status in the access log of a request whose client has gone before its answer began, as in nginx's.
+_CLIENT_GONE = 499
+#: The headers in the access log, by the names of their variables.
+_LOGGED = {"HTTP_REFERER": b"Referer", "HTTP_USER_AGENT": b"User-Agent"}
 #: How much of a request's target is logged.
 _SHOWN = 200
 #: The ports of connections that have none, such as those of UNIX sockets.
@@ -59,12 +63,14 @@ class RoutedRequest(Request):
         self._streamed: StreamedBody | None = None
         self._forwarding: Forwarding | None = None
         self._file: _Sending | None = None
+        self._began: float | None = None
 
     # What Twisted's channel calls
 
     def begin(self, method: bytes, uri: bytes, version: bytes) -> None:
         """Handle the request line; the headers have come as well."""
         self.method, self.uri, self.clientproto = method, uri, version
+        self._began = self._shared.clock.seconds()
 
     def parseCookies(self) -> None:
         """Do nothing: the node does."""
@@ -105,6 +111,7 @@ class RoutedRequest(Request):
     def connectionLost(self, reason: Failure) -> None:
         """Stop: the client is gone."""
         self._release()
+        self.log_access(self.code if self.startedWriting else _CLIENT_GONE)
         super().connectionLost(reason)
 
     # Where it goes
@@ -196,6 +203,20 @@ class RoutedRequest(Request):
         """Release what the request holds, and go on with the connection."""
         self._release()
         super().finish()
+
+    def log_access(self, status: int) -> None:
+        """Write the request to the access log, once it is known what it is."""
+        if self._began is None:
+            return
+        variables = {
+            "REMOTE_ADDR": self._peer.host,
+            "REQUEST_METHOD": self.method.decode("latin-1"),
+            "REQUEST_URI": self.uri.decode("latin-1"),
+            "SERVER_PROTOCOL": self.clientproto.decode("latin-1"),
+        }
+        for name, header in _LOGGED.items():
+            variables[name] = (self.requestHeaders.getRawHeaders(header) or [b""])[0].decode("latin-1")
+        self._shared.log_access(variables, status, self.sentLength, self._shared.clock.seconds() - self._began)
 
     def _release(self) -> None:
         if self._forwarding is not None:

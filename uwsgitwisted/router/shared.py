@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from uwsgitwisted.access import Network, Peer
+from uwsgitwisted.access_log import Entry
 from uwsgitwisted.router.nodes import Nodes
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.transport.reports import Reports
@@ -36,6 +38,7 @@ class RouterSettings:
     :param networks: the networks that may connect; None for all.
     :param trusted: the networks of proxies whose X-Forwarded headers are true.
     :param limits: the limits of connections.
+    :param log: gets a line for each request; None for no lines.
     """
 
     timeout: float = 60.0
@@ -46,6 +49,7 @@ class RouterSettings:
     networks: Sequence[Network] | None = None
     trusted: Sequence[Network] = ()
     limits: Limits = field(default_factory=lambda: Limits(header_timeout=10.0, idle_timeout=60.0))
+    log: Callable[[Entry], None] | None = None
 
 
 class Shared:
@@ -91,6 +95,11 @@ class Shared:
     def trusts(self, peer: Peer) -> bool:
         """Whether *peer* is a proxy whose headers about its own clients are true."""
         return bool(self.settings.trusted) and peer.is_allowed(self.settings.trusted)
+
+    def log_access(self, variables: Mapping[str, str], status: int, size: int, seconds: float) -> None:
+        """Write a line to the access log, if there is one."""
+        if self.settings.log is not None:
+            self.settings.log(Entry(variables, str(status), size, seconds, 0, time.time()))
 
     def finish(self) -> Deferred[None]:
         """Let every connection finish its request, then close it.

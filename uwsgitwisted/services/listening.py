@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import ipaddress
 import os
 import select
 import socket
@@ -76,6 +77,18 @@ def on_loopback(description: str) -> str:
     if kind not in _LOOPBACK or (kind in ("tcp", "tcp6") and len(arguments) > 1):
         return description
     return _with_default(description, "interface", _LOOPBACK[kind])
+
+
+def is_loopback(description: str) -> bool:
+    """Whether only this machine can reach an endpoint, as far as *description* says."""
+    kind, arguments = _read(description)
+    if kind == "unix":
+        return True
+    interface = split_description(description)[1].get("interface", "".join(arguments[1:2]))
+    try:
+        return bool(ipaddress.ip_address(interface).is_loopback)
+    except ValueError:
+        return False
 
 
 def _add_defaults(description: str) -> str:

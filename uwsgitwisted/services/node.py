@@ -5,15 +5,14 @@ Those are WSGI applications and static files, or a resource of twisted.web.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from uwsgitwisted.access_log import AccessLog, Entry, open_log
+from uwsgitwisted.engines.descriptions import worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
@@ -21,13 +20,18 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
+from uwsgitwisted.services.access_logs import ServiceAccessLog
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
+from uwsgitwisted.services.subscription import Announcer, RouterAddress, find_place
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
+from uwsgitwisted.wire.rpc import RPC_HTTP
+from uwsgitwisted.wire.subscription import Subscription
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
 #: Seconds for something to arrive on connections that have begun before the ports are closed.
@@ -49,9 +53,11 @@ class NodeSettings:
     :param resource: the name of a twisted.web resource that answers web requests in their place, as
         :func:`uwsgitwisted.engines.resource.target.load_resource` takes it; empty for none.
     :param threads: how many requests each worker runs at a time; beyond 1, in threads.
+    :param shared: what its processes share, and its mules.
     :param access_log: where a line is written for each web request: a path, or ``-`` for the standard output;
         empty for nowhere.
     :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
+    :param subscribe: the uWSGI routers to which the node is announced.
     """
 
     handler: str = ""
@@ -63,6 +69,8 @@ class NodeSettings:
     threads: int = 1
     access_log: str = ""
     access_log_format: str = "combined"
+    subscribe: Sequence[RouterAddress] = ()
+    shared: SharedSettings = field(default_factory=SharedSettings)
 
     @property
     def has_web_workers(self) -> bool:
@@ -95,15 +103,21 @@ class NodeService(ServerService):
 
     :param engine: runs the handlers and applications; None if there are none.
     :param node: what the node runs.
+    :param shared: what the engine's processes share; None for nothing.
     :raises StartupError: if its resource can't be loaded.
     """
 
     def __init__(
-        self, reactor: IProcessReactor, settings: ServerSettings, engine: IEngine | None, node: NodeSettings
+        self,
+        reactor: IProcessReactor,
+        settings: ServerSettings,
+        engine: IEngine | None,
+        node: NodeSettings,
+        shared: Shared | None = None,
     ) -> None:
         self._node = node
-        self._access_log: AccessLog | None = None
-        self._access_log_file = -1
+        self._announcer: Announcer | None = None
+        self._access_log = ServiceAccessLog(node.access_log, node.access_log_format)
         self._resources = self._make_resources(reactor, settings) if node.resource else None
         responders: dict[int, IResponder] = {}
         if node.handler:
@@ -111,7 +125,7 @@ class NodeService(ServerService):
             responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
-            responders |= dict.fromkeys(WEB, WebResponder(web, self._log_access))
+            responders |= dict.fromkeys(WEB, WebResponder(web, self._access_log.write))
         engine = engine or self._resources
         assert engine is not None
         super().__init__(
@@ -122,6 +136,7 @@ class NodeService(ServerService):
             bodies=BODIES if node.handler else (),
             streamed_bodies=WEB if web else (),
             ended_by_peer=WEB if self._resources else (),
+            shared=shared,
         )
 
     def _make_resources(self, reactor: IProcessReactor, settings: ServerSettings) -> IEngine:
@@ -143,7 +158,7 @@ class NodeService(ServerService):
             max_queue=settings.max_queue,
             max_form=settings.max_message,
             max_forms=(default_limit() if buffered is None else buffered) // 2,
-            log=self._log_access if self._node.access_log else None,
+            log=self._access_log.write if self._node.access_log else None,
         )
 
     def stop_at_once(self) -> None:
@@ -188,8 +203,36 @@ class NodeService(ServerService):
         """The same; a worker may just have accepted a connection, which it will answer or hand over."""
         return self._node.has_web_workers or super()._expects_requests
 
+    def _announce(self, _: None) -> None:
+        """Log that the node takes requests, and announce it to the routers."""
+        super()._announce(_)
+        if self._node.subscribe and self.running and self._announcer is None:
+            self._announcer = self._make_announcer()
+            self._announcer.start()
+
+    def _make_announcer(self) -> Announcer:
+        """Make what announces the node.
+
+        :raises StartupError: if a router could not connect to any of its ports.
+        """
+        here = find_place(self._listeners)
+        if here is None and not all(router.address for router in self._node.subscribe):
+            raise StartupError("--subscribe: uWSGI's routers speak no TLS; add --listen tcp:PORT")
+        has_web = self._node.has_web_workers or self._node.resource
+        # Without web applications, requests of HTTP can call functions.
+        modifiers = (WSGI, 0) if has_web else (RPC, RPC_HTTP)
+        cores = worker_count(self._settings.engine) * self._node.threads
+        subscription = Subscription("", "", *modifiers, cores=cores)
+        reactor: Any = self._reactor
+        return Announcer(reactor, self._node.subscribe, subscription, here, self._stats.load)
+
     async def _stop_listening(self) -> None:
-        """Have the workers leave the ports to the front, which takes what waits there, and close them."""
+        """Leave the routers, have the workers leave the ports to the front, and close the ports.
+
+        The front takes what waits there.
+        """
+        if self._announcer is not None:
+            await self._announcer.leave()
         if isinstance(self._engine, ProcessEngine) and self._node.has_web_workers:
             for port in filter(None, map(opened_port, self._listeners)):
                 refuse_new_connections(port.socket)
@@ -206,26 +249,8 @@ class NodeService(ServerService):
 
         :raises StartupError: if that is not possible, and it isn't open yet.
         """
-        path = self._node.access_log
-        if not path:
-            return
-        try:
-            opened = open_log(path)
-        except OSError as error:
-            if self._access_log is None:
-                raise StartupError(f"--access-log {path}: {error.strerror}") from error
-            self._log.error("--access-log {path}: {error}", path=path, error=error.strerror)
-            return
-        if isinstance(self._engine, ProcessEngine):
-            self._engine.lend(ACCESS_LOG_FD, opened)
-        self._access_log = AccessLog(opened, self._node.access_log_format)
-        if self._access_log_file != -1:
-            os.close(self._access_log_file)
-        self._access_log_file = opened
-
-    def _log_access(self, entry: Entry) -> None:
-        if self._access_log is not None:
-            self._access_log.write(entry)
+        if self._access_log.open() and isinstance(self._engine, ProcessEngine):
+            self._engine.lend(ACCESS_LOG_FD, self._access_log.descriptor)
 
 
 def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSettings) -> NodeService:
@@ -234,11 +259,12 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
     :param node: what it runs.
     :raises StartupError: if that can't be loaded.
     """
-    engine = None
+    engine = shared = None
     if node.loaders:
         if node.threads > 1 and not can_share():
             raise StartupError("--wsgi-threads: several threads in a worker need Linux")
         spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
-    return NodeService(reactor, settings, engine, node)
+        shared = make_shared(reactor, engine, spec, node.shared, settings.node)
+    return NodeService(reactor, settings, engine, node, shared)

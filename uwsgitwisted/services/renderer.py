@@ -1,42 +1,54 @@
-"""A renderer: renders the Mako templates in its directories for callers that send a name and variables."""
+"""A renderer: renders the templates in its directories for callers that send a name and variables."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from uwsgitwisted.interfaces import IProcessReactor
+from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.forward import ForwardResponder
+from uwsgitwisted.responders.pages import PageResponder
+from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.services.server import ServerService, check_handlers
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
 from uwsgitwisted.worker.spec import Loader
+
+#: How much memory a worker may allocate, in bytes, unless something else is said: a template that loops for
+#: ever must not take that of others.
+MAX_MEMORY = 1 << 30
 
 
 def make_renderer(
-    reactor: IProcessReactor,
-    settings: ServerSettings,
-    directories: Sequence[str],
-    *,
-    filters: Sequence[str] = (),
-    strict: bool = False,
+    reactor: IProcessReactor, settings: ServerSettings, templates: Mapping[str, Any]
 ) -> ServerService:
     """Make the service of a renderer.
 
-    :param directories: the directories of its templates.
-    :param filters: Mako's filters for every expression, such as ``h`` for HTML.
-    :param strict: whether a name that the caller didn't send is an error.
-    :raises StartupError: if a directory doesn't exist.
+    :param templates: the arguments of :func:`uwsgitwisted.worker.handlers.render.load`, among them
+        ``directories``.
+    :raises StartupError: if a directory doesn't exist, or whatever else prevents rendering.
     """
-    loader = Loader(
-        "uwsgitwisted.worker.handlers.render:load",
-        {
-            "directories": [os.path.abspath(directory) for directory in directories],
-            "default_filters": list(filters) or None,  # with an empty list, Mako couldn't render a number
-            "strict_undefined": strict,
-        },
-    )
-    spec = settings.worker_spec(loader)
+    arguments = {**templates, "directories": [os.path.abspath(path) for path in templates["directories"]]}
+    if arguments.get("module_directory"):
+        arguments["module_directory"] = os.path.abspath(arguments["module_directory"])
+    web = settings.engine.startswith("processes")  # other engines have no streams
+    arguments["web"] = web
+    spec = settings.worker_spec(Loader("uwsgitwisted.worker.handlers.render:load", arguments))
     check_handlers(spec)
-    engine = settings.make_engine(reactor, spec)
-    return ServerService(reactor, settings, engine, {MARSHAL: ForwardResponder(engine, idempotent=True)})
+    engine = settings.make_engine(reactor, replace(spec, traces=True))
+    responders: dict[int, IResponder] = {
+        MARSHAL: ForwardResponder(engine, idempotent=True),
+        RPC: RpcResponder(engine),
+    }
+    if web:
+        responders[WSGI] = PageResponder(engine)
+    return ServerService(
+        reactor,
+        replace(settings, max_body=settings.max_message),  # it is parsed in memory
+        engine,
+        responders,
+        bodies=BODIES,
+        streamed_bodies=(WSGI,) if web else (),
+    )

@@ -15,6 +15,7 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.router.channel import RouterFactory
 from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
 from uwsgitwisted.router.shared import RouterSettings, Shared
+from uwsgitwisted.services.access_logs import ServiceAccessLog
 from uwsgitwisted.services.descriptors import allowed_connections
 from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
@@ -35,6 +36,9 @@ class RouterOptions:
     :param connect_timeout: seconds for connecting to a node.
     :param drain_timeout: seconds that requests in flight get to finish when the service stops.
     :param requests: how requests are handled.
+    :param access_log: where a line is written for each request: a path, or ``-`` for the standard output; empty
+        for nowhere.
+    :param access_log_format: the name of one of :data:`uwsgitwisted.access_log.FORMATS`.
     """
 
     listen: Sequence[str]
@@ -43,6 +47,8 @@ class RouterOptions:
     connect_timeout: float = 3.0
     drain_timeout: float = 30.0
     requests: RouterSettings = field(default_factory=RouterSettings)
+    access_log: str = ""
+    access_log_format: str = "combined"
 
 
 def _option(description: str) -> str:
@@ -69,7 +75,11 @@ class RouterService(Service):
             for address in dict.fromkeys(options.nodes)
         ]
         self._nodes = Nodes(reactor, nodes, options.max_in_flight)
-        self._shared = Shared(reactor, self._nodes, self._fit(options.requests))
+        self._access_log = ServiceAccessLog(options.access_log, options.access_log_format)
+        requests = (
+            replace(options.requests, log=self._access_log.write) if options.access_log else options.requests
+        )
+        self._shared = Shared(reactor, self._nodes, self._fit(requests))
         self._factory = RouterFactory(self._shared)
 
     def _fit(self, settings: RouterSettings) -> RouterSettings:
@@ -86,8 +96,9 @@ class RouterService(Service):
         return replace(settings, limits=replace(limits, max_connections=min(allowed, limits.max_connections)))
 
     def privilegedStartService(self) -> None:
-        """Open the ports while this process may still have the privileges that low ports need."""
+        """Open the ports and the access log while this process may still have the privileges that they need."""
         prepare_process(self._reactor)
+        self._access_log.open()
         for description in self._options.listen:
             self._listeners.append(listen(self._reactor, description, self._factory, _option(description)))
 
@@ -105,8 +116,11 @@ class RouterService(Service):
         )
 
     def reload(self) -> None:
-        """Do nothing but say so, since the signal HUP arrived."""
-        self._log.warn("a router has no code to reload; restart it to change its options")
+        """Open the access log again, since the signal HUP arrived."""
+        if self._access_log.open():
+            self._log.info("the access log is open again; restart the router to change its options")
+        else:
+            self._log.warn("a router has no code to reload; restart it to change its options")
 
     def stopService(self) -> Deferred[None]:
         """Accept no new request, finish those in flight, and stop.

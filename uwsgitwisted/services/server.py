@@ -17,9 +17,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.activity import NOTICE
 from uwsgitwisted.engines.descriptions import known_workers, worker_count
+from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
-from uwsgitwisted.interfaces import IEngine, IReloadable, IResponder
+from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
@@ -28,7 +30,10 @@ from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.signals import Signals
+from uwsgitwisted.services.stats import Stats
+from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
@@ -47,6 +52,7 @@ class ServerService(Service):
     :param bodies: the modifiers of packets that are followed by a body.
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
+    :param shared: what the engine's processes share; None for nothing.
     """
 
     _log = Logger()
@@ -61,17 +67,23 @@ class ServerService(Service):
         bodies: Container[tuple[int, int]] = (),
         streamed_bodies: Container[int] = (),
         ended_by_peer: Container[int] = (),
+        shared: Shared | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
+        self._shared = shared
         self._listeners: list[Listener] = []
+        self._stopping = False
         self._signals = Signals(reactor)
         self._reloading = DeferredLock()
-        dispatcher = Dispatcher({PING: PingResponder(), ECHO: EchoResponder(), **responders})
+        self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
+        ping = PingResponder(self._warning)
+        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
+        self._stats = Stats(reactor, settings, engine, self._listeners, self._spoolers)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
-            dispatcher.respond,
+            self._stats.watch(dispatcher.respond),
             terms=Terms(
                 max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
             ),
@@ -109,6 +121,7 @@ class ServerService(Service):
         prepare_process(self._reactor)
         for description in self._settings.listen:
             self._listeners.append(listen(self._reactor, description, self._factory))
+        self._stats.listen()
 
     def startService(self) -> None:
         """Start the engine; requests that arrive before it is ready wait.
@@ -119,6 +132,9 @@ class ServerService(Service):
         if not self._listeners:
             self.privilegedStartService()
         self._signals.install(signal.SIGHUP, self.reload)
+        if self._shared is not None:
+            self._shared.start()
+        self._touched.start()
         started = self._start_engine()
         failure = started.result if started.called else None
         if isinstance(failure, Failure):  # the reactor doesn't run yet, so it can't be stopped
@@ -152,6 +168,8 @@ class ServerService(Service):
         :return: fires when the service has stopped.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._stopping = True
+        self._touched.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals.install(number, self.stop_at_once)
         return Deferred.fromCoroutine(self._drain_and_stop())
@@ -161,11 +179,16 @@ class ServerService(Service):
         if self._expects_requests:
             await deferLater(self._reactor, _LAST_REQUESTS)  # type: ignore[arg-type]
         closed = self._factory.finish()
+        if self._shared is not None:
+            self._shared.stop_signals()
         await self._stop_engine()
+        if self._shared is not None:
+            await self._shared.stop()
         overdue = self._reactor.callLater(_LAST_ANSWERS, self._factory.abort)  # type: ignore[attr-defined]
         await closed
         if overdue.active():
             overdue.cancel()
+        await self._stats.stop()
         self._signals.restore()
 
     @property
@@ -176,12 +199,14 @@ class ServerService(Service):
     async def _stop_listening(self) -> None:
         """Close the ports."""
         await stop_listening(self._reactor, self._listeners)  # type: ignore[arg-type]
-        self._listeners = []
+        self._listeners.clear()
 
     def stop_at_once(self) -> None:
         """Stop without draining, since a second signal arrived."""
         self._log.warn("stopping without waiting for running requests")
         self._engine.stop(0)
+        if self._shared is not None:
+            self._shared.kill()
         self._factory.abort()
 
     def reload(self) -> None:
@@ -199,7 +224,7 @@ class ServerService(Service):
     async def _reload_engine(self) -> None:
         engine: Any = self._engine  # it is reloadable
         self._log.info("replacing the workers one by one")
-        if await engine.reload():
+        if await (engine.reload() if self._shared is None else self._shared.reload(engine.reload)):
             self._log.info("every worker was replaced")
             await self._after_reload()
         else:
@@ -214,17 +239,44 @@ class ServerService(Service):
     def _log_bug(self, failure: Failure) -> None:
         self._log.failure("while reloading", failure)
 
+    def _warning(self) -> bytes:
+        """Return the warning that is the answer to a ping; empty for none."""
+        if self._stopping:
+            return DRAINING
+        if isinstance(self._engine, ProcessEngine):
+            return self._engine.warning
+        return NOTICE.read()[1]
+
+    def _spoolers(self) -> list[dict[str, object]]:
+        """Return what the stats say of task queues."""
+        return []
+
     async def _stop_engine(self) -> None:
         """Stop the parts of this service, after they have finished their work."""
         await self._engine.stop(self._settings.drain_timeout)
 
 
+#: The warning in answers to pings while the service finishes what it has accepted.
+DRAINING = b"draining"
 #: At most one part in so many of --max-buffered is kept for answers on their way from workers.
 _LARGEST_RESERVE = 2
 #: Seconds for the requests of connections that were just accepted to arrive.
 _LAST_REQUESTS = 0.2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
+
+
+def make_shared(
+    reactor: IProcessReactor, engine: object, spec: WorkerSpec, settings: SharedSettings, node: str
+) -> Shared | None:
+    """Make what the processes of *engine* share; None if it has none.
+
+    :param spec: what they load.
+    :param node: the node's name, for error texts.
+    """
+    if not isinstance(engine, ProcessEngine):
+        return None
+    return Shared(reactor, engine, spec, settings, node)
 
 
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:

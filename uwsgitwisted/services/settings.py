@@ -26,10 +26,16 @@ class ServerSettings:
     :param max_queue: how many requests may wait for a worker.
     :param max_requests: the number of requests after which a worker process is replaced; None for never.
     :param max_memory: how much memory a worker process may allocate, in bytes; None for no limit.
+    :param reload_on_rss: the resident memory in bytes above which a worker process is replaced, after its
+        request; None for no limit.
+    :param max_worker_lifetime: seconds after which a worker process is replaced, after a request; None for
+        never.
+    :param touch_reload: files that have the service reloaded when they are touched.
     :param max_message: the largest message in a session, in bytes.
     :param max_body: the largest body of a web request, in bytes.
     :param networks: the networks that may connect; None for all.
     :param tracebacks: whether callers get the tracebacks of handlers' exceptions.
+    :param stats: endpoint descriptions of the stats server.
     :param node: this node's name, for logs and error texts.
     :param limits: the limits of connections.
     :param options: the options that were given, for ``uwsgi.opt``, without secrets.
@@ -44,8 +50,12 @@ class ServerSettings:
     max_body: int = MAX_BODY
     max_requests: int | None = None
     max_memory: int | None = None
+    reload_on_rss: int | None = None
+    max_worker_lifetime: float | None = None
+    touch_reload: tuple[str, ...] = ()
     networks: tuple[Network, ...] | None = None
     tracebacks: bool = True
+    stats: tuple[str, ...] = ()
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
     options: OptionValues = field(default_factory=dict)
@@ -57,6 +67,8 @@ class ServerSettings:
             max_message=self.max_message,
             max_requests=self.max_requests,
             max_memory=self.max_memory,
+            reload_on_rss=self.reload_on_rss,
+            max_lifetime=self.max_worker_lifetime,
             descriptors=soft_limit(),
             options=self.options,
             numproc=worker_count(self.engine),

@@ -14,8 +14,9 @@ from uwsgitwisted.errors import SpoolError, StartupError
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
 from uwsgitwisted.responders.manage import LOOPBACK, ManageResponder
 from uwsgitwisted.responders.spool import BODIES, HTTP_VARS, SpoolResponder
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.spool.periodic import Cron, Interval, PeriodicScheduler, PeriodicTask
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.spooler import Spooler
@@ -70,6 +71,8 @@ class SpoolerService(ServerService):
     :param periodic: enqueues periodic tasks.
     :param renew: makes the scheduler of periodic tasks for new code; it blocks, since it loads the handlers.
     :param drain: enqueues the tasks of a real uWSGI's spool directory.
+    :param place: where the tasks are kept, without a password.
+    :param shared: what the engine's processes share; None for nothing.
     """
 
     def __init__(
@@ -81,8 +84,11 @@ class SpoolerService(ServerService):
         periodic: PeriodicScheduler,
         renew: Callable[[], PeriodicScheduler],
         drain: DirectoryDrain | None,
+        place: str = "",
+        shared: Shared | None = None,
     ) -> None:
-        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES)
+        self._place = place
+        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES, shared=shared)
         self._spooler = spooler
         self._periodic = periodic
         self._renew = renew
@@ -112,6 +118,10 @@ class SpoolerService(ServerService):
             "the periodic tasks of the new code can't be used, so the old ones stay: {reason}",
             reason=failure.getErrorMessage(),
         )
+
+    def _spoolers(self) -> list[dict[str, object]]:
+        """Return what uWSGI's stats have of a spooler."""
+        return [self._stats.spooler(self._place)]
 
     async def _stop_engine(self) -> None:
         self._periodic.stop()
@@ -153,7 +163,9 @@ def make_spooler(
         MARSHAL: ManageResponder(reactor, spooler, managers=spooling.managers),
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
-    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain)
+    place = str(settings.options.get("spool", ""))
+    shared = make_shared(reactor, spooler.engine, spec, SharedSettings(has_spooler=True), settings.node)
+    return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain, place, shared)
 
 
 def _make_drain(reactor: IProcessReactor, path: str, spooler: Spooler) -> DirectoryDrain:

@@ -9,20 +9,19 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from uwsgitwisted.access_log import FORMATS
 from uwsgitwisted.activity import MAX_THREADS
 from uwsgitwisted.services.node import NodeSettings, make_node
 from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.service import SharedSettings
+from uwsgitwisted.services.subscription import parse_subscription
+from uwsgitwisted.shared.cache import CacheLimits
+from uwsgitwisted.shared.ring import QueueLimits
+from uwsgitwisted.shared.state import SharedLimits
+from uwsgitwisted.taps.access_logs import ACCESS_LOG
 from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 
 _DEFAULTS = ServerSettings(listen=())
-
-
-def _access_log_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ValueError(f"there are {', '.join(FORMATS)}")
-    return text
 
 
 def _threads(text: str) -> int:
@@ -30,6 +29,43 @@ def _threads(text: str) -> int:
     if number > MAX_THREADS:
         raise ValueError(f"{MAX_THREADS} is the most")
     return number
+
+
+#: The most mules, each a process, and the most slots of the queue.
+_MAX_MULES, _MAX_SLOTS = 256, 1_000_000
+
+
+def _mules(text: str) -> int:
+    number = count(text)
+    if number > _MAX_MULES:
+        raise ValueError(f"{_MAX_MULES} is the most")
+    return number
+
+
+def _slots(text: str) -> int:
+    number = count(text)
+    if number > _MAX_SLOTS:
+        raise ValueError(f"{_MAX_SLOTS} is the most")
+    return number
+
+
+def parse_cache(text: str) -> tuple[bytes, CacheLimits]:
+    """Return the name and the limits of a cache that an option describes.
+
+    :raises ValueError: if it can't be understood.
+    """
+    if text.isdecimal():
+        text = f"items={text}"
+    values = dict(pair.partition("=")[::2] for pair in text.split(","))
+    unknown = values.keys() - {"name", "items", "size", "purge_lru"}
+    if unknown:
+        raise ValueError(f"a cache has no {min(unknown)!r}; write name=NAME,items=N,size=BYTES,purge_lru=1")
+    limits = CacheLimits()
+    return values.get("name", "default").encode(), CacheLimits(
+        count(values["items"]) if "items" in values else limits.items,
+        size(values["size"]) if "size" in values else limits.size,
+        values.get("purge_lru", "0") not in ("0", ""),
+    )
 
 
 class Options(StaticOptions, ServerOptions):
@@ -53,14 +89,18 @@ class Options(StaticOptions, ServerOptions):
         ["chdir", None, None, "The directory to run the WSGI applications in", os.path.abspath],
         ["env-file", None, None, "A file of lines NAME=value, set in the environment of the WSGI applications", os.path.abspath],
         ["wsgi-threads", None, 1, "How many requests each worker runs at a time, in threads", _threads],
-        ["access-log", None, None, "Where to write a line for each web request: a path, or - for the standard output"],
-        ["access-log-format", None, "combined", f"The format of those lines: {' or '.join(FORMATS)}", _access_log_format],
+        ["mules", None, 0, "How many mules to start: processes beside the workers that get messages and signals", _mules],
+        ["queue", None, QueueLimits().slots, "How many slots the queue of uwsgi.queue_push has", _slots],
+        *ACCESS_LOG,
         ["max-body", None, _DEFAULTS.max_body, "The largest body of a web request: bytes, or a number with K, M or G", size],
     )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self["mount"] = {}
+        self["subscribe"] = []
+        self["mule"] = []
+        self["cache"] = {}
 
     def opt_mount(self, mount: str) -> None:
         """Answer web requests below a path with an application: /path=module:callable; may be given again."""
@@ -68,6 +108,26 @@ class Options(StaticOptions, ServerOptions):
         if path in self["mount"]:
             raise usage.UsageError(f"--mount {mount}: another application is mounted at {path or '/'}")
         self["mount"][path] = target
+
+    def opt_subscribe(self, text: str) -> None:
+        """Announce this node to a uWSGI http or fast router: HOST:PORT,KEY; may be given again.
+
+        HOST:PORT, or the path of a UNIX socket, is the router's subscription server, and KEY is the host of the
+        requests. HOST:PORT,KEY,ADDRESS says at which address the router finds this node.
+        """
+        self["subscribe"].append(convert("subscribe", parse_subscription, text))
+
+    def opt_mule(self, program: str) -> None:
+        """Start a mule that runs a program: module, module:callable or a file NAME.py; may be given again."""
+        self["mule"].append(program)
+
+    def opt_cache(self, cache: str) -> None:
+        """Set what a cache may hold, such as name=sessions,items=1000,size=32M,purge_lru=1; may be given again.
+
+        Without a name it is the one that is always there, with 10000 items and 64M. A plain number is its items.
+        """
+        name, limits = convert("cache", parse_cache, cache)
+        self["cache"][name] = limits
 
     def postOptions(self) -> None:
         """Check that there is something to run, and an engine that can."""
@@ -119,5 +179,10 @@ def makeService(options: Options) -> IService:
         threads=options["wsgi-threads"],
         access_log=options["access-log"] or "",
         access_log_format=options["access-log-format"],
+        subscribe=options["subscribe"],
+        shared=SharedSettings(
+            SharedLimits(options["cache"], QueueLimits(options["queue"])),
+            [""] * options["mules"] + options["mule"],
+        ),
     )
     return make_node(installed_reactor(), options.settings(), node)

@@ -210,13 +210,15 @@ class ServerOptions(ServiceOptions):
         ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused. One peer may have three times as many as are free", count],
         ["max-requests", None, None, "The number of requests after which a worker process is replaced (default: never)", count],
         ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
+        ["reload-on-rss", None, None, "The resident memory above which a worker process is replaced after its request: bytes, or a number with K, M or G (default: no limit)", size],
+        ["max-worker-lifetime", None, None, "Seconds after which a worker process is replaced after its request (default: never)", parse_timeout],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
         ["max-buffered", None, None, "How many bytes of requests and answers are held for all peers together: bytes, or a number with K, M or G (default: a quarter of the memory, at least 256M)", size],
         ["max-connections", None, _DEFAULTS.limits.max_connections, "How many connections may be open at once; a new one beyond them evicts the longest idle one", count],
         ["max-connections-per-peer", None, None, "How many of them may come from one address, or one IPv6 /64 (default: three quarters)", count],
         ["header-timeout", None, _DEFAULTS.limits.header_timeout, "Seconds that a new connection gets to send its first header", parse_timeout],
         ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
-        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds that a peer may leave its answer unread", parse_timeout],
+        ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds for which a peer may read nothing of its answer", parse_timeout],
         ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
         ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
     )  # fmt: skip
@@ -227,7 +229,9 @@ class ServerOptions(ServiceOptions):
 
     def __init__(self) -> None:
         super().__init__()
+        self["stats"] = []
         self["timeout"] = self.defaults["timeout"] = self.default_timeout
+        self["touch-reload"] = []
 
     def opt_listen(self, description: str) -> None:
         """Listen on this Twisted endpoint, such as tcp:3033 or unix:/run/node.sock; may be given again.
@@ -240,6 +244,18 @@ class ServerOptions(ServiceOptions):
 
     opt_l = opt_listen
 
+    def opt_stats(self, description: str) -> None:
+        """Give statistics as uWSGI does, for uwsgitop, on this Twisted endpoint, such as tcp:1717; may be given again.
+
+        Without interface=, it listens on loopback only.
+        """
+        convert("stats", check_endpoint, description)
+        self["stats"].append(on_loopback(description))
+
+    def opt_touch_reload(self, path: str) -> None:
+        """Reload the service, as SIGHUP does, when this file is touched; may be given again."""
+        self["touch-reload"].append(os.path.abspath(path))
+
     def settings(self) -> ServerSettings:
         """Make the settings from the options."""
         return ServerSettings(
@@ -251,8 +267,12 @@ class ServerOptions(ServiceOptions):
             max_message=self["max-message"],
             max_requests=self["max-requests"],
             max_memory=self["max-memory"],
+            reload_on_rss=self["reload-on-rss"],
+            max_worker_lifetime=self["max-worker-lifetime"],
+            touch_reload=tuple(self["touch-reload"]),
             networks=self.networks(),
             tracebacks=not self["no-tracebacks"],
+            stats=tuple(self["stats"]),
             node=self["node"],
             options=self.given,
             limits=replace(self.limits(), max_buffered=self["max-buffered"]),

@@ -12,6 +12,7 @@ from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.router.static import StaticFiles
 from uwsgitwisted.services.listening import check_endpoint, has_tls
 from uwsgitwisted.services.router import RouterOptions, RouterService
+from uwsgitwisted.taps.access_logs import ACCESS_LOG
 from uwsgitwisted.taps.options import convert, converted, count, installed_reactor, size
 from uwsgitwisted.taps.static import StaticOptions
 from uwsgitwisted.timeouts import parse_timeout
@@ -62,6 +63,7 @@ class Options(StaticOptions):
         ["body-timeout", None, _LIMITS.body_timeout, "Seconds that it gets for each 64 KB of the body", parse_timeout],
         ["write-timeout", None, _LIMITS.write_timeout, "Seconds for which it may leave the next piece of its answer, up to 128 KB, unread", parse_timeout],
         ["idle-timeout", None, _LIMITS.idle_timeout, "Seconds that a connection stays open for another request", parse_timeout],
+        *ACCESS_LOG,
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -103,6 +105,8 @@ class Options(StaticOptions):
             max_in_flight=self["max-in-flight"],
             connect_timeout=self["connect-timeout"],
             drain_timeout=self["drain-timeout"],
+            access_log=self["access-log"] or "",
+            access_log_format=self["access-log-format"],
             requests=RouterSettings(
                 timeout=self["timeout"],
                 max_body=self["max-body"],

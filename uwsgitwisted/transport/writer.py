@@ -101,6 +101,20 @@ def has_unread(transport: object) -> bool:
     return unread[0] > 0
 
 
+def unacknowledged(transport: object) -> int:
+    """Return how many bytes the system still keeps for the peer; 0 if that can't be known.
+
+    On a UNIX socket, the number includes the memory that they take.
+    """
+    transport = getattr(transport, "transport", transport)  # TLS wraps the socket's own
+    connection = getattr(transport, "getHandle", lambda: None)()
+    if not isinstance(connection, socket.socket) or connection.fileno() == -1:
+        return 0
+    kept = array.array("i", [0])
+    fcntl.ioctl(connection, termios.TIOCOUTQ, kept)
+    return kept[0]
+
+
 #: After a minute of silence, a probe every 15 seconds; after four unanswered probes, the connection is lost.
 _PROBES = (
     (getattr(socket, "TCP_KEEPIDLE", None), 60),

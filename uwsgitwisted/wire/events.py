@@ -30,11 +30,15 @@ class AnswerReceived(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """The request has failed. ``took`` is as for an answer."""
+    """The request has failed. ``took`` is as for an answer.
+
+    ``peer`` is for an error of no request: a worker sends it for a request that it has accepted itself.
+    """
 
     id: int
     error: UwsgiError
     took: float
+    peer: str = ""
 
 
 class CancelReceived(NamedTuple):

@@ -55,24 +55,29 @@ _FACTS: dict[type[errors.UwsgiError], dict[str, Callable[[bytes], float]]] = {
 _NUMBER = re.compile(rb"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
 
 
-def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = True) -> bytes:
+def encode_failure(error: BaseException, *, node: str = "", tracebacks: bool = True, peer: str = "") -> bytes:
     """Return the vars block that describes *error*.
 
     :param node: the node and worker where it happened.
     :param tracebacks: whether to include a handler's traceback, which names files and lines of the server's
         code.
+    :param peer: whose request has failed, if the receiver doesn't know that.
     """
+    about = [(b"peer", _clip(peer))] if peer else []
     name = type(error).__name__.encode()
     if _CLASSES.get(name) is type(error):
         assert isinstance(error, errors.UwsgiError)
         facts = [(fact.encode(), str(getattr(error, fact)).encode()) for fact in _FACTS.get(type(error), {})]
-        return encode_vars([(b"class", name), (b"text", _clip(error.text)), *facts, (b"node", _clip(node))])
+        return encode_vars(
+            [(b"class", name), (b"text", _clip(error.text)), *facts, (b"node", _clip(node)), *about]
+        )
     remote = error if isinstance(error, errors.RemoteError) else describe(error, node=node)
     pairs = [
         (b"class", b"RemoteError"),
         (b"type", _clip(remote.type)),
         (b"message", _clip(remote.message)),
         (b"node", _clip(remote.node)),
+        *about,
     ]
     if tracebacks and remote.traceback:
         pairs.append((b"traceback", _clip(remote.traceback)))
@@ -126,6 +131,14 @@ def decode_failure(block: bytes) -> errors.UwsgiError:
     return errors.RemoteError(
         type=text(b"type"), message=text(b"message"), traceback=text(b"traceback"), node=text(b"node")
     )
+
+
+def decode_peer(block: bytes) -> str:
+    """Return whose request has failed, if *block* says so, or an empty text.
+
+    :raises MalformedPacket: if *block* is not a vars block.
+    """
+    return decode_vars(block).get(b"peer", b"").decode("utf-8", "replace")
 
 
 def _facts(cls: type[errors.UwsgiError], variables: Mapping[bytes, bytes]) -> dict[str, Any]:

@@ -9,9 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from uwsgitwisted.errors import MalformedPacket, MisuseError, UnencodableMessage
+from uwsgitwisted.errors import MalformedPacket, MessageTooLarge, MisuseError, UnencodableMessage
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import ANSWER, ECHO, MARSHAL, PING, RPC, SPOOL, WSGI, Packet, encode_packet
+from uwsgitwisted.wire.packet import (
+    ANSWER,
+    ECHO,
+    MARSHAL,
+    MAX_PAYLOAD,
+    PING,
+    RPC,
+    SPOOL,
+    WSGI,
+    Packet,
+    encode_packet,
+)
 from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_result, encode_call, encode_plain
 from uwsgitwisted.wire.tasks import SPOOL_WITH_ID, TaskMessage
 from uwsgitwisted.wire.vars import CONTENT_LENGTH, decode_vars, encode_item, encode_vars, to_bytes
@@ -36,14 +47,26 @@ def _task(message: object) -> bytes:
     if isinstance(message, TaskMessage):
         return message.encode()
     if isinstance(message, Mapping):
-        return encode_vars(message)
+        return _small(encode_vars(message))
     if not isinstance(message, bytes):
         raise UnencodableMessage(f"a task is a dict, not {type(message).__name__}")
     try:
         decode_vars(message)
     except MalformedPacket as error:
         raise UnencodableMessage(f"a task in bytes must be a vars block: {error}") from error
-    return message
+    return _small(message)
+
+
+def _small(block: bytes) -> bytes:
+    """Return a task's variables, if a spooler takes as many; otherwise it would only say no."""
+    size = len(block)
+    if size > MAX_PAYLOAD:
+        raise MessageTooLarge(
+            f"a task's variables of {size} bytes; the limit is {MAX_PAYLOAD}: put large data in the body",
+            size=size,
+            limit=MAX_PAYLOAD,
+        )
+    return block
 
 
 def _opaque(message: object) -> bytes:

@@ -34,7 +34,7 @@ from uwsgitwisted.wire.events import (
     StreamedAnswerReceived,
     StreamedRequestReceived,
 )
-from uwsgitwisted.wire.failure import decode_failure
+from uwsgitwisted.wire.failure import decode_failure, decode_peer
 from uwsgitwisted.wire.frame import (
     ANSWER,
     BEGIN,
@@ -294,7 +294,8 @@ class Session:
         if kind == ERROR:
             self._outgoing.cancel(request)  # the peer may have refused it before its last piece
             self.streams.forget(request)
-            return ErrorReceived(request, decode_failure(payload), time / 1_000_000)
+            peer = "" if request else decode_peer(payload)
+            return ErrorReceived(request, decode_failure(payload), time / 1_000_000, peer)
         packet = Packet(modifier1, modifier2, payload)
         if kind == ANSWER:
             return AnswerReceived(request, packet, time / 1_000_000)

@@ -173,6 +173,18 @@ def split_vars(message: bytes) -> tuple[bytes, bytes, int]:
 _KEY_SPAN = len(CONTENT_LENGTH) + 2
 
 
+def text_variables(message: bytes) -> dict[str, str]:
+    """Return the variables of a web request as WSGI has them, for a log; none, if they are malformed.
+
+    :param message: the vars block, perhaps with a body behind it.
+    """
+    try:
+        variables = decode_vars(split_vars(message)[0])
+    except (MalformedPacket, MessageTooLarge):
+        return {}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in variables.items()}
+
+
 def _pair_at(message: bytes, position: int) -> tuple[int, int, int]:
     """Return where the key of the pair at *position* starts, where its value starts, and where that ends."""
     available = len(message)

@@ -43,12 +43,17 @@ def status_of(error: BaseException, special: Statuses = ()) -> HTTPStatus:
     return next(status for kind, status in (*special, *STATUSES) if isinstance(error, kind))
 
 
-def status_answer(status: HTTPStatus) -> bytes:
-    """Return an HTTP answer that has only its status to say, in the form that nginx reads."""
-    body = f"{status.value} {status.phrase}\n".encode()
+def status_answer(status: HTTPStatus, text: str = "") -> bytes:
+    """Return an HTTP answer that has only its status to say, in the form that nginx reads.
+
+    :param text: what else there is to say, for people.
+    """
+    lines = (f"{status.value} {status.phrase}", *([text] if text else []), "")
+    body = "\n".join(lines).encode("utf-8", "backslashreplace")
+    kind = "text/plain; charset=utf-8" if text else "text/plain"
     retry = f"Retry-After: {RETRY_AFTER}\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
     head = (
         f"HTTP/1.0 {status.value} {status.phrase}\r\n"
-        f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{retry}\r\n"
     )
     return head.encode() + body

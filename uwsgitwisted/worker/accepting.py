@@ -17,9 +17,10 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import monotonic
+from typing import NamedTuple
 
 from uwsgitwisted.activity import Slot
-from uwsgitwisted.errors import MalformedPacket, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, RemoteError, UwsgiError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
 from uwsgitwisted.wire.vars import body_size, may_announce_body
@@ -49,7 +50,7 @@ class DirectExchange:
     :param write_timeout: for how many seconds the peer may read nothing while bytes wait.
     """
 
-    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet")
+    __slots__ = ("_connection", "_slot", "_write_timeout", "begun", "packet", "sent")
 
     #: Whether a stream follows the request's message.
     streamed = False
@@ -61,6 +62,8 @@ class DirectExchange:
         self.packet = packet
         #: Whether a part of the answer was sent.
         self.begun = False
+        #: How many bytes of the answer were sent.
+        self.sent = 0
 
     def read(self, size: int) -> bytes:
         """Return no bytes: no stream follows."""
@@ -77,6 +80,7 @@ class DirectExchange:
             while sent < len(data):
                 self._wait()
                 sent += self._send(memoryview(data)[sent:])
+            self.sent += sent
         except OSError as error:
             raise ClientGone(f"the client has gone: {error}") from error
         self._slot.work()
@@ -102,6 +106,7 @@ class DirectExchange:
             if not sent:
                 raise RuntimeError("a file became shorter while it was being sent")
             offset += sent
+            self.sent += sent
             self._slot.work()
 
     def finish(self, data: bytes = b"") -> None:
@@ -132,6 +137,19 @@ class DirectExchange:
         self._slot.work()
 
 
+class Accepted(NamedTuple):
+    """A connection that a worker has accepted, and its request.
+
+    :param connection: the connection.
+    :param packet: the request's packet, whose payload has the body behind the variables.
+    :param peer: whose it is, for logs.
+    """
+
+    connection: socket.socket
+    packet: Packet
+    peer: str
+
+
 class Acceptor:
     """Accepts connections in a worker.
 
@@ -140,7 +158,7 @@ class Acceptor:
     :param front: where connections go that are the front's.
     :param handlers: the handlers of web requests, by modifier1.
     :param node: this worker's name in the errors that it reports.
-    :param report: tells the front of an error, for its log.
+    :param report: tells the front of an error, and whose request it was, for its log.
     """
 
     def __init__(
@@ -150,7 +168,7 @@ class Acceptor:
         front: socket.socket,
         handlers: dict[int, StreamHandler],
         node: str,
-        report: Callable[[UwsgiError], None],
+        report: Callable[[UwsgiError, str], None],
     ) -> None:
         #: The ports, by their descriptors.
         self.listeners = {listener.fileno(): listener for listener in listeners}
@@ -164,10 +182,10 @@ class Acceptor:
         networks = None if accepting.networks is None else list(map(ipaddress.ip_network, accepting.networks))
         self._is_allowed = lru_cache(1_000)(lambda host: networks is None or _is_in(host, networks))
 
-    def accept(self, descriptor: int) -> tuple[socket.socket, Packet] | None:
+    def accept(self, descriptor: int) -> Accepted | None:
         """Accept a connection, and read its request or hand it over.
 
-        :return: the connection and its request, for :meth:`run`; None if this worker has nothing to run.
+        :return: what :meth:`run` takes; None if this worker has nothing to run.
         """
         try:
             connection, address = self.listeners[descriptor].accept()
@@ -176,23 +194,28 @@ class Acceptor:
         data = self._read(connection)
         packet = _web_request(data, self._max_body)
         if packet is not None and self._is_allowed(address[0] if isinstance(address, tuple) else ""):
-            return connection, packet
+            return Accepted(connection, packet, _name(address))
         with connection:
             # A message without a byte would look like the end of the connection to the front.
             socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
         return None
 
-    def run(self, connection: socket.socket, packet: Packet, slot: Slot) -> None:
+    def run(self, accepted: Accepted, slot: Slot) -> None:
         """Answer a request on its connection, and close that.
 
         :param slot: that of the thread which does it.
         """
-        slot.begin(NO_REQUEST)
+        connection, packet, peer = accepted
+        started = monotonic()
+        slot.begin(NO_REQUEST, peer)
+        exchange = DirectExchange(connection, packet, slot, self._write_timeout)
+        succeeded = False
         try:
             with connection:
-                self._run(DirectExchange(connection, packet, slot, self._write_timeout))
+                succeeded = self._run(exchange, peer)
         finally:
             slot.rest()
+            slot.count(monotonic() - started, not succeeded, exchange.sent)
 
     def _read(self, connection: socket.socket) -> bytes:
         """Return the bytes that have arrived on a new connection."""
@@ -215,17 +238,25 @@ class Acceptor:
         except OSError:
             return b""
 
-    def _run(self, exchange: DirectExchange) -> None:
+    def _run(self, exchange: DirectExchange, peer: str) -> bool:
+        """Answer a request; return whether that succeeded."""
+        handler = self._handlers[exchange.packet.modifier1]
         try:
-            self._handlers[exchange.packet.modifier1](exchange, self._node)
+            handler(exchange, self._node)
         except UwsgiError as error:
             if exchange.begun:
                 exchange.abort()
             else:
+                status = status_of(error)
+                answer = status_answer(status)
                 with contextlib.suppress(ClientGone):
-                    exchange.finish(status_answer(status_of(error)))
+                    exchange.finish(answer)
+                if not isinstance(error, RemoteError):  # the handler knows of those
+                    handler.refused(exchange.packet, status, len(answer.partition(b"\r\n\r\n")[2]))
             if not isinstance(error.__cause__, ClientGone):
-                self._report(error)
+                self._report(error, peer)
+            return False
+        return True
 
 
 def _web_request(data: bytes, max_body: int) -> Packet | None:
@@ -244,6 +275,14 @@ def _web_request(data: bytes, max_body: int) -> Packet | None:
             return None
         size += body
     return Packet(modifier1, modifier2, data[HEADER_SIZE:]) if len(data) == HEADER_SIZE + size else None
+
+
+def _name(address: object) -> str:
+    """Return a peer's name in logs, as the front has it."""
+    if not isinstance(address, tuple):
+        return "a local socket"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_in(host: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:

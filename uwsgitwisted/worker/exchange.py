@@ -96,7 +96,7 @@ class Exchange:
     :param body: the stream behind it; None if there is none.
     """
 
-    __slots__ = ("_begun", "_body", "_finished", "_pipe", "_started", "cancelled", "id", "packet")
+    __slots__ = ("_begun", "_body", "_finished", "_pipe", "_started", "cancelled", "id", "packet", "sent")
 
     def __init__(self, pipe: Pipe, request: int, packet: Packet, body: Body | None) -> None:
         self._pipe = pipe
@@ -109,6 +109,8 @@ class Exchange:
         self.packet = packet
         #: Whether nobody waits for the answer any more.
         self.cancelled = False
+        #: How many bytes of the answer were given to the front.
+        self.sent = 0
 
     @property
     def streamed(self) -> bool:
@@ -153,6 +155,7 @@ class Exchange:
             self._pipe.session.streams.send(self.id, piece)
             position += size
             self._pipe.flush()
+        self.sent += len(data)
 
     def send_file(self, descriptor: int, offset: int, size: int) -> None:
         """Send *size* bytes of a file, from *offset*, without reading them into this process.
@@ -169,6 +172,7 @@ class Exchange:
                 self._pipe.session.streams.spend(self.id, piece)
                 self._send_piece(descriptor, offset, piece)
                 offset += piece
+        self.sent += size
 
     def _send_piece(self, descriptor: int, offset: int, size: int) -> None:
         self._pipe.connection.sendall(SHORT_FRAME.pack(SESSION, ID.size + size, DATA, self.id))
@@ -189,6 +193,7 @@ class Exchange:
             self._begun = True
             answer = Packet(self.packet.modifier1, self.packet.modifier2, data)
             self._pipe.session.send_answer(self.id, answer, self.took)
+            self.sent += len(data)
         else:
             if data:
                 self.send(data)

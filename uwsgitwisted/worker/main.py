@@ -8,6 +8,7 @@ imports no Twisted, so that it starts in tens of milliseconds and a handler may 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -17,19 +18,23 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from uwsgitwisted.activity import open_slots
+from uwsgitwisted.activity import NOTICE, open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
 from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.compat.decorators import postfork_chain_hook
+from uwsgitwisted.worker.compat.shared import connect_front
+from uwsgitwisted.worker.compat.signals import become_mule
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.handlers.spool import periodic
+from uwsgitwisted.worker.mule import run_mule
 from uwsgitwisted.worker.reaper import fork_below_reaper
 from uwsgitwisted.worker.spec import (
     ACTIVITY_FD,
     HANDOFF_FD,
     LISTENER_FD,
     MAX_PORTS,
+    SHARED_FD,
     SOCKET_FD,
     TOKENS_FD,
     HandlerTable,
@@ -59,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
     Then the periodic tasks that they register go to the standard output, as JSON.
 
-    :param arguments: ``SPEC NODE WORKER_ID`` or ``--check SPEC``.
+    :param arguments: ``SPEC NODE NUMBER``, with the number of the worker or the mule, or ``--check SPEC``.
     """
     if arguments[0] == "--check":
         with os.fdopen(os.dup(1), "w") as output:
@@ -69,17 +74,27 @@ def main(arguments: list[str]) -> None:
         return
     spec = WorkerSpec.decode(arguments[0])
     _become_worker(accepts=spec.accepting is not None)
-    node, worker_id = arguments[1], int(arguments[2])
+    node, number = arguments[1], int(arguments[2])
+    worker_id, mule_id = (0, number) if spec.mule is not None else (number, 0)
+    become_mule(mule_id)
+    if spec.shares:
+        connect_front(SHARED_FD, worker_id, mule_id)
     if spec.descriptors is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec.descriptors, hard))
     if spec.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (spec.max_memory, spec.max_memory))
+    NOTICE.move(ACTIVITY_FD)
     handlers = spec.load(worker_id)
-    postfork_chain_hook()
+    if spec.traces:  # after the handlers are loaded, which may set a handler of their own
+        faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)  # and then it ends
     with socket.socket(fileno=SOCKET_FD) as connection:
-        name = f"{node} worker {worker_id}"
-        slots = open_slots(ACTIVITY_FD, spec.threads) if spec.is_watched else ()
+        name = f"{node} {'mule' if mule_id else 'worker'} {number}"
+        if spec.mule is not None:
+            run_mule(Worker(connection, TOKENS_FD, spec, handlers, name), connection, spec.mule)
+            return
+        postfork_chain_hook()
+        slots = open_slots(ACTIVITY_FD, spec.threads)
         make_acceptor = _acceptor_maker(spec, handlers, name)
         kind = ThreadedWorker if spec.threads > 1 else Worker
         kind(connection, TOKENS_FD, spec, handlers, name, make_acceptor, slots).serve()
@@ -87,7 +102,7 @@ def main(arguments: list[str]) -> None:
 
 def _acceptor_maker(
     spec: WorkerSpec, handlers: HandlerTable, node: str
-) -> Callable[[Callable[[UwsgiError], None]], Acceptor] | None:
+) -> Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None:
     if spec.accepting is None:
         return None
     return partial(

@@ -24,6 +24,8 @@ from typing import NoReturn
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 #: Seconds to wait for processes that were killed: one that hangs in the kernel must not hold up a new worker.
 _PATIENCE = 5.0
+#: Seconds for a worker to log where it is.
+_TRACE_TIME = 1.0
 _CHILDREN = Path("/proc/thread-self/children")
 
 
@@ -46,7 +48,8 @@ def die_with_parent(parent: int, number: int) -> None:
 def fork_below_reaper(*descriptors: int) -> int:
     """Fork; the child returns from here, and this process ends as the child does, with all that it leaves.
 
-    SIGTERM ends them at once, and so does the death of the front, this process's parent.
+    SIGTERM ends them at once, and so does the death of the front, this process's parent. SIGUSR1 passes through
+    to the worker before it does the same.
 
     :param descriptors: those that are the child's own, if they are open.
     :return: the front's process id.
@@ -76,9 +79,23 @@ def _be_reaper(front: int, worker: int, descriptors: Iterable[int]) -> NoReturn:
 def _reap(worker: int) -> int:
     """Wait until the *worker* has ended, or everything is to end; end all, and return the worker's status."""
     status = None
-    while status is None and signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGCHLD:
+    while status is None:
+        event = signal.sigwait({signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1})
+        if event == signal.SIGUSR1:
+            status = _trace(worker)
+        if event != signal.SIGCHLD:
+            break
         status = _collect(worker)
     return _kill_all(worker, status)
+
+
+def _trace(worker: int) -> int | None:
+    """Have the worker log where it is, which ends it; return its status if it ends in time."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(worker, signal.SIGUSR1)
+    if signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, _TRACE_TIME) is None:
+        return None
+    return _collect(worker)
 
 
 def _collect(worker: int) -> int | None:

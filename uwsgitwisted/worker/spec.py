@@ -11,6 +11,8 @@ from typing import Any
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.compat.install import configure
+from uwsgitwisted.worker.compat.signals import forget_all
+from uwsgitwisted.worker.handlers import signals
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 
 #: Handlers by modifier1.
@@ -28,9 +30,10 @@ NO_REQUEST = 0
 #: The most ports from which a worker accepts connections.
 MAX_PORTS = 64
 #: Where the front puts the session's socket, the pipe of tokens, the access log, if there is one, the activity
-#: of a worker that is watched, and, in a worker that accepts connections, the socket over which connections go
-#: to the front, and the ports, the first of them there.
-SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, LISTENER_FD = 3, 4, 5, 6, 7, 8
+#: of a worker that is watched, in a worker that accepts connections the socket over which connections go to the
+#: front, the socket over which calls for shared state go there, if there is one, and the ports, the first of
+#: them there.
+SOCKET_FD, TOKENS_FD, ACCESS_LOG_FD, ACTIVITY_FD, HANDOFF_FD, SHARED_FD, LISTENER_FD = range(3, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,16 @@ class WorkerSpec:
         None for as many as the front.
     :param max_memory: how much memory a worker may allocate, in bytes; None for no limit. A request that needs
         more fails with ``MemoryError``, and its worker is replaced.
+    :param reload_on_rss: a worker with more resident memory after a request is replaced, in bytes; None for no
+        limit.
+    :param max_lifetime: a worker that is older after a request is replaced, in seconds; None for never.
     :param options: what ``uwsgi.opt`` holds. No secrets: other users of the machine can read the command line.
     :param numproc: how many workers there are.
     :param accepting: how the worker accepts connections; None if it doesn't.
     :param threads: how many requests a worker runs at a time, each in a thread of its own.
+    :param shares: whether its front has state that its workers share.
+    :param mule: the program of a mule, or empty for one that has none; None for a worker.
+    :param traces: whether a worker that is killed for its time logs where its code was.
     :param masterpid: the front's process id. The front has it only once it runs, as twistd may fork before.
     """
 
@@ -96,12 +105,17 @@ class WorkerSpec:
     max_message: int = MAX_MESSAGE
     max_requests: int | None = None
     max_memory: int | None = None
+    reload_on_rss: int | None = None
+    max_lifetime: float | None = None
     descriptors: int | None = None
     options: OptionValues = field(default_factory=dict)
     numproc: int = 1
     masterpid: int = 0
     accepting: Accepting | None = None
     threads: int = 1
+    shares: bool = False
+    mule: str | None = None
+    traces: bool = False
 
     @property
     def is_watched(self) -> bool:
@@ -140,7 +154,8 @@ class WorkerSpec:
             why.
         """
         configure(worker_id=worker_id, masterpid=self.masterpid, numproc=self.numproc, options=self.options)
-        table: dict[int, Handler | StreamHandler] = {}
+        forget_all()
+        table: dict[int, Handler | StreamHandler] = {**signals.table()}
         sources: dict[int, Loader] = {}
         for loader in self.loaders:
             for modifier1, handler in loader.load().items():

@@ -21,7 +21,7 @@ from uwsgitwisted.errors import RequestCancelled, StartupError, UwsgiError
 from uwsgitwisted.wire.events import RequestReceived, StreamedRequestReceived
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import Session
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Accepted, Acceptor
 from uwsgitwisted.worker.exchange import Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.worker import READ_SIZE, Worker
@@ -140,7 +140,7 @@ class ThreadedWorker(Worker):
     def serve(self) -> None:
         """Answer until the front closes the socket, and all threads have finished."""
         threads = self._start_threads()
-        data = self._negotiate()
+        data = self.negotiate()
         for thread in threads:
             thread.session = self.session
         self._free = list(threads)
@@ -228,7 +228,7 @@ class ThreadedWorker(Worker):
         if accepted is not None:
             with self.changed:
                 thread = self._free.pop()
-            thread.run(partial(self._run_accepted, acceptor, *accepted, thread.slot))
+            thread.run(partial(self._run_accepted, acceptor, accepted, thread.slot))
 
     # In a thread
 
@@ -238,7 +238,7 @@ class ThreadedWorker(Worker):
         except UwsgiError as error:
             self._finish(slot, request, error, started)
         else:
-            self._finish(slot, request, answer, started)
+            self._finish(slot, request, answer, started, len(answer.payload))
 
     def _run_stream(self, handler: StreamHandler, exchange: Exchange, started: float, slot: Slot) -> None:
         try:
@@ -247,16 +247,20 @@ class ThreadedWorker(Worker):
             self._finish(slot, exchange.id, error, started)
         else:
             gone = RequestCancelled("the client has gone") if exchange.cancelled else None
-            self._finish(slot, exchange.id, gone, started)
+            self._finish(slot, exchange.id, gone, started, exchange.sent)
 
-    def _finish(self, slot: Slot, request: int, outcome: Packet | UwsgiError | None, started: float) -> None:
-        """Complete a request of the front."""
+    def _finish(
+        self, slot: Slot, request: int, outcome: Packet | UwsgiError | None, started: float, sent: int = 0
+    ) -> None:
+        """Complete a request of the front; *sent* is how many bytes its answer has."""
         with self.changed:
             slot.rest()
-            self._complete(request, outcome, monotonic() - started)
+            took = monotonic() - started
+            slot.count(took, isinstance(outcome, UwsgiError), sent)
+            self._complete(request, outcome, took)
 
-    def _run_accepted(self, acceptor: Acceptor, *accepted: Any) -> None:
-        acceptor.run(*accepted)
+    def _run_accepted(self, acceptor: Acceptor, accepted: Accepted, slot: Slot) -> None:
+        acceptor.run(accepted, slot)
         with self.changed:
             self._count()
             self.flush()
@@ -283,9 +287,9 @@ class ThreadedWorker(Worker):
         self._count()
         self.flush()
 
-    def _report(self, error: UwsgiError) -> None:
+    def _report(self, error: UwsgiError, peer: str) -> None:
         with self.changed:
-            super()._report(error)
+            super()._report(error, peer)
 
     def _end(self) -> None:
         with self.changed:

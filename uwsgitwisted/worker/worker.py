@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from uwsgitwisted.activity import Slot
+from uwsgitwisted.activity import Slot, open_slots
 from uwsgitwisted.errors import RequestCancelled, RequestTimeout, UnknownModifier, UwsgiError
 from uwsgitwisted.wire.events import (
     CancelReceived,
@@ -32,6 +32,7 @@ from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
+from uwsgitwisted.worker.wear import wear
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
 _UNINTERRUPTED = 0.001
@@ -50,7 +51,7 @@ class Worker:
     :param node: this worker's name in the errors that it reports.
     :param make_acceptor: makes what accepts connections, from what reports an error to the front; None if this
         worker accepts none.
-    :param slots: where the front sees what the threads do; none, if it doesn't look.
+    :param slots: where the front sees what each thread does and has done; none, if it doesn't look.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Worker:
         spec: WorkerSpec,
         handlers: HandlerTable,
         node: str,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None = None,
         slots: Sequence[Slot] = (),
     ) -> None:
         self.connection = connection
@@ -70,6 +71,7 @@ class Worker:
         self._terms = Terms(max_message=spec.max_message, node=node, window=1)
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
+        self._is_worn = wear(spec)
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
         #: Whether no further connections are accepted.
         self._draining = False
@@ -77,12 +79,12 @@ class Worker:
         self._bodies: dict[int, Body] = {}
         #: The web requests that are running, by their ids.
         self._exchanges: dict[int, Exchange] = {}
-        self._slots = slots
+        self._slots = slots or open_slots()
         self._acceptor = None if make_acceptor is None else make_acceptor(self._report)
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""
-        data = self._negotiate()
+        data = self.negotiate()
         if self._acceptor is not None:
             self._serve_with_ports(self._acceptor, data)
             return
@@ -106,7 +108,7 @@ class Worker:
                 until = monotonic() + _UNINTERRUPTED
                 for descriptor in ready:
                     while descriptor in acceptor.listeners and (accepted := acceptor.accept(descriptor)):
-                        acceptor.run(*accepted, slot)
+                        acceptor.run(accepted, slot)
                         self._count()
                         self.flush()
                         if monotonic() > until:
@@ -132,21 +134,32 @@ class Worker:
     def _count(self) -> None:
         """Count a request."""
         self._left -= 1
+        if self._left > 0 and self._is_worn():
+            self._left = 0
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on
 
-    def _report(self, error: UwsgiError) -> None:
-        """Have the front log an error of a request that isn't its own."""
-        self.session.send_error(NO_REQUEST, encode_failure(error))
+    def _report(self, error: UwsgiError, peer: str) -> None:
+        """Have the front log an error of a request that isn't its own.
+
+        :param peer: whose request it was.
+        """
+        self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
         self._retire_without_memory(error)
 
     def _retire_without_memory(self, error: UwsgiError) -> None:
         """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        if isinstance(error.__cause__, MemoryError) and self._left > 0:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MemoryError):
+            cause = cause.__cause__
+        if cause is not None and self._left > 0:
             self._left = 1
 
-    def _negotiate(self) -> bytes:
-        """Wait for the front's offer, grant the session, and return the bytes that came after the offer."""
+    def negotiate(self) -> bytes:
+        """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
+
+        :raises SystemExit: if the front has closed the socket.
+        """
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
@@ -209,18 +222,23 @@ class Worker:
     def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
         started = monotonic()
         packet = request.packet
+        sent, failed = 0, False
         try:
             handler = self._find_handler(packet, deadline, started)
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
+                sent = exchange.sent
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
+                sent = len(answer.payload)
                 self.session.send_answer(request.id, answer, monotonic() - started)
         except UwsgiError as error:
+            failed = True
             self._fail(request.id, error, monotonic() - started)
+        self._slots[0].count(monotonic() - started, failed, sent)
         self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:

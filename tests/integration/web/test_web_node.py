@@ -518,6 +518,12 @@ def test_access_log_as_json(launch: Launcher) -> None:
     ask(node.address, "POST", "/", bytes(2_000))
     log = node.directory / "access.log"
     until(lambda: len(log.read_text().splitlines()) == 2, "two lines")
+    assert ask(node.address, "", "/no-method", REQUEST_URI="").status == 400
+    until(lambda: len(log.read_text().splitlines()) == 3, "three lines")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     seen = [(line["method"], line["uri"], line["status"], line["bytes"], line["worker"] > 0) for line in lines]
-    assert seen == [("HEAD", "/10k", 200, 0, True), ("POST", "/", 413, 29, False)]
+    assert seen == [
+        ("HEAD", "/10k", 200, 0, True),
+        ("POST", "/", 413, 29, False),
+        ("", "/no-method", 400, 16, True),
+    ]

@@ -91,7 +91,7 @@ def test_tls_with_a_silent_server(tls: ssl.SSLContext) -> None:
         ScriptedServer(idle) as server,
         pytest.raises(RequestTimeout, match="no TLS connection within"),
     ):
-        blocking.send_message(f"tls:localhost:{server.port}", 33, 0, MESSAGE, SHORT)
+        blocking.send_message(f"tls:localhost:{server.port}", 33, 0, MESSAGE, 1)
 
 
 def test_tls_under_no_name() -> None:

@@ -63,8 +63,8 @@ class Owner:
     def on_retiring(self) -> None:
         self.calls.append("retiring")
 
-    def on_report(self, error: Exception) -> None:
-        self.calls.append(error)
+    def on_report(self, error: Exception, peer: str) -> None:
+        self.calls.append((error, peer))
 
     def on_transfer(self, size: int) -> None:
         self.calls.append(size)
@@ -424,9 +424,10 @@ def test_reports(bench: Bench) -> None:
     """An error of the id 0 is of a request that the worker has accepted itself: it completes nothing here."""
     job = bench.job()
     bench.arrived()
-    bench.worker.send_error(NO_REQUEST, encode_failure(Busy("reported")))
+    bench.worker.send_error(NO_REQUEST, encode_failure(Busy("reported"), peer="192.0.2.1:5"))
     bench.reply()
-    (error,) = bench.owner.calls
+    ((error, peer),) = bench.owner.calls
+    assert peer == "192.0.2.1:5"
     assert isinstance(error, UwsgiError)
     assert error.text == "reported"
     assert bench.result(job) is None

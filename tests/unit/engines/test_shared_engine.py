@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
 from tests.unit.peers import peer_at
+from uwsgitwisted.activity import Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Interrupted, RemoteError, RequestTimeout, Unavailable, WorkerDied
@@ -66,6 +67,9 @@ class FakeWorker:
         self._busy_for = self._working_for = 0.0
         self.retired = False
         self.kills = 0
+        self.counts: list[Counts] = []
+        self.warning = (0.0, b"")
+        self.place = ""
         self._capacity = capacity
 
     @property
@@ -76,7 +80,7 @@ class FakeWorker:
     def killed(self) -> bool:
         return bool(self.kills)
 
-    def kill(self) -> None:
+    def kill(self, *, trace: bool = False) -> None:
         self.kills += 1
 
     def accepted(self, seconds: float = 0.0) -> int:
@@ -84,6 +88,9 @@ class FakeWorker:
 
     def overdue(self, seconds: float) -> list[int]:
         return [NO_REQUEST] if self._working_for > seconds else []
+
+    def overdue_peers(self, seconds: float) -> list[str]:
+        return ["192.0.2.1:5" for _ in self.overdue(seconds)]
 
     def work(self, seconds: float = LONG) -> None:
         """Run a request of a port."""
@@ -331,8 +338,11 @@ class TestStop:
         """A failure that a worker reports is logged, with its traceback."""
         bench = Bench(FakeWorker(1))
         with capturedLogs() as logs:
-            bench.engine.on_report(RemoteError("boom", type="KeyError", traceback="Traceback: here"))
-        assert any("Traceback: here" in str(event) for event in logs)
+            error = RemoteError("boom", type="KeyError", traceback="Traceback: here")
+            bench.engine.on_report(error, "192.0.2.1:5")
+        (event,) = logs
+        assert "192.0.2.1:5: the handler of modifier1 0 raised boom" in formatEvent(event)
+        assert "Traceback: here" in formatEvent(event)
 
 
 @pytest.mark.parametrize("ready", [0, 1])

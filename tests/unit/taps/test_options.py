@@ -81,6 +81,8 @@ class TestCommon:
         expected = ServerSettings(listen=(f"tcp:{port}:interface=127.0.0.1",))
         if make is spooler.Options:
             expected = replace(expected, timeout=3_600.0, engine=f"processes:{available_cores()}")
+        if make is renderer.Options:
+            expected = replace(expected, max_memory=1 << 30)
         assert settings == expected
         assert settings.max_message == MAX_MESSAGE
         assert settings.node == socket.gethostname()
@@ -93,7 +95,7 @@ class TestCommon:
             "-l tcp:1 --listen unix:/x --engine processes:3 --timeout 5 --drain-timeout 6 --max-queue 7 "
             "--max-message 8K --max-buffered 1G --max-connections 9 --max-connections-per-peer 8 "
             "--header-timeout 10 --body-timeout 11 --write-timeout 12 "
-            "--idle-timeout 13 --node n1 --no-tracebacks"
+            "--idle-timeout 13 --node n1 --no-tracebacks --max-memory 2G"
         )
         settings = replace(parse(make, *arguments, *given.split()).settings(), options={})
         assert settings == ServerSettings(
@@ -103,6 +105,7 @@ class TestCommon:
             drain_timeout=6.0,
             max_queue=7,
             max_message=8_192,
+            max_memory=2 << 30,
             tracebacks=False,
             node="n1",
             limits=Limits(
@@ -587,6 +590,46 @@ reactor.run()
         """A renderer is made of its directories."""
         options = parse(renderer.Options, "--templates", str(modules), "--filters", "h, trim,", "--strict")
         assert IService.providedBy(renderer.makeService(options))
+
+    def test_renderer_options(self) -> None:
+        """Each option of a renderer reaches what loads its templates."""
+        given = (
+            "--templates /a --templates /b --autoescape html,xml --imports one --imports two "
+            "--encoding latin-1 "
+            "--engine-for .j=jinja2 --engine-for *=mako --preload --no-reload --max-output 1M --answer bytes "
+            "--module-directory /c --result-cache 2M --result-age 5"
+        )
+        assert parse(renderer.Options, *given.split()).templates() == {
+            "directories": ["/a", "/b"],
+            "filters": [],
+            "autoescape": ["html", "xml"],
+            "strict": False,
+            "debug": False,
+            "imports": ["one", "two"],
+            "encoding": "latin-1",
+            "engines": {".j": "jinja2", "*": "mako"},
+            "preload": True,
+            "reload": False,
+            "max_output": 1 << 20,
+            "answer": "bytes",
+            "module_directory": "/c",
+            "result_cache": 2 << 20,
+            "result_age": 5.0,
+        }
+
+    @pytest.mark.parametrize(
+        ("option", "text"),
+        [
+            ("--encoding nonsense", "Python knows no such encoding"),
+            ("--answer object", "it is text, or bytes"),
+            ("--engine-for j2=jinja2", "write .extension=engine"),
+            ("--engine-for .j2=django", "no template engine is called 'django'; there are mako, jinja2"),
+        ],
+    )
+    def test_renderer_mistakes(self, option: str, text: str) -> None:
+        """A mistake in a renderer's options is named."""
+        with pytest.raises(UsageError, match=text):
+            parse(renderer.Options, *RENDERER, *option.split())
 
     def test_spooler(self, modules: Path) -> None:
         """A spooler is made of its handler module and its store, which is opened once as a check."""

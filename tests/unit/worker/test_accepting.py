@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.worker.test_worker_main import PATIENCE, Front
 from uwsgitwisted.activity import Activity, open_slots
-from uwsgitwisted.errors import RemoteError, RequestCancelled, UwsgiError
+from uwsgitwisted.errors import MalformedPacket, RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.wire.events import (
     AnswerReceived,
     ErrorReceived,
@@ -71,16 +71,24 @@ class Bench:
         (self.slot,) = open_slots(descriptor)
         os.close(descriptor)
         self.reports: list[UwsgiError] = []
+        self.blamed: list[str] = []
         told: dict[str, Any] = {"ports": 1, "networks": networks, "write_timeout": 0.2, "max_body": 100_000}
         self.acceptor = Acceptor(
             Accepting(**(told | options)),
             [self.listener],
             theirs,
-            {WSGI: StreamHandler(lambda exchange, _: serve(exchange))},
+            {WSGI: StreamHandler(lambda exchange, _: serve(exchange), refused=self._refused)},
             "n1 worker 1",
-            self.reports.append,
+            self._report,
         )
         self._clients: list[socket.socket] = []
+
+    def _refused(self, *about: object) -> None:
+        raise AssertionError("the handler knows of its own failures")
+
+    def _report(self, error: UwsgiError, peer: str) -> None:
+        self.reports.append(error)
+        self.blamed.append(peer)
 
     def connect(self, data: bytes = b"") -> socket.socket:
         """Connect a client, which sends bytes."""
@@ -95,7 +103,7 @@ class Bench:
         """Accept a connection, and run its request if that is the worker's."""
         accepted = self.acceptor.accept(self.listener.fileno())
         if accepted is not None:
-            self.acceptor.run(*accepted, self.slot)
+            self.acceptor.run(accepted, self.slot)
         return accepted is not None
 
     def handed_over(self) -> tuple[bytes, socket.socket]:
@@ -252,6 +260,7 @@ def test_handler_fails(bench: Make) -> None:
 
     made = bench(serve)
     client = made.connect(GET)
+    port = client.getsockname()[1]
     assert made.accept()
     answer = everything(client)
     assert answer.startswith(b"HTTP/1.0 500 ")
@@ -260,6 +269,24 @@ def test_handler_fails(bench: Make) -> None:
     assert isinstance(error, RemoteError)
     assert error.type == "KeyError"
     assert error.node == "n1 worker 1"
+    assert made.blamed == [f"127.0.0.1:{port}"]
+
+
+def test_request_that_cannot_be_read(bench: Make) -> None:
+    """A request that can't be decoded is answered with 400, and its handler hears of that for its log."""
+
+    def read(exchange: AnyExchange) -> None:
+        raise MalformedPacket("no method")
+
+    refused: list[object] = []
+    made = bench()
+    handler = StreamHandler(lambda exchange, _: hello(exchange), read, lambda *about: refused.append(about))
+    made.acceptor._handlers[WSGI] = handler
+    client = made.connect(GET)
+    assert made.accept()
+    assert everything(client).startswith(b"HTTP/1.0 400 ")
+    assert refused == [(Packet(WSGI, 0, GET[4:]), 400, len("400 Bad Request\n"))]
+    assert len(made.reports) == 1
 
 
 def test_handler_fails_in_the_middle(bench: Make) -> None:

@@ -202,16 +202,6 @@ def test_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "hello\n"
 
 
-def test_names_that_are_not_there() -> None:
-    """A name of uWSGI that isn't here says what is, and every name that it lists is there."""
-    with pytest.raises(AttributeError, match=r"uwsgitwisted has no uwsgi\.cache_get; it has: ") as caught:
-        uwsgi.cache_get  # noqa: B018
-    assert caught.value.name == "cache_get"
-    for name in str(caught.value).partition("it has: ")[2].split(", "):
-        assert hasattr(uwsgi, name)
-    assert not hasattr(uwsgi, "cache_get")
-
-
 def test_install() -> None:
     """``import uwsgi`` gives ours, however often it is installed, in place of any stand-in."""
     sys.modules["uwsgi"] = types.ModuleType("uwsgi")

@@ -20,6 +20,7 @@ from uwsgitwisted.errors import MisuseError, RemoteError, StartupError, Unencoda
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.packet import RPC, Packet
 from uwsgitwisted.worker.compat import functions, uwsgi, uwsgidecorators
+from uwsgitwisted.worker.compat.signals import forget_all
 from uwsgitwisted.worker.handlers import rpc as rpc_handler
 
 
@@ -105,14 +106,16 @@ class TestLoad:
         assert set(rpc_handler.load_with_objects("either")) == {33, RPC}
 
     def test_neither(self, write: Write) -> None:  # noqa: F811
-        """A module that does neither is refused, and both ways are named."""
+        """A module that does none of it is refused, and all ways are named."""
+        forget_all()
         write("neither.py", "import uwsgi\n")
         with pytest.raises(StartupError) as caught:
             rpc_handler.load_with_objects("neither")
         assert str(caught.value) == (
-            "the handler module 'neither' set no uwsgi.message_manager_marshal and registered no RPC function; "
-            "set it to a function (object, modifier2) that returns the answer, or register one with "
-            "uwsgi.register_rpc(name, function)"
+            "the handler module 'neither' set no uwsgi.message_manager_marshal and registered no RPC function "
+            "and registered no signal or function of a mule; set it to a function (object, modifier2) that "
+            "returns the answer, or register one with uwsgi.register_rpc(name, function), or register one with "
+            "uwsgi.register_signal, or a decorator such as @timer"
         )
 
     def test_functions_only(self, write: Write) -> None:  # noqa: F811

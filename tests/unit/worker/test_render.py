@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import mako.codegen
@@ -25,16 +25,13 @@ from mako.template import Template
 from uwsgitwisted.errors import MisuseError, StartupError, UnsafeObject
 from uwsgitwisted.files import open_below
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.worker.handlers import templates as templates_module
-from uwsgitwisted.worker.handlers.render import Renderer, context, load, read_request
-from uwsgitwisted.worker.handlers.templates import (
-    NoTemplate,
-    TemplateDirectories,
-    TemplateFailed,
-    TemplateMissing,
-    TemplateRefused,
-)
+from uwsgitwisted.wire.packet import MARSHAL, RPC, Packet
+from uwsgitwisted.worker.handlers.render import load, read_page
+from uwsgitwisted.worker.templates import directories as directories_module
+from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateFailed, TemplateMissing, TemplateRefused
+from uwsgitwisted.worker.templates.mako_engine import RESERVED, MakoTemplates
+from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
+from uwsgitwisted.worker.templates.variables import VariableNames
 
 #: What Mako gives a meaning, as far as a variable of that name would disturb it.
 MAKOS_OWN = [
@@ -78,8 +75,18 @@ def site(tmp_path: Path) -> Path:
     return directory
 
 
-def renderer(*directories: Path, **options: Any) -> Renderer:
-    return Renderer(TemplateDirectories([str(directory) for directory in directories], **options))
+class Pages:
+    """A renderer, each page of which is a request."""
+
+    def __init__(self, *directories: Path, **options: Any) -> None:
+        self.renderer = Renderer(RenderSettings([str(directory) for directory in directories], **options))
+
+    def render(self, name: str, variables: Mapping[Any, object]) -> str:
+        self.renderer.begin()
+        return self.renderer.render(name, variables).decode()
+
+
+renderer = Pages
 
 
 def render(site: Path, template: str, **variables: object) -> str:
@@ -95,12 +102,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of templates, in the order in which they are compiled from now on."""
     names: list[str] = []
 
-    class Recorded(Template):  # type: ignore[misc]
-        def __init__(self, *, uri: str, **options: Any) -> None:
-            names.append(uri)
-            super().__init__(uri=uri, **options)
+    translate = MakoTemplates.translate
 
-    monkeypatch.setattr(templates_module, "Template", Recorded)
+    def record(self: MakoTemplates, name: str, source: bytes) -> CodeType:
+        names.append(name)
+        return translate(self, name, source)
+
+    monkeypatch.setattr(MakoTemplates, "translate", record)
     return names
 
 
@@ -110,7 +118,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_answer(site: Path) -> None:
     """A request's answer is the marshalled text, with the modifier2 of the request."""
     table = load([str(site)])
-    assert list(table) == [MARSHAL]
+    assert list(table) == [MARSHAL, RPC]
     request = Packet(MARSHAL, 7, dumps(("page.txt", {"name": "Ann"})))
     assert table[MARSHAL](request) == Packet(MARSHAL, 7, dumps("Hello Ann!"))
 
@@ -120,8 +128,8 @@ def test_arguments_travel_as_json(site: Path) -> None:
     (site / "escaped.html").write_text("${attributes['x']}|${attributes['x'] | n}")
     arguments = {
         "directories": [str(site)],
-        "default_filters": ["h"],
-        "strict_undefined": True,
+        "filters": ["h"],
+        "strict": True,
         "cache_size": 3,
     }
     handler = load(**json.loads(json.dumps(arguments)))[MARSHAL]
@@ -172,7 +180,7 @@ def test_request_forms(site: Path, message: object) -> None:
 
 def test_odd_keys_are_kept() -> None:
     """Keys that are no text stay in attributes as they are."""
-    _, variables = read_request(("page.txt", {b"\xff": 1, 2: 3, b"a": 4}))
+    _, variables = read_page(("page.txt", {b"\xff": 1, 2: 3, b"a": 4}))
     assert variables == {b"\xff": 1, 2: 3, "a": 4}
 
 
@@ -268,7 +276,7 @@ def test_any_key_renders(site: Path, key: str) -> None:
 def test_names_in_attributes_only(key: object) -> None:
     """A variable never takes the place of something of Mako's, and no name is made up for one that has none."""
     variables = {key: "value", "free": 1}
-    assert context(variables) == {"attributes": variables, "free": 1}
+    assert VariableNames(RESERVED).select(variables) == {"attributes": variables, "free": 1}
 
 
 def test_attributes_stays_the_dict(site: Path) -> None:
@@ -294,7 +302,7 @@ def test_undefined(site: Path, strict: bool, text: str) -> None:
     """A name that the caller didn't send raises when it is rendered."""
     (site / "undefined.txt").write_text("\n${missing}")
     with pytest.raises(TemplateFailed, match=f"NameError: {text}"):
-        renderer(site, strict_undefined=strict).render("undefined.txt", {})
+        renderer(site, strict=strict).render("undefined.txt", {})
 
 
 def test_strict_undefined(site: Path) -> None:
@@ -302,34 +310,31 @@ def test_strict_undefined(site: Path) -> None:
     (site / "undefined.txt").write_text("${'set' if missing else 'not set'}")
     assert render(site, "undefined.txt") == "not set"
     with pytest.raises(TemplateFailed, match="'missing' is not defined"):
-        renderer(site, strict_undefined=True).render("undefined.txt", {})
+        renderer(site, strict=True).render("undefined.txt", {})
 
 
 def test_filters(site: Path) -> None:
     """A filter can be applied to everything, such as the one that decodes what Python 2 sends."""
-    assert (
-        renderer(site, default_filters=["decode.utf8"]).render("page.txt", {"name": "Zoë".encode()})
-        == "Hello Zoë!"
-    )
-    assert renderer(site, default_filters=["h"]).render("page.txt", {"name": "<"}) == "Hello &lt;!"
+    assert renderer(site, filters=["decode.utf8"]).render("page.txt", {"name": "Zoë".encode()}) == "Hello Zoë!"
+    assert renderer(site, filters=["h"]).render("page.txt", {"name": "<"}) == "Hello &lt;!"
     assert render(site, "page.txt", name="<") == "Hello <!"
 
 
 def test_text_is_plain_str(site: Path) -> None:
     """An escaped text is a str, not one of its subclasses, which can't travel."""
     (site / "one.html").write_text("${x}")
-    assert type(renderer(site, default_filters=["h"]).render("one.html", {"x": "<"})) is str
+    assert type(renderer(site, filters=["h"]).render("one.html", {"x": "<"})) is str
 
 
-@pytest.mark.parametrize("filters", [None, ["h"]], ids=["unfiltered", "escaped"])
+@pytest.mark.parametrize("filters", [[], ["h"]], ids=["unfiltered", "escaped"])
 @pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
-def test_any_name(site: Path, filters: list[str] | None, strict: bool) -> None:
+def test_any_name(site: Path, filters: list[str], strict: bool) -> None:
     """A variable may have any name, and breaks no page."""
     (site / "everything.txt").write_text(EVERYTHING)
     (site / "base.txt").write_text("<${self.body()}${next.body()}${title}>")
     (site / "parts.txt").write_text('<%def name="wrap()">(${caller.body()})</%def>')
     (site / "included.txt").write_text("included ${title}")
-    pages = renderer(site, default_filters=filters, strict_undefined=strict)
+    pages = renderer(site, filters=filters, strict=strict)
     text = pages.render("everything.txt", {"title": "T"})
     assert "part T" in text
     for name in EVERY_NAME:
@@ -440,10 +445,9 @@ def test_refusal_tells_where(site: Path) -> None:
 
 def test_has_template(site: Path) -> None:
     """Templates may check whether another one exists."""
-    lookup = TemplateDirectories([str(site)])
-    assert lookup.has_template("page.txt")
-    assert not lookup.has_template("nothing.txt")
-    assert not lookup.has_template("../outside/secret.txt")
+    (site / "asks.txt").write_text("${context.lookup.has_template(n)}")
+    names = ("page.txt", "nothing.txt", "../outside/secret.txt")
+    assert [render(site, "asks.txt", n=name) for name in names] == ["True", "False", "False"]
 
 
 # -- symbolic links, and other files that are not regular ones
@@ -623,7 +627,7 @@ def test_unreadable(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(directory: str, name: str) -> int:
         raise PermissionError(13, "Permission denied", f"{directory}/{name}")
 
-    monkeypatch.setattr(templates_module, "open_below", refuse)
+    monkeypatch.setattr(directories_module, "open_below", refuse)
     with pytest.raises(TemplateMissing) as caught:
         render(site, "page.txt")
     assert str(caught.value) == "the template 'page.txt' can't be opened: Permission denied"
@@ -637,7 +641,10 @@ def test_directories_in_order(site: Path) -> None:
     (site / "footer.txt").write_text("plain")
     (site / "whole.txt").write_text("<%include file='footer.txt'/>")
     gone = site.parent / "gone"
-    assert renderer(gone, theme, site).render("whole.txt", {}) == "themed"
+    gone.mkdir()
+    pages = renderer(gone, theme, site)
+    gone.rmdir()
+    assert pages.render("whole.txt", {}) == "themed"
     assert renderer(site, theme).render("whole.txt", {}) == "plain"
 
 
@@ -646,7 +653,7 @@ def test_directories_in_order(site: Path) -> None:
 
 def settle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files judged by their status alone, as those are that weren't changed just now."""
-    monkeypatch.setattr(templates_module, "SETTLED_AFTER", -(10**18))
+    monkeypatch.setattr(directories_module, "SETTLED_AFTER", -(10**18))
 
 
 def test_compiled_once(site: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,10 +664,10 @@ def test_compiled_once(site: Path, compiled: list[str], monkeypatch: pytest.Monk
     assert compiled == ["sub/deep.txt"]
     settle(monkeypatch)
     rendering.render("sub/deep.txt", {})
-    template = TemplateDirectories([str(site)])
-    first = template._load("sub/deep.txt", None)
-    assert first.is_settled
-    assert template._load("sub/deep.txt", first) is first
+    read: list[str] = []
+    monkeypatch.setattr(directories_module, "open_below", lambda _, name: read.append(name))
+    assert rendering.render("sub/deep.txt", {}) == "deep"
+    assert read == []
 
 
 @pytest.mark.parametrize("seconds", [-1000, 1000])
@@ -707,7 +714,7 @@ def test_what_tells_files_apart(field: str) -> None:
     status = {"st_dev": 1, "st_ino": 1, "st_size": 1, "st_mtime_ns": 1, "st_ctime_ns": 1, "st_atime_ns": 1}
 
     def stamp(**changes: int) -> object:
-        return templates_module._Stamp.of(SimpleNamespace(**{**status, **changes}))  # type: ignore[arg-type]
+        return directories_module.Stamp.of(SimpleNamespace(**{**status, **changes}))  # type: ignore[arg-type]
 
     assert stamp(**{field: 2}) != stamp()
     assert stamp(st_atime_ns=2) == stamp()
@@ -716,7 +723,7 @@ def test_what_tells_files_apart(field: str) -> None:
 def test_changed_at_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was changed just now is read again, even if nothing in its status has changed."""
     monkeypatch.setattr(
-        templates_module._Stamp, "of", lambda status: templates_module._Stamp(1, 1, 1, 1, 10**30)
+        directories_module.Stamp, "of", lambda status: directories_module.Stamp(1, 1, 1, 1, 10**30)
     )
     path = site / "sub" / "deep.txt"
     rendering = renderer(site)
@@ -850,25 +857,11 @@ def test_lines_of_templates_with_like_names(site: Path) -> None:
         assert (caught.value.name, caught.value.line) == (name, line)
 
 
-def test_lines_without_a_loader(site: Path) -> None:
-    """The line is found where Mako gives a template's module no loader; 0 stands for one that isn't known."""
-    (site / "lines.txt").write_text("\n\n${1 // 0}")
-    module = vars(TemplateDirectories([str(site)]).get_template("lines.txt").module)
-    module["__loader__"] = None
-    code = module[templates_module._CODE].splitlines()
-    line = next(number for number, text in enumerate(code, 1) if "1 // 0" in text)
-    assert templates_module._template_line(module, line) == 3
-    assert templates_module._template_line(module, 1) == 0
-    del module[templates_module._CODE]
-    assert templates_module._template_line(module, line) == 0
-
-
-def test_raised_outside_of_the_template(site: Path) -> None:
-    """An exception that Mako raises around a template is reported with its name."""
-    (site / "number.txt").write_text("${3 | n}")
-    with pytest.raises(TemplateFailed, match=r"^template 'number\.txt': TypeError: ") as caught:
+def test_no_text(site: Path) -> None:
+    """What is written and isn't text is an error in its line."""
+    (site / "number.txt").write_text("\n${3 | n}")
+    with pytest.raises(TemplateFailed, match=r"^template 'number\.txt', line 2: TypeError: "):
         render(site, "number.txt")
-    assert caught.value.line == 0
 
 
 def test_includes_itself(site: Path) -> None:
@@ -917,18 +910,18 @@ def test_two_threads(site: Path) -> None:
 
 def test_one_thread_compiles(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a thread compiles, others wait for its result."""
-    lookup = TemplateDirectories([str(site)])
+    templates = Renderer(RenderSettings([str(site)])).templates
     entered: list[bool] = []
+    translate = MakoTemplates.translate
 
-    class Watched(Template):  # type: ignore[misc]
-        def __init__(self, **options: Any) -> None:
-            other = threading.Thread(target=lambda: entered.append(lookup._lock.acquire(blocking=False)))
-            other.start()
-            other.join()
-            super().__init__(**options)
+    def watch(self: MakoTemplates, name: str, source: bytes) -> CodeType:
+        other = threading.Thread(target=lambda: entered.append(templates._lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+        return translate(self, name, source)
 
-    monkeypatch.setattr(templates_module, "Template", Watched)
-    lookup.get_template("page.txt")
+    monkeypatch.setattr(MakoTemplates, "translate", watch)
+    templates.find("page.txt")
     assert entered == [False]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from uwsgitwisted import blocking
+from uwsgitwisted.activity import MAX_WARNING, NOTICE
 from uwsgitwisted.address import AddressLike, FanOutNode, parse_address
 from uwsgitwisted.errors import InvalidAddress, MisuseError, UwsgiError
 from uwsgitwisted.wire.vars import VarsValue, to_bytes
@@ -42,11 +43,13 @@ class Process:
     :param masterpid: the service's own process, which starts the workers or is one; 0 in a script.
     :param worker_id: which worker this is, from 1; 0 outside one.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
+    :param is_spooler: whether it runs tasks, periodic ones too.
     """
 
     masterpid: int = 0
     worker_id: int = 0
     serves_strangers: bool = False
+    is_spooler: bool = False
 
 
 #: This one.
@@ -210,4 +213,19 @@ def log(text: str) -> bool:
     """Write a line to the log, which is the standard error of the process, and return True."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+    return True
+
+
+def set_warning_message(message: str | bytes) -> bool:
+    """Have the service answer pings with a warning, and return True.
+
+    Load balancers then leave this node out. The warning holds for the whole service, until a handler sets
+    another one; an empty one ends it.
+
+    :param message: the warning; more than 80 bytes of it are cut off, as in uWSGI.
+    """
+    text = to_bytes(message)
+    if len(text) > MAX_WARNING:
+        _logger.warning("uwsgi.set_warning_message: only %d of %d bytes are kept", MAX_WARNING, len(text))
+    NOTICE.write(text)
     return True

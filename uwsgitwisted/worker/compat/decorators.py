@@ -15,12 +15,14 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from uwsgitwisted.errors import MisuseError, SpoolError, UnsafeObject
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.tasks import AGAIN, DONE
-from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat import calls, signals, uwsgi
+from uwsgitwisted.worker.compat.functions import register_rpc
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -73,7 +75,7 @@ class Spooled:
         else:
             for variables in (*args[:1], kwargs):
                 task.update(variables)
-        return uwsgi.spool(task)
+        return calls.spool(task)
 
     def spool(self, *args: Any, **kwargs: Any) -> bool | None:
         """Do the same, as it was spelled before uWSGI 1.9.13."""
@@ -193,12 +195,24 @@ def _set_spooler() -> None:
 def timer(secs: float, **kwargs: Any) -> Callable[[_Function], _Function]:
     """Run a function every *secs* seconds.
 
-    :param kwargs: ``signum`` is what the function is called with; what else uWSGI takes is ignored.
+    :param kwargs: ``signum`` is what the function is called with, and the signal that runs it in a node;
+        ``target`` says which processes do.
+    :raises MisuseError: if *secs* is not above 0.
+    """
+    return repeat("timer", secs, secs, kwargs)
+
+
+def repeat(
+    name: str, value: object, secs: float, kwargs: Mapping[str, Any]
+) -> Callable[[_Function], _Function]:
+    """Return the decorator of a function that runs every *secs* seconds.
+
+    :param name: the decorator that says it, with *value*.
     :raises MisuseError: if *secs* is not above 0.
     """
     if isinstance(secs, bool) or not isinstance(secs, (int, float)) or not 0 < secs < sys.maxsize:
-        raise MisuseError(f"@timer({secs!r}): it takes a number of seconds above 0")
-    return lambda f: _repeated(f, kwargs, seconds=float(secs))
+        raise MisuseError(f"@{name}({value!r}): it takes a time above 0")
+    return lambda f: _repeated(f, kwargs, partial(signals.add_timer, seconds=secs), seconds=float(secs))
 
 
 #: uWSGI has two kinds of timers, which do the same.
@@ -226,7 +240,11 @@ def cron(
             "expression; give -1 for one of them and look at the other in the function"
         )
     expression = " ".join(map(_cron_field, _CRON_FIELDS, values))
-    return lambda f: _repeated(f, kwargs, cron=expression)
+
+    def add(number: int) -> None:
+        signals.add_cron(number, minute, hour, day, month, dayweek)
+
+    return lambda f: _repeated(f, kwargs, add, cron=expression)
 
 
 #: The fields of a cron expression, and from where to where they go.
@@ -245,15 +263,34 @@ def _cron_field(field: tuple[str, int, int], value: int) -> str:
     return ",".join(map(str, chosen))
 
 
-def _repeated(f: _Function, kwargs: Mapping[str, Any], *, cron: str = "", seconds: float = 0.0) -> _Function:
-    """Note that *f* runs again and again, and return it."""
+def _repeated(
+    f: _Function,
+    kwargs: Mapping[str, Any],
+    add: Callable[[int], None],
+    *,
+    cron: str = "",
+    seconds: float = 0.0,
+) -> _Function:
+    """Note that *f* runs again and again, and return it.
+
+    A spooler does that with tasks, which outlive it. Any other service raises a signal.
+
+    :param add: has the front raise a signal.
+    """
     first = name = f"{f.__module__}.{f.__qualname__}"
     number = 1
     while name in periodic:
         number += 1
         name = f"{first}#{number}"
-    periodic[name] = PeriodicFunction(name, f, kwargs.get("signum", len(periodic)), cron, seconds)
+    if "signum" in kwargs:
+        signum = kwargs["signum"]
+    else:
+        signum = len(periodic) if calls.process.is_spooler else signals.get_free_signal()
+    periodic[name] = PeriodicFunction(name, f, signum, cron, seconds)
     _set_spooler()
+    if not calls.process.is_spooler:
+        signals.register_signal(signum, kwargs.get("target", ""), f)
+        add(signum)
     return f
 
 
@@ -261,7 +298,7 @@ def rpc(name: str | bytes) -> Callable[[_Function], _Function]:
     """Let others call a function by *name*: ``uwsgi.register_rpc`` as a decorator."""
 
     def register(f: _Function) -> _Function:
-        uwsgi.register_rpc(name, f)
+        register_rpc(name, f)
         return f
 
     return register
@@ -280,7 +317,7 @@ class postfork:  # noqa: N801 - uWSGI's name for it
         if self.f is None:
             (self.f,) = args
             return self
-        return self.f() if self.wid in (0, uwsgi.worker_id()) else None
+        return self.f() if self.wid in (0, calls.worker_id()) else None
 
 
 def postfork_chain_hook() -> None:

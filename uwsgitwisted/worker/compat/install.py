@@ -31,6 +31,11 @@ def serve_strangers() -> None:
     calls.process.serves_strangers = True
 
 
+def run_tasks() -> None:
+    """Tell our ``uwsgi`` module that this process is a spooler's worker, whose periodic functions are tasks."""
+    calls.process.is_spooler = True
+
+
 def configure(
     *,
     worker_id: int = 0,
@@ -51,6 +56,7 @@ def configure(
     """
     calls.process.worker_id = worker_id
     calls.process.masterpid = masterpid
+    calls.process.is_spooler = False
     _ours.numproc = numproc
     calls.opt.clear()
     calls.opt.update((name, _to_bytes(value)) for name, value in (options or {}).items())

@@ -1,55 +1,29 @@
-"""What handler modules get from ``import uwsgi``.
+"""What handler modules get from ``import uwsgi``: the names that :mod:`.table` has.
 
 A module sets :data:`message_manager_marshal` or :data:`spooler`, or registers RPC functions; the engines call
-them. The functions are in :mod:`.calls` and :mod:`.functions`. New code that wants exceptions uses
-:mod:`uwsgitwisted.blocking`.
+them. New code that wants exceptions uses :mod:`uwsgitwisted.blocking`.
 """
 
-import sys as _sys
 from collections.abc import Callable as _Callable
-from typing import NoReturn as _NoReturn
+from typing import Any as _Any
 
 from uwsgitwisted import __version__
-from uwsgitwisted.worker.compat.calls import (
-    log,
-    masterpid,
-    opt,
-    send_message,
-    send_multi_uwsgi_message,
-    send_uwsgi_message,
-    spool,
-    worker_id,
-)
-from uwsgitwisted.worker.compat.functions import call, register_rpc, rpc, rpc_list
+from uwsgitwisted.worker.compat.names import find as _find
+from uwsgitwisted.worker.compat.table import UWSGI as _UWSGI
+from uwsgitwisted.worker.compat.table import flatten as _flatten
 
-__all__ = [
-    "SPOOL_IGNORE",
-    "SPOOL_OK",
-    "SPOOL_RETRY",
-    "call",
-    "log",
-    "masterpid",
-    "message_manager_marshal",
-    "numproc",
-    "opt",
-    "register_rpc",
-    "rpc",
-    "rpc_list",
-    "send_message",
-    "send_multi_uwsgi_message",
-    "send_to_spooler",
-    "send_uwsgi_message",
-    "spool",
-    "spooler",
-    "version",
-    "worker_id",
-]
+_NAMES = _flatten(_UWSGI)
+
+__all__ = [*_NAMES]
 
 #: Called with an object and the modifier2 it came with; its return value is the answer.
 message_manager_marshal: _Callable[[object, int], object] | None = None
 
 #: Called with a task's dict; returns one of the three numbers below.
 spooler: _Callable[[dict[str | bytes, str | bytes]], object] | None = None
+
+#: Called with each message of a mule that runs no program of its own.
+mule_msg_hook: _Callable[[bytes], object] | None = None
 
 SPOOL_OK = -2
 SPOOL_RETRY = -1
@@ -61,10 +35,6 @@ numproc = 1
 #: Ours, as bytes, which is what uWSGI has there on Python 3.
 version = __version__.encode()
 
-#: Its name in uWSGI before 1.0.
-send_to_spooler = spool
 
-
-def __getattr__(name: str) -> _NoReturn:
-    text = f"uwsgitwisted has no uwsgi.{name}; it has: {', '.join(__all__)}"
-    raise AttributeError(text, name=name, obj=_sys.modules[__name__])
+def __getattr__(name: str) -> _Any:
+    return _find(__name__, _NAMES, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from uwsgitwisted.errors import UwsgiError
@@ -57,16 +58,23 @@ def _nothing(exchange: AnyExchange) -> None:
     return None
 
 
+def _unlogged(request: Packet, status: HTTPStatus, size: int) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class StreamHandler:
     """Runs the requests of one modifier1, whose bodies and answers may be streams.
 
     :param serve: answers the request of an exchange, which it gets with what *read* returned.
     :param read: decodes the request. Callers get its :class:`UwsgiError` exceptions unchanged.
+    :param refused: is told of a request that could not be decoded, and that the worker has answered itself:
+        with which status, and how many bytes of a body.
     """
 
     serve: Callable[[AnyExchange, Any], None]
     read: Callable[[AnyExchange], Any] = _nothing
+    refused: Callable[[Packet, HTTPStatus, int], None] = _unlogged
 
     def __call__(self, exchange: AnyExchange, node: str = "") -> None:
         """Answer the request.

@@ -12,6 +12,7 @@ from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.worker.compat import signals
 from uwsgitwisted.worker.compat.functions import rpc_list
 from uwsgitwisted.worker.compat.install import install, serve_strangers
 from uwsgitwisted.worker.handlers.source import import_from_source
@@ -88,6 +89,11 @@ _USES = {
         "message_manager_marshal", "set it to a function (object, modifier2) that returns the answer"
     ),
     "spooler": _function("spooler", "set it to a function of one dict, the task"),
+    "register_signal": _Use(
+        signals.is_used,
+        "registered no signal or function of a mule",
+        "register one with uwsgi.register_signal, or a decorator such as @timer",
+    ),
     "register_rpc": _Use(
         lambda: bool(rpc_list()),
         "registered no RPC function",

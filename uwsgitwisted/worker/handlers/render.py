@@ -1,143 +1,163 @@
-"""Templates (modifier1 33): renders the Mako template that a request names, with the variables that it sends.
+"""Templates (modifier1 33): renders the template that a request names, with the variables that it sends.
 
 A request is the marshalled pair ``(name, variables)``; its answer is the marshalled text. In the template,
 ``attributes`` is the dict of the variables, as in existing uWSGI code (``${attributes['title']}``). A variable
-whose name Mako doesn't reserve is also available by its name (``${title}``).
+whose name the engine doesn't need is also available by its name (``${title}``).
 
-Nothing is escaped unless the operator configures it: Mako doesn't escape by default, and a page must be the
-same as from ``Template(filename=...).render(attributes=variables)``. ``default_filters=["h"]`` escapes for
-HTML, and ``["decode.utf8"]`` decodes the byte strings of Python 2 peers. Templates are read as UTF-8, unless
-one names another encoding in its first line.
+A request may also be a list of such pairs. Its answer is the list of the pages, each as a pair ``(True, text)``
+or ``(False, error)``: a page that fails has no effect on the others.
 
 An engine loads this module, in a worker process or in the reactor's own process.
 """
 
 from __future__ import annotations
 
-import os
+import atexit
+import sys
 from collections.abc import Mapping, Sequence
-from keyword import iskeyword
 from typing import Any
 
-from mako.codegen import RESERVED_NAMES
-
-from uwsgitwisted.errors import MisuseError, StartupError
+from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
-from uwsgitwisted.worker.handlers.marshal import answer
-from uwsgitwisted.worker.handlers.templates import (
-    CACHE_SIZE,
-    TemplateDirectories,
-    TemplateFailed,
-    check_name,
-    failure,
-    name_from,
-)
+from uwsgitwisted.worker.spec import HandlerTable
+from uwsgitwisted.worker.templates.directories import name_from
+from uwsgitwisted.worker.templates.errors import OutputTooLarge
+from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
+from uwsgitwisted.worker.templates.results import Page
 
-#: Names with a meaning of their own in a template. A variable with such a name is in ``attributes`` only.
-RESERVED = frozenset(RESERVED_NAMES) | {
-    "attributes",
-    "caller",
-    "capture",
-    "local",
-    "next",
-    "pageargs",
-    "parent",
-    "self",
-    # Parameters of the functions to which Mako passes the variables as keyword arguments.
-    "buffer",
-    "callable_",
-    "tmpl",
-    # Names that the code which Mako generates from a template uses.
-    "filters",
-    "hasattr",
-    "runtime",
-    "str",
-}
+#: What callers get a page as, by the values of ``--answer``, and the type codes of marshal for them.
+ANSWERS: Mapping[str, bytes] = {"text": b"u", "bytes": b"s"}
+
+#: A page that is asked for.
+Asked = tuple[str, Mapping[Any, object]]
 
 
 def load(
-    directories: Sequence[str],
-    *,
-    default_filters: Sequence[str] | None = None,
-    strict_undefined: bool = False,
-    cache_size: int = CACHE_SIZE,
-) -> dict[int, Handler]:
-    """Return the handler that renders the templates in *directories*, by modifier1.
+    directories: Sequence[str], *, answer: str = "text", web: bool = False, debug: bool = False, **settings: Any
+) -> HandlerTable:
+    """Return the handlers that render templates, by modifier1: for objects, and for RPC.
 
-    Every argument has a JSON type, since a worker gets them on its command line.
-
-    :param directories: the directories to search, in order.
-    :param default_filters: Mako's filters for each ``${...}`` that doesn't say ``| n``, such as ``["h"]`` to
-        escape for HTML. None applies no filter.
-    :param strict_undefined: whether each use of a name that the caller didn't send raises, even ``% if name:``.
-    :param cache_size: how many compiled templates to cache, at least 1.
-    :raises StartupError: if no directory is given, one doesn't exist, or *cache_size* is too small.
+    :param directories: the directories of the templates.
+    :param answer: one of :data:`ANSWERS`.
+    :param web: whether to answer web requests too; that needs a worker process.
+    :param debug: whether those get a page about a template that failed.
+    :param settings: the other fields of :class:`RenderSettings`.
+    :raises StartupError: if a renderer can't be made of them.
     """
-    if cache_size < 1:
-        raise StartupError(f"a cache of {cache_size} templates; it has to hold one at least")
-    if not directories:
-        raise StartupError("no template directory; name one with --templates")
-    for directory in directories:
-        if not os.path.isdir(directory):
-            raise StartupError(f"--templates {directory}: there is no such directory")
-    renderer = Renderer(
-        TemplateDirectories(
-            directories,
-            default_filters=default_filters,
-            strict_undefined=strict_undefined,
-            cache_size=cache_size,
-        )
-    )
-    return {MARSHAL: Handler(renderer.run, answer, read)}
+    renderer = Renderer(RenderSettings(directories, **settings))
+    if renderer.caches:
+        atexit.register(_report, renderer)
+    handlers: HandlerTable = {**table(renderer, answer), **render_rpc.table(renderer)}
+    return {**handlers, **pages.table(renderer, debug=debug)} if web else handlers
 
 
-class Renderer:
-    """Renders templates by name.
+def table(renderer: Renderer, answer: str = "text") -> dict[int, Handler]:
+    """Return the handler of a renderer, by modifier1."""
+    objects = Objects(renderer, ANSWERS[answer])
+    if renderer.caches:
+        return {MARSHAL: Handler(objects.run_cached, objects.answer, objects.read_cached)}
+    return {MARSHAL: Handler(objects.run, objects.answer, objects.read)}
 
-    :param templates: finds and compiles the templates.
+
+def _report(renderer: Renderer) -> None:
+    """Log the figures of the result cache, when the worker ends."""
+    figures = renderer.statistics
+    held = f"{figures.pages} pages of {figures.size} bytes"
+    print(f"result cache: {figures.hits} hits, {figures.misses} misses; {held}", file=sys.stderr, flush=True)
+
+
+class Objects:
+    """Answers requests that are objects.
+
+    :param renderer: renders.
+    :param code: the type code of marshal for a page.
     """
 
-    def __init__(self, templates: TemplateDirectories) -> None:
-        self._templates = templates
+    def __init__(self, renderer: Renderer, code: bytes) -> None:
+        self._renderer = renderer
+        self._code = code
 
-    def run(self, asked: tuple[str, Mapping[Any, object]]) -> str:
-        """Render a template, given its name and variables.
+    def read(self, request: Packet) -> Asked | list[object]:
+        """Decode *request*; return the template's name and the variables, or a list of pages.
 
-        :raises TemplateRefused: as :meth:`render`, which also raises TemplateMissing and TemplateFailed.
+        :raises UnsafeObject: if the payload is not a plain marshalled object.
+        :raises MisuseError: as :func:`read_request`.
         """
-        return self.render(*asked)
+        return read_request(loads(request.payload))
 
-    def render(self, name: str, variables: Mapping[Any, object]) -> str:
-        """Render the template *name* and return its text.
+    def run(self, asked: Asked | list[object]) -> bytes:
+        """Render what is asked for; return the marshalled answer."""
+        self._renderer.begin()
+        if isinstance(asked, list):
+            return self._many(asked)
+        return self._marshalled(self._renderer.render(*asked))
 
-        :param variables: the variables for ``attributes``, and by name where the name isn't reserved.
-        :raises TemplateRefused: if the name, or the name of an included template, is not allowed.
-        :raises TemplateMissing: if the template, or one that it includes, doesn't exist.
-        :raises TemplateFailed: if a template can't be compiled, or raises.
+    def read_cached(self, request: Packet) -> Page | tuple[bytes, Asked | list[object]]:
+        """Find the page of *request* in the result cache, or else decode the request.
+
+        The bytes of a request that is in the cache were checked when it came for the first time.
         """
-        template = self._templates.get_template(check_name(name))
-        try:
-            text: str = template.render_unicode(**context(variables))
-        except TemplateFailed:  # an included template failed; the error has its line
-            raise
-        except Exception as error:
-            raise failure(name, error) from error
-        return text
+        self._renderer.begin()
+        page = self._renderer.cached(request.payload)
+        return (request.payload, self.read(request)) if page is None else page
+
+    def run_cached(self, asked: Page | tuple[bytes, Asked | list[object]]) -> bytes:
+        """Render what is asked for, unless it was found; return the marshalled answer."""
+        if isinstance(asked, Page):
+            return self._marshalled(asked.body)
+        key, request = asked
+        if isinstance(request, list):
+            return self._many(request)
+        return self._marshalled(self._renderer.page(*request, key).body)
+
+    def answer(self, request: Packet, result: object) -> Packet:
+        """Return the answer to *request*."""
+        assert isinstance(result, bytes)
+        return Packet(MARSHAL, request.modifier2, result)
+
+    def _marshalled(self, text: bytes) -> bytes:
+        return self._code + len(text).to_bytes(4, "little") + text
+
+    def _many(self, messages: list[object]) -> bytes:
+        """Render many pages; the answer's size is bounded like that of one."""
+        answers = [b"[" + len(messages).to_bytes(4, "little")]
+        left = self._renderer.max_output
+        for message in messages:
+            text = b""
+            try:
+                if left <= 0:
+                    raise OutputTooLarge("the pages before it take all that --max-output allows")
+                text = self._renderer.render(*read_page(message))
+                code = _PAIR + b"T"
+            except UwsgiError as error:
+                text = str(error).encode("utf-8", "backslashreplace")
+                code = _PAIR + b"F"
+            answers += code, self._marshalled(text)
+            left -= len(text)
+        return b"".join(answers)
 
 
-def read(request: Packet) -> tuple[str, dict[object, object]]:
-    """Decode *request*; return the template's name and the variables.
+#: How marshal begins a tuple of two values.
+_PAIR = b"(\x02\0\0\0"
 
-    :raises UnsafeObject: if the payload is not a plain marshalled object.
-    :raises MisuseError: as :func:`read_request`, which also raises TemplateRefused.
+
+def read_request(message: object) -> Asked | list[object]:
+    """Return what a request's object asks for: a page, or a list of what :func:`read_page` takes.
+
+    :raises MisuseError: if *message* is neither; what is wrong in a list is an error of that page.
+    :raises TemplateRefused: if the name of a single page is not text.
     """
-    return read_request(loads(request.payload))
+    if isinstance(message, list) and not message:
+        return []
+    is_list = isinstance(message, (tuple, list)) and all(isinstance(part, (tuple, list)) for part in message)
+    return list(message) if is_list and message else read_page(message)  # type: ignore[call-overload]
 
 
-def read_request(message: object) -> tuple[str, dict[object, object]]:
-    """Return the template's name and the variables in a request's object.
+def read_page(message: object) -> Asked:
+    """Return the template's name and the variables in a pair.
 
     Python 2 peers send text as bytes, so the name and the keys are decoded. Keys that are not UTF-8 stay bytes.
     Values are left to the template.
@@ -148,7 +168,7 @@ def read_request(message: object) -> tuple[str, dict[object, object]]:
     if not isinstance(message, (tuple, list)) or len(message) != 2:
         raise MisuseError(
             "a request to render is the pair (name, variables), such as ('mail/welcome.txt', {'user': 'Ann'}), "
-            f"not {_describe(message)}"
+            f"or a list of such pairs, not {_describe(message)}"
         )
     name, variables = message
     if variables is None:
@@ -158,20 +178,9 @@ def read_request(message: object) -> tuple[str, dict[object, object]]:
             f"a template's variables are a dict, or None for none, not {_describe(variables)}; the template "
             "finds the dict in 'attributes'"
         )
-    return name_from(name), {_decoded(key): value for key, value in variables.items()}
-
-
-def context(variables: Mapping[Any, object]) -> dict[str, object]:
-    """Return the names that are defined in a template, with their values."""
-    names: dict[str, object] = {
-        key: value for key, value in variables.items() if isinstance(key, str) and _is_free(key)
-    }
-    names["attributes"] = variables
-    return names
-
-
-def _is_free(name: str) -> bool:
-    return name.isidentifier() and not iskeyword(name) and name not in RESERVED and not name.startswith("__")
+    if bytes in map(type, variables):
+        variables = {_decoded(key): value for key, value in variables.items()}
+    return name_from(name), variables
 
 
 def _decoded(key: object) -> object:

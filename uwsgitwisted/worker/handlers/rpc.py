@@ -25,11 +25,11 @@ def load(module: str) -> dict[int, Handler]:
 
 
 def load_with_objects(module: str) -> dict[int, Handler]:
-    """Do the same for a module that may also answer objects (modifier1 33), or only those.
+    """Do the same for a module that may also answer objects (modifier1 33), or handle signals, or only those.
 
-    :raises StartupError: if it can't be imported, or does neither.
+    :raises StartupError: if it can't be imported, or does none of it.
     """
-    load_handlers(module, "message_manager_marshal", "register_rpc")
+    load_handlers(module, "message_manager_marshal", "register_rpc", "register_signal")
     return marshal.table() | _table()
 
 

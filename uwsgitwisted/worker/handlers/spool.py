@@ -17,7 +17,7 @@ from uwsgitwisted.wire.tasks import DONE, RETURN_CODES, decode_run
 from uwsgitwisted.wire.vars import decode_vars
 from uwsgitwisted.worker.compat import decorators
 from uwsgitwisted.worker.compat.decorators import Returned
-from uwsgitwisted.worker.compat.install import install
+from uwsgitwisted.worker.compat.install import install, run_tasks
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.handlers.module import load_handlers
 
@@ -43,6 +43,7 @@ def load(module: str, *, text: bool = False, return_codes: str = "2.0") -> dict[
     if verdicts is None:
         known = ", ".join(sorted(RETURN_CODES))
         raise StartupError(f"the return codes of uWSGI {return_codes!r} are unknown; there are {known}")
+    run_tasks()
     load_handlers(module, "spooler")
     notices = _Notices()
 

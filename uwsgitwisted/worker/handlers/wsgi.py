@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from time import monotonic, time
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from uwsgitwisted.access_log import AccessLog, Entry
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import WSGI
+from uwsgitwisted.wire.packet import WSGI, Packet
+from uwsgitwisted.wire.vars import text_variables
 from uwsgitwisted.worker.compat.calls import worker_id
 from uwsgitwisted.worker.compat.install import install
 from uwsgitwisted.worker.exchange import AnyExchange
@@ -88,7 +90,12 @@ def load(
                 took = monotonic() - started
                 log.write(Entry(environ, response.status, response.size, took, worker_id(), time()))
 
-    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve, read))
+    def refused(request: Packet, status: HTTPStatus, size: int) -> None:
+        if log is not None:
+            variables = text_variables(request.payload)
+            log.write(Entry(variables, str(status.value), size, 0.0, worker_id(), time()))
+
+    return dict.fromkeys((WSGI, WSGI_STRIPPED), StreamHandler(serve, read, refused))
 
 
 def _not_found(environ: Environ, start_response: StartResponse) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -470,6 +472,33 @@ class TestAnswers:
         assert any("did not read its answer" in str(event) for event in logs)
         bench.check_end()
         assert bench.cancelled == [True]
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_peer_that_reads_slowly_and_steadily(self, wrapped: bool) -> None:
+        """A peer that goes on reading is not cut off, however slow it is, until it stops."""
+        bench = Bench()
+        bench.server.capacity = 10
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for _ in range(20):
+                ours.send(b"x")
+            if wrapped:  # as TLS does
+                bench.server.transport = SimpleNamespace(getHandle=lambda: ours)  # type: ignore[attr-defined]
+            else:
+                bench.server.getHandle = lambda: ours  # type: ignore[attr-defined]
+            bench.send(asked(0))
+            stream = Stream()
+            bench.answer.callback(StreamedAnswer(Packet(WSGI, 0, HEAD), stream))
+            stream.write(bytes(100_000))
+            for _ in range(10):
+                bench.clock.pump([4.9] * 4)
+                assert not bench.aborted
+                theirs.recv(1)
+            bench.clock.pump([5.0] * 4)
+            assert not bench.aborted
+            bench.clock.pump([5.0] * 4)
+            assert bench.aborted
+        bench.check_end()
 
     def test_no_limit_for_the_worker(self) -> None:
         """The write timeout does not run while the answer has nothing to send."""

@@ -43,6 +43,7 @@ RUNS = {
     "idle": ["each of 20 idle sessions", "20 idle sessions", "after they were closed"],
     "ping": ["all idle, 99th percentile", "all busy, 99th percentile"],
     "fair": ["engine `processes:2`", "engine `reactor`", "a large answer in flight, longest"],
+    "render": ["Mako's cached `TemplateLookup`", "`--no-reload`", "100 pages", "`Template(filename=...)`"],
     "spool": ["ours: `Client`, 100 in flight", "Huey", "tasks enqueued and run", "200 tasks wait"],
     "objects": ["loads, marshal version 2", "loads, marshal version 4", "dumps", "the small message"],
 }

@@ -1,0 +1,1 @@
+"""Our services among uWSGI's, and among programs for uWSGI."""

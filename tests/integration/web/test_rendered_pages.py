@@ -1,0 +1,159 @@
+"""A renderer's pages over HTTP, behind nginx and behind a router, over RPC, and from a shell."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from tests.integration.nginx import Nginx
+from tests.integration.routers import Router
+from tests.integration.services import Launcher, Service
+from tests.integration.web_servers import connect, request_packet, request_variables
+from uwsgitwisted.client import Client
+from uwsgitwisted.errors import RemoteError, UnknownFunction
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx")]
+
+MEBIBYTE = 1 << 20
+LOCATIONS = """
+        include /etc/nginx/uwsgi_params;
+        location / {{ uwsgi_pass {address}; }}
+        location /render/ {{ uwsgi_modifier1 173; uwsgi_modifier2 2; uwsgi_pass {address}; }}
+"""
+TEMPLATES = {
+    "page.html": "<p>${name}</p>",
+    "sub/hello.html": "hello",
+    "raises.html": "first\n${1 / 0}",
+    # It waits for a file in its middle.
+    "gate.txt": """<%! import os, time %>
+${"x" * 100_000}
+% while not os.path.exists(gate):
+<% time.sleep(0.005) %>
+% endwhile
+end""",
+    "large.txt": "% for _ in range(50_000):\n${'x' * 999}\n% endfor\n",
+}
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The templates."""
+    directory = tmp_path_factory.mktemp("templates")
+    (directory / "sub").mkdir()
+    for name, text in TEMPLATES.items():
+        (directory / name).write_text(text)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def renderer(shared: Launcher, templates: Path) -> Service:
+    """A renderer."""
+    options = ("--templates", str(templates), "--engine", "processes:2")
+    return shared.start("uwsgi-renderer", *options, tcp=True)
+
+
+@pytest.fixture(scope="module")
+def nginx(renderer: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """An nginx in front of it."""
+    host, port = renderer.address
+    locations = LOCATIONS.format(address=f"{host}:{port}")
+    running = Nginx(tmp_path_factory.mktemp("nginx"), locations)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def router(renderer: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+    """A router in front of it."""
+    host, port = renderer.address
+    running = Router(tmp_path_factory.mktemp("router"), [f"{host}:{port}"])
+    yield running
+    running.terminate()
+
+
+@pytest.mark.parametrize("front", ["nginx", "router"])
+def test_pages(front: str, nginx: Nginx, router: Router, renderer: Service) -> None:
+    """Pages, their heads, 304, and errors arrive as HTTP; the log has what a failure's caller doesn't get."""
+    ask = nginx.ask if front == "nginx" else router.request
+    page = ask("GET", "/page.html?name=Zo%C3%AB")
+    assert (page.status, page.body) == (200, "<p>Zoë</p>".encode())
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    known = ask("GET", "/page.html?name=Zo%C3%AB", None, {"If-None-Match": page.headers["ETag"]})
+    assert (known.status, known.body) == (304, b"")
+    head = ask("HEAD", "/page.html?name=Zo%C3%AB")
+    assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", "11")
+    assert ask("POST", "/page.html", b'{"name": 5}').body == b"<p>5</p>"
+    large = b'{"name": "%s"}' % (b"x" * MEBIBYTE)
+    assert len(ask("POST", "/page.html", large).body) == MEBIBYTE + len("<p></p>")
+    assert ask("POST", "/page.html", b"{").status == 400
+    assert ask("GET", "/none.html").status == 404
+    failed = ask("GET", "/raises.html")
+    assert failed.status == 500
+    assert failed.body == b"500 Internal Server Error\ntemplate 'raises.html', line 2\n"
+    renderer.wait_for("ZeroDivisionError: division by zero")
+
+
+def test_a_long_page_starts_at_once(renderer: Service, router: Router, tmp_path: Path) -> None:
+    """Its beginning arrives before its end is rendered, also through a router."""
+    gate = tmp_path / "gate"
+    path = f"/gate.txt?gate={gate}"
+    with connect(renderer.address) as connection:
+        connection.sendall(request_packet(request_variables("GET", path)))
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.read(30_000).lstrip().strip(b"x") == b""
+        assert not gate.exists()
+        client = router.client()
+        client.request("GET", path)
+        other = client.getresponse()
+        assert other.read(30_000).lstrip().strip(b"x") == b""
+        gate.touch()
+        assert answer.read().endswith(b"end")
+        assert other.read().endswith(b"end")
+        client.close()
+
+
+def test_a_large_page_in_constant_memory(renderer: Service) -> None:
+    """50 MB pass through the front, which never has them all."""
+    before = peak = renderer.memory()
+    size = 0
+    with connect(renderer.address) as connection:
+        connection.sendall(request_packet(request_variables("GET", "/large.txt")))
+        while data := connection.recv(MEBIBYTE):
+            size += len(data)
+            peak = max(peak, renderer.memory())
+    assert size > 50_000_000
+    assert peak - before < 16 * MEBIBYTE
+
+
+@pytest_twisted.ensureDeferred
+async def test_rpc(renderer: Service, nginx: Nginx, client: Client) -> None:
+    """The function render takes a name and JSON; over HTTP, its path has the name."""
+    assert await client.rpc(renderer.address, "render", "page.html", '{"name": "rpc"}') == b"<p>rpc</p>"
+    with pytest.raises(RemoteError, match=r"template 'raises.html', line 2"):
+        await client.rpc(renderer.address, "render", "raises.html")
+    with pytest.raises(UnknownFunction):
+        await client.rpc(renderer.address, "other")
+    page = nginx.ask("GET", "/render/sub/hello.html")
+    assert (page.status, page.body) == (200, b"hello")
+
+
+def test_from_a_shell(renderer: Service) -> None:
+    """The command prints the page; a failure has the template's name and line, and status 1."""
+
+    def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        host, port = renderer.address
+        line = [sys.executable, "-m", "uwsgitwisted", "render", f"{host}:{port}", *arguments]
+        return subprocess.run(line, input=given, capture_output=True, text=True, timeout=30)
+
+    assert run("page.html", "name=a=b").stdout == "<p>a=b</p>"
+    assert run("page.html", given='{"name": [1]}').stdout == "<p>[1]</p>"
+    failed = run("raises.html")
+    assert failed.returncode == 1
+    assert "template 'raises.html', line 2" in failed.stderr

@@ -1,0 +1,107 @@
+"""What the workers of an engine do and have done, across the processes that follow each other as one worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uwsgitwisted.activity import Counts
+from uwsgitwisted.engines.worker_process import WorkerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """A worker.
+
+    :param id: its number, from 1.
+    :param pid: its process; 0 while there is none.
+    :param threads: what each of its threads has done.
+    :param since_start: how many requests its current process has answered.
+    :param in_flight: how many requests it has.
+    :param timeouts: how many of its processes were killed because a request exceeded the time limit.
+    :param starts: how many processes it has had.
+    :param last_start: when the last one was started, in seconds since 1970.
+    """
+
+    id: int
+    pid: int
+    threads: Sequence[Counts]
+    since_start: int = 0
+    in_flight: int = 0
+    timeouts: int = 0
+    starts: int = 0
+    last_start: int = 0
+
+
+def _add(threads: Sequence[Counts], worker: WorkerProcess) -> Sequence[Counts]:
+    """Add to what the threads of earlier processes have done what those of *worker* have."""
+    return [earlier.plus(own) for earlier, own in zip(threads, worker.counts, strict=False)] or threads
+
+
+class _Record:
+    """What is kept of a worker whose processes have ended."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads: Sequence[Counts] = [Counts()] * threads
+        self.timeouts = 0
+        self.starts = 0
+        self.last_start = 0
+
+
+class History:
+    """The workers of an engine.
+
+    :param workers: how many workers.
+    :param threads: how many threads each has.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._records = {worker_id: _Record(threads) for worker_id in range(1, workers + 1)}
+        self._warning: tuple[float, bytes] = (0.0, b"")
+
+    def on_start(self, worker_id: int) -> None:
+        """Note that a process was started."""
+        record = self._records[worker_id]
+        record.starts += 1
+        record.last_start = int(time.time())
+
+    def on_timeout(self, worker: WorkerProcess) -> None:
+        """Note that a process is killed because a request exceeded the time limit."""
+        self._records[worker.worker_id].timeouts += 1
+
+    def on_exit(self, worker: WorkerProcess) -> None:
+        """Keep what a process has counted, which has ended."""
+        record = self._records[worker.worker_id]
+        record.threads = _add(record.threads, worker)
+        self._warning = max(self._warning, worker.warning)
+
+    def warning(self, workers: Sequence[WorkerProcess]) -> bytes:
+        """Return the warning that was set last.
+
+        :param workers: the processes that run.
+        """
+        return max([self._warning, *(worker.warning for worker in workers)])[1]
+
+    def reports(self, workers: Sequence[WorkerProcess]) -> list[WorkerReport]:
+        """Return what each worker does and has done.
+
+        :param workers: the processes that run, each behind the one that it replaces.
+        """
+        return [self._report(number, record, workers) for number, record in self._records.items()]
+
+    def _report(self, number: int, record: _Record, workers: Sequence[WorkerProcess]) -> WorkerReport:
+        own = [worker for worker in workers if worker.worker_id == number]
+        threads: Sequence[Counts] = record.threads
+        for worker in own:
+            threads = _add(threads, worker)
+        return WorkerReport(
+            id=number,
+            pid=own[-1].worker_pid if own else 0,
+            threads=threads,
+            since_start=sum(each.requests for each in own[-1].counts) if own else 0,
+            in_flight=sum(worker.pipe.in_flight + worker.accepted() for worker in own),
+            timeouts=record.timeouts,
+            starts=record.starts,
+            last_start=record.last_start,
+        )

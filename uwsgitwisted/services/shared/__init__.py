@@ -1,0 +1,1 @@
+"""The front's side of what the processes of a service share."""

@@ -1,0 +1,116 @@
+"""What the processes of one service share, in its front: the state, its connections, signals and mules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from uwsgitwisted.engines.processes import ProcessEngine
+from uwsgitwisted.interfaces import IProcessReactor, Request
+from uwsgitwisted.services.shared.channel import Channel
+from uwsgitwisted.services.shared.files import FileWatches
+from uwsgitwisted.services.shared.mules import Mules
+from uwsgitwisted.shared.state import Events, SharedLimits, SharedState
+from uwsgitwisted.transport.reports import Reports
+from uwsgitwisted.wire.packet import SIGNAL, Packet
+from uwsgitwisted.worker.spec import SHARED_FD, WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSettings:
+    """What a service's processes share.
+
+    :param limits: what may be kept.
+    :param mules: the programs of the mules; empty texts for those that only get messages and signals.
+    :param has_spooler: whether the workers are those of a spooler.
+    """
+
+    limits: SharedLimits = field(default_factory=SharedLimits)
+    mules: Sequence[str] = ()
+    has_spooler: bool = False
+
+
+class Shared:
+    """The shared state of a service with worker processes.
+
+    :param reactor: keeps the time, and reads the sockets.
+    :param engine: runs the signals.
+    :param spec: what the workers load, and so the mules.
+    :param settings: what is shared.
+    :param node: the node's name, for error texts.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IProcessReactor,
+        engine: ProcessEngine,
+        spec: WorkerSpec,
+        settings: SharedSettings,
+        node: str,
+    ) -> None:
+        self._engine = engine
+        self._reports = Reports(self._log)
+        self._files = FileWatches(reactor)
+        self._mules = Mules(reactor, spec, settings.mules, node)
+        events = Events(
+            reactor,
+            self._deliver,
+            self._files.watch,
+            self._report,
+            workers=spec.numproc,
+            mules=len(settings.mules),
+            has_spooler=settings.has_spooler,
+        )
+        self._state = SharedState(reactor.seconds, settings.limits, self._report, events)
+        self._channel = Channel(reactor, self._state)
+
+    def start(self) -> None:
+        """Take calls, and start the mules; to be called before the engine's start."""
+        descriptor = self._channel.start()
+        self._engine.lend(SHARED_FD, descriptor)
+        self._mules.start(descriptor)
+
+    async def reload(self, reload_workers: Callable[[], Deferred[bool]]) -> bool:
+        """Have workers and mules load the code afresh, and forget what only the old code has registered.
+
+        :param reload_workers: replaces the workers.
+        :return: whether that succeeded. Otherwise what only the new code has registered is forgotten.
+        """
+        self._state.begin_reload()
+        succeeded = await reload_workers() and await self._mules.reload()
+        self._state.end_reload(succeeded)
+        return succeeded
+
+    def stop_signals(self) -> None:
+        """Raise no further signals by itself: timers, cron jobs and file monitors end."""
+        self._state.stop()
+        self._files.stop()
+
+    def kill(self) -> None:
+        """Kill the mules, since a second signal arrived."""
+        self._mules.kill()
+
+    async def stop(self) -> None:
+        """End the mules, and close the connections."""
+        await self._mules.stop()
+        self._channel.stop()
+
+    def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> None:
+        request = Request(Packet(SIGNAL, number))
+        answer = self._engine.submit_to(worker, request)
+        answer.addErrback(partial(self._note_failure, number)).addBoth(lambda _: on_end())
+
+    def _note_failure(self, number: int, failure: Failure) -> None:
+        self._reports.report(
+            ("signal", number), "signal {number}: {reason}", number=number, reason=failure.getErrorMessage()
+        )
+
+    def _report(self, line: str) -> None:
+        self._reports.report(line, "{text}", text=line)

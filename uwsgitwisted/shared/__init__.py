@@ -1,0 +1,1 @@
+"""What the processes of one service share: caches, locks, a queue, metrics, signals, mules' messages."""

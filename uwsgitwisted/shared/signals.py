@@ -1,0 +1,157 @@
+"""uWSGI's signals: numbers that somebody raises, and that workers or mules handle.
+
+Which functions handle a number is known in the workers. Here it is known who gets it: its *target*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from uwsgitwisted.errors import MisuseError
+from uwsgitwisted.shared.client import NOTHING, Client
+from uwsgitwisted.shared.inboxes import ALL, Inboxes, signal_event
+from uwsgitwisted.wire.calls import decode_number
+
+#: How many signals there are, from 0.
+SIGNALS = 256
+#: How many signals may wait for workers, or run there.
+MAX_OUTSTANDING = 1_000
+
+_TARGETS = re.compile(rb"(worker|mule)(\d{1,5})")
+#: The other targets: whether mules get the signal, and which; see :class:`Target`.
+_NAMED = {
+    b"": (False, 0),
+    b"worker": (False, 0),
+    b"workers": (False, ALL),
+    b"active-workers": (False, ALL),
+    b"mule": (True, 0),
+    b"mules": (True, ALL),
+}
+
+
+class Target(NamedTuple):
+    """Who gets a signal.
+
+    :param mules: whether mules do; otherwise workers.
+    :param number: which one of them; 0 for any, :data:`~.inboxes.ALL` for all.
+    """
+
+    mules: bool
+    number: int
+
+
+#: Runs a signal in a worker: with the worker's number, or 0 for any, the signal's, and what to call at the end.
+Deliver = Callable[[int, int, Callable[[], None]], None]
+
+
+class Signals:
+    """The signals of a service.
+
+    :param workers: how many workers it has.
+    :param has_spooler: whether its workers are those of a spooler.
+    :param inboxes: the mules'.
+    :param deliver: gives a signal to a worker.
+    :param log: takes a line for the log.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        inboxes: Inboxes,
+        deliver: Deliver,
+        log: Callable[[str], None],
+        *,
+        has_spooler: bool = False,
+    ) -> None:
+        self._workers = workers
+        self._inboxes = inboxes
+        self._deliver = deliver
+        self._log = log
+        self._has_spooler = has_spooler
+        self._targets: dict[int, Target] = {}
+        # How often each signal waits or runs, and which of them are to be raised once more after that.
+        self._outstanding: Counter[int] = Counter()
+        self._again: set[int] = set()
+
+    def register(self, client: Client, number: bytes, target: bytes) -> Sequence[bytes]:
+        """Set who gets a signal. What is registered last holds, as each worker registers the same."""
+        self._targets[check_signal(number)] = self._parse(target)
+        return NOTHING
+
+    def _parse(self, target: bytes) -> Target:
+        named = _NAMED.get(target)
+        match = _TARGETS.fullmatch(target)
+        if target == b"spooler" and self._has_spooler:
+            return Target(False, 0)
+        if named is None and match is None:
+            text = target.decode(errors="replace")[:64]
+            others = "'', worker, workers, workerN, mule, mules, muleN"
+            raise MisuseError(f"no signal target {text!r}; this service has {others}")
+        parsed = Target(*named) if named else Target(match[1] == b"mule", int(match[2]))  # type: ignore[index]
+        if parsed.mules:
+            self._inboxes.check(parsed.number)
+        elif parsed.number > self._workers:
+            raise MisuseError(f"there is no worker {parsed.number}: this service has {self._workers}")
+        return parsed
+
+    def raise_signal(self, client: Client, number: bytes) -> Sequence[bytes]:
+        """Raise a signal, as a worker or a mule asks for it."""
+        self.fire(check_signal(number))
+        return NOTHING
+
+    def tick(self, number: int) -> None:
+        """Raise a signal at its time, unless its last run has not ended."""
+        if not self._outstanding[number]:
+            self.fire(number)
+
+    def change(self, number: int) -> None:
+        """Raise a signal because something has changed; while it waits or runs, do so once more after that."""
+        if self._outstanding[number]:
+            self._again.add(number)
+        else:
+            self.fire(number)
+
+    def fire(self, number: int) -> None:
+        """Raise a signal; if that isn't possible, log why."""
+        target = self._targets.get(number)
+        if target is None:
+            self._log(f"signal {number} was raised, and nothing has registered it")
+            return
+        every = range(1, (self._inboxes.mules if target.mules else self._workers) + 1)
+        for receiver in every if target.number == ALL else (target.number,):
+            self._send(target.mules, receiver, number)
+
+    def _send(self, to_mule: bool, receiver: int, number: int) -> None:
+        if self._outstanding.total() >= MAX_OUTSTANDING:
+            self._log(f"signal {number} is dropped: {MAX_OUTSTANDING} signals wait already")
+            return
+        self._outstanding[number] += 1
+
+        def done() -> None:
+            self._outstanding[number] -= 1
+            if not self._outstanding[number]:
+                del self._outstanding[number]
+                if number in self._again:
+                    self._again.discard(number)
+                    self.fire(number)
+
+        if to_mule:
+            if not self._inboxes.post(receiver, signal_event(number, done)):
+                self._log(f"signal {number} is dropped: too much waits for the mules")
+                done()
+        elif not self._inboxes.offer(receiver, signal_event(number, done)):
+            self._deliver(receiver, number, done)
+
+
+def check_signal(number: bytes) -> int:
+    """Return the number of a signal.
+
+    :raises MisuseError: if it is none.
+    """
+    signal = decode_number(number)
+    if not 0 <= signal < SIGNALS:
+        raise MisuseError(f"there is no signal {signal}: they are 0 to {SIGNALS - 1}")
+    return signal

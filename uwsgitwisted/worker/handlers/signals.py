@@ -1,0 +1,28 @@
+"""Signals (modifier1 110): calls the function that the handler module has registered for a number.
+
+They come from the front, whoever raised them, and never from a peer.
+"""
+
+from __future__ import annotations
+
+from uwsgitwisted.wire.packet import SIGNAL, Packet
+from uwsgitwisted.worker.compat.signals import SignalFunction, find_function
+from uwsgitwisted.worker.handlers.handler import Handler
+
+
+def table() -> dict[int, Handler]:
+    """Return the handler of signals, by modifier1."""
+    return {SIGNAL: Handler(_run, _answer, _read)}
+
+
+def _read(request: Packet) -> tuple[SignalFunction, int]:
+    return find_function(request.modifier2), request.modifier2
+
+
+def _run(message: tuple[SignalFunction, int]) -> object:
+    function, number = message
+    return function(number)
+
+
+def _answer(request: Packet, result: object) -> Packet:
+    return request

@@ -1,0 +1,112 @@
+"""The result cache: pages that were rendered before, for as long as their templates don't change."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from time import monotonic
+
+from uwsgitwisted.worker.templates.directories import Found
+
+#: Bytes that an entry takes besides its key and its page.
+_OVERHEAD = 1_000
+
+
+@dataclass(slots=True)
+class Page:
+    """A page.
+
+    :param body: its text, in UTF-8.
+    """
+
+    body: bytes
+    _etag: str = ""
+
+    @property
+    def etag(self) -> str:
+        """The page's ETag, with its quotes; it is worked out once."""
+        if not self._etag:
+            self._etag = f'"{blake2b(self.body, digest_size=12).hexdigest()}"'
+        return self._etag
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The figures of a result cache.
+
+    :param hits: how many pages came from it.
+    :param misses: how many had to be rendered.
+    :param pages: how many it has now.
+    :param size: how many bytes they take.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    pages: int = 0
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    page: Page
+    files: Mapping[str, Found]
+    until: float
+    size: int
+
+
+class Results:
+    """A cache of pages, by what they were made from.
+
+    :param limit: how many bytes they may take together; those that were used last are kept.
+    :param age: for how many seconds a page is kept.
+    :param is_current: whether the template of a name still has the file that a page was made from.
+    """
+
+    def __init__(self, limit: int, age: float, is_current: Callable[[str, Found], bool]) -> None:
+        self._limit = limit
+        self._age = age
+        self._is_current = is_current
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._size = 0
+        self._hits = self._misses = 0
+
+    def get(self, key: bytes) -> Page | None:
+        """Return a page, if it is there and its templates are what they were."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            if monotonic() < entry.until and self._are_current(entry.files):
+                self._hits += 1
+                self._entries.move_to_end(key)
+                return entry.page
+            self._remove(key)
+        self._misses += 1
+        return None
+
+    def _are_current(self, files: Mapping[str, Found]) -> bool:
+        return all(self._is_current(name, file) for name, file in files.items())
+
+    def put(self, key: bytes, page: Page, files: Mapping[str, Found]) -> None:
+        """Keep a page, unless it is large.
+
+        :param files: the files from which it was made, by the names of the templates.
+        """
+        size = len(key) + len(page.body) + _OVERHEAD
+        self._remove(key)
+        if size > self._limit // 4:
+            return
+        self._entries[key] = _Entry(page, files, monotonic() + self._age, size)
+        self._size += size
+        while self._size > self._limit:
+            self._remove(next(iter(self._entries)))
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._size -= entry.size
+
+    @property
+    def statistics(self) -> Statistics:
+        """The figures."""
+        return Statistics(self._hits, self._misses, len(self._entries), self._size)
