@@ -22,6 +22,7 @@ configurations of uWSGI.
 
 examples:
   uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
+  uwsgitwisted map --nodes @nodes.txt 33 17 < items.jsonl > answers.jsonl
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com priority=1
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
@@ -120,8 +121,8 @@ can do. Each answer is a line of JSON with the number of its line, in the order
 in which answers come. The exit status is 0 if all lines were answered, and 1 if
 one failed.
 
-With --resume FILE, the answers are added to FILE, and the lines whose answers it
-has are skipped. Those that failed are tried again. The input must be the same.
+With --resume FILE, the answers are added to FILE, and lines that are answered
+there are skipped. Those that failed are tried again. Keep the input as it was.
 
 examples:
   uwsgitwisted map --nodes @nodes.txt 33 17 < items.jsonl > out.jsonl
