@@ -67,11 +67,12 @@ class CallPlanner:
         lane = sending.lane
         lane.in_flight -= 1
         state = rule_of(error).node if error is not None else Node.WELL
-        if state is Node.FAILED:
+        if state in (Node.FAILED, Node.DOUBTFUL) and lane.is_down(state):
             if not lane.health.failures and not lane.removed:
                 self._well.remove(lane)
             lane.health.fail(now)
         elif state is Node.WELL:
+            lane.doubts = 0
             if lane.health.failures:
                 lane.health.failures = 0
                 if not lane.removed:

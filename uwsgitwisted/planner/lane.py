@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 from uwsgitwisted.balancer import Health
 from uwsgitwisted.planner.piece import Sending
+from uwsgitwisted.planner.retry import Node
 
 #: Seconds of work that a node has waiting, so that its workers don't idle while an answer and the next request
 #: are on their way. It is twice the time on the way if that is more.
@@ -39,6 +40,7 @@ class Lane:
         "answers",
         "chunk",
         "done",
+        "doubts",
         "failures",
         "health",
         "in_flight",
@@ -69,6 +71,8 @@ class Lane:
         self.answers = 0
         self.done = 0
         self.failures = 0
+        #: How many requests have failed since its last answer.
+        self.doubts = 0
         #: Whether another node has overtaken it with a piece, and it has answered nothing since.
         self.late = False
         #: Whether it has left, and gets no further pieces.
@@ -111,6 +115,7 @@ class Lane:
         self.answers += 1
         self.done += piece.count
         self.late = False
+        self.doubts = 0
         self.rate = self.slots / self.service
         # Nothing changes much from one answer to the next, once there are many.
         if self.answers < _MANY_ANSWERS or self.limit <= 1 or not self.answers % _ADAPT_EVERY:
@@ -147,6 +152,14 @@ class Lane:
         ahead = _AHEAD if self._network > 1 else max(_AHEAD, 2 * self._network)
         waiting = slots * ahead / (self.service * max(self.chunk, 1))
         return int(slots + min(max(1, math.ceil(waiting)), _MOST_AHEAD * slots))
+
+    def is_down(self, state: Node) -> bool:
+        """Whether a request that failed shows that the node is down.
+
+        In plain uwsgi, a handler that raises looks the same. So only the second time in a row counts.
+        """
+        self.doubts += 1
+        return state is Node.FAILED or self.doubts > 1
 
     def shrink(self) -> None:
         """Take it that one request less is all that the node has room for at present."""

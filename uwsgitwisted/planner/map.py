@@ -29,7 +29,6 @@ When nothing is left to give out and the requests are idempotent, idle nodes get
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
@@ -40,8 +39,10 @@ from typing import Any
 from uwsgitwisted.errors import MisuseError, Unavailable
 from uwsgitwisted.planner.items import Items
 from uwsgitwisted.planner.lane import Lane
+from uwsgitwisted.planner.lanes import Lanes
 from uwsgitwisted.planner.piece import Actions, Piece, Result, Sending
-from uwsgitwisted.planner.progress import NodeProgress, Progress, Rate
+from uwsgitwisted.planner.progress import Progress, Rate
+from uwsgitwisted.planner.results import Results
 from uwsgitwisted.planner.retry import Node, may_retry, rule_of
 from uwsgitwisted.wire.terms import MAX_REQUESTS
 
@@ -101,29 +102,15 @@ class MapPlanner:
     def __init__(self, items: Iterable[Any], settings: Settings, now: float) -> None:
         self._items = Items(items, chunked=settings.chunked)
         self._settings = settings
-        self._lanes: dict[Hashable, Lane] = {}
-        #: How many nodes are well, have ever answered, and how many items all do in a second.
-        self._usable = self._proven = 0
-        self._speed = 0.0
-        self._slots = 0
-        #: The nodes that may have room, and those for which there was nothing, since when.
-        self._dirty: dict[Lane, None] = {}
-        self._idle: dict[Lane, float] = {}
-        #: The nodes that are left out, by the end of their pauses.
-        self._pauses: list[tuple[float, int, Lane]] = []
-        self._pause_ids = 0
+        self._lanes = Lanes(now)
         self._look_at = math.inf
         self._looked_at = now
-        self._down_since = now
         #: The pieces to be given out again, those in flight, and of those the ones without a second copy.
         self._retries: deque[Piece] = deque()
         self._flying: dict[Piece, None] = {}
         self._single: OrderedDict[Piece, None] = OrderedDict()
         self._copied = 0
-        #: Results to take; with ``ordered``, those behind the next one by their index.
-        self._ready: deque[Result] = deque()
-        self._waiting: dict[int, Result] = {}
-        self._next = 0
+        self._results = Results(ordered=settings.ordered)
         #: How many pieces have begun whose results were not taken.
         self._open = 0
         self._send: list[Sending] = []
@@ -144,24 +131,11 @@ class MapPlanner:
         :param workers: how many requests it runs at once; 0 if that is not known.
         :param most: how many requests it accepts from one client.
         """
-        lane = self._lanes.get(node)
-        if lane is None:
-            lane = self._lanes[node] = Lane(node, workers, most)
-            self._count(lane, 1)
-        elif lane.removed:
-            lane.removed = False
-            self._count(lane, 1)
-        self._adapt(lane, now)
+        self._lanes.add(node, workers, most, now)
 
     def remove_node(self, node: Hashable, now: float) -> None:
         """Give *node* no further pieces. Those that it has are still its own."""
-        lane = self._lanes.get(node)
-        if lane is None or lane.removed:
-            return
-        self._count(lane, -1, now)
-        lane.removed = True
-        self._adapt(lane, now)
-        self._forget_if_gone(lane)
+        self._lanes.remove(node, now)
 
     def set_terms(self, node: Hashable, workers: int, most: int, now: float) -> None:
         """Set what *node* says about itself in its session's terms.
@@ -169,10 +143,7 @@ class MapPlanner:
         :param workers: how many requests it runs at once; 0 if it doesn't say.
         :param most: how many requests it accepts from one client.
         """
-        lane = self._lanes.get(node)
-        if lane is not None and (workers != lane.workers or most < lane.most):
-            lane.workers, lane.most = workers, min(most, lane.most)
-            self._adapt(lane, now)
+        self._lanes.set_terms(node, workers, most, now)
 
     # What became of requests
 
@@ -185,7 +156,7 @@ class MapPlanner:
         if not self._end(sending):
             return
         lane = sending.lane
-        self._learn(lane, sending, now, took)
+        self._lanes.learn(lane, sending, now, took)
         piece = sending.piece
         self._done += piece.count
         self._settle(piece, Result(piece.index, value, None, lane.node, now - sending.at, piece.count))
@@ -198,11 +169,10 @@ class MapPlanner:
         rule = rule_of(error)
         self._last_error = error
         if rule.node is Node.WELL:
-            self._recover(lane)
+            self._lanes.recover(lane, now)
         else:
-            lane.failures += 1
-            self._suspect(lane, rule.node, now)
-        self._adapt(lane, now)
+            self._lanes.blame(lane, rule.node, now)
+        self._lanes.adapt(lane, now)
         if may_retry(error, idempotent=self._settings.idempotent):
             self._try_again(piece, lane, error)
             if piece.sent or len(piece.failed_on) < MAX_FAILURES:
@@ -218,7 +188,7 @@ class MapPlanner:
         :return: what to do now.
         """
         if not self.closed:
-            self._end_pauses(now)
+            self._lanes.end_pauses(now)
             self._fill(now)
             if not self.finished and self._is_down(now):
                 self._give_up(now)
@@ -237,9 +207,9 @@ class MapPlanner:
         :raises BaseException: what reading the items has raised, or ``Unavailable`` if no node was well for too
             long. The map has ended then; poll once more for what is in flight.
         """
-        if self._ready:
+        if self._results.ready:
             self._open -= 1
-            return self._ready.popleft()
+            return self._results.ready.popleft()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -248,7 +218,7 @@ class MapPlanner:
     @property
     def ready(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._ready) or self._failure is not None
+        return bool(self._results.ready) or self._failure is not None
 
     @property
     def finished(self) -> bool:
@@ -272,77 +242,10 @@ class MapPlanner:
         over = self._done + self._failed
         rate = self._rate.update(over, now)
         left = None if total is None else total - over
-        nodes = (
-            NodeProgress(
-                lane.node, lane.done, lane.rate, lane.in_flight, lane.failures, bool(lane.health.failures)
-            )
-            for lane in self._lanes.values()
-        )
         remaining = 0.0 if left == 0 else left / rate if left and rate > 0 else None
-        return Progress(self._done, self._failed, total, rate, remaining, now - self._began, tuple(nodes))
-
-    # Inside: what is known about nodes
-
-    def _count(self, lane: Lane, sign: int, now: float = 0.0) -> None:
-        """Count a node that becomes usable, or is no longer."""
-        if lane.health.failures:
-            return
-        self._usable += sign
-        self._speed += sign * lane.rate
-        self._slots += sign * lane.limit
-        if lane.answers:
-            self._proven += sign
-        if not self._usable:
-            self._down_since = now
-
-    def _adapt(self, lane: Lane, now: float) -> None:
-        """Set how many requests a node gets, and see whether it has room."""
-        before = lane.limit
-        lane.adapt(now)
-        if lane.usable:
-            self._slots += lane.limit - before
-        self._dirty[lane] = None
-
-    def _learn(self, lane: Lane, sending: Sending, now: float, took: float) -> None:
-        self._recover(lane)
-        rate, limit, first = lane.rate, lane.limit, not lane.answers
-        lane.learn(sending, now, took)
-        if lane.usable:
-            self._speed += lane.rate - rate
-            self._slots += lane.limit - limit
-            self._proven += first
-        self._dirty[lane] = None
-
-    def _recover(self, lane: Lane) -> None:
-        """Use a node again that has answered."""
-        if lane.health.failures:
-            lane.health.failures = 0
-            if not lane.removed:
-                self._count(lane, 1)
-
-    def _suspect(self, lane: Lane, state: Node, now: float) -> None:
-        """Leave a node out, or give it fewer requests."""
-        if state is Node.FULL and lane.in_flight:
-            lane.shrink()
-            return
-        well = lane.usable
-        if well:
-            self._count(lane, -1, now)
-        if lane.health.fail(now):
-            self._pause_ids += 1
-            heapq.heappush(self._pauses, (lane.health.until, self._pause_ids, lane))
-
-    def _end_pauses(self, now: float) -> None:
-        while self._pauses and self._pauses[0][0] <= now:
-            lane = heapq.heappop(self._pauses)[2]
-            if lane.health.failures:
-                self._adapt(lane, now)
-
-    def _forget_if_gone(self, lane: Lane) -> None:
-        if lane.removed and not lane.in_flight:
-            self._lanes.pop(lane.node, None)
-            self._idle.pop(lane, None)
-            self._dirty.pop(lane, None)
+        return Progress(
+            self._done, self._failed, total, rate, remaining, now - self._began, self._lanes.progress()
+        )
 
     # Inside: what became of pieces
 
@@ -356,11 +259,7 @@ class MapPlanner:
     def _take_off(self, sending: Sending) -> None:
         sending.over = True
         sending.piece.sent.remove(sending)
-        lane = sending.lane
-        lane.in_flight -= 1
-        self._dirty[lane] = None
-        if lane.removed:
-            self._forget_if_gone(lane)
+        self._lanes.take_off(sending)
 
     def _withdraw(self, piece: Piece) -> None:
         """Cancel the requests that still carry *piece*."""
@@ -376,15 +275,8 @@ class MapPlanner:
         if piece.sent:
             for sending in piece.sent:
                 sending.lane.late = True
-                self._dirty[sending.lane] = None
             self._withdraw(piece)
-        if not self._settings.ordered:
-            self._ready.append(result)
-            return
-        self._waiting[result.index] = result
-        while (ready := self._waiting.pop(self._next, None)) is not None:
-            self._ready.append(ready)
-            self._next += ready.count
+        self._results.add(result)
 
     def _try_again(self, piece: Piece, lane: Lane, error: BaseException) -> None:
         """Count the failure of *piece*, and put it in the queue unless another copy of it is in flight."""
@@ -410,10 +302,8 @@ class MapPlanner:
             del self._flying[piece]
             self._single.pop(piece, None)
         kept = [piece for piece in self._retries if piece.index < index]
-        later = [place for place in self._waiting if place > index]
-        for place in later:
-            del self._waiting[place]
-        self._open -= len(dropped) + len(self._retries) - len(kept) + len(later)
+        later = self._results.drop_behind(index)
+        self._open -= len(dropped) + len(self._retries) - len(kept) + later
         self._retries = deque(kept)
 
     # Inside: what to give out
@@ -424,20 +314,20 @@ class MapPlanner:
         if look:
             self._looked_at = now
         self._look_at = math.inf
-        dirty, self._dirty = self._dirty, {}
+        dirty, self._lanes.dirty = self._lanes.dirty, {}
         for lane in dirty:
             self._fill_lane(lane, now)
-        if self._idle and self._has_work():
+        if self._lanes.idle and self._has_work():
             if look:
-                idle = sorted(self._idle, key=lambda lane: lane.service)
+                idle = sorted(self._lanes.idle, key=lambda lane: lane.service)
             else:
-                idle = list(islice(self._idle, _MOST_IDLE))
+                idle = list(islice(self._lanes.idle, _MOST_IDLE))
             for lane in idle:
                 self._fill_lane(lane, now)
                 if not self._has_work():
                     break
-            if self._idle and self._has_work():
-                self._look_at = self._looked_at + _LOOK_AGAIN + _LOOK_COST * len(self._idle)
+            if self._lanes.idle and self._has_work():
+                self._look_at = self._looked_at + _LOOK_AGAIN + _LOOK_COST * len(self._lanes.idle)
 
     def _has_work(self) -> bool:
         """Whether there is something that some node could be given."""
@@ -446,7 +336,7 @@ class MapPlanner:
     @property
     def _may_begin(self) -> bool:
         """Whether a further item may be taken."""
-        return not self._items.exhausted and self._open < max(_WINDOW, _WINDOW_FACTOR * self._slots)
+        return not self._items.exhausted and self._open < max(_WINDOW, _WINDOW_FACTOR * self._lanes.slots)
 
     @property
     def _may_copy(self) -> bool:
@@ -459,7 +349,7 @@ class MapPlanner:
         )
 
     def _fill_lane(self, lane: Lane, now: float) -> None:
-        since = self._idle.pop(lane, now)
+        since = self._lanes.idle.pop(lane, now)
         if lane.late:
             lane.adapt(now)
         while lane.in_flight < lane.limit:
@@ -470,7 +360,7 @@ class MapPlanner:
                 piece = self._copy_for(lane, now, since)
             if piece is None:
                 if lane.limit and not lane.removed:
-                    self._idle[lane] = since
+                    self._lanes.idle[lane] = since
                 return
             self._give(piece, lane, now)
 
@@ -496,7 +386,7 @@ class MapPlanner:
         settings, items = self._settings, self._items
         count = 1
         if settings.chunked:
-            share = items.left * lane.rate / (2 * self._speed) if self._speed > 0 else math.inf
+            share = items.left * lane.rate / (2 * self._lanes.speed) if self._lanes.speed > 0 else math.inf
             count = settings.chunk or lane.size(settings.target, share)
         index = items.taken
         try:
@@ -514,32 +404,20 @@ class MapPlanner:
 
         :param since: how long the node has had nothing to do: others that seem faster may just hang.
         """
-        if self._speed <= 0 or not lane.answers:
+        if self._lanes.speed <= 0 or not lane.answers:
             return True
         # All others need about so long for the rest: what they do at the same time, and one item more each.
-        others = (self._items.left + self._usable) / self._speed
+        others = (self._items.left + self._lanes.usable) / self._lanes.speed
         finishes = lane.service * (lane.in_flight // lane.slots + 1)
         return finishes <= others or (not lane.in_flight and now - since >= others)
 
     def _retry_for(self, lane: Lane) -> Piece | None:
         """Take a piece that is to be tried again from the queue, if *lane* may have one."""
         for place, piece in enumerate(islice(self._retries, _MOST_PIECES)):
-            if self._may_retry_on(lane, piece):
+            if self._lanes.may_retry_on(lane, piece):
                 del self._retries[place]
                 return piece
         return None
-
-    def _may_retry_on(self, lane: Lane, piece: Piece) -> bool:
-        """Whether *piece*, which has failed elsewhere, goes to *lane*.
-
-        Nodes that are well and haven't failed it come first, and of those the ones that have ever answered.
-        """
-        failed = {self._lanes[node] for node in piece.failed_on if node in self._lanes}
-        failed = {each for each in failed if each.usable}
-        if lane.node in piece.failed_on and self._usable > len(failed):
-            return False
-        proven = lane.usable and lane.answers
-        return bool(proven) or self._proven <= sum(1 for each in failed if each.answers)
 
     def _copy_for(self, lane: Lane, now: float, since: float) -> Piece | None:
         """Return the oldest piece of which *lane* may have a second copy.
@@ -550,7 +428,7 @@ class MapPlanner:
         """
         if not lane.answers or lane.late or not lane.usable or lane.in_flight >= max(1, int(lane.slots)):
             return None
-        if lane.service * self._speed > self._usable and now - since < 2 * lane.service:
+        if lane.service * self._lanes.speed > self._lanes.usable and now - since < 2 * lane.service:
             return None
         for piece in islice(self._single, _MOST_PIECES):
             [sending] = piece.sent
@@ -564,7 +442,7 @@ class MapPlanner:
     # Inside: the end
 
     def _is_down(self, now: float) -> bool:
-        return not self._usable and now - self._down_since >= self._settings.patience
+        return not self._lanes.usable and now - self._lanes.down_since >= self._settings.patience
 
     def _give_up(self, now: float) -> None:
         text = f"no node was well for {self._settings.patience:g} s"
@@ -581,9 +459,7 @@ class MapPlanner:
     def _wake(self) -> float | None:
         if self.finished:
             return None
-        wake = self._look_at
-        if self._pauses:
-            wake = min(wake, self._pauses[0][0])
-        if not self._usable:
-            wake = min(wake, self._down_since + self._settings.patience)
+        wake = min(self._look_at, self._lanes.next_pause())
+        if not self._lanes.usable:
+            wake = min(wake, self._lanes.down_since + self._settings.patience)
         return None if wake == math.inf else wake

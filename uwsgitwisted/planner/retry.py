@@ -38,7 +38,9 @@ class Node(enum.Enum):
     WELL = "well"
     #: It has as many requests as it takes.
     FULL = "full"
-    #: It is down, or stopping, or it hangs.
+    #: It may be down, or hang, or just have been too slow, or its handler has raised.
+    DOUBTFUL = "doubtful"
+    #: It is down, or stopping.
     FAILED = "failed"
 
 
@@ -58,11 +60,11 @@ _ANSWER = Rule(Retry.NEVER, Node.WELL)
 RULES: dict[type[BaseException], Rule] = {
     BaseException: _ANSWER,
     ConnectionFailed: Rule(Retry.ALWAYS, Node.FAILED),
-    ConnectionBroken: Rule(Retry.IDEMPOTENT, Node.FAILED),
-    NoAnswer: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    ConnectionBroken: Rule(Retry.IDEMPOTENT, Node.DOUBTFUL),
+    NoAnswer: Rule(Retry.IDEMPOTENT, Node.DOUBTFUL),
     Unavailable: Rule(Retry.ALWAYS, Node.FAILED),
     Busy: Rule(Retry.ALWAYS, Node.FULL),
-    RequestTimeout: Rule(Retry.IDEMPOTENT, Node.FAILED),
+    RequestTimeout: Rule(Retry.IDEMPOTENT, Node.DOUBTFUL),
     Interrupted: Rule(Retry.IDEMPOTENT, Node.FAILED),
     WorkerDied: Rule(Retry.IDEMPOTENT, Node.WELL),
 }

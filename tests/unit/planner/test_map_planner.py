@@ -512,3 +512,24 @@ def test_any_order(
     indices = [index for result in farm.results for index in range(result.index, result.index + result.count)]
     assert sorted(indices) == list(range(count))
     assert not ordered or indices == list(range(count))
+
+
+def test_doubtful_failures() -> None:
+    """A node whose request got no answer, as when a plain handler raises, is left out only the second time."""
+    farm = Farm(range(5), "a")
+    farm.fail(0, NoAnswer())
+    assert farm.sent() == [1]
+    farm.answer(1)
+    farm.fail(farm.sent()[0], NoAnswer())
+    assert farm.sent()
+    farm.fail(farm.sent()[0], NoAnswer())
+    assert farm.wake == FIRST_PAUSE
+
+
+def test_joining_again() -> None:
+    """A node that has left, and joins while it still has something, goes on."""
+    farm = Farm(range(5), "a")
+    farm.planner.remove_node("a", 0.0)
+    farm.planner.add_node("a", 0.0)
+    farm.answer(0, 0.1, later=0.1)
+    assert farm.sent("a") == [1, 2]
