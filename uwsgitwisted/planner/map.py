@@ -368,7 +368,7 @@ class MapPlanner:
         lane.in_flight += 1
         if piece.count != lane.chunk:  # of larger chunks, a node gets fewer ahead
             lane.chunk = piece.count
-            self._adapt(lane, now)
+            self._lanes.adapt(lane, now)
         sending = Sending(piece, lane, now)
         if piece.sent:
             self._copied += piece.count
