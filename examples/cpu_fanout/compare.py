@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uwsgitwisted import blocking
 
 #: The numbers that are raised to the 4096th power.
-NUMBERS = range(10_000)
+NUMBERS = range(4_000)
 #: How many characters a line of the picture has for the time.
 WIDTH = 48
 
