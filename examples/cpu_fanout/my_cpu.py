@@ -5,23 +5,31 @@ Start one on each of your machines, or a few on this one; in this directory:
     twistd -n --pidfile= uwsgi-node --listen tcp:3051 --handler my_cpu
     twistd -n --pidfile= uwsgi-node --listen tcp:3052 --handler my_cpu
 
-Then send them work with fan_out.py.
+Then send them work with fan_out.py, or compare.py. With SLOWDOWN=4 in its environment, a node is four times
+slower than the others.
 """
 
+import os
 import time
 
 import uwsgi
 
+#: How often the node does the same again, as if it were slower.
+SLOWDOWN = int(os.environ.get("SLOWDOWN", "1"))
 
-def compute(numbers: list[int], modifier2: int) -> float:
+
+def compute(numbers: list[int], modifier2: int) -> object:
     """Raise every number from start up to stop to the 4096th power.
 
-    :return: the processor time in seconds.
+    :return: the processor time in seconds; with modifier2 1, the count of the numbers, and the seconds.
     """
     start, stop = numbers
-    began = time.process_time()
-    for number in range(start, stop):
-        number**4096
+    began, began_here = time.process_time(), time.perf_counter()
+    for _ in range(SLOWDOWN):
+        for number in range(start, stop):
+            number**4096
+    if modifier2 == 1:
+        return [stop - start, time.perf_counter() - began_here]
     return time.process_time() - began
 
 

@@ -94,7 +94,9 @@ def test_demo() -> None:
         assert "apt install nginx-light" in output
     assert "F(11) = 89" in output
     assert "six pages, all the same" in output
-    assert re.search(r"waited for +\d", output)
+    assert re.search(r"equal parts: waited for \d", output)
+    assert re.search(r"cluster\.map: waited for \d", output)
+    assert len(re.findall(r"127\.0\.0\.1:\d+ +[#.]+ \d+$", output, re.MULTILINE)) == 10
     assert "key1=value1 key2=value2" in output
     assert re.search(r"at=\S+ key1=survivor", output)
     processes = _PROCESS.findall(output)
@@ -175,6 +177,9 @@ def test_cpu_fanout_by_hand(services: Services) -> None:
     for node in nodes:
         assert re.search(rf"127\.0\.0\.1:{node.port} +\d+\.\d+ s  #", output)
     assert "times as fast as one core" in output
+    output = run(cpu / "compare.py", *(f"{HOST}:{node.port}" for node in nodes))
+    for node in nodes:
+        assert len(re.findall(rf"^127\.0\.0\.1:{node.port} +[#.]+ \d+$", output, re.MULTILINE)) == 2
 
 
 def test_central_spooler_by_hand(services: Services, tmp_path: Path) -> None:

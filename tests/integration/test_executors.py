@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 
 from tests.integration.services import TERMINATED, TWISTD, Launcher, children_of, eventually, run_to_end, until
 from uwsgitwisted.client import Client
+from uwsgitwisted.cluster import Cluster
 from uwsgitwisted.errors import RemoteError, RequestTimeout, WorkerDied
 
 pytestmark = pytest.mark.integration
@@ -150,13 +152,19 @@ def test_an_executor_that_can_not_be_made(tmp_path: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_dask(launch: Launcher, client: Client) -> None:
-    """A node in front of a Dask cluster: each request is run once, and the cluster is closed with the node."""
+    """A node in front of Dask runs each request once, also those of a map, and closes the cluster."""
     node = launch.start("uwsgi-node", "--engine", "executor:my_handler:Dask", handler=ACTIONS + DASK)
     asked = [client.send_message(node.address, 33, 17, [f"r{number}", "echo"]) for number in range(20)]
     assert [key for key, _ in await gatherResults(asked)] == [f"r{number}" for number in range(20)]
+    cluster = Cluster(reactor, [node.address])
+    values = [value async for value in cluster.map(33, 17, [[f"m{number}", "echo"] for number in range(10)])]
+    assert [key for key, _ in values] == [f"m{number}" for number in range(10)]
+    await cluster.close()
     equal = [client.send_message(node.address, 33, 17, ["equal", "echo"]) for _ in range(5)]
     await gatherResults(equal)
-    assert sorted(_notes(node.directory)) == sorted([*(f"r{number}" for number in range(20)), *["equal"] * 5])
+    assert sorted(_notes(node.directory)) == sorted(
+        [*(f"r{n}" for n in range(20)), *(f"m{n}" for n in range(10)), *["equal"] * 5]
+    )
     with pytest.raises(RemoteError) as caught:
         await client.send_message(node.address, 33, 17, ["fails", "raise"])
     assert (caught.value.type, caught.value.message) == ("ValueError", "fails")

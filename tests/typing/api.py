@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
@@ -80,6 +81,14 @@ def blocking_cluster() -> None:
         pass
     for result in cluster.as_completed(33, 17, ["a"], idempotent=True, on_progress=lambda progress: None):
         assert_type((result.index, result.value, result.error), tuple[int, object, BaseException | None])
+
+
+def cluster_executor(cluster: blocking.Cluster) -> None:
+    """An executor's futures have the answers."""
+    with blocking.ClusterExecutor(cluster, 33, 17, timeout=5, idempotent=True, in_flight=8) as executor:
+        assert_type(executor.submit([1, 2]).result(), Any)
+        for _ in executor.map(len, ["a", "b"]):
+            pass
 
 
 def blocking_calls_for_tasks() -> None:

@@ -25,6 +25,7 @@ SERVICES = (*SERVERS, "router")
 _LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _COMMAND = re.compile(r"\btwistd\s(?:-\S+\s+)*uwsgi-(\w+)((?:[ ]+[^`\n]+)?)")
+_REDIRECTION = re.compile(r" [<>] \S+")
 _SCRIPT = re.compile(r"\b(?:sh|bash) ([\w./]+)")
 _ROW = re.compile(r"^\| `--([\w-]+)` \| (.*) \|$", re.MULTILINE)
 _KIND = re.compile(r'^directory = "(\w+)"$', re.MULTILINE)
@@ -120,7 +121,7 @@ def test_commands_parse(service: str, arguments: list[str]) -> None:
 @pytest.mark.parametrize("line", QUEUE_COMMANDS)
 def test_queue_commands_parse(line: str) -> None:
     """Every line of a shell that uses the command `uwsgitwisted` has arguments that it knows."""
-    make_parser().parse_args(shlex.split(line)[1:])
+    make_parser().parse_args(shlex.split(_REDIRECTION.sub("", line))[1:])
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -12,6 +12,9 @@ Deferreds.
     print(wait(("10.0.0.5", 3034), task, timeout=60).result)
 """
 
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from uwsgitwisted.blocking.calls import (
     close,
     declare_plain,
@@ -22,12 +25,16 @@ from uwsgitwisted.blocking.calls import (
     send_uwsgi_message,
     spool,
 )
-from uwsgitwisted.blocking.cluster import Cluster
 from uwsgitwisted.blocking.tasks import cancel, enqueue, enqueue_many, status, wait
 from uwsgitwisted.wire.tasks import TaskStatus
 
+if _TYPE_CHECKING:
+    from uwsgitwisted.blocking.cluster import Cluster
+    from uwsgitwisted.blocking.executor import ClusterExecutor
+
 __all__ = [
     "Cluster",
+    "ClusterExecutor",
     "TaskStatus",
     "cancel",
     "close",
@@ -43,3 +50,13 @@ __all__ = [
     "status",
     "wait",
 ]
+
+#: What a worker process doesn't pay for, since most don't use it.
+_HOMES = {"Cluster": "cluster", "ClusterExecutor": "executor"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

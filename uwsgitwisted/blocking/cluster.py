@@ -113,6 +113,7 @@ class Cluster:
             # An error of the system may come from any step, so the node may have begun.
             outcome = ended = error if isinstance(error, UwsgiError) else ConnectionBroken(describe(error))
             outcome.address = outcome.address or address
+            outcome.__traceback__ = None  # its frames would keep this thread's session open
         except BaseException as error:
             ended = error
             raise

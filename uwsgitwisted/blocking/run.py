@@ -75,9 +75,9 @@ class Run:
                     break
                 else:
                     self._pump(wait=True)
-            self._report_progress()
         finally:
             self._stop()
+            self._report_progress()
 
     def _pump(self, *, wait: bool) -> None:
         """Do what the planner wants, and tell it what has become of the requests.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from uwsgitwisted import __version__
 from uwsgitwisted.cli import nodes, queues
 from uwsgitwisted.cli.convert import run_convert
+from uwsgitwisted.cli.map import map_lines
 from uwsgitwisted.cli.places import FORMS, Place, opened
 from uwsgitwisted.cli.render import render
 from uwsgitwisted.cli.spool import spool
@@ -21,6 +22,7 @@ configurations of uWSGI.
 
 examples:
   uwsgitwisted ping 10.0.0.5:3033 10.0.0.6:3033
+  uwsgitwisted map --nodes @nodes.txt 33 17 < items.jsonl > answers.jsonl
   uwsgitwisted spool 127.0.0.1:3034 to=ann@example.com priority=1
   uwsgitwisted queue stats 127.0.0.1:3034
   uwsgitwisted queue list sqlite:spool.sqlite
@@ -112,6 +114,21 @@ examples:
   uwsgitwisted call 10.0.0.5:3033 10.0.0.6:3033 --rpc hello --arg ann --arg bob"""
 
 
+_MAP = """Has the nodes of a cluster answer each line of the standard input.
+
+A line is an item in JSON, which a handler gets. Each node gets as much as it
+can do. Each answer is a line of JSON with the number of its line, in the order
+in which answers come. The exit status is 0 if all lines were answered, and 1 if
+one failed.
+
+With --resume FILE, the answers are added to FILE, and lines that are answered
+there are skipped. Those that failed are tried again. Keep the input as it was.
+
+examples:
+  uwsgitwisted map --nodes @nodes.txt 33 17 < items.jsonl > out.jsonl
+  uwsgitwisted map --nodes @nodes.txt 33 17 --resume out.jsonl < items.jsonl"""
+
+
 def make_parser() -> ArgumentParser:
     """Make the parser of the command line. The parsed ``run`` runs the command and returns the exit status."""
     parser = _new(_Parser, prog="uwsgitwisted", description=_ABOUT)
@@ -124,6 +141,9 @@ def make_parser() -> ArgumentParser:
         each = _new(kinds.add_parser, name, help=asking.help, description=asking.description)
         _add_arguments(each, f"addresses {asking.takes} json")
         each.set_defaults(run=asking.run)
+    mapping = _new(kinds.add_parser, "map", help="have a cluster answer lines of JSON", description=_MAP)
+    _add_arguments(mapping, "nodes kind detail resume idempotent map-timeout quiet")
+    mapping.set_defaults(run=map_lines)
     convert = _new(kinds.add_parser, "convert", help="convert a configuration of uWSGI", description=_CONVERT)
     _add_arguments(convert, "file directory json-document")
     convert.set_defaults(run=run_convert)
@@ -297,6 +317,20 @@ _ARGUMENTS = {
         metavar="ADDRESS",
         nargs="+",
     ),
+    "nodes": _argument(
+        "--nodes",
+        "a node's address, @FILE for the nodes in a file, or a name of several nodes, such as "
+        "dns:farm.example.com:3033; may be given again",
+        metavar="NODE",
+        action="append",
+        required=True,
+    ),
+    "kind": _argument("modifier1", "the kind of request, such as 33", metavar="MODIFIER1", type=_byte),
+    "detail": _argument("modifier2", "a number for the handler", metavar="MODIFIER2", type=_byte),
+    "resume": _argument("--resume", "add the answers that it lacks to this file", metavar="FILE"),
+    "idempotent": _flag("--idempotent", "items may run twice: on a node that dies, and for speed at the end"),
+    "map-timeout": _timeout(30.0, "how long to wait for each answer"),
+    "quiet": _flag("--quiet", "show neither the progress nor the table of nodes"),
     "text": _argument("--text", "the text to send (default: uwsgitwisted)", default="uwsgitwisted"),
     "message": _argument("--message", "the object to send (default: null)", metavar="JSON"),
     "modifier1": _argument(

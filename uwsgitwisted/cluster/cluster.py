@@ -18,12 +18,14 @@ from twisted.internet.defer import Deferred
 from uwsgitwisted.address import Address, AddressLike
 from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
 from uwsgitwisted.cluster.run import Run
+from uwsgitwisted.cluster.sources import SourceWatcher, may_change
 from uwsgitwisted.errors import MisuseError, Unavailable, UwsgiError
 from uwsgitwisted.planner.calls import CallPlanner
 from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
 from uwsgitwisted.planner.piece import Result, Sending
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.planner.retry import may_retry
+from uwsgitwisted.sources.sources import Nodes as SourceNodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.endpoint import make_endpoint
@@ -39,20 +41,27 @@ class Cluster:
     """Sends single messages and whole maps to whichever nodes will answer first.
 
     :param reactor: connects, and runs the timers.
-    :param nodes: the addresses, as :class:`~uwsgitwisted.client.Client` takes them.
+    :param nodes: addresses, as :class:`~uwsgitwisted.client.Client` takes them; ``"@nodes.txt"`` for the
+        nodes in a file, which may change; and names that stand for several nodes, such as
+        ``"dns:farm.example.com:3033"`` or ``"srv:_uwsgi._tcp.example.com"``, which are looked up again and
+        again. Close a cluster that has files or names at its end.
     :param max_message: the largest answer to accept, in bytes.
-    :raises InvalidAddress: if an address is none.
+    :raises MisuseError: if an address is none, or a file can't be read.
     """
 
-    def __init__(
-        self, reactor: Any, nodes: Iterable[AddressLike] = (), *, max_message: int = MAX_MESSAGE
-    ) -> None:
+    def __init__(self, reactor: Any, nodes: SourceNodes = (), *, max_message: int = MAX_MESSAGE) -> None:
         self._reactor = reactor
         self._terms = Terms(max_message=max_message)
         self._nodes = Nodes(self._connect)
         self._calls = _Calls()
         self._nodes.watch(self._calls)
-        self.set_nodes(nodes)
+        self._watcher: SourceWatcher | None = None
+        given = [nodes] if isinstance(nodes, str) else list(nodes)
+        if may_change(given):
+            self._watcher = SourceWatcher(reactor, given, self.set_nodes)
+            self._watcher.start()
+        else:
+            self.set_nodes(given)
 
     # Nodes
 
@@ -85,10 +94,12 @@ class Cluster:
                 self._nodes.remove(address)
 
     def close(self) -> Deferred[None]:
-        """Close every connection; requests in flight fail.
+        """Close every connection, and follow files and names no longer; requests in flight fail.
 
         :return: fires when all connections are closed.
         """
+        if self._watcher is not None:
+            self._watcher.stop()
         return self._nodes.close()
 
     # Work
@@ -114,6 +125,8 @@ class Cluster:
         self, modifier1: int, modifier2: int, message: object, timeout: float, idempotent: bool
     ) -> object:
         packet = encode_request(modifier1, modifier2, message)
+        if self._watcher is not None:
+            await self._watcher.when_settled()
         end = self._reactor.seconds() + check_timeout(timeout)
         tried: list[Any] = []
         failure: UwsgiError = Unavailable("the cluster has no node")

@@ -20,7 +20,7 @@ _MOST_UNKNOWN = 64
 _WEIGHT = 0.2
 #: From so many answers on, the limit of requests in flight is set only at every few of them.
 _MANY_ANSWERS, _ADAPT_EVERY = 64, 8
-#: How many times larger than the last one a chunk may be, until the time that its items take is known well.
+#: How many times larger than the largest answered chunk the next one may be, until its time is known well.
 _GROWTH = 8
 
 
@@ -44,6 +44,7 @@ class Lane:
         "failures",
         "health",
         "in_flight",
+        "largest",
         "late",
         "limit",
         "most",
@@ -68,6 +69,8 @@ class Lane:
         self.rate = 0.0
         #: How many items its last piece had.
         self.chunk = 0
+        #: How many items its largest answered piece had.
+        self.largest = 0
         self.answers = 0
         self.done = 0
         self.failures = 0
@@ -114,6 +117,7 @@ class Lane:
             self._room += 1 / self._room
         self.answers += 1
         self.done += piece.count
+        self.largest = max(self.largest, piece.count)
         self.late = False
         self.doubts = 0
         self.rate = self.slots / self.service
@@ -173,6 +177,6 @@ class Lane:
         """
         if not self.answers:
             return 1
-        wanted = min(seconds / self.service, self.chunk * _GROWTH)
+        wanted = min(seconds / self.service, self.largest * _GROWTH)
         least = min(wanted, _AHEAD / self.service)
         return max(1, int(min(wanted, max(share / self.slots, least))))

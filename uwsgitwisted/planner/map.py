@@ -366,7 +366,9 @@ class MapPlanner:
 
     def _give(self, piece: Piece, lane: Lane, now: float) -> None:
         lane.in_flight += 1
-        lane.chunk = piece.count
+        if piece.count != lane.chunk:  # of larger chunks, a node gets fewer ahead
+            lane.chunk = piece.count
+            self._lanes.adapt(lane, now)
         sending = Sending(piece, lane, now)
         if piece.sent:
             self._copied += piece.count

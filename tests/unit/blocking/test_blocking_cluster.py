@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -43,6 +44,7 @@ from uwsgitwisted.wire.terms import Terms
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("outside_the_reactor", "nothing_left_open")]
 
+CERTIFICATES = Path(__file__).parents[1] / "tls"
 ITEMS = list(range(100))
 
 
@@ -148,6 +150,23 @@ def test_plain_peers() -> None:
     assert len(server.requests) == 21  # with the offer of a session
 
 
+def test_large_items() -> None:
+    """Items that don't fit the socket's buffer are sent as the node takes them."""
+    items = [bytes([number]) * 1_000_000 for number in range(6)]
+    with SpeakingServer(echo_each, terms=Terms(node="x", workers=3)) as server:
+        assert list(cluster(server).map(33, 17, items)) == items
+
+
+def test_tls() -> None:
+    """A session may be in TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATES / "roots" / "node.pem", CERTIFICATES / "key.pem")
+    items = [number if number % 10 else bytes(100_000) for number in range(50)]
+    with SpeakingServer(echo_each, context=context) as server:
+        nodes = blocking.Cluster(f"tls:localhost:{server.port}:trustRoots={CERTIFICATES}/roots")
+        assert list(nodes.map(33, 17, items)) == items
+
+
 def test_nodes_that_are_not_there() -> None:
     """What a node that is not there should have done is done by the others."""
     with SpeakingServer(echo_each) as server:
@@ -251,7 +270,8 @@ def test_a_node_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_early_ends(how: str) -> None:
     """When the loop ends early, all that is in flight is cancelled on the nodes."""
     with SpeakingServer(note_cancels, terms=Terms(node="x", workers=4)) as server:
-        values = cluster(server).map(33, 17, ITEMS)
+        seen: list[Progress] = []
+        values = cluster(server).map(33, 17, ITEMS, on_progress=seen.append)
         try:
             for value in values:
                 assert value == 0
@@ -262,6 +282,7 @@ def test_early_ends(how: str) -> None:
             pass
         del values
         assert server.done.wait(5)
+    assert (seen[-1].done, seen[-1].nodes[0].in_flight) == (1, 0)
 
 
 def test_interrupted_while_it_waits() -> None:

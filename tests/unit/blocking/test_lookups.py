@@ -100,7 +100,7 @@ class Zone(FileAuthority):  # type: ignore[misc]
         pass
 
 
-@pytest_twisted.async_yield_fixture
+@pytest_twisted.async_yield_fixture(name="port")
 async def name_server() -> AsyncIterator[int]:
     """Run a DNS server on a port of loopback."""
     port = reactor.listenUDP(0, dns.DNSDatagramProtocol(DNSServerFactory([Zone()])), "127.0.0.1")
@@ -119,12 +119,12 @@ async def ask(monkeypatch: pytest.MonkeyPatch, port: int, name: ServiceName, sec
 
 
 @pytest_twisted.ensureDeferred
-async def test_services(monkeypatch: pytest.MonkeyPatch, name_server: int) -> None:
+async def test_services(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     """The SRV records of a name are nodes; those of a worse priority are not used."""
-    found = await ask(monkeypatch, name_server, SERVICE, 5.0)
+    found = await ask(monkeypatch, port, SERVICE, 5.0)
     assert sorted(found) == [parse_address("a.example.com:3033"), parse_address("b.example.com:3034")]
     with pytest.raises(ConnectionFailed, match=r"does not exist|no answer|not contain"):
-        await ask(monkeypatch, name_server, ServiceName("_other._tcp.example.com"), 5.0)
+        await ask(monkeypatch, port, ServiceName("_other._tcp.example.com"), 5.0)
 
 
 @pytest_twisted.ensureDeferred
