@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
@@ -94,11 +95,18 @@ def script(function: Callable[..., Any], *arguments: object) -> Any:
 
 
 def free_port() -> int:
-    """Return a TCP port on which nothing listens on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on which nothing listens on loopback.
+
+    It is none of those that the system gives to outgoing connections, so none of them takes it before a service
+    that was stopped starts again, or before a first start.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.randrange(10_000, max(first, 11_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def process_state(pid: int) -> tuple[str, int]:
