@@ -13,8 +13,8 @@ No good call may fail, and 99 of 100 may take at most three times as long as wit
 are just as busy then: as many loops as there are hostile peers run, with the same low priority. So the two
 differ in what the peers do to the service, and not in how much of a small machine is left for it. On two cores,
 which the attackers share with the service and the callers, the scheduler alone makes single calls many times as
-long, so calls below :data:`FLOOR` are always fast enough: the faults that this looks for took seconds. A short run has
-few calls, so that one that the scheduler has held up is among its slowest; its floor is higher.
+long, so calls below :data:`FLOOR` are always fast enough: the faults that this looks for took seconds. A short
+run has few calls, so that one that the scheduler has held up is among its slowest; its floor is higher.
 """
 
 from __future__ import annotations
