@@ -12,7 +12,7 @@ from uwsgitwisted.blocking import sessions
 from uwsgitwisted.blocking.sessions import call, call_fast
 from uwsgitwisted.blocking.sockets import Deadline, Steps, converse, describe, drive, run
 from uwsgitwisted.errors import (
-    ConnectionFailed,
+    ConnectionBroken,
     FanOutError,
     MisuseError,
     ProtocolError,
@@ -274,7 +274,8 @@ def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
         if error.address is None:
             error.address = address
         return error
-    explained = ConnectionFailed(describe(error), address=address)
+    # It broke after the connection was made, and the request may have run.
+    explained = ConnectionBroken(describe(error), address=address)
     explained.__cause__ = error
     return explained
 
