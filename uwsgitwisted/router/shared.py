@@ -99,7 +99,7 @@ class Shared:
     def log_access(self, variables: Mapping[str, str], status: int, size: int, seconds: float) -> None:
         """Write a line to the access log, if there is one."""
         if self.settings.log is not None:
-            self.settings.log(Entry(variables, str(status), size, seconds, 0, time.time()))
+            self.settings.log(Entry(variables, str(int(status)), size, seconds, 0, time.time()))
 
     def finish(self) -> Deferred[None]:
         """Let every connection finish its request, then close it.
