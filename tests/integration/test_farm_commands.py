@@ -116,7 +116,9 @@ def test_interrupted_map(shared: Launcher) -> None:
     node = shared.start(
         "uwsgi-node", "--engine", "processes:1", "--drain-timeout", "1", handler=HANDLER, tcp=True
     )
-    line = [sys.executable, "-m", "uwsgitwisted", "map", "--nodes", *addresses([node]), "33", "17"]
+    # A shell that runs the tests in the background has them ignore SIGINT, and all that they start.
+    line = ["env", "--default-signal=INT", sys.executable, "-m", "uwsgitwisted"]
+    line += ["map", "--nodes", *addresses([node]), "33", "17"]
     pipe = subprocess.PIPE
     with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as mapping:
         assert mapping.stdin is not None

@@ -55,7 +55,7 @@ MODULES = {
     "setting_nothing": ("import uwsgi", "'setting_nothing' set no"),
     "misspelt": ("def f(:", "SyntaxError"),
     "lacking": ("import no_such_library", "No module named 'no_such_library'"),
-    "asking": ("import uwsgi; uwsgi.no_such_name", "uwsgitwisted has no uwsgi.no_such_name"),
+    "asking": ("import uwsgi; uwsgi.no_such_name", "there is no uwsgi.no_such_name"),
 }
 
 
