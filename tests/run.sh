@@ -41,18 +41,19 @@ logs=$(mktemp -d)
 measured=tests/integration/postgresql/test_postgres_store.py
 coverage run -m pytest tests/unit tests/fuzz "$measured" >"$logs/units" 2>&1 &
 units=$!
-python -m pytest tests/integration/web tests/integration/test_spooler*.py >"$logs/web" 2>&1 &
+there=tests/integration
+python -m pytest $there/web $there/peers $there/postgresql $there/test_spool*.py --ignore "$measured" >"$logs/web" 2>&1 &
 web=$!
 # After a SIGTERM, which stops the reactor, pytest would go through the rest of the tests.
 trap 'kill -KILL "$units" "$web" 2>/dev/null || true; rm -rf "$logs"' EXIT
 trap 'exit 130' INT TERM HUP
 status=0
-echo "Integration tests; those of web requests and spoolers, and the unit tests, run beside them:"
-python -m pytest tests/integration --ignore tests/integration/web --ignore-glob '*/test_spooler*.py' \
-    --ignore "$measured" || status=$?
+echo "Integration tests; the other half of them, and the unit tests, run beside them:"
+python -m pytest $there --ignore $there/web --ignore $there/peers --ignore $there/postgresql \
+    --ignore-glob '*/test_spool*.py' || status=$?
 wait "$web" || status=$?
 echo
-echo "Integration tests of web requests and spoolers:"
+echo "Integration tests of web requests, uWSGI's programs and spoolers:"
 cat "$logs/web"
 wait "$units" || status=$?
 echo
