@@ -36,7 +36,7 @@ def main(kind: str, port: str, number: str, seconds: str, seed: str, *only: str)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     peer = Peer(kind, ("127.0.0.1", int(port)), f"127.0.0.{2 + int(number)}", f"{seed} {number}")
-    names = behaviours_for(kind, first=number == "0", only=list(only))
+    names = behaviours_for(kind, float(seconds), first=number == "0", only=list(only))
     done: collections.Counter[str] = collections.Counter()
     ends = time.monotonic() + float(seconds)
     while names and time.monotonic() < ends:

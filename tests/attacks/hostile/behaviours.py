@@ -22,11 +22,13 @@ class Entry(NamedTuple):
     :param kinds: which services it is for.
     :param alone: whether only one peer does it. Whoever may run handlers may keep every worker busy for as long
         as ``--timeout`` allows. No limit of the service can tell that from honest work.
+    :param lasts: whether what it leaves behind takes a minute to go. A short run leaves it out.
     """
 
     run: Behaviour
     kinds: tuple[str, ...] = _ALL
     alone: bool = False
+    lasts: bool = False
 
 
 _NODE, _SPOOLER, _RENDERER, _ROUTER = ("node",), ("spooler",), ("renderer",), ("router",)
@@ -74,7 +76,7 @@ BEHAVIOURS: dict[str, Entry] = {
     "HTTP pipelines": Entry(http.pipelines, _ROUTER),
     "unread HTTP pages": Entry(http.unread_pages, _ROUTER),
     "left HTTP requests": Entry(http.left_requests, _ROUTER),
-    "plain waits": Entry(queues.plain_waits, _SPOOLER),
+    "plain waits": Entry(queues.plain_waits, _SPOOLER, lasts=True),
     "status flood": Entry(queues.status_flood, _SPOOLER),
     "empty batches": Entry(queues.empty_batches, _SPOOLER),
     "waiters": Entry(queues.waiters, _SPOOLER),
@@ -86,15 +88,18 @@ BEHAVIOURS: dict[str, Entry] = {
 }
 
 
-def behaviours_for(kind: str, *, first: bool, only: list[str]) -> list[str]:
+def behaviours_for(kind: str, seconds: float, *, first: bool, only: list[str]) -> list[str]:
     """Return the names of the behaviours towards a service.
 
     :param kind: of the service.
+    :param seconds: how long the attack lasts.
     :param first: whether it is the first peer that asks, which alone does those that are for one.
     :param only: the names to choose from; empty for all.
     """
     return [
         name
         for name, entry in BEHAVIOURS.items()
-        if kind in entry.kinds and (first or not entry.alone) and (not only or name in only)
+        if kind in entry.kinds
+        and (first or not entry.alone)
+        and (name in only if only else seconds >= 60 or not entry.lasts)
     ]
