@@ -111,8 +111,8 @@ class Inboxes:
         if event is not None:
             event.on_taken()
             return event.kind, event.data
-        self._waiting[call] = frozenset(kinds)
         limit = decode_number(milliseconds)
+        self._waiting[call] = frozenset(kinds)
         expiry = self._clock.callLater(limit / 1_000, self._expire, call) if limit >= 0 else None
 
         def abandon() -> None:

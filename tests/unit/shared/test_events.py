@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from twisted.internet.task import Clock
 
-from uwsgitwisted.errors import MisuseError
+from uwsgitwisted.errors import MalformedPacket, MisuseError
 from uwsgitwisted.shared.client import Client
 from uwsgitwisted.shared.signals import MAX_OUTSTANDING
 from uwsgitwisted.shared.state import Events, SharedState
@@ -143,6 +143,15 @@ def test_waiting_has_a_limit(service: Service) -> None:
     assert not lost
     assert service.take() == [(0, 1)]
     assert not service.clock.getDelayedCalls()
+
+
+def test_waiting_with_a_bad_limit(service: Service) -> None:
+    """A call with a limit that is refused doesn't wait, so no message goes to it."""
+    mule = service.state.connect(0, 1)
+    (answer,) = service.call(b"wait", b"9" * 30, b"message", client=mule)
+    assert isinstance(answer, MalformedPacket)
+    service.call(b"mule_msg", b"1", b"kept")
+    assert service.call(b"wait", b"-1", b"message", client=mule) == [(b"message", b"kept")]
 
 
 def test_mules_messages(service: Service) -> None:
