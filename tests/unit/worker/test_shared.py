@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -117,6 +119,44 @@ def test_late_answers_are_dropped(front: Front) -> None:
     assert served == [b"3 0", (b"cache_get", b"key", b"")]
     with pytest.raises(Unavailable, match="the service's front can't be reached"):
         stores.cache_get("key")
+
+
+def test_no_descriptor_is_left(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that can't connect, since its process may open no further file, gets our error."""
+
+    def socketpair() -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", socketpair)
+        with pytest.raises(Unavailable, match=r"can't connect to the service's front: .*Too many open files"):
+            stores.cache_get("key")
+
+
+def test_the_front_has_too_many_connections(front: Front) -> None:
+    """A thread whose connection the front closes at once gets our error."""
+
+    def refuse() -> None:
+        _, connection = front.accept()
+        connection.close()
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    with pytest.raises(Unavailable, match="the service's front can't be reached"):
+        stores.cache_get("key")
+    thread.join()
+
+
+def test_the_default_timeout_of_sockets(front: Front) -> None:
+    """A handler module that calls socket.setdefaulttimeout doesn't limit how long a lock is waited for."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(5)
+    try:
+        assert shared._front is not None
+        with shared._front.connect() as connection:
+            assert connection.gettimeout() is None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_an_interrupted_lock_is_released(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

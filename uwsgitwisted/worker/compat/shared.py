@@ -46,10 +46,17 @@ class _Front:
         self._hello = hello
 
     def connect(self) -> socket.socket:
-        """Return a new connection."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._handover, [self._hello], [theirs.fileno()])
+        """Return a new connection.
+
+        :raises Unavailable: if this process may open no further file, or the front has gone.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+            ours.settimeout(None)  # a handler module may have called socket.setdefaulttimeout
+            with theirs:
+                socket.send_fds(self._handover, [self._hello], [theirs.fileno()])
+        except OSError as error:
+            raise Unavailable(f"can't connect to the service's front: {error}") from error
         return ours
 
 
@@ -115,7 +122,7 @@ def call(name: str, *arguments: bytes | int) -> tuple[bytes, ...]:
     """Call an operation of :mod:`uwsgitwisted.shared.state`, and return the items of its result.
 
     :raises MisuseError: if it can't be done.
-    :raises Unavailable: if the front has gone.
+    :raises Unavailable: if the front has gone, or has too many connections.
     """
     items = [name.encode(), *(encode_number(item) if isinstance(item, int) else item for item in arguments)]
     if _front is None:
