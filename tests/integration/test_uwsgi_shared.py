@@ -19,8 +19,10 @@ from uwsgitwisted.errors import RemoteError, UwsgiError
 pytestmark = pytest.mark.integration
 
 HANDLER = """
-import os, time, threading, uwsgi
+import os, socket, time, threading, uwsgi
 from uwsgidecorators import *
+
+#socket.setdefaulttimeout(0.1)  # not for what this process has of ours
 
 RAN = "ran.txt"
 
@@ -53,6 +55,7 @@ def fails(number):
 
 @signal(45)
 def never_ends(number):
+    uwsgi.lock(8)
     note("hangs", who())
     while True:
         time.sleep(1)
@@ -88,6 +91,16 @@ def loop():
         note("message", message.decode(), who())
         if message == b"die":
             os._exit(3)
+
+@mule(4)
+def at_start():
+    note("at start", who(), uwsgi.cache_get("import"))
+
+@mulemsg(4)
+def each_message(message):
+    note("each message", message.decode(), who())
+    if message == b"fail":
+        raise ValueError("this message fails")
 
 @lock
 def exclusive(seconds):
@@ -132,12 +145,6 @@ def program():
     note("program", who(), uwsgi.cache_get("import"))
     message = uwsgi.mule_get_msg()
     note("program got", message, who())
-
-def measure(count):
-    began = time.perf_counter()
-    for _ in range(count):
-        uwsgi.cache_get("import")
-    return (time.perf_counter() - began) / count
 
 uwsgi.cache_set("import", b"set by an import")
 
@@ -207,12 +214,17 @@ class Node:
         """Wait until functions have noted these lines."""
         until(lambda: all(line in self.ran for line in lines), f"{lines} noted")
 
+    def wait_for_one(self, start: str) -> str:
+        """Wait until functions have noted a line that starts so, and return it."""
+        until(lambda: any(line.startswith(start) for line in self.ran), f"{start} noted")
+        return next(line for line in self.ran if line.startswith(start))
+
 
 @pytest.fixture(scope="module")
 def node(shared: Launcher) -> Iterator[Node]:
-    """A node with two workers, and three mules: one takes messages itself, one waits, and one has a program."""
+    """A node with two workers, and four mules: @muleloop, @mulefunc, a program, and @mule with @mulemsg."""
     options = ("--engine", "processes:2", "--timeout", "2", "--cache", "name=small,items=2")
-    options += ("--mules", "2", "--mule", "my_handler:program")
+    options += ("--mules", "2", "--mule", "my_handler:program", "--mule", "my_handler:unreached")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PUBLISHED", str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
         yield Node(shared.start("uwsgi-node", *options, handler=HANDLER))
@@ -264,11 +276,9 @@ def test_lock_excludes(node: Node) -> None:
 def test_killed_holder_frees_its_lock(node: Node) -> None:
     """A worker that is killed while it holds a lock, or waits for one, costs nobody else anything."""
     holder = node.call_later("hold", 60)
-    until(lambda: any(line.startswith("holds") for line in node.ran), "the lock is taken")
+    pid = int(node.wait_for_one("holds").split()[1])
     assert node.call("is_locked", 7) is True
-    os.kill(
-        int(node.ran[[line.startswith("holds") for line in node.ran].index(True)].split()[1]), signal.SIGKILL
-    )
+    os.kill(pid, signal.SIGKILL)
     holder.join()
     until(lambda: node.call("is_locked", 7) is False, "the lock is free")
     assert node.call("cache_get", "key") == b"value"
@@ -279,7 +289,7 @@ def test_signals_have_targets(node: Node) -> None:
     for number in (40, 41, 42, 43):
         assert node.call("signal", number) is None
     node.wait_for("all w1", "all w2", "second w2", "mule m2")
-    until(lambda: any(line.startswith("any 40 w") for line in node.ran), "the first one")
+    node.wait_for_one("any 40 w")
     assert node.call("signal_registered", 40) is True
     assert node.call("signal_registered", 99) is None
 
@@ -293,9 +303,12 @@ def test_signal_that_fails(node: Node) -> None:
 
 
 def test_signal_has_the_time_limit(node: Node) -> None:
-    """A signal's function that doesn't end is killed with its worker, as a request is."""
+    """A signal's function that doesn't end is killed with its worker, as a request is, and its lock is free."""
     node.call("signal", 45)
+    node.wait_for_one("hangs w")
+    assert node.call("is_locked", 8) is True
     node.service.wait_for("signal 45: the request exceeded the node's limit of 2 s")
+    until(lambda: node.call("is_locked", 8) is False, "the lock is free")
 
 
 def test_signal_wait(node: Node) -> None:
@@ -315,7 +328,7 @@ def test_timers_and_files(node: Node) -> None:
     """A timer of milliseconds ticks in its target, and a changed file runs its function."""
     until(lambda: node.call("metric_get", "ticks") >= 3, "three ticks")
     (node.service.directory / "watched.txt").write_text("changed")
-    until(lambda: any(line.startswith("changed w") for line in node.ran), "the file monitor's run")
+    node.wait_for_one("changed w")
 
 
 def test_mules(node: Node) -> None:
@@ -327,8 +340,8 @@ def test_mules(node: Node) -> None:
     node.wait_for("message die m1")
     node.call("mule_msg", b"again", 1)
     node.wait_for("message again m1")
-    with pytest.raises(RemoteError, match="this service has no mule 4: it has 1 to 3"):
-        node.call("mule_msg", b"lost", 4)
+    with pytest.raises(RemoteError, match="this service has no mule 5: it has 1 to 4"):
+        node.call("mule_msg", b"lost", 5)
     with pytest.raises(RemoteError, match="only in a mule"):
         node.call("mule_get_msg")
 
@@ -339,6 +352,19 @@ def test_mule_with_a_program(node: Node) -> None:
     node.call("mule_msg", b"to the program", 3)
     node.wait_for("program got b'to the program' m3")
     until(lambda: node.ran.count("program m3 b'set by an import'") == 2, "a second run")
+
+
+def test_decorated_mules(node: Node) -> None:
+    """@mule runs when its mule starts, then @mulemsg gets each message; when it raises, both start again."""
+    node.call("mule_msg", b"one", 4)
+    node.call("mule_msg", b"fail", 4)
+    node.call("mule_msg", b"two", 4)
+    node.wait_for("each message one m4", "each message fail m4", "each message two m4")
+    started = "at start m4 b'set by an import'"
+    assert [line for line in node.ran if line.endswith("m4") or line == started] == [
+        *(started, "each message one m4", "each message fail m4", started, "each message two m4")
+    ]
+    node.service.wait_for("ValueError: this message fails")
 
 
 def test_published_decorators(node: Node) -> None:
@@ -392,7 +418,7 @@ def test_spooler(shared: Launcher) -> None:
 
 def test_stop_ends_mules(node: Node) -> None:
     """The service's end leaves no worker and no mule."""
-    until(lambda: len(node.service.workers()) == 5, "the old processes have ended")
+    until(lambda: len(node.service.workers()) == 6, "the old processes have ended")
     processes = node.service.workers()
     assert node.service.terminate() == TERMINATED
     assert not any(map(is_alive, processes))
