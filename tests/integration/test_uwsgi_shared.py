@@ -22,7 +22,7 @@ HANDLER = """
 import os, socket, time, threading, uwsgi
 from uwsgidecorators import *
 
-#socket.setdefaulttimeout(0.1)  # not for what this process has of ours
+socket.setdefaulttimeout(0.1)  # not for what this process has of ours
 
 RAN = "ran.txt"
 

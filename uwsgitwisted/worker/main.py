@@ -89,6 +89,7 @@ def main(arguments: list[str]) -> None:
     if spec.traces:  # after the handlers are loaded, which may set a handler of their own
         faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)  # and then it ends
     with socket.socket(fileno=SOCKET_FD) as connection:
+        connection.settimeout(None)  # a handler module may have called socket.setdefaulttimeout
         name = f"{node} {'mule' if mule_id else 'worker'} {number}"
         if spec.mule is not None:
             run_mule(Worker(connection, TOKENS_FD, spec, handlers, name), connection, spec.mule)
