@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import MisuseError
-from uwsgitwisted.services.shared.channel import SharedProtocol
+from uwsgitwisted.services.shared import channel
+from uwsgitwisted.services.shared.channel import Channel, SharedProtocol
 from uwsgitwisted.services.shared.files import FileWatches
 from uwsgitwisted.shared.state import SharedState
 from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder, encode_frame
@@ -81,10 +87,11 @@ def test_unread_answers_stop_the_reading(state: SharedState) -> None:
     assert thread.transport.producerState == "producing"
 
 
-class Readers:
+class Readers(Clock):
     """A reactor that only notes who reads."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.readers: list[object] = []
 
     def addReader(self, reader: object) -> None:
@@ -96,6 +103,60 @@ class Readers:
 
     def removeWriter(self, writer: object) -> None:
         """Do nothing."""
+
+
+class Handover:
+    """A channel, and the end of its socket that workers have."""
+
+    def __init__(self, state: SharedState) -> None:
+        self.reactor = Readers()
+        self.log: list[str] = []
+        self._channel = Channel(self.reactor, state, self.log.append)  # type: ignore[arg-type]
+        self._worker = socket.socket(fileno=os.dup(self._channel.start()))
+
+    def connect(self, hello: bytes) -> socket.socket:
+        """Return a thread's end of a new connection."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._worker, [hello], [theirs.fileno()])
+        self._channel.doRead()
+        ours.setblocking(False)
+        return ours
+
+    def stop(self) -> None:
+        """Close everything."""
+        self._channel.stop()
+        self._worker.close()
+        self.reactor.advance(0)
+
+
+@pytest.fixture
+def handover(state: SharedState) -> Iterator[Handover]:
+    made = Handover(state)
+    yield made
+    made.stop()
+    assert not made.reactor.readers
+
+
+def test_there_are_only_so_many_connections(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection too many is closed with a line in the log; when another one ends, there is room again."""
+    monkeypatch.setattr(channel, "MAX_CONNECTIONS", 2)
+    with handover.connect(b"1 0") as _, handover.connect(b"2 0"):
+        with handover.connect(b"1 0") as refused:
+            assert refused.recv(1) == b""
+        (line,) = handover.log
+        assert line.startswith("2 threads of handlers use")
+        lost: Any = handover.reactor.readers[1]
+        lost.connectionLost(Failure(ConnectionDone()))
+        with handover.connect(b"1 0") as third, pytest.raises(BlockingIOError):
+            third.recv(1)
+
+
+@pytest.mark.parametrize("hello", [b"", b"1", b"1 2 3", b"-1 0", b"a b"])
+def test_a_connection_says_whose_it_is(handover: Handover, hello: bytes) -> None:
+    """A connection that doesn't give the numbers of its worker and its mule is closed."""
+    with handover.connect(hello) as refused:
+        assert refused.recv(1) == b""
 
 
 def test_file_watches(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 
 from uwsgitwisted.errors import MalformedPacket, MisuseError
 from uwsgitwisted.shared.client import Client
+from uwsgitwisted.shared.inboxes import MAX_EVENTS
 from uwsgitwisted.shared.signals import MAX_OUTSTANDING
 from uwsgitwisted.shared.state import Events, SharedState
 from uwsgitwisted.shared.timers import CronFields
@@ -180,6 +181,15 @@ def test_mules_inboxes_are_bounded(service: Service) -> None:
     service.call(b"signal_register", b"3", b"mules")
     service.call(b"signal", b"3")
     assert "signal 3 is dropped: too much waits for the mules" in service.log
+
+
+def test_mules_inboxes_have_so_many_slots(service: Service) -> None:
+    """Empty messages count too: beyond 10,000, none is taken until a mule has taken one."""
+    for _ in range(MAX_EVENTS):
+        assert service.call(b"mule_msg", b"1", b"") == [(b"1",)]
+    assert service.call(b"mule_msg", b"2", b"") == [()]
+    service.call(b"wait", b"-1", b"message", client=service.state.connect(0, 1))
+    assert service.call(b"mule_msg", b"2", b"") == [(b"1",)]
 
 
 def test_a_mule_has_one_process(service: Service) -> None:

@@ -222,6 +222,8 @@ def test_metrics(state: SharedState) -> None:
     for number in range(999):
         call(b"metric_change", b"inc", b"m%d" % number, b"1")
     assert "1000 metrics already" in str(call(b"metric_change", b"inc", b"more", b"1"))
+    for name in b"", bytes(256):
+        assert "1 to 255 bytes" in str(call(b"metric_change", b"inc", name, b"1"))
 
 
 @pytest.mark.parametrize(

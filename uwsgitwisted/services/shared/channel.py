@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,11 +96,13 @@ class Channel:
 
     :param reactor: reads the sockets.
     :param state: runs the calls.
+    :param log: takes a line for the log.
     """
 
-    def __init__(self, reactor: IReactorFDSet, state: SharedState) -> None:
+    def __init__(self, reactor: IReactorFDSet, state: SharedState, log: Callable[[str], None]) -> None:
         self._reactor: Any = reactor
         self._state = state
+        self._log = log
         self._connections: set[Connection] = set()
 
     def start(self) -> int:
@@ -142,12 +144,15 @@ class Channel:
     def _adopt(self, connection: socket.socket, hello: bytes) -> None:
         """Serve a connection; or close it, if there are too many, or it doesn't say whose it is."""
         numbers = hello.split()
-        if (
-            len(self._connections) >= MAX_CONNECTIONS
-            or len(numbers) != 2
-            or not hello.replace(b" ", b"").isdigit()
-        ):
+        if len(numbers) != 2 or not hello.replace(b" ", b"").isdigit():
             connection.close()
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            connection.close()
+            self._log(
+                f"{MAX_CONNECTIONS} threads of handlers use uwsgi.cache_get, uwsgi.lock and the like, which "
+                "is the most: a call of one more raises Unavailable until others end"
+            )
             return
         connection.setblocking(False)
         protocol = SharedProtocol(self._state, self._state.connect(*map(int, numbers)))

@@ -71,7 +71,7 @@ class Shared:
             has_spooler=settings.has_spooler,
         )
         self._state = SharedState(reactor.seconds, settings.limits, self._report, events)
-        self._channel = Channel(reactor, self._state)
+        self._channel = Channel(reactor, self._state, self._report)
 
     def start(self) -> None:
         """Take calls, and start the mules; to be called before the engine's start."""
