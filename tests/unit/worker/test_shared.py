@@ -213,6 +213,9 @@ def test_messages_of_mules(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         signals.dispatch(message)
     assert ran == [(1, "x"), (-1, "")]
     assert "ValueError: too small" in capsys.readouterr().err
+    signals.mule_functions.clear()
+    signals.dispatch(sent[0][0])
+    assert "this mule has no function 'work' (@mulefunc)" in capsys.readouterr().err
     monkeypatch.setattr(uwsgi, "mule_msg_hook", ran.append)
     signals.install_mule_msg_hook(lambda message: ran.append(len(message)))
     signals.dispatch(b"hello")

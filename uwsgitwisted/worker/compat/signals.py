@@ -7,8 +7,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any
 
-from uwsgitwisted.errors import MisuseError, UnencodableMessage, UnknownFunction, UwsgiError
+from uwsgitwisted.errors import MisuseError, UnknownFunction, UwsgiError
 from uwsgitwisted.wire.calls import decode_number
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.worker.compat import uwsgi
@@ -120,10 +121,7 @@ def signal_received() -> int:
 def run_signal(signum: int) -> None:
     """Handle a signal in a process that has waited for it; an exception is logged."""
     _received.number = signum
-    try:
-        find_function(signum)(signum)
-    except Exception:
-        traceback.print_exc()
+    _logged(lambda number: find_function(number)(number), signum)
 
 
 def find_function(signum: int) -> SignalFunction:
@@ -248,24 +246,29 @@ def dispatch(message: bytes) -> None:
     """Give a message to the function that it calls, else to the hooks. Exceptions are logged."""
     try:
         values = loads(message)
-    except (UwsgiError, UnencodableMessage):
+    except UwsgiError:
         values = None
-    is_call = isinstance(values, dict) and values.get("service") == _SERVICE
-    hooks = [*filter(None, [uwsgi.mule_msg_hook]), *mule_msg_extra_hooks]
-    for function in [_call_function] if is_call else hooks:
-        try:
-            function(message)
-        except Exception:
-            traceback.print_exc()
+    if isinstance(values, dict) and values.get("service") == _SERVICE:
+        _logged(_call_function, values)
+        return
+    for hook in (*filter(None, [uwsgi.mule_msg_hook]), *mule_msg_extra_hooks):
+        _logged(hook, message)
 
 
-def _call_function(message: bytes) -> None:
-    values = loads(message)
-    assert isinstance(values, dict)
-    function = mule_functions.get(values["func"])
+def _call_function(values: dict[object, Any]) -> None:
+    name = values["func"]
+    function = mule_functions.get(name)
     if function is None:
-        raise UnknownFunction(f"this mule has no function {values['func']!r} (@mulefunc)")
+        raise UnknownFunction(f"this mule has no function {name!r} (@mulefunc)")
     function(*values["args"], **values["kwargs"])
+
+
+def _logged(function: Callable[[Any], object], argument: object) -> None:
+    """Call a function; log its exception."""
+    try:
+        function(argument)
+    except Exception:
+        traceback.print_exc()
 
 
 def serve_mule() -> None:
