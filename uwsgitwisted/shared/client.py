@@ -1,28 +1,28 @@
-"""Who calls: a thread of a worker or of a mule, and the call that it waits for."""
+"""The clients of shared state, which are threads of workers and mules, and their pending calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-#: Answers a call: with the items of its result, or with an error.
+#: Answers a call with the items of its result, or with an error.
 Reply = Callable[[Sequence[bytes] | Exception], None]
 
 #: The result of an operation that has none.
 NOTHING: Sequence[bytes] = ()
-#: A result that says yes. Where an operation has done nothing, its result is :data:`NOTHING`.
+#: The result of an operation that succeeded; :data:`NOTHING` is that of one that did not.
 YES: Sequence[bytes] = (b"1",)
 
 
 class Scheduled(Protocol):
-    """A function that will be called."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Don't call it."""
+        """Cancel it."""
 
 
 class Clock(Protocol):
-    """A monotonic clock that calls functions: a reactor."""
+    """A monotonic clock that schedules calls, such as a reactor."""
 
     def seconds(self) -> float:
         """Return the time, in seconds."""
@@ -32,32 +32,32 @@ class Clock(Protocol):
 
 
 class Client:
-    """A thread that calls; it has a connection of its own, which ends with it.
+    """A thread with a connection of its own, which ends with it.
 
     :param worker_id: the number of its worker, from 1; 0 in a mule.
     :param mule_id: the number of its mule, from 1; 0 in a worker.
-    :param generation: which code its process has loaded; see :mod:`.generations`.
+    :param generation: which code its process has loaded; see :mod:`.registry`.
     """
 
     def __init__(self, worker_id: int = 0, mule_id: int = 0, generation: int = 0) -> None:
         self.worker_id = worker_id
         self.mule_id = mule_id
         self.generation = generation
-        #: The call that it waits for.
+        #: The call that it waits for; None if there is none.
         self.pending: Call | None = None
 
 
 class Call:
-    """A call whose answer may come later.
+    """A call that may be answered later.
 
-    :param client: who calls.
+    :param client: the caller.
     :param reply: takes the answer.
     """
 
     def __init__(self, client: Client, reply: Reply) -> None:
         self.client = client
         self._reply: Reply | None = reply
-        #: What forgets the call, where something has it noted.
+        #: Removes the call from where it waits.
         self.on_abandon: Callable[[], object] = lambda: None
 
     def answer(self, result: Sequence[bytes] | Exception) -> None:
@@ -69,6 +69,6 @@ class Call:
             reply(result)
 
     def abandon(self) -> None:
-        """Forget the call: nobody waits for the answer any more."""
+        """Drop the call: its client has ended, or has made another one."""
         self._reply = None
         self.on_abandon()

@@ -96,7 +96,9 @@ class Sources:
         """
         timer = _Timer(check_signal(number), decode_number(milliseconds), decode_number(ticks))
         if not 0 < timer.milliseconds <= _MOST or timer.ticks < 0:
-            raise MisuseError(f"a timer of {timer.milliseconds} ms: it takes a time above 0")
+            raise MisuseError(
+                f"a timer of {timer.milliseconds} ms and {timer.ticks} ticks: a timer has 1 to {_MOST} ms"
+            )
         self._timers.add(timer, client.generation)
         return NOTHING
 

@@ -112,14 +112,14 @@ def _items(block: bytes) -> tuple[bytes, ...]:
 
 
 def encode_number(number: int) -> bytes:
-    """Return *number* as an item."""
+    """Encode an integer as an item."""
     return b"%d" % number
 
 
 def decode_number(item: bytes) -> int:
-    """Return the number in an item.
+    """Decode an item as an integer.
 
-    :raises MalformedPacket: if it is none that fits into 64 bits.
+    :raises MalformedPacket: if it is none, or has more digits than a number of 64 bits may have.
     """
     digits = item[1:] if item[:1] == b"-" else item
     if not digits.isdigit() or len(digits) > _MAX_DIGITS:

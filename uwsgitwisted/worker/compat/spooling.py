@@ -46,7 +46,7 @@ def spooler_get_task(task: str | bytes) -> dict[str | bytes, bytes] | None:
     return variables
 
 
-#: As many digits as an id of 63 bits may have, and never more than that.
+#: A number of so many digits fits into the 63 bits of an id.
 _MAX_DIGITS = 18
 
 
