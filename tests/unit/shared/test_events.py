@@ -219,13 +219,15 @@ def test_timers(service: Service) -> None:
 
 
 def test_timers_that_end(service: Service) -> None:
-    """A timer with a number of ticks ends after them."""
+    """A timer with a number of ticks ends after them, and a worker that starts later doesn't begin it again."""
     service.call(b"timer", b"1", b"100", b"2")
     ticks = 0
     for _ in range(5):
         service.clock.advance(0.1)
         ticks += len(service.take())
     assert ticks == 2
+    service.call(b"timer", b"1", b"100", b"2", client=service.state.connect(2))
+    assert not service.clock.getDelayedCalls()
     service.state.stop()
 
 
