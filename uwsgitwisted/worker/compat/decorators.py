@@ -11,7 +11,6 @@ Who finds out when a periodic task is due is the front's business; here it is on
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -212,8 +211,7 @@ def repeat(
     :param name: the decorator that says it, with *value*.
     :raises MisuseError: if *secs* is not above 0.
     """
-    if isinstance(secs, bool) or not isinstance(secs, (int, float)) or not 0 < secs < sys.maxsize:
-        raise MisuseError(f"@{name}({value!r}): it takes a time above 0")
+    signals.to_milliseconds(secs, f"@{name}({value!r})")
     return lambda f: _repeated(f, kwargs, partial(signals.add_timer, seconds=secs), seconds=float(secs))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from uwsgitwisted.errors import MisuseError, UnknownFunction, UwsgiError
+from uwsgitwisted.shared.inboxes import MESSAGE, SIGNAL
+from uwsgitwisted.shared.signals import SIGNALS
 from uwsgitwisted.wire.calls import decode_number
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.worker.compat import uwsgi
@@ -18,8 +20,6 @@ from uwsgitwisted.worker.compat.shared import call, has_front
 #: A function that handles a signal: it gets the signal's number.
 SignalFunction = Callable[[int], object]
 
-_SIGNAL, _MESSAGE = b"signal", b"message"
-_SIGNALS = 256
 #: Says that a message is the call of a function.
 _SERVICE = "uwsgi_mulefunc"
 
@@ -51,8 +51,8 @@ def is_used() -> bool:
 
 
 def _check(signum: int) -> int:
-    if isinstance(signum, bool) or not isinstance(signum, int) or not 0 <= signum < _SIGNALS:
-        raise MisuseError(f"there is no signal {signum!r}: they are 0 to {_SIGNALS - 1}")
+    if isinstance(signum, bool) or not isinstance(signum, int) or not 0 <= signum < SIGNALS:
+        raise MisuseError(f"there is no signal {signum!r}: they are 0 to {SIGNALS - 1}")
     return signum
 
 
@@ -82,10 +82,10 @@ def get_free_signal() -> int:
 
     :raises MisuseError: if there is none.
     """
-    for signum in range(_SIGNALS):
+    for signum in range(SIGNALS):
         if signum not in _functions:
             return signum
-    raise MisuseError(f"all {_SIGNALS} signals are registered")
+    raise MisuseError(f"all {SIGNALS} signals are registered")
 
 
 def signal(signum: int, remote: str | None = None) -> None:
@@ -105,7 +105,7 @@ def signal_wait(signum: int | None = None) -> None:
     """
     wanted = None if signum is None or signum < 0 else _check(signum)
     while True:
-        items = call("wait", -1, _SIGNAL)
+        items = call("wait", -1, SIGNAL)
         number = decode_number(items[1])
         run_signal(number)
         if wanted in (None, number):
@@ -142,25 +142,30 @@ def _add(name: str, signum: int, *arguments: bytes | int) -> None:
         call(name, signum, *arguments)
 
 
-def _milliseconds(seconds: float, function: str) -> int:
+def to_milliseconds(seconds: float, call: str) -> int:
+    """Return the interval of a timer.
+
+    :param call: names the call in the error.
+    :raises MisuseError: if it is no number above 0.
+    """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < sys.maxsize:
-        raise MisuseError(f"{function}({seconds!r}): it takes a time above 0")
+        raise MisuseError(f"{call}: it takes a time above 0")
     return max(1, round(seconds * 1_000))
 
 
 def add_timer(signum: int, seconds: float) -> None:
     """Raise a signal every so many seconds."""
-    _add("timer", signum, _milliseconds(seconds, "add_timer"), 0)
+    _add("timer", signum, to_milliseconds(seconds, f"add_timer({seconds!r})"), 0)
 
 
 def add_rb_timer(signum: int, seconds: float, iterations: int = 0) -> None:
     """Raise a signal every so many seconds, and only so often, if *iterations* is not 0."""
-    _add("timer", signum, _milliseconds(seconds, "add_rb_timer"), iterations)
+    _add("timer", signum, to_milliseconds(seconds, f"add_rb_timer({seconds!r})"), iterations)
 
 
 def add_ms_timer(signum: int, milliseconds: float) -> None:
     """Raise a signal every so many milliseconds."""
-    _add("timer", signum, _milliseconds(milliseconds / 1_000, "add_ms_timer"), 0)
+    _add("timer", signum, to_milliseconds(milliseconds / 1_000, f"add_ms_timer({milliseconds!r})"), 0)
 
 
 def add_cron(signum: int, minute: int, hour: int, day: int, month: int, weekday: int) -> bool:
@@ -218,11 +223,11 @@ def mule_get_msg(
     """
     if not _mule_id:
         raise MisuseError("you can receive mule messages only in a mule")
-    kinds = (_SIGNAL, _MESSAGE) if signals else (_MESSAGE,)
+    kinds = (SIGNAL, MESSAGE) if signals else (MESSAGE,)
     items = call("wait", timeout * 1_000 if timeout >= 0 else -1, *kinds)
     if not items:
         return None
-    if items[0] == _SIGNAL:
+    if items[0] == SIGNAL:
         run_signal(decode_number(items[1]))
         return None
     return items[1][:buffer_size]
@@ -274,8 +279,8 @@ def _logged(function: Callable[[Any], object], argument: object) -> None:
 def serve_mule() -> None:
     """Handle messages and signals for ever, in a mule without a program of its own."""
     while True:
-        kind, data = call("wait", -1, _SIGNAL, _MESSAGE)
-        if kind == _SIGNAL:
+        kind, data = call("wait", -1, SIGNAL, MESSAGE)
+        if kind == SIGNAL:
             run_signal(decode_number(data))
         else:
             dispatch(data)
