@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -157,6 +158,29 @@ def test_the_default_timeout_of_sockets(front: Front) -> None:
             assert connection.gettimeout() is None
     finally:
         socket.setdefaulttimeout(before)
+
+
+def test_a_forked_process_keeps_no_connection(front: Front) -> None:
+    """A connection ends with its thread, also while a process lives that was forked before."""
+    connection = shared._threads.connection = shared._Connection(shared._front.connect())  # type: ignore[union-attr]
+    _, accepted = front.accept()
+    ready, end = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end[1])
+        os.write(ready[1], b"1")
+        os.read(end[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(ready[0], 1) == b"1"
+        connection.close()
+        accepted.setblocking(False)
+        with accepted:
+            assert accepted.recv(1) == b""
+    finally:
+        for descriptor in (*ready, *end):
+            os.close(descriptor)
+        os.waitpid(child, 0)
 
 
 def test_an_interrupted_lock_is_released(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from queue import SimpleQueue
+from weakref import WeakSet
 
 from uwsgitwisted.errors import MisuseError, Unavailable
 from uwsgitwisted.wire.calls import (
@@ -68,10 +69,9 @@ class _Connection:
         self._decoder = FrameDecoder(MAX_ANSWER)
         self._sequence = 0
         self._received: list[Frame] = []
-        #: The process that it belongs to.
-        self.pid = os.getpid()
-        #: Whether a call was interrupted while it was being sent, so that nothing can follow.
+        #: Whether it can't be used again: a call was interrupted while it was being sent, or this is a fork.
         self.broken = False
+        _connections.add(self)
 
     def call(self, items: Sequence[bytes]) -> tuple[bytes, ...]:
         self._sequence = sequence = (self._sequence + 1) & _MAX_SEQUENCE
@@ -92,11 +92,29 @@ class _Connection:
             raise MisuseError(answer.items[0].decode(errors="replace"))
         return answer.items
 
+    def close(self) -> None:
+        """Close this process's descriptor of it."""
+        self.broken = True
+        self._socket.close()
+
     def _find(self, sequence: int) -> Frame | None:
         """Return the answer to a call, if it is there; drop the answers to calls that were interrupted."""
         received, self._received = self._received, []
         return next((frame for frame in received if frame.sequence == sequence), None)
 
+
+#: Those of this process's threads.
+_connections: WeakSet[_Connection] = WeakSet()
+
+
+def _close_inherited() -> None:
+    """Close a parent's connections in a forked process, which would keep them open when their threads end."""
+    for connection in list(_connections):
+        connection.close()
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 _front: _Front | None = None
 _threads = threading.local()
@@ -128,7 +146,7 @@ def call(name: str, *arguments: bytes | int) -> tuple[bytes, ...]:
     if _front is None:
         return _call_here(items)
     connection: _Connection | None = getattr(_threads, "connection", None)
-    if connection is None or connection.broken or connection.pid != os.getpid():
+    if connection is None or connection.broken:
         connection = _threads.connection = _Connection(_front.connect())
     return connection.call(items)
 
