@@ -1,6 +1,6 @@
-"""What waits for mules, and the calls that wait for it: messages and signals.
+"""The mules' inboxes, and the calls that wait for a message or a signal.
 
-A worker may wait for signals too. It has no inbox: what it doesn't wait for goes to it as a request.
+A worker may wait for signals too. It has no inbox: a signal that it doesn't wait for goes to it as a request.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Inboxes:
         self._events: list[deque[Event]] = [deque() for _ in range(mules + 1)]
         self._waiting: dict[Call, frozenset[bytes]] = {}
         self._count = self._size = 0
-        # The first connection of the process that is a mule, and those that are to be it next.
+        # By mule: the first connection of its process, and the calls of its successors.
         self._owners: dict[int, Client] = {}
         self._successors: dict[int, deque[Call]] = {}
 
@@ -140,7 +140,7 @@ class Inboxes:
         return None
 
     def become(self, call: Call) -> Sequence[bytes] | None:
-        """Answer a process that is to be a mule as soon as it is the only one of its number."""
+        """Answer a mule's process once it is the only one with its number."""
         mule = call.client.mule_id
         if not 1 <= mule <= self.mules:
             raise MisuseError(f"there is no mule {mule}")
@@ -152,7 +152,7 @@ class Inboxes:
         return None
 
     def forget(self, client: Client) -> None:
-        """Have the next process be a mule, if this client's was it and has ended."""
+        """Answer the successor of a mule's process that has ended."""
         if self._owners.get(client.mule_id) is not client:
             return
         del self._owners[client.mule_id]

@@ -1,4 +1,4 @@
-"""What the code of workers has registered, so that a reload with other code leaves nothing behind.
+"""What handler modules have registered, so that a reload with other code leaves nothing behind.
 
 Each worker that starts registers the same again. An entry knows with which *generations* of the code it was
 registered: a reload begins a new one, and when it has succeeded, only what the new code has registered stays.

@@ -1,6 +1,6 @@
 """uWSGI's signals: numbers that somebody raises, and that workers or mules handle.
 
-Which functions handle a number is known in the workers. Here it is known who gets it: its *target*.
+The workers know which function handles a number; this module knows its *target*, the processes that get it.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class SharedState:
                 registry.undo(self._generation)
 
     def stop(self) -> None:
-        """Raise no further signals by itself."""
+        """End timers, cron jobs and file monitors."""
         for registry in self._events.sources.registries if self._events is not None else ():
             registry.clear()
 

@@ -1,4 +1,4 @@
-"""What raises signals by itself: timers, cron jobs, and changes of files."""
+"""The sources of signals: timers, cron jobs, and file monitors."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from uwsgitwisted.worker.worker import READ_SIZE, Worker
 
 
 def run_mule(worker: Worker, connection: socket.socket, program: str) -> None:
-    """Be a mule until the front has it end.
+    """Serve as a mule until the front ends it.
 
     :param worker: what negotiates with the front.
-    :param connection: the session's socket, which the front closes when the mule is to end.
+    :param connection: the session's socket, which the front closes to end the mule.
     :param program: what to run: a file ``NAME.py``, a module, or ``module:callable``; empty for nothing but
         messages and signals.
     """
@@ -49,7 +49,7 @@ def run_program(program: str) -> None:
 
 
 def _end_with(connection: socket.socket) -> None:
-    """End this process when the front closes the socket. A handler of SIGTERM may do something before."""
+    """End this process when the front closes the socket; a handler of SIGTERM may clean up first."""
     while connection.recv(READ_SIZE):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

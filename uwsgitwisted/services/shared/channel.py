@@ -26,9 +26,9 @@ from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder,
 #: How many connections there may be: one for each thread that has called, of all workers and mules. Each has a
 #: descriptor here, and may have a call's bytes.
 MAX_CONNECTIONS = 1_024
-#: How many connections are taken in one turn of the reactor.
+#: How many connections are accepted in one iteration of the reactor.
 _AT_ONCE = 64
-#: The most bytes of what a connection says of itself: two numbers.
+#: The most bytes of a hello, which has the numbers of the worker and of the mule.
 _MAX_HELLO = 64
 #: The most calls that a thread may have sent at once: one, and another after that was interrupted.
 _MAX_FRAMES = 2
@@ -92,7 +92,7 @@ _NO_FRAME = Frame(0, OK, ())
 
 @implementer(IReadDescriptor)
 class Channel:
-    """Takes the connections.
+    """Accepts the connections.
 
     :param reactor: reads the sockets.
     :param state: runs the calls.
@@ -106,14 +106,14 @@ class Channel:
         self._connections: set[Connection] = set()
 
     def start(self) -> int:
-        """Take connections from now on; return the descriptor that the other processes are to have."""
+        """Accept connections; return the descriptor to pass to the other processes."""
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self._reactor.addReader(self)
         return self._theirs.fileno()
 
     def stop(self) -> None:
-        """Close the connections, and take none any more."""
+        """Close the connections, and accept no more."""
         self._reactor.removeReader(self)
         self._ours.close()
         self._theirs.close()
@@ -132,7 +132,7 @@ class Channel:
         """Do nothing: this side holds both ends."""
 
     def doRead(self) -> None:  # noqa: N802
-        """Take the connections that wait."""
+        """Accept the connections that wait."""
         for _ in range(_AT_ONCE):
             try:
                 hello, descriptors, _, _ = socket.recv_fds(self._ours, _MAX_HELLO, 1)

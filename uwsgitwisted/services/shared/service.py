@@ -74,13 +74,13 @@ class Shared:
         self._channel = Channel(reactor, self._state, self._report)
 
     def start(self) -> None:
-        """Take calls, and start the mules; to be called before the engine's start."""
+        """Accept calls, and start the mules; call this before the engine starts."""
         descriptor = self._channel.start()
         self._engine.lend(SHARED_FD, descriptor)
         self._mules.start(descriptor)
 
     async def reload(self, reload_workers: Callable[[], Deferred[bool]]) -> bool:
-        """Have workers and mules load the code afresh, and forget what only the old code has registered.
+        """Restart workers and mules with fresh code, and forget what only the old code has registered.
 
         :param reload_workers: replaces the workers.
         :return: whether that succeeded. Otherwise what only the new code has registered is forgotten.
@@ -96,7 +96,7 @@ class Shared:
         return self._mules.warning
 
     def stop_signals(self) -> None:
-        """Raise no further signals by itself: timers, cron jobs and file monitors end."""
+        """End timers, cron jobs and file monitors."""
         self._state.stop()
         self._files.stop()
 

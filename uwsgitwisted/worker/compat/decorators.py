@@ -5,7 +5,7 @@ time of a timer or a cron job. It keeps the contract of uWSGI's own module, with
 of ``pass_arguments=True`` travel as marshalled objects. uWSGI pickles them, and so runs whatever anybody sends
 to its spooler.
 
-Who finds out when a periodic task is due is the front's business; here it is only noted what there is.
+The front schedules periodic tasks; this module only records them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SPOOLER_KEYS = frozenset({"spooler", "priority", "at", "body", "idempotency_key
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What a decorated function's run came to.
+    """The outcome of a decorated function's run.
 
     :param verdict: what becomes of the task, a number of :mod:`uwsgitwisted.spool.task`.
     :param value: what the function returned.
@@ -271,7 +271,7 @@ def _repeated(
     cron: str = "",
     seconds: float = 0.0,
 ) -> _Function:
-    """Note that *f* runs again and again, and return it.
+    """Record *f* as a periodic function, and return it.
 
     A spooler does that with tasks, which outlive it. Any other service raises a signal.
 
