@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.unit.servers import (
 )
 from uwsgitwisted.errors import InvalidAddress, MisuseError, TaskNotTaken
 from uwsgitwisted.wire.vars import decode_vars
-from uwsgitwisted.worker.compat import calls, decorators, uwsgi
+from uwsgitwisted.worker.compat import calls, decorators, spooling, uwsgi
 from uwsgitwisted.worker.compat.install import (
     configure,
     install,
@@ -164,6 +165,21 @@ def test_outside_a_spooler() -> None:
     assert uwsgi.set_spooler_frequency(3) is True
     configure(masterpid=4711, spooler="")
     assert (uwsgi.spooler_pid(), uwsgi.spooler_pids()) == (4711, [4711])
+
+
+def test_spooler_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks that wait or run are found, however many have ended before them."""
+    states = {**dict.fromkeys(range(1, 2_001), "dead"), 2_001: "ready", 2_002: "running", 2_003: "scheduled"}
+
+    def manage(address: str, operation: str, arguments: dict[str, Any], timeout: float) -> list[object]:
+        assert operation == "list"
+        wanted = arguments.get("state")
+        tasks = [{"id": task, "state": state} for task, state in states.items() if wanted in (None, state)]
+        return tasks[: arguments["limit"]]
+
+    configure(spooler="127.0.0.1:3034")
+    monkeypatch.setattr(spooling, "manage", manage)
+    assert uwsgi.spooler_jobs() == [b"2001", b"2002", b"2003"]
 
 
 def test_a_spooler_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:

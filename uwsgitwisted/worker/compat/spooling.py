@@ -12,9 +12,9 @@ from uwsgitwisted.errors import NoSuchTask, UwsgiError
 from uwsgitwisted.wire.vars import decode_vars
 from uwsgitwisted.worker.compat.calls import DEFAULT_TIMEOUT, find_spooler, log_failure, masterpid, process
 
-#: The states of tasks that still are to run, or run.
-_UNFINISHED = frozenset({"scheduled", "ready", "running"})
-#: The most tasks that ``spooler_jobs`` looks at.
+#: The states of unfinished tasks, in the order in which a task has them: one that moves on meanwhile is found.
+_UNFINISHED = ("scheduled", "ready", "running")
+#: The most tasks that ``spooler_jobs`` returns.
 _MOST_JOBS = 1_000
 
 
@@ -25,8 +25,13 @@ def spooler_dir() -> bytes | None:
 
 def spooler_jobs() -> list[bytes]:
     """Return the ids of up to 1,000 tasks that are to run, or run; none if the spooler can't be asked."""
-    tasks: Any = _ask("spooler_jobs", "list", {"limit": _MOST_JOBS})
-    return [str(task["id"]).encode() for task in tasks or () if task["state"] in _UNFINISHED]
+    identifiers: set[int] = set()
+    for state in _UNFINISHED:
+        tasks: Any = _ask("spooler_jobs", "list", {"state": state, "limit": _MOST_JOBS})
+        if tasks is None:
+            return []
+        identifiers.update(task["id"] for task in tasks)
+    return [b"%d" % identifier for identifier in sorted(identifiers)[:_MOST_JOBS]]
 
 
 def spooler_get_task(task: str | bytes) -> dict[str | bytes, bytes] | None:
