@@ -769,11 +769,17 @@ def test_changed_parts(site: Path) -> None:
     assert rendering.render("whole.txt", {}) == "new(newer deeper)"
 
 
-def test_cache_is_bounded(site: Path, compiled: list[str]) -> None:
-    """The templates that were used last are kept."""
+@pytest.mark.parametrize("reload", [False, True])
+@pytest.mark.parametrize("settled", [False, True])
+def test_cache_is_bounded(
+    site: Path, compiled: list[str], settled: bool, reload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The templates that were used last are kept, whether or not their files are looked at."""
+    if settled:
+        monkeypatch.setattr(directories_module, "SETTLED_AFTER", -(10**18))
     for name in "abc":
         (site / name).write_text(name)
-    rendering = renderer(site, cache_size=2)
+    rendering = renderer(site, cache_size=2, reload=reload)
     for name in "abacab":
         assert rendering.render(name, {}) == name
     assert compiled == ["a", "b", "c", "b"]
