@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import keyword
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -783,6 +785,23 @@ def test_cache_is_bounded(
     for name in "abacab":
         assert rendering.render(name, {}) == name
     assert compiled == ["a", "b", "c", "b"]
+
+
+def test_long_names_are_not_kept(site: Path) -> None:
+    """A name with many directories, which a caller chose, takes no memory once its page is rendered."""
+    (site / "any.txt").write_text("<%include file='${file}'/>")
+    rendering = renderer(site)
+    rendering.render("any.txt", {"file": "page.txt", "name": "Ann"})
+    tracemalloc.start()
+    try:
+        for number in range(10):
+            name = "./" * 50_000 + "x/../" * number + "page.txt"
+            assert rendering.render("any.txt", {"file": name, "name": "Ann"}) == "Hello Ann!"
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
 
 
 def test_nothing_is_written(site: Path) -> None:

@@ -23,8 +23,8 @@ from uwsgitwisted.worker.templates.lines import failure, file_of
 
 #: How many compiled templates to cache. One takes tens of kilobytes, and few sites have more than this.
 CACHE_SIZE = 256
-#: How many resolved names are kept. They may come from callers.
-_MAX_NAMES = 4_096
+#: How many resolved names are kept, and how long these are: they may come from callers.
+_MAX_NAMES, _MAX_LENGTH = 4_096, 200
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class _Finder:
 
     def resolve(self, name: object, relative_to: str | None = None) -> str:
         """Return the name below the template directory."""
-        if type(name) is not str:
+        if type(name) is not str or len(name) > _MAX_LENGTH:
             return resolve(name, relative_to)
         known = self._names.get((name, relative_to))
         if known is None:
