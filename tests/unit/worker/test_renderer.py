@@ -13,6 +13,7 @@ import pytest
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers import render
 from uwsgitwisted.worker.handlers.render import load
 from uwsgitwisted.worker.templates import code_store, results
 from uwsgitwisted.worker.templates.errors import TemplateFailed, TemplateMissing, TemplateRefused
@@ -122,8 +123,30 @@ def test_many_are_bounded(site: Path) -> None:
     (site / "ten.txt").write_text("0123456789")
     pages = ask(site, [("ten.txt", {})] * 4, max_output=15)
     assert isinstance(pages, list)
-    assert [ok for ok, _ in pages] == [True, True, False, False]
-    assert "--max-output" in pages[2][1]
+    assert [ok for ok, _ in pages] == [True, False, False, False]
+    assert "--max-output" in pages[1][1]
+    (site / "five.txt").write_text("12345")
+    assert ask(site, [("ten.txt", {}), ("five.txt", {})], max_output=15) == [
+        (True, "0123456789"),
+        (True, "12345"),
+    ]
+
+
+def test_errors_of_many_are_bounded(site: Path) -> None:
+    """Errors count like pages: variables that are repeated in them don't make a larger answer."""
+    pages = ask(site, [("part.html", {"x" * 10: 1}), (), ("x" * 100, {})], max_output=100)
+    assert isinstance(pages, list)
+    assert [ok for ok, _ in pages] == [False, False, False]
+    assert pages[0][1] == "template 'part.html', line 1: KeyError: 'owner'"
+    assert {text for _, text in pages[1:]} == {"the pages before it take all that --max-output allows"}
+
+
+def test_too_many(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for more pages than allowed is refused as a whole; each would have an error at least."""
+    monkeypatch.setattr(render, "MAX_PAGES", 2)
+    assert len(ask(site, [("part.html", {})] * 2)) == 2  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match=r"3 pages.* at most 2"):
+        ask(site, [("part.html", {})] * 3)
 
 
 def test_bytes(site: Path) -> None:
