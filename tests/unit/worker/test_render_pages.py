@@ -206,6 +206,21 @@ def test_debug(renderer: Renderer, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "line"), [("page.html", "${1 / 0} é"), ("page.j2", "{{ 1 // 0 }} é")], ids=["mako", "jinja2"]
+)
+def test_the_line_that_failed(tmp_path: Path, name: str, line: str) -> None:
+    """The log and the page for developers quote it, whatever else ends a line, and in the encoding."""
+    text = f"a\u0085b\x0cc\r\n\r\n{line}\r\n"
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    renderer = Renderer(RenderSettings([str(tmp_path)], encoding="latin-1"))
+    assert f"<mark>    3  {line}</mark>" in ask(renderer, f"/{name}", debug=True).body.decode()
+    with pytest.raises(RemoteError) as caught:
+        run(renderer, f"/{name}")
+    assert "line 3, in " in caught.value.traceback
+    assert f"    {line}\n" in caught.value.traceback
+
+
 def test_a_long_page(directory: Path) -> None:
     """It is sent as it is rendered, in parts; if it fails then, its end is missing."""
     renderer = Renderer(RenderSettings([str(directory)]))

@@ -19,7 +19,7 @@ from uwsgitwisted.worker.templates.directories import Directories, Found, check_
 from uwsgitwisted.worker.templates.engines import DEFAULTS, engine_of, make_engine
 from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateFailed, failed
 from uwsgitwisted.worker.templates.interface import EngineSettings, ITemplates, Outline
-from uwsgitwisted.worker.templates.lines import failure, file_of
+from uwsgitwisted.worker.templates.lines import failure, file_of, split_lines
 
 #: How many compiled templates to cache. One takes tens of kilobytes, and few sites have more than this.
 CACHE_SIZE = 256
@@ -212,7 +212,7 @@ class Templates:
                 raise failure(name, error) from error
             if self._store is not None:
                 self._store.put(kind, name, file.source, code)
-        lines = file.source.decode("utf-8", "replace").splitlines(keepends=True)
+        lines = split_lines(self._decoded(file))
         linecache.cache[file_of(name)] = (len(file.source), None, lines, file_of(name))
         try:
             template = engine.load(name, code)
@@ -233,7 +233,10 @@ class Templates:
 
     def source(self, name: str) -> str:
         """Return the source of the template *name*; see :meth:`find` for the errors."""
-        return self._directories.read(check_name(name)).source.decode(self._settings.encoding, "replace")
+        return self._decoded(self._directories.read(check_name(name)))
+
+    def _decoded(self, file: Found) -> str:
+        return file.source.decode(self._settings.encoding, "replace")
 
     def compile_all(self) -> list[Exception]:
         """Compile all templates; return the errors of those that are broken.
