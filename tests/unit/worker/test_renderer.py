@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,23 @@ def test_module_directory(site: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (site / "part.html").write_text(str(number))
         make(site, module_directory=str(kept)).render("part.html", {})
     assert len(list(kept.iterdir())) <= 4
+
+
+def test_module_directory_and_imports(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of a module of --imports, no code from before is used: names and filters are new."""
+    monkeypatch.chdir(tmp_path)
+    (site / "both.html").write_text("${mark('x')}")
+    (site / "both.j2").write_text("{{ 'x'|mark }}")
+    for source, page in (
+        ("def mark(text): return f'1{text}'\ndef other(): ...", b"1x"),
+        ("def mark(text): return f'22{text}'", b"22x"),
+        ("def mark(text): return f'22{text}'\ndef another(): ...", b"22x"),
+    ):
+        Path("changing_helpers.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "changing_helpers", raising=False)
+        renderer = make(site, imports=["changing_helpers"], module_directory=str(tmp_path / "kept"))
+        assert [renderer.render(name, {}) for name in ("both.html", "both.j2")] == [page, page]
+    monkeypatch.delitem(sys.modules, "changing_helpers")
 
 
 def test_module_directory_of_others(site: Path, tmp_path: Path) -> None:
