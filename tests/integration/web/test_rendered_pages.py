@@ -16,6 +16,7 @@ from tests.integration.real_uwsgi import real_web_server
 from tests.integration.routers import Router
 from tests.integration.services import Launcher, Service
 from tests.integration.web_servers import ask, connect, request_packet, request_variables
+from tests.template_files import write_templates
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import RemoteError, UnknownFunction
 
@@ -57,11 +58,7 @@ def application(environ, start_response):
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The templates."""
-    directory = tmp_path_factory.mktemp("templates")
-    (directory / "sub").mkdir()
-    for name, text in TEMPLATES.items():
-        (directory / name).write_text(text)
-    return directory
+    return write_templates(tmp_path_factory.mktemp("templates"), TEMPLATES)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.web_servers import parse_response, request_variables
+from tests.template_files import write_templates
 from uwsgitwisted.errors import MalformedPacket, MisuseError, RemoteError, UnknownFunction
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.packet import RPC, WSGI, Packet
@@ -56,11 +57,7 @@ class FakeExchange:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The templates."""
-    made = tmp_path_factory.mktemp("templates")
-    (made / "sub").mkdir()
-    for name, text in TEMPLATES.items():
-        (made / name).write_text(text)
-    return made
+    return write_templates(tmp_path_factory.mktemp("templates"), TEMPLATES)
 
 
 @pytest.fixture(scope="module", params=[0, 1_000_000], ids=["no cache", "result cache"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.template_files import write_templates
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
@@ -46,11 +47,7 @@ def site(tmp_path: Path) -> Path:
         "raises.j2": "a\n\n{{ 1 // n }}",
         "outer.j2": "a\n{% include 'raises.j2' %}",
     }
-    directory = tmp_path / "site"
-    directory.mkdir()
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    return directory
+    return write_templates(tmp_path / "site", files)
 
 
 def make(site: Path, **settings: Any) -> Renderer:
