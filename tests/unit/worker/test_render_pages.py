@@ -145,7 +145,7 @@ def test_head(renderer: Renderer) -> None:
         ("/plain", "POST", b"{", 400, "not JSON"),
         ("/plain", "POST", b"[" * 100_000, 400, "not JSON"),
         ("/plain", "POST", b"[1]", 400, "not a JSON object"),
-        ("/plain", "DELETE", b"", 400, "GET, HEAD, POST"),
+        ("/plain", "DELETE", b"", 405, "GET, HEAD, POST"),
     ],
 )
 def test_refused(renderer: Renderer, path: str, method: str, body: bytes, status: int, text: str) -> None:
@@ -168,6 +168,7 @@ def test_refused(renderer: Renderer, path: str, method: str, body: bytes, status
     answer = parse_response(b"".join(exchange.parts), method)
     assert answer.status == status
     assert text in answer.body.decode()
+    assert answer.headers["Allow"] == ("GET, HEAD, POST" if status == 405 else None)
 
 
 @pytest.mark.parametrize(
