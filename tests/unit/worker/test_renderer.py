@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -453,6 +454,27 @@ def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page(1) != "3 1"
     with pytest.raises(MisuseError):
         handler(Packet(MARSHAL, 0, dumps("clock.html")))
+
+
+def test_size_of_results(site: Path) -> None:
+    """The result cache's size is the memory that it takes, also of pages that are made from many templates."""
+    for number in range(500):
+        (site / f"{number}.html").touch()
+    source = "% for i in map(str, range(500)):\n<%include file='${i}.html'/>\n% endfor\n"
+    (site / "many.html").write_text(source)
+    renderer = make(site, result_cache=10_000_000, cache_size=1_000)
+    renderer.page("many.html", {}, b"compiled")
+    gc.collect()
+    before = renderer.statistics.size
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            renderer.page("many.html", {}, b"%d" % number)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < renderer.statistics.size - before
 
 
 def test_statistics(site: Path) -> None:
