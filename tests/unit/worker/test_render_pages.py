@@ -17,6 +17,7 @@ from uwsgitwisted.wire.rpc import RPC_FRAMED, RPC_HTTP
 from uwsgitwisted.wire.vars import encode_vars
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.output import PART
 from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
 
 TEMPLATES = {
@@ -235,6 +236,15 @@ def test_a_long_page(directory: Path) -> None:
         pages.table(renderer)[WSGI](cut, "")
     assert cut.parts
     assert not cut.finished
+
+
+@pytest.mark.parametrize("size", [PART, PART + 1])
+def test_a_page_of_one_part(tmp_path: Path, size: int) -> None:
+    """One of up to 32 KB has an ETag; a longer one begins at once, even if it is written in one piece."""
+    (tmp_path / "page.txt").write_text("${'x' * int(size)}")
+    answer = ask(Renderer(RenderSettings([str(tmp_path)])), f"/page.txt?size={size}")
+    assert answer.body == b"x" * size
+    assert ("ETag" in answer.headers) == ("Content-Length" in answer.headers) == (size <= PART)
 
 
 def test_a_page_that_is_too_large(directory: Path) -> None:

@@ -25,6 +25,7 @@ from uwsgitwisted.worker.templates.errors import (
     place,
 )
 from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.output import PART
 from uwsgitwisted.worker.templates.renderer import Renderer, split
 from uwsgitwisted.worker.templates.results import Page
 from uwsgitwisted.worker.web.environ import Environ, read_request
@@ -131,14 +132,14 @@ class _Answer:
         self.begun = False
 
     def add(self, data: bytes) -> None:
-        """Add a part of the page. The first one is held until there is a second."""
-        if not self._held:
-            self._held = data
-            return
+        """Add a part of the page. The first one is held until there is a second, unless it is large."""
         if not self.begun:
+            if not self._held and len(data) <= PART:
+                self._held = data
+                return
             self.begun = True
             self._response.start("200 OK", [("Content-Type", self.kind)])
-            self._response.write(self._held)
+            data = self._held + data
         self._response.write(data)
 
     def end(self) -> None:
