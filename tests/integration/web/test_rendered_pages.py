@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.integration.real_uwsgi import real_web_server
 from tests.integration.routers import Router
 from tests.integration.services import Launcher, Service
 from tests.integration.web_servers import ask, connect, request_packet, request_variables
+from tests.template_files import write_templates
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import RemoteError, UnknownFunction
 
@@ -32,12 +34,9 @@ TEMPLATES = {
     "parts.html": "<%def name='side(x)'>side ${x}</%def>all",
     "sub/hello.html": "hello",
     "raises.html": "first\n${1 / 0}",
-    # It waits for a file in its middle.
-    "gate.txt": """<%! import os, time %>
-${"x" * 100_000}
-% while not os.path.exists(gate):
-<% time.sleep(0.005) %>
-% endwhile
+    # In its middle it waits until a named pipe is opened.
+    "gate.txt": """${"x" * 100_000}
+<% open(gate).close() %>
 end""",
     "large.txt": "% for _ in range(50_000):\n${'x' * 999}\n% endfor\n",
 }
@@ -57,11 +56,7 @@ def application(environ, start_response):
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The templates."""
-    directory = tmp_path_factory.mktemp("templates")
-    (directory / "sub").mkdir()
-    for name, text in TEMPLATES.items():
-        (directory / name).write_text(text)
-    return directory
+    return write_templates(tmp_path_factory.mktemp("templates"), TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -124,20 +119,21 @@ def test_variables_that_are_too_large(renderer: Service) -> None:
 def test_a_long_page_starts_at_once(renderer: Service, router: Router, tmp_path: Path) -> None:
     """Its beginning arrives before its end is rendered, also through a router."""
     gate = tmp_path / "gate"
+    os.mkfifo(gate)
     path = f"/gate.txt?gate={gate}"
     with connect(renderer.address) as connection:
         connection.sendall(request_packet(request_variables("GET", path)))
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert answer.read(30_000).lstrip().strip(b"x") == b""
-        assert not gate.exists()
         client = router.client()
         client.request("GET", path)
         other = client.getresponse()
         assert other.read(30_000).lstrip().strip(b"x") == b""
-        gate.touch()
+        opened = os.open(gate, os.O_RDWR)  # this never waits
         assert answer.read().endswith(b"end")
         assert other.read().endswith(b"end")
+        os.close(opened)
         client.close()
 
 

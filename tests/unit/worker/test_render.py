@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import keyword
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -769,14 +771,37 @@ def test_changed_parts(site: Path) -> None:
     assert rendering.render("whole.txt", {}) == "new(newer deeper)"
 
 
-def test_cache_is_bounded(site: Path, compiled: list[str]) -> None:
-    """The templates that were used last are kept."""
+@pytest.mark.parametrize("reload", [False, True])
+@pytest.mark.parametrize("settled", [False, True])
+def test_cache_is_bounded(
+    site: Path, compiled: list[str], settled: bool, reload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The templates that were used last are kept, whether or not their files are looked at."""
+    if settled:
+        monkeypatch.setattr(directories_module, "SETTLED_AFTER", -(10**18))
     for name in "abc":
         (site / name).write_text(name)
-    rendering = renderer(site, cache_size=2)
+    rendering = renderer(site, cache_size=2, reload=reload)
     for name in "abacab":
         assert rendering.render(name, {}) == name
     assert compiled == ["a", "b", "c", "b"]
+
+
+def test_long_names_are_not_kept(site: Path) -> None:
+    """A name with many directories, which a caller chose, takes no memory once its page is rendered."""
+    (site / "any.txt").write_text("<%include file='${file}'/>")
+    rendering = renderer(site)
+    rendering.render("any.txt", {"file": "page.txt", "name": "Ann"})
+    tracemalloc.start()
+    try:
+        for number in range(10):
+            name = "./" * 50_000 + "x/../" * number + "page.txt"
+            assert rendering.render("any.txt", {"file": name, "name": "Ann"}) == "Hello Ann!"
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
 
 
 def test_nothing_is_written(site: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.web_servers import parse_response, request_variables
+from tests.template_files import write_templates
 from uwsgitwisted.errors import MalformedPacket, MisuseError, RemoteError, UnknownFunction
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.packet import RPC, WSGI, Packet
@@ -16,6 +17,7 @@ from uwsgitwisted.wire.rpc import RPC_FRAMED, RPC_HTTP
 from uwsgitwisted.wire.vars import encode_vars
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.output import PART
 from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
 
 TEMPLATES = {
@@ -56,11 +58,7 @@ class FakeExchange:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The templates."""
-    made = tmp_path_factory.mktemp("templates")
-    (made / "sub").mkdir()
-    for name, text in TEMPLATES.items():
-        (made / name).write_text(text)
-    return made
+    return write_templates(tmp_path_factory.mktemp("templates"), TEMPLATES)
 
 
 @pytest.fixture(scope="module", params=[0, 1_000_000], ids=["no cache", "result cache"])
@@ -148,7 +146,7 @@ def test_head(renderer: Renderer) -> None:
         ("/plain", "POST", b"{", 400, "not JSON"),
         ("/plain", "POST", b"[" * 100_000, 400, "not JSON"),
         ("/plain", "POST", b"[1]", 400, "not a JSON object"),
-        ("/plain", "DELETE", b"", 400, "GET, HEAD, POST"),
+        ("/plain", "DELETE", b"", 405, "GET, HEAD, POST"),
     ],
 )
 def test_refused(renderer: Renderer, path: str, method: str, body: bytes, status: int, text: str) -> None:
@@ -171,6 +169,7 @@ def test_refused(renderer: Renderer, path: str, method: str, body: bytes, status
     answer = parse_response(b"".join(exchange.parts), method)
     assert answer.status == status
     assert text in answer.body.decode()
+    assert answer.headers["Allow"] == ("GET, HEAD, POST" if status == 405 else None)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +205,21 @@ def test_debug(renderer: Renderer, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "line"), [("page.html", "${1 / 0} é"), ("page.j2", "{{ 1 // 0 }} é")], ids=["mako", "jinja2"]
+)
+def test_the_line_that_failed(tmp_path: Path, name: str, line: str) -> None:
+    """The log and the page for developers quote it, whatever else ends a line, and in the encoding."""
+    text = f"a\u0085b\x0cc\r\n\r\n{line}\r\n"
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    renderer = Renderer(RenderSettings([str(tmp_path)], encoding="latin-1"))
+    assert f"<mark>    3  {line}</mark>" in ask(renderer, f"/{name}", debug=True).body.decode()
+    with pytest.raises(RemoteError) as caught:
+        run(renderer, f"/{name}")
+    assert "line 3, in " in caught.value.traceback
+    assert f"    {line}\n" in caught.value.traceback
+
+
 def test_a_long_page(directory: Path) -> None:
     """It is sent as it is rendered, in parts; if it fails then, its end is missing."""
     renderer = Renderer(RenderSettings([str(directory)]))
@@ -222,6 +236,15 @@ def test_a_long_page(directory: Path) -> None:
         pages.table(renderer)[WSGI](cut, "")
     assert cut.parts
     assert not cut.finished
+
+
+@pytest.mark.parametrize("size", [PART, PART + 1])
+def test_a_page_of_one_part(tmp_path: Path, size: int) -> None:
+    """One of up to 32 KB has an ETag; a longer one begins at once, even if it is written in one piece."""
+    (tmp_path / "page.txt").write_text("${'x' * int(size)}")
+    answer = ask(Renderer(RenderSettings([str(tmp_path)])), f"/page.txt?size={size}")
+    assert answer.body == b"x" * size
+    assert ("ETag" in answer.headers) == ("Content-Length" in answer.headers) == (size <= PART)
 
 
 def test_a_page_that_is_too_large(directory: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.template_files import write_templates
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.handlers import render
 from uwsgitwisted.worker.handlers.render import load
 from uwsgitwisted.worker.templates import code_store, results
 from uwsgitwisted.worker.templates.errors import TemplateFailed, TemplateMissing, TemplateRefused
@@ -44,11 +48,7 @@ def site(tmp_path: Path) -> Path:
         "raises.j2": "a\n\n{{ 1 // n }}",
         "outer.j2": "a\n{% include 'raises.j2' %}",
     }
-    directory = tmp_path / "site"
-    directory.mkdir()
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    return directory
+    return write_templates(tmp_path / "site", files)
 
 
 def make(site: Path, **settings: Any) -> Renderer:
@@ -122,8 +122,30 @@ def test_many_are_bounded(site: Path) -> None:
     (site / "ten.txt").write_text("0123456789")
     pages = ask(site, [("ten.txt", {})] * 4, max_output=15)
     assert isinstance(pages, list)
-    assert [ok for ok, _ in pages] == [True, True, False, False]
-    assert "--max-output" in pages[2][1]
+    assert [ok for ok, _ in pages] == [True, False, False, False]
+    assert "--max-output" in pages[1][1]
+    (site / "five.txt").write_text("12345")
+    assert ask(site, [("ten.txt", {}), ("five.txt", {})], max_output=15) == [
+        (True, "0123456789"),
+        (True, "12345"),
+    ]
+
+
+def test_errors_of_many_are_bounded(site: Path) -> None:
+    """Errors count like pages: variables that are repeated in them don't make a larger answer."""
+    pages = ask(site, [("part.html", {"x" * 10: 1}), (), ("x" * 100, {})], max_output=100)
+    assert isinstance(pages, list)
+    assert [ok for ok, _ in pages] == [False, False, False]
+    assert pages[0][1] == "template 'part.html', line 1: KeyError: 'owner'"
+    assert {text for _, text in pages[1:]} == {"the pages before it take all that --max-output allows"}
+
+
+def test_too_many(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for more pages than allowed is refused as a whole; each would have an error at least."""
+    monkeypatch.setattr(render, "MAX_PAGES", 2)
+    assert len(ask(site, [("part.html", {})] * 2)) == 2  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match=r"3 pages.* at most 2"):
+        ask(site, [("part.html", {})] * 3)
 
 
 def test_bytes(site: Path) -> None:
@@ -253,6 +275,23 @@ def test_module_directory(site: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (site / "part.html").write_text(str(number))
         make(site, module_directory=str(kept)).render("part.html", {})
     assert len(list(kept.iterdir())) <= 4
+
+
+def test_module_directory_and_imports(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of a module of --imports, no code from before is used: names and filters are new."""
+    monkeypatch.chdir(tmp_path)
+    (site / "both.html").write_text("${mark('x')}")
+    (site / "both.j2").write_text("{{ 'x'|mark }}")
+    for source, page in (
+        ("def mark(text): return f'1{text}'\ndef other(): ...", b"1x"),
+        ("def mark(text): return f'22{text}'", b"22x"),
+        ("def mark(text): return f'22{text}'\ndef another(): ...", b"22x"),
+    ):
+        Path("changing_helpers.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "changing_helpers", raising=False)
+        renderer = make(site, imports=["changing_helpers"], module_directory=str(tmp_path / "kept"))
+        assert [renderer.render(name, {}) for name in ("both.html", "both.j2")] == [page, page]
+    monkeypatch.delitem(sys.modules, "changing_helpers")
 
 
 def test_module_directory_of_others(site: Path, tmp_path: Path) -> None:
@@ -415,6 +454,27 @@ def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page(1) != "3 1"
     with pytest.raises(MisuseError):
         handler(Packet(MARSHAL, 0, dumps("clock.html")))
+
+
+def test_size_of_results(site: Path) -> None:
+    """The result cache's size is the memory that it takes, also of pages that are made from many templates."""
+    for number in range(500):
+        (site / f"{number}.html").touch()
+    source = "% for i in map(str, range(500)):\n<%include file='${i}.html'/>\n% endfor\n"
+    (site / "many.html").write_text(source)
+    renderer = make(site, result_cache=10_000_000, cache_size=1_000)
+    renderer.page("many.html", {}, b"compiled")
+    gc.collect()
+    before = renderer.statistics.size
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            renderer.page("many.html", {}, b"%d" % number)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < renderer.statistics.size - before
 
 
 def test_statistics(site: Path) -> None:

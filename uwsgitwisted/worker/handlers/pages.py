@@ -25,6 +25,7 @@ from uwsgitwisted.worker.templates.errors import (
     place,
 )
 from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.output import PART
 from uwsgitwisted.worker.templates.renderer import Renderer, split
 from uwsgitwisted.worker.templates.results import Page
 from uwsgitwisted.worker.web.environ import Environ, read_request
@@ -32,6 +33,7 @@ from uwsgitwisted.worker.web.response import Headers, Response
 
 _FAILED, _HTML = HTTPStatus.INTERNAL_SERVER_ERROR, "text/html; charset=utf-8"
 _METHODS = ("GET", "HEAD", "POST")
+_ALLOW = ", ".join(_METHODS)
 #: The most variables of a query string.
 _MAX_FIELDS = 1_000
 #: What a result cache's keys begin with here; no object does.
@@ -78,6 +80,10 @@ class Pages:
         """
         environ, body = asked
         answer = _Answer(Response(exchange, environ), environ)
+        if environ["REQUEST_METHOD"] not in _METHODS:
+            text = f"the methods here are {_ALLOW}"
+            answer.refuse(HTTPStatus.METHOD_NOT_ALLOWED, text, ("Allow", _ALLOW))
+            return
         try:
             name, variables = _asked(environ, body)
         except MisuseError as error:
@@ -126,14 +132,14 @@ class _Answer:
         self.begun = False
 
     def add(self, data: bytes) -> None:
-        """Add a part of the page. The first one is held until there is a second."""
-        if not self._held:
-            self._held = data
-            return
+        """Add a part of the page. The first one is held until there is a second, unless it is large."""
         if not self.begun:
+            if not self._held and len(data) <= PART:
+                self._held = data
+                return
             self.begun = True
             self._response.start("200 OK", [("Content-Type", self.kind)])
-            self._response.write(self._held)
+            data = self._held + data
         self._response.write(data)
 
     def end(self) -> None:
@@ -153,15 +159,15 @@ class _Answer:
         self._response.start("200 OK", [*headers, ("Content-Length", str(len(page.body)))])
         self._response.send([page.body])
 
-    def refuse(self, status: HTTPStatus, text: str) -> None:
-        """Send a text that says what is wrong with the request."""
+    def refuse(self, status: HTTPStatus, text: str, *headers: tuple[str, str]) -> None:
+        """Send a text that says what is wrong with the request, and more headers."""
         page = f"{status.value} {status.phrase}\n{text}\n".encode("utf-8", "backslashreplace")
-        self.fail(status, "text/plain; charset=utf-8", page)
+        self.fail(status, "text/plain; charset=utf-8", page, *headers)
 
-    def fail(self, status: HTTPStatus, kind: str, page: bytes) -> None:
-        """Send a page about a failure."""
-        headers: Headers = [("Content-Type", kind), ("Content-Length", str(len(page)))]
-        self._response.start(f"{status.value} {status.phrase}", headers)
+    def fail(self, status: HTTPStatus, kind: str, page: bytes, *headers: tuple[str, str]) -> None:
+        """Send a page about a failure, and more headers."""
+        length = ("Content-Length", str(len(page)))
+        self._response.start(f"{status.value} {status.phrase}", [("Content-Type", kind), length, *headers])
         self._response.send([page])
 
 
@@ -170,8 +176,6 @@ def _asked(environ: Environ, body: bytes) -> tuple[str, dict[str, object]]:
 
     :raises MisuseError: if it is not one for a page.
     """
-    if environ["REQUEST_METHOD"] not in _METHODS:
-        raise MisuseError(f"a page is asked for with {', '.join(_METHODS)}")
     try:
         name = environ.get("PATH_INFO", "").encode("latin-1").decode().removeprefix("/")
         given = environ.get("QUERY_STRING", "").encode("latin-1").decode()

@@ -25,12 +25,15 @@ from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.spec import HandlerTable
 from uwsgitwisted.worker.templates.directories import name_from
-from uwsgitwisted.worker.templates.errors import OutputTooLarge
 from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
 from uwsgitwisted.worker.templates.results import Page
 
 #: What callers get a page as, by the values of ``--answer``, and the type codes of marshal for them.
 ANSWERS: Mapping[str, bytes] = {"text": b"u", "bytes": b"s"}
+
+#: How many pages a request may ask for. Each has an error at least, of up to some hundred bytes.
+MAX_PAGES = 100_000
+_NO_ROOM = b"the pages before it take all that --max-output allows"
 
 #: A page that is asked for.
 Asked = tuple[str, Mapping[Any, object]]
@@ -133,38 +136,45 @@ class Objects:
         return self._code + len(text).to_bytes(4, "little") + text
 
     def _many(self, messages: list[object]) -> bytes:
-        """Render many pages; the answer's size is bounded like that of one."""
+        """Render many pages; their texts and errors together have as many bytes as one page may have."""
         answers = [b"[" + len(messages).to_bytes(4, "little")]
         left = self._renderer.max_output
         for message in messages:
-            text = b""
-            try:
-                if left <= 0:
-                    raise OutputTooLarge("the pages before it take all that --max-output allows")
-                text = self._renderer.render(*read_page(message))
-                code = _PAIR + b"T"
-            except UwsgiError as error:
-                text = str(error).encode("utf-8", "backslashreplace")
-                code = _PAIR + b"F"
-            answers += code, self._marshalled(text)
+            code, text = self._one(message) if left > 0 else (_FAILED, _NO_ROOM)
+            if len(text) > left:
+                code, text, left = _FAILED, _NO_ROOM, 0
             left -= len(text)
+            answers += code, self._marshalled(text)
         return b"".join(answers)
 
+    def _one(self, message: object) -> tuple[bytes, bytes]:
+        """Render a page of many; return the beginning of its pair, and its text or that of its error."""
+        try:
+            return _DONE, self._renderer.render(*read_page(message))
+        except UwsgiError as error:
+            return _FAILED, str(error).encode("utf-8", "backslashreplace")
 
-#: How marshal begins a tuple of two values.
-_PAIR = b"(\x02\0\0\0"
+
+#: How marshal begins a tuple of two values, of which the first is True or False.
+_DONE, _FAILED = b"(\x02\0\0\0T", b"(\x02\0\0\0F"
 
 
 def read_request(message: object) -> Asked | list[object]:
     """Return what a request's object asks for: a page, or a list of what :func:`read_page` takes.
 
-    :raises MisuseError: if *message* is neither; what is wrong in a list is an error of that page.
+    :raises MisuseError: if *message* is neither, or has too many pages; what is wrong in a list is an error of
+        that page.
     :raises TemplateRefused: if the name of a single page is not text.
     """
     if isinstance(message, list) and not message:
         return []
     is_list = isinstance(message, (tuple, list)) and all(isinstance(part, (tuple, list)) for part in message)
-    return list(message) if is_list and message else read_page(message)  # type: ignore[call-overload]
+    if not is_list or not message:
+        return read_page(message)
+    pages: list[object] = list(message)  # type: ignore[call-overload]
+    if len(pages) > MAX_PAGES:
+        raise MisuseError(f"a request for {len(pages)} pages; one may have at most {MAX_PAGES}")
+    return pages
 
 
 def read_page(message: object) -> Asked:

@@ -1,7 +1,7 @@
 """Compiled templates on disk (``--module-directory``), so that the next worker need not compile them again.
 
 What is kept depends on the template's content, never on times: an entry is found by a hash of all that the
-code is made from. So a changed template never gets old code.
+code is made from, the modules of ``--imports`` included. So a changed template never gets old code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import CodeType
 
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.worker.templates.imports import fingerprint
 from uwsgitwisted.worker.templates.interface import EngineSettings
 
 #: How many entries are kept; beyond it the oldest are removed.
@@ -32,7 +33,7 @@ class CodeStore:
 
     :param directory: it is made, if it doesn't exist.
     :param settings: how the templates are compiled.
-    :raises StartupError: if it can't be used, or others may write there.
+    :raises StartupError: if it can't be used, others may write there, or a module of ``--imports`` fails.
     """
 
     def __init__(self, directory: str, settings: EngineSettings) -> None:
@@ -47,7 +48,9 @@ class CodeStore:
                 f"--module-directory {directory}: others may write there, and so run code in the workers; "
                 "make it yours, with chmod go-w"
             )
-        self._conditions = repr((sys.version, [_version(library) for library in _LIBRARIES], settings)).encode()
+        versions = [_version(library) for library in _LIBRARIES]
+        imports = [fingerprint(module) for module in settings.imports]
+        self._conditions = repr((sys.version, versions, settings, imports)).encode()
 
     def get(self, engine: str, name: str, source: bytes) -> CodeType | None:
         """Return the code of a template; None if it isn't there."""

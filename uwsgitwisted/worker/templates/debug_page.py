@@ -7,6 +7,7 @@ from html import escape
 
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.worker.templates.errors import TemplateFailed, place
+from uwsgitwisted.worker.templates.lines import split_lines
 from uwsgitwisted.worker.templates.renderer import Renderer
 
 #: How many lines to show before and behind the one that failed, and how much of each.
@@ -43,12 +44,12 @@ def debug_page(renderer: Renderer, error: TemplateFailed, variables: Iterable[ob
 def _source(renderer: Renderer, error: TemplateFailed) -> str:
     """Return the lines around the one that failed, escaped."""
     try:
-        lines = renderer.source(error.name).splitlines()
+        lines = split_lines(renderer.source(error.name))
     except UwsgiError:  # it is gone meanwhile
         return ""
     first = max(error.line - 1 - _AROUND, 0)
     shown = []
     for number, line in enumerate(lines[first : error.line + _AROUND], first + 1):
-        text = f"{number:5}  {escape(line[:_WIDTH])}"
+        text = f"{number:5}  {escape(line.rstrip()[:_WIDTH])}"
         shown.append(f"<mark>{text}</mark>" if number == error.line else text)
     return "\n".join(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 from bisect import bisect_right
 from collections.abc import Mapping
 from types import CodeType, TracebackType
@@ -16,6 +17,11 @@ PREFIX = "template:"
 def file_of(name: str) -> str:
     """Return the file that the code of the template *name* has, which is shown in tracebacks."""
     return f"{PREFIX}{name}"
+
+
+def split_lines(source: str) -> list[str]:
+    """Return the lines of a template with their ends; unlike ``str.splitlines``, engines end none at U+2028."""
+    return io.StringIO(source, newline=None).readlines()
 
 
 def compile_lines(source: str, name: str, lines: Mapping[int, int]) -> CodeType:

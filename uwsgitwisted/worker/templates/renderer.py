@@ -107,7 +107,10 @@ class Renderer:
 
         :param variables: the variables for ``attributes``, and by name where the name isn't reserved.
         """
-        output = self._outputs.pop() if self._outputs else Output(self.max_output)
+        try:
+            output = self._outputs.pop()
+        except IndexError:  # all of them are in use by other threads, or by templates that render others
+            output = Output(self.max_output)
         try:
             self._render(name, variables, output.begin())
             return output.end()

@@ -10,8 +10,8 @@ from time import monotonic
 
 from uwsgitwisted.worker.templates.directories import Found
 
-#: Bytes that an entry takes besides its key and its page.
-_OVERHEAD = 1_000
+#: Bytes that an entry takes besides its key and its page, and for each file of it.
+_OVERHEAD, _PER_FILE = 1_000, 60
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Results:
 
         :param files: the files from which it was made, by the names of the templates.
         """
-        size = len(key) + len(page.body) + _OVERHEAD
+        size = len(key) + len(page.body) + _OVERHEAD + _PER_FILE * len(files)
         self._remove(key)
         if size > self._limit // 4:
             return

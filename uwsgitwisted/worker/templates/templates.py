@@ -8,9 +8,9 @@ from __future__ import annotations
 import linecache
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from uwsgitwisted.errors import StartupError
@@ -19,12 +19,12 @@ from uwsgitwisted.worker.templates.directories import Directories, Found, check_
 from uwsgitwisted.worker.templates.engines import DEFAULTS, engine_of, make_engine
 from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateFailed, failed
 from uwsgitwisted.worker.templates.interface import EngineSettings, ITemplates, Outline
-from uwsgitwisted.worker.templates.lines import failure, file_of
+from uwsgitwisted.worker.templates.lines import failure, file_of, split_lines
 
 #: How many compiled templates to cache. One takes tens of kilobytes, and few sites have more than this.
 CACHE_SIZE = 256
-#: How many resolved names are kept. They may come from callers.
-_MAX_NAMES = 4_096
+#: How many resolved names are kept, and how long these are: they may come from callers.
+_MAX_NAMES, _MAX_LENGTH = 4_096, 200
 
 
 @dataclass(slots=True)
@@ -35,14 +35,14 @@ class Compiled:
     :param engine: its engine.
     :param template: what the engine has made of it.
     :param file: the file from which it was compiled.
-    :param checked: the request for which that was last found unchanged.
+    :param used: the request that used it last.
     """
 
     name: str
     engine: ITemplates
     template: Any
     file: Found
-    checked: int
+    used: int
 
 
 class Uses(threading.local):
@@ -76,7 +76,7 @@ class _Finder:
 
     def resolve(self, name: object, relative_to: str | None = None) -> str:
         """Return the name below the template directory."""
-        if type(name) is not str:
+        if type(name) is not str or len(name) > _MAX_LENGTH:
             return resolve(name, relative_to)
         known = self._names.get((name, relative_to))
         if known is None:
@@ -125,7 +125,7 @@ class Templates:
         self._reload = reload
         self._cache_size = cache_size
         self._store = CodeStore(module_directory, self._settings) if module_directory else None
-        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+        self._compiled: dict[str, Compiled] = {}
         self._request = 0
         #: What the request of a thread has used, once that is set to a dict.
         self.uses = Uses()
@@ -160,11 +160,12 @@ class Templates:
         """
         request = self._request
         compiled = self._compiled.get(name)
-        if compiled is None or (compiled.checked != request and self._reload):
-            if compiled is not None and compiled.file.is_current():
-                compiled.checked = request
-            else:
+        if compiled is None:
+            compiled = self._find_again(name, request)
+        elif compiled.used != request:
+            if self._reload and not compiled.file.is_current():
                 compiled = self._find_again(name, request)
+            compiled.used = request
         used = self.uses.files
         if used is not None:
             used[name] = compiled.file
@@ -183,14 +184,12 @@ class Templates:
             if previous is not None and previous.file.source == file.source:
                 if previous.file.stamp != file.stamp or previous.file.settled != file.settled:
                     previous.file = file
-                previous.checked = request
-                self._compiled.move_to_end(name)
                 return previous
             self._forget(name)
             compiled = self._compile(name, file, request)
+            if len(self._compiled) >= self._cache_size:
+                self._forget(min(self._compiled.values(), key=attrgetter("used")).name)
             self._compiled[name] = compiled
-            while len(self._compiled) > self._cache_size:
-                self._forget(next(iter(self._compiled)))
         return compiled
 
     def _forget(self, name: str) -> None:
@@ -213,7 +212,7 @@ class Templates:
                 raise failure(name, error) from error
             if self._store is not None:
                 self._store.put(kind, name, file.source, code)
-        lines = file.source.decode("utf-8", "replace").splitlines(keepends=True)
+        lines = split_lines(self._decoded(file))
         linecache.cache[file_of(name)] = (len(file.source), None, lines, file_of(name))
         try:
             template = engine.load(name, code)
@@ -234,7 +233,10 @@ class Templates:
 
     def source(self, name: str) -> str:
         """Return the source of the template *name*; see :meth:`find` for the errors."""
-        return self._directories.read(check_name(name)).source.decode(self._settings.encoding, "replace")
+        return self._decoded(self._directories.read(check_name(name)))
+
+    def _decoded(self, file: Found) -> str:
+        return file.source.decode(self._settings.encoding, "replace")
 
     def compile_all(self) -> list[Exception]:
         """Compile all templates; return the errors of those that are broken.
