@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.commands import Said, run_command  # noqa: F401 - a fixture
+from uwsgitwisted.cli.parser import make_parser
 
 Run = Callable[..., Said]
 
@@ -86,3 +87,12 @@ def test_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch, given: str) -
     said = run("render", "127.0.0.1:9", "page.html")
     assert said.status == 2
     assert "the standard input is not" in said.err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of render speaks of what it waits for."""
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["render", "--help"])
+    said = capsys.readouterr().out
+    assert "how long to wait for the page" in said
+    assert "spooler" not in said
