@@ -34,7 +34,7 @@ def test_check(run: Run, templates: Path) -> None:
     assert said.status == 1
     (line,) = said.out.splitlines()
     assert line.startswith("template 'broken.html', line 3: ")
-    assert said.err == "3 templates, 1 of them broken\n"
+    assert said.err == "templates: 3, broken: 1\n"
     (row,) = run("render", "--check", str(templates), "--json").rows
     assert (row["template"], row["line"]) == ("broken.html", 3)
     (templates / "broken.html").unlink()
