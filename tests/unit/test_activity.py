@@ -118,6 +118,7 @@ def test_private_memory() -> None:
     """A worker that nobody looks at counts for itself."""
     (slot,) = open_slots()
     slot.count(1.0, False, 1)
+    assert slot.counts == Counts(1, 0, 1_000_000, 1, 1_000_000)
 
 
 def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from twisted.python.usage import Options
 
 from tests.documents import DOCUMENTS, EXAMPLES, ROOT, Block, blocks
-from uwsgitwisted.cli.arguments import make_parser
+from uwsgitwisted.cli.parser import make_parser
 from uwsgitwisted.worker.compat.install import install
 
 OPTIONS = ROOT / "docs" / "options.md"

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from uwsgitwisted.cli.arguments import make_parser
+from uwsgitwisted.cli.parser import make_parser
 from uwsgitwisted.cli.words import printable
 from uwsgitwisted.errors import MisuseError, UwsgiError
 

@@ -82,8 +82,7 @@ def _check(renderer: Renderer, options: Namespace) -> int:
         text = " ".join(printable(str(error)).split())
         print(json.dumps({"error": text, **_place(error)}) if options.json else text)
     if not options.json:
-        number = len(renderer.names())
-        print(f"{number} templates, {len(broken)} of them broken", file=sys.stderr)
+        print(f"templates: {len(renderer.names())}, broken: {len(broken)}", file=sys.stderr)
     return 1 if broken else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from uwsgitwisted.convert.endpoints import endpoint, port_of, reached_at
@@ -78,9 +79,9 @@ class Builder:
         }
         commands = [make() for make, is_needed in makers.items() if is_needed]
         for command in commands[:1]:
-            for name, key in (("--pidfile", "path twistd --pidfile"), ("--logfile", "logfile")):
-                if value := plan.values.get(key, ""):
-                    command.before += [name, plan.absolute(value)]
+            for name in ("pidfile", "logfile"):
+                if value := plan.values.get(name, ""):
+                    command.before += [f"--{name}", plan.absolute(value)]
         return commands
 
     @property
@@ -113,9 +114,8 @@ class Builder:
     def _imports(self) -> list[str]:
         return self._plan.list("spooler-import") or self._plan.list("import")
 
-    def _try(self, option: str, value: str, make: object, **options: bool) -> list[str]:
+    def _try(self, option: str, value: str, make: Callable[..., str], **options: bool) -> list[str]:
         """Return an option with a converted value, or note why there is none."""
-        assert callable(make)
         try:
             return [option, make(self._plan, value, **options)]
         except RefusedValue as error:
@@ -126,9 +126,10 @@ class Builder:
         plan = self._plan
         suffix = "" if kind == "node" else f"-{kind}"
         venv = plan.values.get("venv")
-        places = [os.path.join(plan.absolute(venv), "bin", "twistd")] if venv else []
-        beside = os.path.join(os.path.dirname(sys.executable), "twistd")
-        twistd = next(iter(places), beside if os.path.exists(beside) else "twistd")
+        programs = os.path.join(plan.absolute(venv), "bin") if venv else os.path.dirname(sys.executable)
+        twistd = os.path.join(programs, "twistd")
+        if not venv and not os.path.exists(twistd):
+            twistd = "twistd"
         command = Command(f"{plan.name}{suffix}", f"uwsgi-{kind}", twistd, plan.home)
         if kind != "router":
             command.environment = self._environment()

@@ -15,6 +15,7 @@ from uwsgitwisted.convert.placeholders import (
     replace_magic,
 )
 from uwsgitwisted.convert.setting import Place, Setting
+from uwsgitwisted.errors import ConfigurationError
 
 #: How large a file may be, in bytes; how many files are read, how deep within each other, and how many options.
 #: Files may name themselves, or each other, which uWSGI follows without an end.
@@ -120,9 +121,9 @@ class _Reader:
                 raise place.error(f"{full} is not a file")
             with open(full, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 text = file.read(MAX_FILE + 1)
+        except ConfigurationError:
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, type(place.error(""))):
-                raise
             raise place.error(f"{full}: {getattr(error, 'strerror', error)}") from error
         if len(text) > MAX_FILE:
             raise place.error(f"{full} has more than {MAX_FILE} characters")

@@ -109,13 +109,6 @@ def option(services: str, name: str, convert: Callable[[str], str] = str) -> Act
     return act
 
 
-def path_option(services: str, name: str) -> Act:
-    """Keep the name of a file for an option of services; it is made absolute when all options are known."""
-    return lambda plan, value: plan.values.update(
-        {f"path {service} {name}": value for service in services.split()}
-    )
-
-
 def unit(name: str, convert: Callable[[str], str] = str) -> Act:
     """Set a line of the systemd units."""
     return lambda plan, value: plan.unit.update({name: convert(value)})

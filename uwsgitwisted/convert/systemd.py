@@ -7,8 +7,8 @@ import re
 from uwsgitwisted.convert.commands import Command
 from uwsgitwisted.convert.plan import Plan
 
-#: Seconds until systemd kills what is left, beside the time for what runs.
-_MERCY = 15
+#: How much longer systemd waits than a service before it kills what is left, in seconds.
+_MARGIN = 15
 
 
 def make_unit(command: Command, plan: Plan, *, low_ports: bool) -> str:
@@ -22,7 +22,7 @@ def make_unit(command: Command, plan: Plan, *, low_ports: bool) -> str:
         "ExecStart": " ".join(map(_argument, command.line)),
         "ExecReload": "/bin/kill -HUP $MAINPID",
         "KillMode": "mixed",
-        "TimeoutStopSec": str(drain + _MERCY),
+        "TimeoutStopSec": str(drain + _MARGIN),
         "Restart": "always",
         **({"User": plan.values["uid"]} if "uid" in plan.values else {}),
         **({"Group": plan.values["gid"]} if "gid" in plan.values else {}),

@@ -126,7 +126,8 @@ class Options(StaticOptions, ServerOptions):
     def opt_cache(self, cache: str) -> None:
         """Set what a cache may hold, such as name=sessions,items=1000,size=32M,purge_lru=1; may be given again.
 
-        Without a name it is the one that is always there, with 10000 items and 64M. A plain number is its items.
+        Without a name, it is the cache that is always there, with 10000 items and 64M. A plain number sets how many
+        items that one may hold.
         """
         name, limits = convert("cache", parse_cache, cache)
         self["cache"][name] = limits

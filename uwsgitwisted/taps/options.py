@@ -79,6 +79,9 @@ def engine(text: str) -> str:
     return text
 
 
+#: The help of --max-memory, but for the default.
+MAX_MEMORY_HELP = "How much memory a worker process may allocate: bytes, or a number with K, M or G"
+
 #: The help of --python2.
 PYTHON2 = (
     "The encoding of the text that Python 2 callers send, such as utf-8; without this, handlers get it as bytes"
@@ -96,6 +99,9 @@ class ServiceOptions(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # The help would show the line breaks of docstrings, and "[default: ]".
+        self.docs = {option: " ".join((text or "").split()) for option, text in self.docs.items()}
+        self.defaults = {option: default for option, default in self.defaults.items() if default != ""}
         self["listen"] = []
         self["allow"] = []
         #: What was given, as ``uwsgi.opt`` shows it to handlers.
@@ -215,7 +221,7 @@ class ServerOptions(ServiceOptions):
         ["drain-timeout", None, _DEFAULTS.drain_timeout, "Seconds that running requests get to finish when the service is stopped", parse_timeout],
         ["max-queue", None, _DEFAULTS.max_queue, "How many requests may wait for a worker; more are refused. One peer may have three times as many as are free", count],
         ["max-requests", None, None, "The number of requests after which a worker process is replaced (default: never)", count],
-        ["max-memory", None, None, "How much memory a worker process may allocate: bytes, or a number with K, M or G (default: no limit)", size],
+        ["max-memory", None, None, f"{MAX_MEMORY_HELP} (default: no limit)", size],
         ["reload-on-rss", None, None, "The resident memory above which a worker process is replaced after its request: bytes, or a number with K, M or G (default: no limit)", size],
         ["max-worker-lifetime", None, None, "Seconds after which a worker process is replaced after its request (default: never)", parse_timeout],
         ["max-message", None, _DEFAULTS.max_message, "The largest message in a session: bytes, or a number with K, M or G", size],
@@ -226,7 +232,7 @@ class ServerOptions(ServiceOptions):
         ["body-timeout", None, _DEFAULTS.limits.body_timeout, "Seconds that a connection gets to send the rest of its packet, and in a session each further piece of a message", parse_timeout],
         ["write-timeout", None, _DEFAULTS.limits.write_timeout, "Seconds for which a peer may read nothing of its answer", parse_timeout],
         ["idle-timeout", None, _DEFAULTS.limits.idle_timeout, "Seconds that a session may be silent", parse_timeout],
-        ["node", None, _DEFAULTS.node, "This node's name in logs and error texts (default: the host's name)"],
+        ["node", None, _DEFAULTS.node, "This node's name in logs and error texts, by default the host's"],
     )  # fmt: skip
 
     optFlags: list[list[Any]] = [  # noqa: RUF012 - Twisted's form

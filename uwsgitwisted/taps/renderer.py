@@ -10,7 +10,15 @@ from twisted.python import usage
 
 from uwsgitwisted.services.listening import is_loopback
 from uwsgitwisted.services.renderer import MAX_MEMORY, make_renderer
-from uwsgitwisted.taps.options import PYTHON2, ServerOptions, convert, converted, installed_reactor, size
+from uwsgitwisted.taps.options import (
+    MAX_MEMORY_HELP,
+    PYTHON2,
+    ServerOptions,
+    convert,
+    converted,
+    installed_reactor,
+    size,
+)
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.wire.python2 import check_encoding
 from uwsgitwisted.wire.terms import MAX_MESSAGE
@@ -56,7 +64,7 @@ class Options(ServerOptions):
         ["answer", None, "text", "What a page is sent as: text, or bytes, for callers in Python 2", answer],
         ["max-output", None, MAX_MESSAGE, "The largest page: bytes, or a number with K, M or G", size],
         ["module-directory", None, "", "Keep compiled templates in this directory, for workers that start later"],
-        ["result-cache", None, 0, "Cache so many bytes of pages in each worker: a number, with K, M or G (default: none)", size],
+        ["result-cache", None, 0, "How many bytes of pages each worker caches: bytes, or a number with K, M or G", size],
         ["result-age", None, 60.0, "Seconds for which a page is cached", parse_timeout],
     )  # fmt: skip
 
@@ -77,6 +85,7 @@ class Options(ServerOptions):
         self["imports"] = []
         self["engine-for"] = {}
         self["max-memory"] = self.defaults["max-memory"] = MAX_MEMORY
+        self.docs["max-memory"] = MAX_MEMORY_HELP
 
     def opt_templates(self, directory: str) -> None:
         """Find templates in this directory; may be given again, and the first directory that has a template wins."""

@@ -33,7 +33,7 @@ from tests.unit.servers import (
     outside_the_reactor,  # noqa: F401 - a fixture
     plain_peers,  # noqa: F401 - a fixture
 )
-from uwsgitwisted.cli import arguments, display, places, queues
+from uwsgitwisted.cli import display, parser, places, queues
 from uwsgitwisted.errors import SpoolError
 from uwsgitwisted.spool.management import changes
 from uwsgitwisted.spool.retry import Action, Decision
@@ -494,7 +494,7 @@ COMMANDS = [
     ["map"],
     ["spool"],
     ["queue"],
-    *(["queue", name] for name in arguments._COMMANDS),
+    *(["queue", name] for name in parser._COMMANDS),
 ]
 
 

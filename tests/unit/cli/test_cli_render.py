@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.commands import Said, run_command  # noqa: F401 - a fixture
+from uwsgitwisted.cli.parser import make_parser
 
 Run = Callable[..., Said]
 
@@ -33,7 +34,7 @@ def test_check(run: Run, templates: Path) -> None:
     assert said.status == 1
     (line,) = said.out.splitlines()
     assert line.startswith("template 'broken.html', line 3: ")
-    assert said.err == "3 templates, 1 of them broken\n"
+    assert said.err == "templates: 3, broken: 1\n"
     (row,) = run("render", "--check", str(templates), "--json").rows
     assert (row["template"], row["line"]) == ("broken.html", 3)
     (templates / "broken.html").unlink()
@@ -86,3 +87,12 @@ def test_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch, given: str) -
     said = run("render", "127.0.0.1:9", "page.html")
     assert said.status == 2
     assert "the standard input is not" in said.err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of render speaks of what it waits for."""
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["render", "--help"])
+    said = capsys.readouterr().out
+    assert "how long to wait for the page" in said
+    assert "spooler" not in said

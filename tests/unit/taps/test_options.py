@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -169,6 +170,12 @@ class TestCommon:
         text = make().getUsage(width=100)
         for option in ("--listen", "--allow", "--engine", "--no-tracebacks", arguments[0]):
             assert option in text
+
+    def test_help_of_an_option(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
+        """It has one default at most, and neither an empty one nor the indentation of the source."""
+        helps = re.split(r"\n +(?=-)", make().getUsage(width=1_000))
+        assert [text for text in helps[1:] if text.count("default: ") > 1 or "[default: ]" in text] == []
+        assert [text for text in helps[1:] if "  " in text.split("  ", 1)[-1].strip()] == []
 
     def test_what_handlers_see(self, make: type[ServerOptions], arguments: list[str], port: int) -> None:
         """They see what was given, by long names; what was given several times, as a list; a flag, as True."""
