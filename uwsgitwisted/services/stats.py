@@ -85,9 +85,7 @@ class Stats:
 
     def load(self) -> int:
         """Return how many connections and requests wait."""
-        backlogs = [backlog.waiting for _, backlog in self._backlogs() if backlog is not None]
-        waiting = self._engine.waiting if isinstance(self._engine, ProcessEngine) else 0
-        return max(backlogs, default=0) + waiting
+        return self._load(self._backlogs())
 
     def spooler(self, place: str) -> dict[str, object]:
         """Return what uWSGI's stats have of a spooler that keeps its tasks at *place*."""
@@ -107,21 +105,27 @@ class Stats:
     def _workers(self) -> list[WorkerReport]:
         return self._engine.reports() if isinstance(self._engine, ProcessEngine) else [self._tally.report()]
 
+    def _load(self, backlogs: list[tuple[str, Backlog | None]]) -> int:
+        connections = [backlog.waiting for _, backlog in backlogs if backlog is not None]
+        requests = self._engine.waiting if isinstance(self._engine, ProcessEngine) else 0
+        return max(connections, default=0) + requests
+
     def _encode(self) -> bytes:
-        backlog = self.load()
+        backlogs = self._backlogs()
+        load = self._load(backlogs)
         spoolers = self._spoolers()
         stats = {
             "version": __version__,
-            "listen_queue": backlog,
+            "listen_queue": load,
             "listen_queue_errors": 0,
             "signal_queue": 0,
-            "load": backlog,
+            "load": load,
             "pid": os.getpid(),
             "uid": os.getuid(),
             "gid": os.getgid(),
             "cwd": os.getcwd(),
             "locks": [],
-            "sockets": [_socket(name, found) for name, found in self._backlogs()],
+            "sockets": [_socket(name, found) for name, found in backlogs],
             "workers": list(map(_worker, self._workers())),
             **({"spoolers": spoolers} if spoolers else {}),
         }
