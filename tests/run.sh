@@ -36,7 +36,7 @@ fi
 
 coverage erase
 logs=$(mktemp -d)
-# A shell's background command ignores SIGINT, and so does what it starts; a test that needs it doesn't run there.
+# A shell's background command ignores SIGINT, and so does what it starts; a test that needs it sets it back.
 # In one process, with all that the stores promise.
 measured=tests/integration/postgresql/test_postgres_store.py
 coverage run -m pytest tests/unit tests/fuzz "$measured" >"$logs/units" 2>&1 &

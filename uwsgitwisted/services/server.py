@@ -53,6 +53,7 @@ class ServerService(Service):
     :param streamed_bodies: the values of modifier1 whose large bodies are passed on as streams.
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     :param shared: what the engine's processes share; None for nothing.
+    :param spool: where a spooler keeps its tasks, for the stats; None for other services.
     """
 
     _log = Logger()
@@ -68,6 +69,7 @@ class ServerService(Service):
         streamed_bodies: Container[int] = (),
         ended_by_peer: Container[int] = (),
         shared: Shared | None = None,
+        spool: str | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -80,7 +82,7 @@ class ServerService(Service):
         self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         ping = PingResponder(self._warning)
         dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
-        self._stats = Stats(reactor, settings, engine, self._listeners, self._spoolers)
+        self._stats = Stats(reactor, settings, engine, self._listeners, spool)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
             self._stats.watch(dispatcher.respond),
@@ -250,10 +252,6 @@ class ServerService(Service):
         if self._shared is not None:
             warnings.append(self._shared.warning)
         return max(warnings)[1]
-
-    def _spoolers(self) -> list[dict[str, object]]:
-        """Return what the stats say of task queues."""
-        return []
 
     async def _stop_engine(self) -> None:
         """Stop the parts of this service, after they have finished their work."""

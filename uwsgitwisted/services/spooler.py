@@ -88,8 +88,9 @@ class SpoolerService(ServerService):
         place: str = "",
         shared: Shared | None = None,
     ) -> None:
-        self._place = place
-        super().__init__(reactor, settings, spooler.engine, responders, bodies=BODIES, shared=shared)
+        super().__init__(
+            reactor, settings, spooler.engine, responders, bodies=BODIES, shared=shared, spool=place
+        )
         self._spooler = spooler
         self._periodic = periodic
         self._renew = renew
@@ -119,10 +120,6 @@ class SpoolerService(ServerService):
             "the periodic tasks of the new code can't be used, so the old ones stay: {reason}",
             reason=failure.getErrorMessage(),
         )
-
-    def _spoolers(self) -> list[dict[str, object]]:
-        """Return what uWSGI's stats have of a spooler."""
-        return [self._stats.spooler(self._place)]
 
     async def _stop_engine(self) -> None:
         self._periodic.stop()

@@ -43,7 +43,7 @@ class Stats:
     :param settings: those of the service.
     :param engine: the service's engine.
     :param listeners: the service's ports.
-    :param spoolers: returns what is said of task queues.
+    :param spool: where a spooler keeps its tasks; None for other services.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Stats:
         settings: ServerSettings,
         engine: IEngine,
         listeners: Sequence[Listener],
-        spoolers: Callable[[], list[dict[str, object]]] = list,
+        spool: str | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
         self._listeners = listeners
-        self._spoolers = spoolers
+        self._spool = spool
         self._ports: list[Listener] = []
         self._tally = Tally(reactor)
         networks = settings.networks and (*LOOPBACK, *settings.networks)
@@ -85,20 +85,7 @@ class Stats:
 
     def load(self) -> int:
         """Return how many connections and requests wait."""
-        backlogs = [backlog.waiting for _, backlog in self._backlogs() if backlog is not None]
-        waiting = self._engine.waiting if isinstance(self._engine, ProcessEngine) else 0
-        return max(backlogs, default=0) + waiting
-
-    def spooler(self, place: str) -> dict[str, object]:
-        """Return what uWSGI's stats have of a spooler that keeps its tasks at *place*."""
-        reports = self._workers()
-        return {
-            "dir": place,
-            "pid": os.getpid(),
-            "tasks": sum(counts.requests for report in reports for counts in report.threads),
-            "respawns": 0,
-            "running": sum(report.in_flight for report in reports),
-        }
+        return self._load(self._backlogs())
 
     def _backlogs(self) -> list[tuple[str, Backlog | None]]:
         ports = [(listener.description, opened_port(listener)) for listener in self._listeners]
@@ -107,23 +94,29 @@ class Stats:
     def _workers(self) -> list[WorkerReport]:
         return self._engine.reports() if isinstance(self._engine, ProcessEngine) else [self._tally.report()]
 
+    def _load(self, backlogs: list[tuple[str, Backlog | None]]) -> int:
+        connections = [backlog.waiting for _, backlog in backlogs if backlog is not None]
+        requests = self._engine.waiting if isinstance(self._engine, ProcessEngine) else 0
+        return max(connections, default=0) + requests
+
     def _encode(self) -> bytes:
-        backlog = self.load()
-        spoolers = self._spoolers()
+        backlogs = self._backlogs()
+        load = self._load(backlogs)
+        reports = self._workers()
         stats = {
             "version": __version__,
-            "listen_queue": backlog,
+            "listen_queue": load,
             "listen_queue_errors": 0,
             "signal_queue": 0,
-            "load": backlog,
+            "load": load,
             "pid": os.getpid(),
             "uid": os.getuid(),
             "gid": os.getgid(),
             "cwd": os.getcwd(),
             "locks": [],
-            "sockets": [_socket(name, found) for name, found in self._backlogs()],
-            "workers": list(map(_worker, self._workers())),
-            **({"spoolers": spoolers} if spoolers else {}),
+            "sockets": [_socket(name, found) for name, found in backlogs],
+            "workers": list(map(_worker, reports)),
+            **({} if self._spool is None else {"spoolers": [_spooler(self._spool, reports)]}),
         }
         return json.dumps(stats, indent="\t").encode()
 
@@ -199,6 +192,17 @@ def _name(description: str, port: Any) -> str:
 def _socket(name: str, backlog: Backlog | None) -> dict[str, object]:
     queue, limit = backlog or (0, 0)
     return {"name": name, "proto": "uwsgi", "queue": queue, "max_queue": limit, "shared": 0, "can_offload": 0}
+
+
+def _spooler(place: str, reports: Sequence[WorkerReport]) -> dict[str, object]:
+    """Return what is said of a spooler that keeps its tasks at *place*."""
+    return {
+        "dir": place,
+        "pid": os.getpid(),
+        "tasks": sum(counts.requests for report in reports for counts in report.threads),
+        "respawns": 0,
+        "running": sum(report.in_flight for report in reports),
+    }
 
 
 def _worker(report: WorkerReport) -> dict[str, object]:

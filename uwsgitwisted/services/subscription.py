@@ -24,8 +24,8 @@ from uwsgitwisted.wire.subscription import ANNOUNCE, LEAVE, Subscription
 INTERVAL = 10.0
 #: Seconds for a router to read that the node leaves, and to connect for requests that it has already assigned.
 LEAVE_TIME = 0.1
-#: Seconds for looking up the routers' names when the node leaves.
-_PATIENCE = 2.0
+#: The most seconds for telling the routers that the node leaves, whose names are looked up first.
+_LEAVE_TIMEOUT = 2.0
 #: Hosts that stand for all interfaces.
 _EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104 - they are compared with, not listened on
 LOOPBACK = "127.0.0.1"
@@ -163,7 +163,7 @@ class Announcer:
         :return: fires when they have had time to read it, or when telling them takes too long.
         """
         self._timer.clear()
-        left = self._send_all(LEAVE).addTimeout(_PATIENCE, self._clock, lambda _, seconds: None)
+        left = self._send_all(LEAVE).addTimeout(_LEAVE_TIMEOUT, self._clock, lambda _, seconds: None)
         return left.addCallback(lambda _: deferLater(self._clock, LEAVE_TIME))
 
     def _send_all(self, kind: int) -> Deferred[None]:

@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from time import monotonic
 from typing import NamedTuple
 
@@ -42,6 +42,23 @@ _PAUSE = 0.01
 _LOOKS = 4
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
+
+
+class ListeningSocket(socket.socket):
+    """A listening socket that keeps its family and type.
+
+    ``accept`` needs them for each connection, and ``socket.socket`` makes enums of them each time.
+    """
+
+    @cached_property
+    def family(self) -> socket.AddressFamily:
+        """The address family."""
+        return super().family
+
+    @cached_property
+    def type(self) -> socket.SocketKind:
+        """The socket type."""
+        return super().type
 
 
 class DirectExchange:

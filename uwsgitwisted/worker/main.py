@@ -21,7 +21,7 @@ from functools import partial
 from uwsgitwisted.activity import NOTICE, open_slots
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.memory import keep_large_blocks
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Acceptor, ListeningSocket
 from uwsgitwisted.worker.compat.install import run_post_fork_hooks
 from uwsgitwisted.worker.compat.shared import connect_front
 from uwsgitwisted.worker.compat.signals import become_mule
@@ -109,7 +109,7 @@ def _acceptor_maker(
     return partial(
         Acceptor,
         spec.accepting,
-        [socket.socket(fileno=LISTENER_FD + number) for number in range(spec.accepting.ports)],
+        [ListeningSocket(fileno=LISTENER_FD + number) for number in range(spec.accepting.ports)],
         socket.socket(fileno=HANDOFF_FD),
         {modifier1: handler for modifier1, handler in handlers.items() if isinstance(handler, StreamHandler)},
         node,

@@ -31,8 +31,8 @@ from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
+from uwsgitwisted.worker.recycling import recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
-from uwsgitwisted.worker.wear import wear
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
 _UNINTERRUPTED = 0.001
@@ -71,7 +71,7 @@ class Worker:
         self._terms = Terms(max_message=spec.max_message, node=node, window=1)
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
-        self._is_worn = wear(spec)
+        self._recycling_is_due = recycling_due(spec)
         self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
         #: Whether no further connections are accepted.
         self._draining = False
@@ -134,7 +134,7 @@ class Worker:
     def _count(self) -> None:
         """Count a request."""
         self._left -= 1
-        if self._left > 0 and self._is_worn():
+        if self._left > 0 and self._recycling_is_due():
             self._left = 0
         if not self._left:
             self.session.send_shutdown()  # the front starts a successor; until then this one goes on

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from uwsgitwisted.access import parse_network
 from uwsgitwisted.engines.inline import InlineEngine
 from uwsgitwisted.interfaces import Request
+from uwsgitwisted.services import stats as module
 from uwsgitwisted.services.backlog import Backlog, read_backlog
 from uwsgitwisted.services.server import ServerService
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.services.stats import MAX_CONNECTIONS, StatsFactory, Tally
+from uwsgitwisted.services.stats import MAX_CONNECTIONS, Stats, StatsFactory, Tally
 from uwsgitwisted.wire.packet import MARSHAL, PING, Packet
 from uwsgitwisted.worker.spec import WorkerSpec
 
@@ -139,3 +141,17 @@ def test_draining() -> None:
     service.stopService()
     assert service._factory.respond(ping) == Packet(PING, 1, b"draining")
     assert json.loads(service._stats._encode())["workers"][0]["id"] == 1
+
+
+def test_ports_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load and the sockets of one answer are from one look at each port."""
+    looks = iter([Backlog(3, 9), Backlog(5, 9)])
+    monkeypatch.setattr(module, "read_backlog", lambda _: next(looks))
+    monkeypatch.setattr(module, "opened_port", lambda _: SimpleNamespace(socket=None))
+    monkeypatch.setattr(module, "place_of", lambda _: None)
+    reactor = MemoryReactorClock()
+    engine = InlineEngine(reactor, WorkerSpec(()), timeout=1, max_queue=1)  # type: ignore[arg-type]
+    ports = [SimpleNamespace(description="unix:socket")]
+    stats = Stats(reactor, ServerSettings(listen=()), engine, ports)  # type: ignore[arg-type]
+    found = json.loads(stats._encode())
+    assert (found["load"], found["sockets"][0]["queue"]) == (3, 3)

@@ -28,7 +28,7 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.packet import MARSHAL, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Acceptor, ListeningSocket
 from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, Accepting
@@ -60,7 +60,7 @@ class Bench:
         networks: list[str] | None = None,
         **options: Any,
     ) -> None:
-        self.listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+        self.listener = ListeningSocket(socket.AF_UNIX if path else socket.AF_INET)
         self.listener.bind(str(path) if path else ("127.0.0.1", 0))
         self.listener.listen()
         self.listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""Finds out whether a worker should be replaced because of its memory or its age."""
+"""Decides whether a worker is recycled because of its memory or its age."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from time import monotonic
 from uwsgitwisted.worker.spec import WorkerSpec
 
 
-def wear(spec: WorkerSpec) -> Callable[[], bool]:
-    """Return a function that says after a request whether this worker has too much memory, or is too old.
+def recycling_due(spec: WorkerSpec) -> Callable[[], bool]:
+    """Return a function that says after a request whether this worker uses too much memory, or is too old.
 
     :param spec: has the limits.
     """

@@ -1,4 +1,4 @@
-"""When a worker is replaced because of its memory or its age."""
+"""When a worker is recycled because of its memory or its age."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from tests.unit.worker.test_worker_main import Front
 from uwsgitwisted.wire.events import ShutdownReceived
-from uwsgitwisted.worker import wear as module
+from uwsgitwisted.worker import recycling
+from uwsgitwisted.worker.recycling import recycling_due
 from uwsgitwisted.worker.spec import Loader, WorkerSpec
-from uwsgitwisted.worker.wear import wear
 
 
 def spec(**limits: float) -> WorkerSpec:
@@ -18,26 +18,26 @@ def spec(**limits: float) -> WorkerSpec:
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resident memory over the limit wears a worker out, with /proc and without."""
-    assert wear(spec(reload_on_rss=1 << 20))()
-    assert not wear(spec(reload_on_rss=1 << 40))()
+    """Resident memory over the limit makes recycling due, with /proc and without."""
+    assert recycling_due(spec(reload_on_rss=1 << 20))()
+    assert not recycling_due(spec(reload_on_rss=1 << 40))()
     monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(FileNotFoundError))
-    assert wear(spec(reload_on_rss=1 << 20))()
-    assert not wear(spec(reload_on_rss=1 << 40))()
+    assert recycling_due(spec(reload_on_rss=1 << 20))()
+    assert not recycling_due(spec(reload_on_rss=1 << 40))()
 
 
 def test_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker is worn out when its time is over, and not before; without limits, never."""
+    """Recycling is due when the lifetime is over, and not before; without limits, never."""
     now = [0.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    is_worn, never = wear(spec(max_lifetime=60.0)), wear(spec())
-    assert not is_worn()
+    monkeypatch.setattr(recycling, "monotonic", lambda: now[0])
+    is_due, never = recycling_due(spec(max_lifetime=60.0)), recycling_due(spec())
+    assert not is_due()
     now[0] = 61.0
-    assert is_worn()
+    assert is_due()
     assert not never()
 
 
-def test_a_worn_worker_is_replaced() -> None:
+def test_a_worker_due_for_recycling() -> None:
     """After its request it announces its shutdown once, and goes on until the front closes the pipe."""
     front = Front(reload_on_rss=1 << 20)
     front.negotiate()
