@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 from uwsgitwisted.address import Address
 from uwsgitwisted.blocking import sessions
@@ -25,10 +25,10 @@ from uwsgitwisted.blocking.calls import refuse_in_reactor
 from uwsgitwisted.blocking.lookups import Watch
 from uwsgitwisted.blocking.run import Run
 from uwsgitwisted.blocking.sockets import Deadline, describe
-from uwsgitwisted.errors import ConnectionBroken, MisuseError, Unavailable, UwsgiError
+from uwsgitwisted.errors import ConnectionBroken, Unavailable, UwsgiError
 from uwsgitwisted.planner.calls import CallPlanner
 from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
-from uwsgitwisted.planner.piece import Result
+from uwsgitwisted.planner.piece import OnError, Result
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.planner.retry import may_retry
 from uwsgitwisted.sources.sources import Nodes
@@ -173,7 +173,7 @@ class Cluster:
             chunk=chunk,
             target=target,
             idempotent=idempotent,
-            patience=check_timeout(timeout),
+            timeout=check_timeout(timeout),
         )
         return self._run(modifier1, modifier2, items, settings, on_progress, progress)
 
@@ -188,7 +188,7 @@ class Cluster:
         chunk: int | None = None,
         target: float = TARGET,
         idempotent: bool = False,
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
         on_progress: Report | None = None,
         progress: bool = False,
     ) -> Iterator[Any]:
@@ -201,18 +201,16 @@ class Cluster:
         :return: the answers.
         :raises MisuseError: if the arguments don't fit together.
         """
-        if on_error not in ("raise", "return"):
-            raise MisuseError(f"on_error is {on_error!r}; it is 'raise' or 'return'")
         settings = Settings(
             chunked=chunked,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
-            stop_on_error=on_error == "raise",
-            patience=check_timeout(timeout),
+            on_error=on_error,
+            timeout=check_timeout(timeout),
         )
         results = self._run(modifier1, modifier2, items, settings, on_progress, progress)
-        return _values(results, settings.stop_on_error)
+        return _values(results, on_error)
 
     def _run(
         self,
@@ -244,7 +242,7 @@ class Cluster:
         display = make_display() if progress else None
         report = _both(on_progress, display)
         try:
-            running = Run(self._watch, planner, encode, settings.patience, settings.idempotent, report)
+            running = Run(self._watch, planner, encode, settings.timeout, settings.idempotent, report)
             yield from running.results()
         finally:
             if display is not None:
@@ -265,12 +263,7 @@ def _both(on_progress: Report | None, display: Display | None) -> Report | None:
     return report
 
 
-def _values(results: Generator[Result, None, None], stop_on_error: bool) -> Iterator[Any]:
+def _values(results: Generator[Result, None, None], on_error: OnError) -> Iterator[Any]:
     with closing(results):  # at an error, the traceback would keep it open
         for result in results:
-            if result.error is None:
-                yield result.value
-            elif stop_on_error:
-                raise result.error
-            else:
-                yield result.error
+            yield result.value_or_error(on_error)

@@ -14,16 +14,14 @@ from uwsgitwisted.blocking.loop import Loop
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import Result, Sending
-from uwsgitwisted.planner.progress import Progress
+from uwsgitwisted.planner.progress import REPORT_INTERVAL, Progress
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.terms import Terms
 
-#: Seconds between two reports of the progress.
-REPORT_INTERVAL = 0.1
 #: For how long the nodes are left alone while the caller works on results that are ready, in seconds.
 _ALONE = 0.005
-#: Seconds for telling the nodes, at an early end, what nobody needs any more.
-_FAREWELL = 0.5
+#: Seconds for sending the nodes, at an early end, the cancellations of what is in flight.
+_CANCEL_TIMEOUT = 0.5
 
 
 class Run:
@@ -175,7 +173,7 @@ class Run:
             actions = self._planner.poll(time.monotonic())
             for sending in actions.cancel:
                 self._cancel(sending)
-            until = time.monotonic() + _FAREWELL
+            until = time.monotonic() + _CANCEL_TIMEOUT
             while self._flush(self._links) and time.monotonic() < until:
                 self._loop.turn(until)
         finally:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 
@@ -19,10 +19,10 @@ from uwsgitwisted.address import Address, AddressLike
 from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
 from uwsgitwisted.cluster.run import Run
 from uwsgitwisted.cluster.sources import SourceWatcher, may_change
-from uwsgitwisted.errors import MisuseError, Unavailable, UwsgiError
+from uwsgitwisted.errors import Unavailable, UwsgiError
 from uwsgitwisted.planner.calls import CallPlanner
 from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
-from uwsgitwisted.planner.piece import Result, Sending
+from uwsgitwisted.planner.piece import OnError, Result, Sending
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.planner.retry import may_retry
 from uwsgitwisted.sources.sources import Nodes as SourceNodes
@@ -31,7 +31,7 @@ from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.endpoint import make_endpoint
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.wire.message import decode_answer, encode_request
-from uwsgitwisted.wire.packet import Packet
+from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
 
 _T = TypeVar("_T")
@@ -197,7 +197,7 @@ class Cluster:
             chunk=chunk,
             target=target,
             idempotent=idempotent,
-            patience=check_timeout(timeout),
+            timeout=check_timeout(timeout),
         )
         return self._run(modifier1, modifier2, items, settings, on_progress, _whole)
 
@@ -212,7 +212,7 @@ class Cluster:
         chunk: int | None = None,
         target: float = TARGET,
         idempotent: bool = False,
-        on_error: Literal["raise", "return"] = "raise",
+        on_error: OnError = "raise",
         on_progress: Callable[[Progress], object] | None = None,
     ) -> AsyncIterator[Any]:
         """Send each item to a node, and yield the answers in the order of the items.
@@ -224,17 +224,18 @@ class Cluster:
         :return: the answers.
         :raises MisuseError: if the arguments don't fit together.
         """
-        if on_error not in ("raise", "return"):
-            raise MisuseError(f"on_error is {on_error!r}; it is 'raise' or 'return'")
         settings = Settings(
             chunked=chunked,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
-            stop_on_error=on_error == "raise",
-            patience=check_timeout(timeout),
+            on_error=on_error,
+            timeout=check_timeout(timeout),
         )
-        pick = _value_or_raise if settings.stop_on_error else _value_or_error
+
+        def pick(result: Result) -> object:
+            return result.value_or_error(on_error)
+
         return self._run(modifier1, modifier2, items, settings, on_progress, pick)
 
     def _run(
@@ -246,11 +247,11 @@ class Cluster:
         on_progress: Callable[[Progress], object] | None,
         pick: Callable[[Result], _T],
     ) -> AsyncIterator[_T]:
-        encode_request(modifier1, modifier2, None if modifier1 == 33 else b"")
+        encode_request(modifier1, modifier2, None if modifier1 == MARSHAL else b"")
 
         def make_call(address: AddressLike, message: object) -> Call:
             packet = encode_request(modifier1, modifier2, message)
-            return self._make_call(address, packet, settings.patience, settings.idempotent)
+            return self._make_call(address, packet, settings.timeout, settings.idempotent)
 
         planner = MapPlanner(items, settings, self._reactor.seconds())
         return Run(self._reactor, self._nodes, planner, make_call, on_progress).results(pick)
@@ -284,16 +285,6 @@ class _Calls:
 
     def set_terms(self, address: NodeAddress, terms: Terms) -> None:
         self.planner.set_terms(address, terms.workers)
-
-
-def _value_or_raise(result: Result) -> object:
-    if result.error is not None:
-        raise result.error
-    return result.value
-
-
-def _value_or_error(result: Result) -> object:
-    return result.value if result.error is None else result.error
 
 
 def _whole(result: Result) -> Result:

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from uwsgitwisted.errors import RequestCancelled, UwsgiError
 from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import Result, Sending
-from uwsgitwisted.planner.progress import Progress
+from uwsgitwisted.planner.progress import REPORT_INTERVAL, Progress
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.timer import Timer
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
 
 _T = TypeVar("_T")
-
-#: Seconds between two reports of the progress.
-_REPORT_INTERVAL = 0.1
 
 
 class Run:
@@ -99,7 +96,7 @@ class Run:
         for address, terms in self._nodes.watch(self):
             self.add_node(address, terms)
         if self._on_progress is not None:
-            self._reports.set(_REPORT_INTERVAL)
+            self._reports.set(REPORT_INTERVAL)
         self._poll()
 
     def _stop(self) -> None:
@@ -165,7 +162,7 @@ class Run:
         self._poll_later()
 
     def _report(self) -> None:
-        self._reports.set(_REPORT_INTERVAL)
+        self._reports.set(REPORT_INTERVAL)
         self._report_now()
 
     def _report_now(self) -> None:

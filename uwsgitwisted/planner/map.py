@@ -34,13 +34,13 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 from uwsgitwisted.errors import MisuseError, Unavailable
 from uwsgitwisted.planner.items import Items
 from uwsgitwisted.planner.lane import Lane
 from uwsgitwisted.planner.lanes import Lanes
-from uwsgitwisted.planner.piece import Actions, Piece, Result, Sending
+from uwsgitwisted.planner.piece import Actions, OnError, Piece, Result, Sending
 from uwsgitwisted.planner.progress import Progress, Rate
 from uwsgitwisted.planner.results import Results
 from uwsgitwisted.planner.retry import Node, may_retry, rule_of
@@ -70,8 +70,9 @@ class Settings:
     :param chunk: how many items a chunk has; None to size chunks by time.
     :param target: how long a chunk should take, in seconds.
     :param idempotent: whether an item may run twice.
-    :param stop_on_error: whether nothing more is done behind an item that has failed.
-    :param patience: after how many seconds without a node that is well the map ends with ``Unavailable``.
+    :param on_error: with ``"raise"``, nothing more is done behind an item that has failed.
+    :param timeout: seconds for each request, which the shell enforces. If no node is well for so long, the map
+        ends with ``Unavailable``.
     :raises MisuseError: if the values don't fit together.
     """
 
@@ -80,14 +81,16 @@ class Settings:
     chunk: int | None = None
     target: float = TARGET
     idempotent: bool = False
-    stop_on_error: bool = False
-    patience: float = 30.0
+    on_error: OnError = "return"
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
             raise MisuseError(f"chunk is {self.chunk!r}; it is a number of items from 1, or None")
         if self.chunk not in (None, 1) and not self.chunked:
             raise MisuseError("without chunked=True a handler gets one item, so chunk can only be 1")
+        if self.on_error not in get_args(OnError):
+            raise MisuseError(f"on_error is {self.on_error!r}; it is 'raise' or 'return'")
 
 
 class MapPlanner:
@@ -179,7 +182,7 @@ class MapPlanner:
                 return
         self._failed += piece.count
         self._settle(piece, Result(piece.index, None, error, lane.node, now - sending.at, piece.count))
-        if self._settings.stop_on_error:
+        if self._settings.on_error == "raise":
             self._stop_behind(piece.index)
 
     def poll(self, now: float) -> Actions:
@@ -442,12 +445,12 @@ class MapPlanner:
     # Inside: the end
 
     def _is_down(self, now: float) -> bool:
-        return not self._lanes.usable and now - self._lanes.down_since >= self._settings.patience
+        return not self._lanes.usable and now - self._lanes.down_since >= self._settings.timeout
 
     def _give_up(self, now: float) -> None:
-        text = f"no node was well for {self._settings.patience:g} s"
+        text = f"no node was well for {self._settings.timeout:g} s"
         if not self._lanes:
-            text = f"there was no node for {self._settings.patience:g} s"
+            text = f"there was no node for {self._settings.timeout:g} s"
         failure = Unavailable(f"{text}: {self._last_error}" if self._last_error else text)
         failure.__cause__ = self._last_error
         self._fail_all(failure)
@@ -461,5 +464,5 @@ class MapPlanner:
             return None
         wake = min(self._look_at, self._lanes.next_pause())
         if not self._lanes.usable:
-            wake = min(wake, self._lanes.down_since + self._settings.patience)
+            wake = min(wake, self._lanes.down_since + self._settings.timeout)
         return None if wake == math.inf else wake

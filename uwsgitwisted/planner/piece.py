@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from uwsgitwisted.planner.lane import Lane
+
+#: What a map does at an item that has failed: raise its error, or yield that in place of the value.
+OnError: TypeAlias = Literal["raise", "return"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,17 @@ class Result:
     node: Hashable
     seconds: float
     count: int = 1
+
+    def value_or_error(self, on_error: OnError) -> object:
+        """Return the value; if there is none, raise the error, or return it.
+
+        :param on_error: ``"raise"`` or ``"return"``.
+        """
+        if self.error is None:
+            return self.value
+        if on_error == "raise":
+            raise self.error
+        return self.error
 
 
 class Piece:

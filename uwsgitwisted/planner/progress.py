@@ -6,6 +6,8 @@ import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
+#: Seconds between two reports of the progress.
+REPORT_INTERVAL = 0.1
 #: The rate is that of about so many seconds.
 _MEMORY = 5.0
 

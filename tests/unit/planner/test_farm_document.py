@@ -9,8 +9,8 @@ from uwsgitwisted import errors
 from uwsgitwisted.balancer import FIRST_PAUSE, MAX_PAUSE
 from uwsgitwisted.blocking.bar import LINE_INTERVAL
 from uwsgitwisted.blocking.executor import DEFAULT_IN_FLIGHT
-from uwsgitwisted.blocking.run import REPORT_INTERVAL
 from uwsgitwisted.planner.map import MAX_COPIES, MAX_FAILURES, TARGET
+from uwsgitwisted.planner.progress import REPORT_INTERVAL
 from uwsgitwisted.planner.retry import RULES, Retry, rule_of
 from uwsgitwisted.sources.sources import FILE_INTERVAL, NAME_INTERVAL
 

@@ -122,6 +122,8 @@ def test_misuse() -> None:
     for values in ({"chunk": 0, "chunked": True}, {"chunk": 1.5, "chunked": True}, {"chunk": 2}):
         with pytest.raises(MisuseError, match="chunk"):
             Farm([], **values)
+    with pytest.raises(MisuseError, match="on_error is 'ignore'"):
+        Farm([], on_error="ignore")
     with pytest.raises(MisuseError, match="can't be iterated over"):
         Farm(5)  # type: ignore[arg-type]
 
@@ -201,7 +203,7 @@ class TestFailures:
 
     def test_all_nodes_are_down(self) -> None:
         """When no node has been well for too long, the map ends with the reason."""
-        farm = Farm([1], "a", patience=5)
+        farm = Farm([1], "a", timeout=5)
         refused = ConnectionFailed("refused")
         for pause in (0.5, 1, 2):
             farm.fail(1, refused)
@@ -216,17 +218,17 @@ class TestFailures:
 
     def test_no_node(self) -> None:
         """Nodes may join later; without any, the map ends."""
-        farm = Farm([1], "", patience=5)
+        farm = Farm([1], "", timeout=5)
         farm.planner.add_node("c", 1.0)
         farm.poll()
         assert farm.sent("c") == [1]
-        farm = Farm([1], "", patience=5)
+        farm = Farm([1], "", timeout=5)
         with pytest.raises(Unavailable, match="there was no node for 5 s"):
             farm.pass_time(5)
 
-    def test_stop_on_error(self) -> None:
+    def test_on_error(self) -> None:
         """What is behind an item that failed is withdrawn; what is before it is waited for."""
-        farm = Farm(range(10), "abc", stop_on_error=True)
+        farm = Farm(range(10), "abc", on_error="raise")
         error = RemoteError(type="ValueError")
         farm.fail(1, error)
         assert farm.sent() == [0]
@@ -436,7 +438,7 @@ class Chaos(Farm):
     }
 
     def __init__(self, count: int, workers: list[int], *, idempotent: bool, **values: Any) -> None:
-        super().__init__(list(range(count)), "", idempotent=idempotent, patience=1e9, **values)
+        super().__init__(list(range(count)), "", idempotent=idempotent, timeout=1e9, **values)
         self.copies = 2 if idempotent else 1
         self.most: dict[Any, int] = {node: 2 + node for node in range(len(workers))}
         for node, number in enumerate(workers):
