@@ -122,7 +122,7 @@ class Outcome:
     :param end: when the last result was there.
     :param bound: when it could have been, at best.
     :param twice: the work that was done more than once, as a part of all.
-    :param lost: how many items have no result, or several.
+    :param lost: how many items have no answer, or several.
     :param requests: how many requests were sent.
     :param planning: the planner's own processor time, in seconds for each request.
     :param busy: for each hundredth of the time up to the end, which part of the nodes worked.
@@ -177,7 +177,7 @@ class Simulation:
             began = clock()
             actions = planner.poll(now)
             while (result := planner.take()) is not None:
-                results[result.index] += 1
+                results[result.index] += result.error is None
             finished = planner.finished
             self._planning += clock() - began
             for sending in actions.cancel:
@@ -196,9 +196,9 @@ class Simulation:
                 now, relevant = self._step(planner)
             if now >= woken:
                 woken = float("inf")
-        work = sum(farm.costs)
+        answered = sum(cost for cost, count in zip(farm.costs, results, strict=True) if count)
         lost = sum(count != 1 for count in results)
-        twice = self._work / work - 1
+        twice = max(0.0, self._work / answered - 1)  # sums of floats differ by their order
         return Outcome(now, farm.bound, twice, lost, requests, self._planning / requests, self._shares(now))
 
     def _at(self, when: float, kind: int, what: Any) -> None:

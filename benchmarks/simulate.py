@@ -60,7 +60,7 @@ def table(scenario: Scenario) -> bool:
     """Print the figures of all ways; return whether the planner's are as wanted."""
     bound = Farm.make(scenario).bound
     print(f"{scenario.nodes:,} nodes, {scenario.items:,} items, bound {bound:.2f} s\n")
-    print("| way | end | after the bound | done twice | items without a result | idle | planning a piece |")
+    print("| way | end | after the bound | done twice | items without an answer | idle | planning a piece |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     outcomes = {}
     for name, run in CONTENDERS.items():

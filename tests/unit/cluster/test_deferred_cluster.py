@@ -15,6 +15,7 @@ from uwsgitwisted.cluster import Cluster
 from uwsgitwisted.errors import (
     InvalidAddress,
     MisuseError,
+    NoAnswer,
     RemoteError,
     RequestCancelled,
     Unavailable,
@@ -27,7 +28,7 @@ from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 A, B, C = "192.0.2.1:3033", "192.0.2.2:3033", "192.0.2.3:3033"
 
@@ -145,6 +146,20 @@ class TestMap:
         assert isinstance(error_of(end), RemoteError)
         assert farm.messages() == []
         assert set(farm.cancelled) == {2, 3}
+
+    def test_a_frozen_node(self) -> None:
+        """A node that answers no keep-alive ping is noticed long before the time limit."""
+        farm = Farm(A, B)
+        values, end = collect(farm.cluster.map(33, 0, [1, 2], timeout=600, on_error="return"))
+        assert farm.messages() == [1, 2]
+        del farm.endpoints[B]  # nothing gets there or comes back any more
+        farm.end(1, "one")
+        for _ in range(2):
+            assert values == ["one"]
+            farm.clock.advance(KEEPALIVE)
+            farm.flush()
+        assert end.called
+        assert isinstance(values[1], NoAnswer)
 
     def test_an_error_is_returned(self) -> None:
         """With on_error="return", it is yielded in its place, and the rest goes on."""

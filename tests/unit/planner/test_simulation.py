@@ -17,6 +17,9 @@ def test_a_farm_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.lost == 0
     assert outcome.after < 0.03
     assert 0 < outcome.twice < 0.02
+    careful = farms.Simulation(farms.Farm.make(farm.scenario), idempotent=False).run()
+    assert careful.lost > 0
+    assert careful.twice == pytest.approx(0, abs=1e-9)
     stealing = farms.simulate_stealing(farms.Farm.make(farm.scenario), 20)
     assert stealing.after > 2 * outcome.after
 
