@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from uwsgitwisted.access import Peer
 from uwsgitwisted.router.request import RoutedRequest
-from uwsgitwisted.router.shared import Shared
+from uwsgitwisted.router.shared import TRANSIT_TIME, Shared
 from uwsgitwisted.transport.timer import Deadlines
 
 #: The body timeout starts again after this many bytes.
@@ -54,6 +54,8 @@ class State(enum.Enum):
     ANSWERING = enum.auto()
     #: The answer is written; another request may follow.
     IDLE = enum.auto()
+    #: It makes room for another, but a request may be on its way.
+    EVICTED = enum.auto()
     #: The last answer is written; what the client still sends is dropped.
     LINGERING = enum.auto()
     #: The last answer is being sent.
@@ -106,8 +108,8 @@ class RouterChannel(HTTPChannel):
     def time_out(self) -> None:
         """Close the connection: the time limit of its state has expired."""
         self._deadlines = None
-        if self._state is not State.LINGERING and self.idle_since is not None:
-            self.loseConnection()  # nobody waits for anything
+        if self._awaits_nothing:
+            self.loseConnection()
             return
         self._report(LIMITS[self._state].late)
         self.abort()
@@ -128,7 +130,7 @@ class RouterChannel(HTTPChannel):
         """Handle bytes from the client."""
         if self._ending:
             return
-        if self._state is State.IDLE:
+        if self._state in (State.IDLE, State.EVICTED):
             self._enter(State.HEADER)
         elif self._state is State.BODY:
             steps = self._received // _BODY_STEP
@@ -235,22 +237,35 @@ class RouterChannel(HTTPChannel):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when no request has been on the way, in the reactor's time; None if there is one."""
-        idle = self._state in (State.IDLE, State.LINGERING) or (self._state is State.HEADER and not self._begun)
+        """Since when no request has been on the way, in the reactor's time; None if there is one.
+
+        The request of a new connection may be on its way, like one that arrives when its connection is evicted.
+        """
+        idle = self._state in (State.IDLE, State.LINGERING)
+        if self._state is State.HEADER and not self._begun:
+            idle = self.shared.clock.seconds() - self._since >= TRANSIT_TIME
         return self._since if idle else None
 
+    @property
+    def _awaits_nothing(self) -> bool:
+        """Whether it can be closed without a loss: no byte of a request has come, and no answer is due."""
+        return self._state in (State.IDLE, State.EVICTED) or (self._state is State.HEADER and not self._begun)
+
     def evict(self) -> None:
-        """Close this idle connection to make room for another."""
+        """Make room for another connection. A request that is already on its way is still answered."""
         if self._state is State.LINGERING:
             self.abort()
         else:
-            self.loseConnection()
+            self._finishing = True
+            self._enter(State.EVICTED)
 
     def finish(self) -> None:
         """Answer the request in flight, then close; accept no other."""
         self._finishing = True
-        if self.idle_since is not None:
-            self.evict()
+        if self._state is State.LINGERING:
+            self.abort()
+        elif self._awaits_nothing:
+            self.loseConnection()
         elif self._state in (State.BODY, State.ANSWERING):
             self.persistent = False
             request = self.requests[0]
@@ -292,7 +307,7 @@ class RouterChannel(HTTPChannel):
         """Close the connection: the client sends nothing more, and is gone, as far as anybody knows."""
         if self._state is State.LINGERING:
             self._close()
-        elif self.idle_since is not None:
+        elif self._awaits_nothing:
             self.loseConnection()
         elif self._state is not State.CLOSING:
             self.abort()
@@ -323,6 +338,7 @@ LIMITS = {
     State.HEADER: _Limit(lambda shared: shared.headers, "sent no complete request head"),
     State.BODY: _Limit(lambda shared: shared.bodies, "did not send the rest of its request"),
     State.IDLE: _Limit(lambda shared: shared.idle, ""),
+    State.EVICTED: _Limit(lambda shared: shared.evicted, ""),
     State.LINGERING: _Limit(lambda shared: shared.lingering, "is still sending a request that was answered"),
     State.CLOSING: _Limit(lambda shared: shared.closing, "did not read its answer"),
 }

@@ -23,6 +23,8 @@ from uwsgitwisted.transport.timer import Deadlines
 
 #: Seconds for which a client may go on sending a request that was answered before its end.
 _LINGER_TIMEOUT = 30.0
+#: For how many seconds a request may be on its way, on a new connection or an idle one that is evicted.
+TRANSIT_TIME = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Shared:
         self.headers = self._deadlines(limits.header_timeout)
         self.bodies = self._deadlines(limits.body_timeout)
         self.idle = self._deadlines(limits.idle_timeout)
+        self.evicted = self._deadlines(TRANSIT_TIME)
         self.lingering = self._deadlines(_LINGER_TIMEOUT)
         self.closing = self._deadlines(limits.write_timeout)
         #: The connections whose clients have to read some of their answers.

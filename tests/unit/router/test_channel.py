@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 
-from tests.unit.router.world import OK, World, status
+from tests.unit.router.world import CLIENT, OK, World, status
 from uwsgitwisted.access import parse_network
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -460,9 +460,34 @@ def test_room_for_others() -> None:
     world.node.answer, world.node.closes = None, False
     busy.get()
     idle = world.client()
+    world.advance(0.5)
     world.client()
+    assert busy.state == "open"
+    assert idle.state == "open"
+    world.advance(0.5)
     assert idle.state == "closing"
     assert busy.state == "open"
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+def test_a_request_on_its_way(requests: int) -> None:
+    """A request that arrives after its connection has made room for another is answered; no further one is."""
+    world = World(limits={"max_connections": 1, "max_peer_connections": 1})
+    client = world.client()
+    for _ in range(requests):
+        client.get().take()
+    world.advance(0.5)
+    world.client()
+    assert b"Connection: close" in client.get().take()
+    assert client.state == "closing"
+
+
+def test_new_connections_are_in_use() -> None:
+    """A connection is not evicted as soon as it is accepted, before its request can arrive."""
+    world = World(limits={"max_connections": 1, "max_peer_connections": 1})
+    client = world.client()
+    assert world.factory.buildProtocol(CLIENT) is None
+    assert b"200 OK" in client.get().take()
 
 
 def test_room_after_an_early_answer() -> None:
