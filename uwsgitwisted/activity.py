@@ -31,7 +31,9 @@ _PID = _WARNING + 16 + MAX_WARNING
 #: Where the names of the peers are. A longer name is cut off; that of an IPv6 address fits.
 _PEERS = _PID + 8
 _PEER = 64
-_SIZE = _PEERS + _PEER * MAX_THREADS
+#: Where the front notes that it has retired the worker.
+_RETIRED = _PEERS + _PEER * MAX_THREADS
+_SIZE = _RETIRED + 8
 
 _pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
@@ -165,6 +167,11 @@ class Slot:
         )
 
     @property
+    def retired(self) -> bool:
+        """Whether the front has retired the worker."""
+        return self._memory[_RETIRED] != 0
+
+    @property
     def counts(self) -> Counts:
         """What the thread has counted."""
         return Counts(self._requests, self._failed, self._running_time, self._sent, self._average)
@@ -207,6 +214,10 @@ class Activity:
                 descriptor = os.dup(file.fileno())
         os.ftruncate(descriptor, _SIZE)
         return descriptor
+
+    def retire(self) -> None:
+        """Note that the worker is retired. It answers no connection that it accepts from now on."""
+        self._memory[_RETIRED] = 1
 
     def accepted(self, seconds: float = 0.0) -> int:
         """Return how many requests run that the worker has accepted itself.

@@ -218,6 +218,8 @@ class WorkerProcess(ProcessProtocol):
     def retire(self) -> None:
         """Assign it nothing more, and end it when its last request is answered."""
         self.retired = True
+        if self._memory is not None:
+            self._memory.retire()
         if self._pipe is None:
             self.kill()
         elif not self._pipe.in_flight:

@@ -3,7 +3,7 @@
 Most web requests are small, and arrive in one piece on a connection of their own. A worker accepts such a
 connection, reads the request, and answers on it, without the front. It hands any other connection over to the
 front, with the bytes that it has read: one with another kind of request, with one that is not complete, or of a
-peer that may not connect.
+peer that may not connect. So does a worker with every connection once the front has retired it.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class Acceptor:
     :param handlers: the handlers of web requests, by modifier1.
     :param node: this worker's name in the errors that it reports.
     :param report: tells the front of an error, and whose request it was, for its log.
+    :param slot: shows whether the front has retired this worker.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class Acceptor:
         handlers: dict[int, StreamHandler],
         node: str,
         report: Callable[[UwsgiError, str], None],
+        slot: Slot,
     ) -> None:
         #: The ports, by their descriptors.
         self.listeners = {listener.fileno(): listener for listener in listeners}
@@ -204,6 +206,7 @@ class Acceptor:
         self._handlers = handlers
         self._node = node
         self._report = report
+        self._slot = slot
         self._no_wait_until = 0.0
         networks = None if accepting.networks is None else list(map(ipaddress.ip_network, accepting.networks))
         self._is_allowed = lru_cache(1_000)(lambda host: networks is None or _is_in(host, networks))
@@ -219,7 +222,10 @@ class Acceptor:
             return None
         data = self._read(connection)
         packet = _web_request(data, self._max_body)
-        if packet is not None and self._is_allowed(address[0] if isinstance(address, tuple) else ""):
+        # A connection may come after the front has retired this worker, and before the worker knows it by its
+        # pipe. Its successor gets the connection: this worker may have the code from before a reload.
+        ours = not self._slot.retired and self._is_allowed(address[0] if isinstance(address, tuple) else "")
+        if ours and packet is not None:
             return Accepted(connection, packet, _name(address))
         with connection:
             # A message without a byte would look like the end of the connection to the front.
@@ -283,6 +289,10 @@ class Acceptor:
                 self._report(error, peer)
             return False
         return True
+
+
+#: Makes an acceptor of what tells the front of an error, and whose request it was, and of a slot.
+MakeAcceptor = Callable[[Callable[[UwsgiError, str], None], Slot], Acceptor]
 
 
 def _web_request(data: bytes, max_body: int) -> Packet | None:

@@ -15,13 +15,12 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 
 from uwsgitwisted.activity import NOTICE, open_slots
-from uwsgitwisted.errors import StartupError, UwsgiError
+from uwsgitwisted.errors import StartupError
 from uwsgitwisted.memory import keep_large_blocks
-from uwsgitwisted.worker.accepting import Acceptor, ListeningSocket
+from uwsgitwisted.worker.accepting import Acceptor, ListeningSocket, MakeAcceptor
 from uwsgitwisted.worker.compat.install import run_post_fork_hooks
 from uwsgitwisted.worker.compat.shared import connect_front
 from uwsgitwisted.worker.compat.signals import become_mule
@@ -101,9 +100,7 @@ def main(arguments: list[str]) -> None:
         kind(connection, TOKENS_FD, spec, handlers, name, make_acceptor, slots).serve()
 
 
-def _acceptor_maker(
-    spec: WorkerSpec, handlers: HandlerTable, node: str
-) -> Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None:
+def _acceptor_maker(spec: WorkerSpec, handlers: HandlerTable, node: str) -> MakeAcceptor | None:
     if spec.accepting is None:
         return None
     return partial(

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 
 from uwsgitwisted.activity import Slot, open_slots
@@ -28,7 +28,7 @@ from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.recycling import recycling_due
@@ -49,8 +49,7 @@ class Worker:
     :param spec: its limits.
     :param handlers: what answers, by modifier1.
     :param node: this worker's name in the errors that it reports.
-    :param make_acceptor: makes what accepts connections, from what reports an error to the front; None if this
-        worker accepts none.
+    :param make_acceptor: makes what accepts connections; None if this worker accepts none.
     :param slots: where the front sees what each thread does and has done; none, if it doesn't look.
     """
 
@@ -61,7 +60,7 @@ class Worker:
         spec: WorkerSpec,
         handlers: HandlerTable,
         node: str,
-        make_acceptor: Callable[[Callable[[UwsgiError, str], None]], Acceptor] | None = None,
+        make_acceptor: MakeAcceptor | None = None,
         slots: Sequence[Slot] = (),
     ) -> None:
         self.connection = connection
@@ -80,7 +79,7 @@ class Worker:
         #: The web requests that are running, by their ids.
         self._exchanges: dict[int, Exchange] = {}
         self._slots = slots or open_slots()
-        self._acceptor = None if make_acceptor is None else make_acceptor(self._report)
+        self._acceptor = None if make_acceptor is None else make_acceptor(self._report, self._slots[0])
 
     def serve(self) -> None:
         """Answer until the front closes the socket."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.worker.test_worker_main import PATIENCE, Front
-from uwsgitwisted.activity import Activity, open_slots
+from uwsgitwisted.activity import Activity, Slot, open_slots
 from uwsgitwisted.errors import MalformedPacket, RemoteError, RequestCancelled, UwsgiError
 from uwsgitwisted.wire.events import (
     AnswerReceived,
@@ -81,6 +81,7 @@ class Bench:
             {WSGI: StreamHandler(lambda exchange, _: serve(exchange), refused=self._refused)},
             "n1 worker 1",
             self._report,
+            self.slot,
         )
         self._clients: list[socket.socket] = []
 
@@ -227,6 +228,19 @@ def test_silent_connections_are_waited_for_once(bench: Make) -> None:
         assert not made.accept()
         assert made.handed_over()[0] == b""
     assert made.acceptor._no_wait_until > 0
+
+
+def test_a_retired_worker(bench: Make) -> None:
+    """What connects after the front has retired the worker is its successor's, whose code may be newer."""
+    made = bench()
+    made.connect(GET)
+    assert made.accept()
+    client = made.connect(GET)
+    made.activity.retire()
+    assert not made.accept()
+    data, connection = made.handed_over()
+    assert data == GET
+    assert connection.getpeername() == client.getsockname()
 
 
 def test_networks(bench: Make) -> None:
@@ -481,7 +495,7 @@ class SharingFront(Front):
     def __init__(self, serve: Serve = hello, **limits: Any) -> None:
         self.bench = Bench(serve)
 
-        def make(report: Callable[[UwsgiError], None]) -> Acceptor:
+        def make(report: Callable[[UwsgiError, str], None], _: Slot) -> Acceptor:
             self.bench.acceptor._report = report
             return self.bench.acceptor
 

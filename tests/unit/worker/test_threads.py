@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ from uwsgitwisted.errors import (
     RequestCancelled,
     RequestTimeout,
     UnknownModifier,
-    UwsgiError,
 )
 from uwsgitwisted.wire.events import (
     AnswerReceived,
@@ -36,7 +36,7 @@ from uwsgitwisted.wire.packet import WSGI, Packet, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
 from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.spec import Accepting, HandlerTable
@@ -77,7 +77,7 @@ class ThreadsFront(Front):
         self,
         handlers: HandlerTable,
         threads: int = 2,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: MakeAcceptor | None = None,
         **limits: Any,
     ) -> None:
         descriptor = Activity.create()
@@ -395,14 +395,10 @@ class Ports:
         self.front, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.front.settimeout(PATIENCE)
 
-    def make_acceptor(
-        self, serve: Callable[[AnyExchange], None]
-    ) -> Callable[[Callable[[UwsgiError], None]], Acceptor]:
+    def make_acceptor(self, serve: Callable[[AnyExchange], None]) -> MakeAcceptor:
         accepting = Accepting(ports=1, networks=None, max_body=1_000, write_timeout=PATIENCE)
         handlers = {WSGI: StreamHandler(lambda exchange, _: serve(exchange))}
-        return lambda report: Acceptor(
-            accepting, [self.listener], self._workers, handlers, "n1 worker 1", report
-        )
+        return partial(Acceptor, accepting, [self.listener], self._workers, handlers, "n1 worker 1")
 
     def connect(self, path: str) -> socket.socket:
         """Send a web request on a connection of its own."""

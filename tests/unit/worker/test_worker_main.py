@@ -19,13 +19,12 @@ from uwsgitwisted.errors import (
     RequestTimeout,
     StartupError,
     UnknownModifier,
-    UwsgiError,
 )
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, ShutdownReceived
 from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
-from uwsgitwisted.worker.accepting import Acceptor
+from uwsgitwisted.worker.accepting import MakeAcceptor
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.main import main
 from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
@@ -64,7 +63,7 @@ class Front:
     def __init__(
         self,
         handlers: HandlerTable | None = None,
-        make_acceptor: Callable[[Callable[[UwsgiError], None]], Acceptor] | None = None,
+        make_acceptor: MakeAcceptor | None = None,
         slots: Sequence[Slot] = (),
         terms: Terms = Terms(),  # noqa: B008 - it is immutable
         **limits: Any,
