@@ -152,11 +152,11 @@ class TestMultipart:
             HEAD + b'; a="' + b"\\;a=" * (size // 4),
             HEAD + b"; " * (size // 2),
         ]
-        started = time.perf_counter()
+        started = time.process_time()
         for head in heads:
             parse(part(b"1", head))
         parse(part(b"\r\n--" * 1_000_000))
-        assert time.perf_counter() - started < 10  # quadratic time would be minutes
+        assert time.process_time() - started < 10  # quadratic time would be minutes
 
 
 class TestEncoded:
