@@ -7,9 +7,6 @@ two nodes, our engine alone, Dask, and Python's own pool.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Sequence
 
 from benchmarks.harness import Contender, Relation, Scale, Table, compare, main
@@ -55,14 +52,10 @@ def _compare_split(servers: Servers, fast: list[Server], slow: Server, scale: Sc
 
     def with_a_kill() -> float:
         victim = servers.node("processes:1")
-        # The driver needs a moment to start, so that the node is killed somewhere in the middle.
-        timer = threading.Timer(seconds / 2 + 0.5, os.kill, [victim.pid, signal.SIGKILL])
-        timer.start()
         try:
             ports = _ports([victim, *fast[1:], slow])
-            return servers.drive("farm:cluster", 0, 10 * seconds, ports, items)[0]
+            return servers.drive("farm:cluster", 0, 10 * seconds, ports, items, victim.pid, seconds / 2)[0]
         finally:
-            timer.cancel()
             victim.stop()
 
     contenders = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
@@ -42,10 +44,21 @@ def _in_cluster(ports: str, work: Callable[[Any], Any]) -> float:
     return seconds
 
 
-def cluster(_port: int, _seconds: float, ports: str, items: str) -> float:
-    """Return how many seconds a map takes, whatever happens to the nodes."""
+def cluster(
+    _port: int, _seconds: float, ports: str, items: str, victim: str = "", kill_after: str = ""
+) -> float:
+    """Return how many seconds a map takes.
+
+    :param victim: the process of a node that is killed while the map runs; empty for none.
+    :param kill_after: after how many seconds of the map.
+    """
 
     async def work(cluster: Any) -> None:
+        from twisted.internet import reactor
+
+        if victim:
+            # Only the map is idempotent, so that what comes before it would fail with the node.
+            reactor.callLater(float(kill_after), os.kill, int(victim), signal.SIGKILL)
         parts = cluster.map(33, PRETEND, range(int(items)), chunked=True, idempotent=True)
         assert sum([part async for part in parts]) == int(items)
 
