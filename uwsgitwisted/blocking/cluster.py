@@ -27,10 +27,12 @@ from uwsgitwisted.blocking.run import Run
 from uwsgitwisted.blocking.sockets import Deadline, describe
 from uwsgitwisted.errors import ConnectionBroken, Unavailable, UwsgiError
 from uwsgitwisted.planner.calls import CallPlanner
-from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
+from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import OnError, Result
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.planner.retry import may_retry
+from uwsgitwisted.planner.settings import TARGET, Settings
+from uwsgitwisted.planner.work import MAX_FAILURES
 from uwsgitwisted.sources.sources import Nodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.message import encode_request
@@ -157,7 +159,9 @@ class Cluster:
         :param chunked: whether the handler gets a list of items at once; of a ``range``, the bounds
             ``[start, stop]`` of a part, or ``[start, stop, step]`` if the step isn't 1. There is one result for
             each chunk.
-        :param chunk: how many items a chunk has; None to size chunks by the time that they take.
+        :param chunk: how many items a chunk has; None to size chunks by the time that they take. Without
+            *chunked* it is how many items of modifier1 33 go in one request at most, though the handler gets
+            them one by one; with None it is many if they are tiny.
         :param target: how long a chunk should take, in seconds.
         :param idempotent: whether an item may run twice. It is then tried elsewhere also if it may have been
             started, and toward the end idle nodes get copies of the oldest pieces.
@@ -170,6 +174,7 @@ class Cluster:
         settings = Settings(
             ordered=False,
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -203,6 +208,7 @@ class Cluster:
         """
         settings = Settings(
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -228,7 +234,7 @@ class Cluster:
             return encode_request(modifier1, modifier2, message)
 
         # Checked now rather than with the first result.
-        planner = MapPlanner(items, settings, time.monotonic())
+        planner = MapPlanner(items, settings, time.monotonic(), encode)
         return self._results(planner, settings, encode, on_progress, progress)
 
     def _results(

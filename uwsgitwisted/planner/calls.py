@@ -78,7 +78,7 @@ class CallPlanner:
                 if not lane.removed:
                     self._well.append(lane)
             if error is None:
-                lane.learn(sending, now, took)
+                lane.learn(sending, now, took, 1)
 
     def _choose(self, tried: Collection[Hashable]) -> Lane | None:
         """Choose the better one of two nodes that are well."""

@@ -20,13 +20,14 @@ from uwsgitwisted.worker.recycling import recycling_due
 from uwsgitwisted.worker.spec import WorkerSpec
 
 Ask = Callable[..., list[Outcome]]
+Function = Callable[[Any, int], object]
 
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return what has a function handle objects that are a bundle."""
 
-    def ask(function: Callable[[Any, int], object], *objects: object, limit: int = MAX_MESSAGE) -> list[Outcome]:
+    def ask(function: Function, *objects: object, limit: int = MAX_MESSAGE) -> list[Outcome]:
         monkeypatch.setattr(uwsgi, "message_manager_marshal", function)
         requests = [Packet(MARSHAL, 17, each if type(each) is bytes else dumps(each)) for each in objects]
         handler = BundleHandler.of(marshal.table()[MARSHAL], limit)
