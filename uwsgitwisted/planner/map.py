@@ -17,11 +17,11 @@ drives it like this:
         planner.answered(sending, value, now, took)  # or planner.failed(sending, error, now)
     planner.close()                                  # to give up earlier; poll then withdraws what is in flight
 
-``sending.node`` says where to send a request, ``sending.request`` what to send, or ``sending.message`` if that is
-None. ``sending.decode`` makes the value of the answer, and ``sending.handle`` is the shell's. The shell calls
-``set_terms`` when it has learned the terms of a session. It may poll as late as it likes: the planner does
-nothing by itself, and ignores the ends of requests that it has cancelled. What it holds is bounded: it takes no
-further item while too many results wait to be taken.
+``sending.node`` says where to send a request, ``sending.request`` what to send, or ``sending.message`` if that
+is None. ``sending.decode`` makes the value of the answer, and ``sending.handle`` is the shell's. The shell
+calls ``set_terms`` when it has learned the terms of a session. It may poll as late as it likes: the planner
+does nothing by itself, and ignores the ends of requests that it has cancelled. What it holds is bounded: it
+takes no further item while too many results wait to be taken.
 
 Work is pulled. A node gets as many requests as keep its workers busy, chunks take a set time, and both become
 smaller when little is left. A node that would finish an item later than the others could leaves it to them.

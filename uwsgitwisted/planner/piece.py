@@ -82,14 +82,11 @@ class Piece:
         """Return an item of a bundle as a piece of its own."""
         return Piece(self.index + place, 1, None, self.requests[place : place + 1])
 
-    def split(self, failures: int) -> Iterator[Piece]:
-        """Yield each item of a bundle as a piece of its own.
-
-        :param failures: how many of the bundle's failures count for it at most.
-        """
+    def split(self) -> Iterator[Piece]:
+        """Yield each item of a bundle as a piece of its own; the failures of the bundle count for it."""
         for place in range(self.bundled):
             part = self.part(place)
-            part.failed_on = self.failed_on[-failures:]
+            part.failed_on = self.failed_on.copy()
             yield part
 
 

@@ -123,7 +123,7 @@ class Work:
             return
         self._flying.pop(piece, None)
         self._single.pop(piece, None)
-        self._retries.extend(piece.split(MAX_FAILURES - 1) if alone else [piece])
+        self._retries.extend(piece.split() if alone else [piece])
 
     def conclude(self, piece: Piece) -> None:
         """Forget a piece that has its results."""
@@ -215,7 +215,7 @@ class Work:
             if self._lanes.may_retry_on(lane, piece):
                 del self._retries[place]
                 if piece.bundled > lane.bundle:
-                    piece, *others = piece.split(MAX_FAILURES)
+                    piece, *others = piece.split()
                     self._retries.extendleft(reversed(others))
                 return piece
         return None

@@ -202,9 +202,10 @@ class TestFailures:
     def test_what_was_not_begun(self) -> None:
         """Items without an outcome go out again, one by one, and nothing has failed."""
         farm = bundled(range(5), idempotent=False)
-        farm.answer_bundle(farm.flying[0], 0, 1)
+        farm.answer_bundle(farm.flying[0], 0, 1, took=1.0, later=1)
         assert farm.values == [0, 1]
-        assert farm.sent() == [2, 3, 4]
+        assert farm.planner.progress(farm.now).nodes[0].speed == 2
+        assert farm.sent() == [2, 3]
         while farm.flying:
             farm.answer(farm.sent()[0])
         assert len(farm.values) == 5
@@ -302,6 +303,18 @@ class TestCopies:
         farm.poll()
         farm.answer(5, TINY, later=1)
         assert farm.sent("old") == []
+
+
+def test_results_that_wait() -> None:
+    """Nodes go on for a while though the first bundle has no answer, but not without end."""
+    farm = Farm(range(100_000), "ab", bundle=MAX_BUNDLE, chunk=200)
+    first = farm.flying[0]
+    while others := [sending for sending in farm.flying if sending is not first]:
+        assert others[0].node == "b"
+        farm.answer_bundle(others[0], *items_of(others[0]), took=0.002, later=0.002)
+    done = farm.planner.progress(farm.now).done
+    assert 2_000 < done < 20_000
+    assert farm.results == []
 
 
 class TestGenerators:

@@ -211,6 +211,19 @@ class TestCopies:
         farm.answer(0)
         assert farm.values == [("answer", 0), ("answer", 1)]
 
+    def test_a_copy_of_a_piece_that_has_failed_thrice(self) -> None:
+        """While a copy is in flight, the piece has not failed."""
+        farm = Farm(range(4), "abcd", idempotent=True)
+        for item in (1, 2, 3):
+            farm.answer(item, 1.0, later=1)
+        first, copy = farm.flying
+        first.piece.failed_on = ["x", "y"]
+        farm.fail(0, NoAnswer())
+        assert farm.flying == [copy]
+        assert farm.values == []
+        farm.answer(0)
+        assert farm.values == [("answer", number) for number in range(4)]
+
 
 class TestSizes:
     def test_chunks_by_time(self) -> None:
