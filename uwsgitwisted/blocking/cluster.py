@@ -25,14 +25,12 @@ from uwsgitwisted.blocking.calls import refuse_in_reactor
 from uwsgitwisted.blocking.lookups import Watch
 from uwsgitwisted.blocking.run import Run
 from uwsgitwisted.blocking.sockets import Deadline, describe
-from uwsgitwisted.errors import ConnectionBroken, Unavailable, UwsgiError
-from uwsgitwisted.planner.calls import CallPlanner
+from uwsgitwisted.errors import ConnectionBroken, UwsgiError
+from uwsgitwisted.planner.calls import Attempts, CallPlanner
 from uwsgitwisted.planner.map import MapPlanner
-from uwsgitwisted.planner.piece import OnError, Result
+from uwsgitwisted.planner.piece import OnError, Result, Sending
 from uwsgitwisted.planner.progress import Progress
-from uwsgitwisted.planner.retry import may_retry
 from uwsgitwisted.planner.settings import TARGET, Settings
-from uwsgitwisted.planner.work import MAX_FAILURES
 from uwsgitwisted.sources.sources import Nodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.message import encode_request
@@ -56,12 +54,13 @@ class Cluster:
         self._watch = Watch(nodes, _log.warning)
         self._lock = Lock()
         self._calls = CallPlanner()
+        self._addresses: list[Address] = []
         self._nodes: set[Address] = set()
 
     @property
     def nodes(self) -> list[Address]:
         """The addresses of the nodes that are known now."""
-        return self._watch.addresses
+        return list(self._watch.addresses)
 
     def send_message(
         self, modifier1: int, modifier2: int, message: object, timeout: float = 30, *, idempotent: bool = False
@@ -85,27 +84,19 @@ class Cluster:
         packet = encode_request(modifier1, modifier2, message)
         deadline = Deadline.after(check_timeout(timeout))
         self._watch.refresh()
-        tried: list[Any] = []
-        failure: UwsgiError = Unavailable("the cluster has no node")
-        while len(tried) < MAX_FAILURES and (not tried or deadline.left > 0):
-            node, outcome = self._send(packet, deadline, tried)
-            if node is None:
-                break
+        until = time.monotonic() + deadline.left
+        attempts = Attempts(self._calls, idempotent=idempotent, until=until)
+        while True:
+            with self._lock:
+                self._update_calls()
+                sending = attempts.begin(time.monotonic())
+            outcome = self._send(sending, packet, deadline)
             if not isinstance(outcome, UwsgiError):
                 return outcome
-            if not may_retry(outcome, idempotent=idempotent):
-                raise outcome
-            failure = outcome
-            tried.append(node)
-        raise failure
+            attempts.failed(sending, outcome)
 
-    def _send(self, packet: Packet, deadline: Deadline, tried: list[Any]) -> tuple[Address | None, object]:
-        """Send a request to one more node; return the node and the answer or the error; None without a node."""
-        with self._lock:
-            self._update_calls()
-            sending = self._calls.begin(time.monotonic(), tried)
-        if sending is None:
-            return None, None
+    def _send(self, sending: Sending, packet: Packet, deadline: Deadline) -> object:
+        """Send a request to a node; return the answer or the error."""
         address: Any = sending.node
         outcome: object
         ended: BaseException | None = None
@@ -122,10 +113,14 @@ class Cluster:
         finally:
             with self._lock:
                 self._calls.end(sending, time.monotonic(), error=ended)
-        return address, outcome
+        return outcome
 
     def _update_calls(self) -> None:
-        nodes = set(self._watch.addresses)
+        addresses = self._watch.addresses
+        if addresses is self._addresses:  # as nearly always
+            return
+        self._addresses = addresses
+        nodes = set(addresses)
         for address in nodes - self._nodes:
             self._calls.add_node(address)
         for address in self._nodes - nodes:

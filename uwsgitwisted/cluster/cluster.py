@@ -19,14 +19,12 @@ from uwsgitwisted.address import Address, AddressLike
 from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
 from uwsgitwisted.cluster.run import Run
 from uwsgitwisted.cluster.sources import SourceWatcher, may_change
-from uwsgitwisted.errors import Unavailable, UwsgiError
-from uwsgitwisted.planner.calls import CallPlanner
+from uwsgitwisted.errors import UwsgiError
+from uwsgitwisted.planner.calls import Attempts, CallPlanner
 from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import OnError, Result, Sending
 from uwsgitwisted.planner.progress import Progress
-from uwsgitwisted.planner.retry import may_retry
 from uwsgitwisted.planner.settings import TARGET, Settings
-from uwsgitwisted.planner.work import MAX_FAILURES
 from uwsgitwisted.sources.sources import Nodes as SourceNodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.call import Call
@@ -130,21 +128,14 @@ class Cluster:
         if self._watcher is not None:
             await self._watcher.when_settled()
         end = self._reactor.seconds() + check_timeout(timeout)
-        tried: list[Any] = []
-        failure: UwsgiError = Unavailable("the cluster has no node")
-        while len(tried) < MAX_FAILURES:
+        attempts = Attempts(self._calls.planner, idempotent=idempotent, until=end)
+        while True:
             now = self._reactor.seconds()
-            sending = self._calls.planner.begin(now, tried)
-            if sending is None or (tried and now >= end):
-                break
+            sending = attempts.begin(now)
             try:
                 return await self._send_to(sending, packet, end - now, idempotent)
             except UwsgiError as error:
-                if not may_retry(error, idempotent=idempotent):
-                    raise
-                failure = error
-                tried.append(sending.node)
-        raise failure
+                attempts.failed(sending, error)
 
     async def _send_to(self, sending: Sending, packet: Packet, timeout: float, idempotent: bool) -> object:
         address: Any = sending.node

@@ -13,12 +13,10 @@ from uwsgitwisted.planner.items import Items
 from uwsgitwisted.planner.lane import Lane
 from uwsgitwisted.planner.lanes import Lanes
 from uwsgitwisted.planner.piece import Piece, Sending
-from uwsgitwisted.planner.retry import may_retry
+from uwsgitwisted.planner.retry import MAX_FAILURES, may_retry
 from uwsgitwisted.planner.settings import Settings
 from uwsgitwisted.wire.packet import Packet
 
-#: How many nodes may fail a piece before it has failed for good.
-MAX_FAILURES = 3
 #: How much more work second copies may be, as a part of the items that were given out.
 MAX_COPIES = 0.05
 #: Results that wait or are on their way, at the least; and for each one that may be on its way.

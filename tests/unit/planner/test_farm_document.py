@@ -11,9 +11,9 @@ from uwsgitwisted.blocking.bar import LINE_INTERVAL
 from uwsgitwisted.blocking.executor import DEFAULT_IN_FLIGHT
 from uwsgitwisted.planner.lane import _BUNDLE_TIME, _LEAST_BUNDLE
 from uwsgitwisted.planner.progress import REPORT_INTERVAL
-from uwsgitwisted.planner.retry import RULES, Retry, rule_of
+from uwsgitwisted.planner.retry import MAX_FAILURES, RULES, Retry, rule_of
 from uwsgitwisted.planner.settings import TARGET
-from uwsgitwisted.planner.work import MAX_COPIES, MAX_FAILURES
+from uwsgitwisted.planner.work import MAX_COPIES
 from uwsgitwisted.sources.sources import FILE_INTERVAL, NAME_INTERVAL
 from uwsgitwisted.wire.bundle import MAX_BUNDLE, MAX_BUNDLE_SIZE
 from uwsgitwisted.worker.handlers.bundle import MAX_TIME
