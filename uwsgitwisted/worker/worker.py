@@ -31,7 +31,7 @@ from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
 from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
-from uwsgitwisted.worker.recycling import recycling_due
+from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
@@ -144,15 +144,7 @@ class Worker:
         :param peer: whose request it was.
         """
         self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
-        self._retire_without_memory(error)
-
-    def _retire_without_memory(self, error: UwsgiError) -> None:
-        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MemoryError):
-            cause = cause.__cause__
-        if cause is not None and self._left > 0:
-            self._left = 1
+        ran_out_of_memory(error)
 
     def negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
@@ -268,7 +260,7 @@ class Worker:
     def _fail(self, request: int, error: UwsgiError, took: float) -> None:
         """Answer a request with an error."""
         self.session.send_error(request, encode_failure(error), took)
-        self._retire_without_memory(error)
+        ran_out_of_memory(error)
 
     def flush(self) -> None:
         """Write the queued frames."""
