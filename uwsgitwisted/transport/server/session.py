@@ -112,9 +112,7 @@ class ServerSession:
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
         self._requests = Requests(clock)
-        self._streams = StreamedAnswers(
-            self._session, clock, write_timeout, self._flush, self._on_stalled_answer
-        )
+        self._streams = StreamedAnswers(self._session, clock, write_timeout, self._flush, self._on_stalled)
         self._unfinished = 0
         # How many bytes have arrived of streamed answers that are collected, and not complete.
         self._collected = 0
@@ -378,7 +376,7 @@ class ServerSession:
         elif self._state is _State.ENDING and not requests and not session.sending:
             writer.close()
             return
-        self._account.set(self._held_size + session.announced)
+        self._update_account()
         if requests or self._pause_timer.running or writer.waiting or session.more or session.sending:
             self._plan_rest()
 
@@ -436,7 +434,7 @@ class ServerSession:
         self._report_stalled("{peer} did not read its answers for {seconds:g} s; closing its connection")
         self.abort()
 
-    def _on_stalled_answer(self) -> None:
+    def _on_stalled(self) -> None:
         self._report_stalled("{peer} took nothing of an answer for {seconds:g} s; cancelling that")
 
     def _report_stalled(self, text: str) -> None:
