@@ -250,6 +250,8 @@ class Worker:
         handler = self._handlers.get(packet.modifier1)
         if handler is None:
             raise UnknownModifier(f"no handler for modifier1 {packet.modifier1}")
+        if isinstance(handler, Handler) and handler.streams:
+            return handler.streams.get(packet.modifier2, handler)
         return handler
 
     def _open(self, exchange: Exchange) -> Exchange:
