@@ -44,6 +44,8 @@ from uwsgitwisted.wire.tasks import (
 from uwsgitwisted.wire.terms import MAX_MESSAGE, STREAM_WINDOW, Terms
 from uwsgitwisted.wire.vars import VarsValue
 
+__all__ = ["AnswerStream", "Client"]
+
 
 class Client:
     """Sends messages to uwsgi servers.

@@ -266,14 +266,14 @@ class ServerSession:
         """Whether so much waits that no further frames may be read.
 
         Below this limit, requests are read and held even if none can start, so that cancels and pings get
-        through. Streamed answers don't count: they wait for grants, which must be read.
+        through. Requests with streamed answers don't count: those wait for grants, which must be read.
         """
         ours = self._session.ours
         return (
             self._session.backlog > self._backlog_limit
             or self._requests.held > ours.max_requests
             or self._requests.held_size > ours.max_message
-            or (self._account.crowded and self._held_size > MAX_PAYLOAD)
+            or (self._account.crowded and self._held_size - self._requests.begun_size > MAX_PAYLOAD)
         )
 
     def _start(self, event: RequestReceived) -> None:
@@ -322,6 +322,7 @@ class ServerSession:
         if not self._has_room(ANSWER_MEMORY):
             answer.stream.cancel()
             return fail(_busy("an answer", ANSWER_MEMORY))
+        self._requests.begin_answer(request)
         return self._streams.send(request, answer)
 
     def _on_streamed(self, _: None, answer: Deferred[Answer], request: int) -> None:

@@ -42,7 +42,7 @@ class Bench(SessionBench):
         super().__init__(self.give, theirs=Terms(window=window), **options)
 
     def give(self, request: Request) -> Reply:
-        if request.packet != PAGE:
+        if request.packet.modifier1 != PAGE.modifier1:
             return TOLD
         stream = Stream(on_cancel=lambda: self.ended.append(stream))
         self.streams.append(stream)
@@ -325,6 +325,18 @@ class TestHostile:
         assert bench.factory.budget.used == 0
         bench.begin(4)
         assert bench.client.events[-1] == StreamedAnswerReceived(4, HEAD)
+
+    def test_grants_of_a_crowded_peer(self) -> None:
+        """A peer that holds much in its streams is still read: they wait for its grants."""
+        bench = Bench(limits=Limits(max_buffered=40 * ANSWER_MEMORY))
+        bench.ask(*range(1, 19), packet=Packet(0, 0, bytes(5_000)))
+        for stream in bench.streams:
+            stream.write(AHEAD)
+        bench.settle()
+        assert not bench.errors()
+        for request in range(1, 19):
+            bench.grant(request, len(AHEAD))
+            assert bench.received(request) == len(AHEAD)
 
 
 def _fired(answer: StreamedAnswer) -> Deferred[Any]:
