@@ -186,9 +186,12 @@ class TestEnds:
         """An answer that has begun is never asked for again."""
         bench = Bench()
         answer = bench.begin(Packet(0, 0, b""))
+        tried: list[object] = []
+        bench.session._retry = lambda *call: tried.append(call)
         bench.server.session.send_shutdown()
         bench.fail(Unavailable("stopping"))
         assert outcome(answer.read())[0].check(Unavailable)
+        assert not tried
 
     @pytest.mark.parametrize("waiting", [True, False])
     def test_lost_connection(self, waiting: bool) -> None:
@@ -368,14 +371,14 @@ class TestWholeAnswers:
         assert results[0].check(ConnectionError)
 
     def test_timeout(self) -> None:
-        """The time limit is for all of it."""
-        bench = Bench()
+        """The time limit is for all of it; what had arrived is dropped."""
+        bench = Bench(max_message=WINDOW)
         results: list[Any] = []
         bench.request(PAGE, 2.0).addBoth(results.append)
         bench.link.flush()
         bench.server.session.send_streamed_answer(1, HEAD)
         for _ in range(2):
-            bench.write(b"part")
+            bench.write(bytes(WINDOW // 4))
             bench.clock.advance(1.0)
         assert results[0].check(RequestTimeout)
         bench.link.flush()
@@ -383,6 +386,10 @@ class TestWholeAnswers:
         bench.write(b"late")
         bench.end()
         assert bench.session.pending == 0
+        again = self.begin(bench)
+        bench.write(bytes(WINDOW - len(HEAD.payload)), 2)
+        bench.end(2)
+        assert len(again[0].payload) == WINDOW
 
     def test_too_large(self) -> None:
         """One that is larger than the client accepts is cancelled; all together are bounded, too."""
