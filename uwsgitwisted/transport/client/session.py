@@ -277,7 +277,7 @@ class ClientSession:
         self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
     def _complete_call(self, request: int, result: Packet | UwsgiError, took: float) -> None:
-        if self._answers and isinstance(result, UwsgiError) and self._answers.end(request, result):
+        if isinstance(result, UwsgiError) and self._answers.end(request, result):
             self._pending.pop(request, None)  # if its caller has read it
             return
         call = self._pending.pop(request, None)

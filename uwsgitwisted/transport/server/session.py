@@ -231,7 +231,7 @@ class ServerSession:
         return self._requests.size + self._session.backlog_memory + self._writer.pending + self._collected
 
     def _update_account(self) -> None:
-        self._account.set(self._held_size + self._streams.memory + self._session.announced)
+        self._account.set(self._held_size + self._streams.number * ANSWER_MEMORY + self._session.announced)
 
     def _hold(self, size: int) -> bool:
         """Count *size* more bytes of streamed answers; return whether there is room for them."""
@@ -255,7 +255,7 @@ class ServerSession:
     def _at_capacity(self) -> bool:
         """Whether no further request may start: enough of them run, or enough bytes wait for the peer."""
         running = self._requests.running
-        unanswered = running - len(self._streams)
+        unanswered = running - self._streams.number
         return (
             running >= self._session.ours.max_requests
             or self._session.backlog + unanswered * self._expected_size > self._backlog_limit
@@ -385,7 +385,7 @@ class ServerSession:
         for _ in range(_PIECES):
             if self._writer.waiting:
                 break
-            if self._streams:  # they take turns with the pieces of large messages
+            if self._streams.number:  # they take turns with the pieces of large messages
                 self._streams.add_piece()
             if not (data := self._session.data_to_send()):
                 break

@@ -63,22 +63,16 @@ class StreamedAnswers:
         self._on_progress = on_progress
         self._on_stalled = on_stalled
         self._flows: dict[int, _Flow] = {}
+        #: How many there are. A session looks at it for every request, so it is kept.
+        self.number = 0
         # Those with bytes that may be sent.
         self._turns: OrderedDict[int, None] = OrderedDict()
         self._stalled: Deadlines[int] = Deadlines(clock, stall_timeout, self._end_stalled)
-
-    def __len__(self) -> int:
-        return len(self._flows)
 
     @property
     def ready(self) -> bool:
         """Whether there are bytes that may be sent."""
         return bool(self._turns)
-
-    @property
-    def memory(self) -> int:
-        """How many bytes the answers may hold together."""
-        return len(self._flows) * ANSWER_MEMORY
 
     def send(self, request: int, answer: StreamedAnswer) -> Deferred[None]:
         """Begin to send an answer.
@@ -93,6 +87,7 @@ class StreamedAnswers:
             return fail(error)
         done: Deferred[None] = Deferred(lambda _: self._remove(request).stream.cancel())
         self._flows[request] = _Flow(answer.stream, done)
+        self.number += 1
         answer.stream.on_ready(lambda: self._go_on(request))
         return done
 
@@ -152,6 +147,7 @@ class StreamedAnswers:
 
     def _remove(self, request: int) -> _Flow:
         flow = self._flows.pop(request)
+        self.number -= 1
         self._turns.pop(request, None)
         self._stalled.discard(request)
         return flow
