@@ -24,6 +24,9 @@ from tests.template_files import write_templates
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import RemoteError, UnknownFunction, WorkerDied
+from uwsgitwisted.wire.array import encode_array
+from uwsgitwisted.wire.packet import RPC, Packet, encode_packet
+from uwsgitwisted.wire.rpc import RPC_RAW
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx")]
 
@@ -233,6 +236,10 @@ async def test_rpc(renderer: Service, nginx: Nginx, client: Client) -> None:
         await client.rpc(renderer.address, "render", "raises.html")
     with pytest.raises(UnknownFunction):
         await client.rpc(renderer.address, "other")
+    with connect(renderer.address) as connection:  # in plain uwsgi, a call of modifier2 1 gets bytes to the end
+        connection.sendall(encode_packet(Packet(RPC, RPC_RAW, encode_array(rendering("large.txt")))))
+        size = sum(map(len, iter(partial(connection.recv, MEBIBYTE), b"")))
+    assert size == 50_000_000
     page = nginx.ask("GET", "/render/sub/hello.html")
     assert (page.status, page.body) == (200, b"hello")
 
