@@ -263,7 +263,7 @@ class Pipe:
     def _handle_other(self, event: Event) -> None:
         """Handle what is neither a whole answer nor an error."""
         if isinstance(event, DataReceived):
-            self._streams.receive(event.id, event.data)
+            self._streams.answers.receive(event.id, event.data)
         elif isinstance(event, StreamedAnswerReceived):
             self._begin_answer(event.id, event.packet)
         elif isinstance(event, EndReceived):
@@ -277,7 +277,7 @@ class Pipe:
         job = self._in_flight.get(request)
         if job is None:
             return
-        stream = self._streams.begin_answer(request)
+        stream = self._streams.answers.begin(request)
         if job.completed:  # its caller has gone
             stream.cancel()
         else:
@@ -290,7 +290,7 @@ class Pipe:
             self._recalled.discard(request)
             return
         if self._streams:
-            self._streams.end(request, result if isinstance(result, Exception) else None)
+            self._streams.end(request, result if isinstance(result, Exception) else None, took)
         if request == self._large:
             self._large = None
         if self._threads == 1:

@@ -21,12 +21,11 @@ from twisted.python.failure import Failure
 from uwsgitwisted.activity import Activity, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
-from uwsgitwisted.engines.pipe_streams import WINDOW
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import read_more_at_once
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
 from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSpec
 
 #: A worker's output is logged by lines; a longer line is split into pieces of this size.
@@ -130,7 +129,7 @@ class WorkerProcess(ProcessProtocol):
         os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
-        terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
+        terms = Terms(max_message=spec.max_message, node=node, window=STREAM_WINDOW)
         protocol = NegotiationProtocol(
             terms,
             lambda transport, worker: Pipe(

@@ -27,9 +27,9 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
-from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
-from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
+from uwsgitwisted.worker.exchange import Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
@@ -242,13 +242,15 @@ class Worker:
         handler = self._handlers.get(packet.modifier1)
         if handler is None:
             raise UnknownModifier(f"no handler for modifier1 {packet.modifier1}")
+        if isinstance(handler, Handler) and handler.streams:
+            return handler.streams.get(packet.modifier2, handler)
         return handler
 
     def _open(self, exchange: Exchange) -> Exchange:
         """Note that a web request begins, and return it."""
         self._exchanges[exchange.id] = exchange
         if exchange.streamed:  # the front sends its body only now, so that it can recall the request
-            self.session.streams.grant(exchange.id, WINDOW)
+            self.session.streams.grant(exchange.id, STREAM_WINDOW)
         return exchange
 
     def _forget(self, request: int) -> None:
