@@ -34,10 +34,6 @@ class PipeStreams:
         #: How many bytes of each answer were taken, and not granted again.
         self._taken: dict[int, int] = {}
 
-    def __bool__(self) -> bool:
-        """Whether there is a stream."""
-        return bool(self._bodies or self._answers)
-
     @property
     def uploading(self) -> int:
         """How many bodies are still arriving from their peers."""
