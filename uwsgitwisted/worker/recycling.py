@@ -22,6 +22,8 @@ def recycling_due(spec: WorkerSpec) -> Callable[[], bool]:
     if spec.reload_on_rss is not None:
         limit, resident = spec.reload_on_rss, _resident()
         conditions.append(lambda: resident() > limit)
+    if not conditions:
+        return lambda: False
     return lambda: any(condition() for condition in conditions)
 
 
