@@ -82,7 +82,9 @@ class WorkerProcess(ProcessProtocol):
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
-        self._pipe: Pipe | None = None
+        #: The pipe to it, as soon as it is ready.
+        self.pipe: Pipe
+        self._is_ready = False
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
         self._memory: Activity | None = None
@@ -147,7 +149,8 @@ class WorkerProcess(ProcessProtocol):
 
     def _on_negotiated(self, pipe: Pipe | None) -> None:
         if pipe is not None:
-            self._pipe = pipe
+            self.pipe = pipe
+            self._is_ready = True
             self.ready.callback(self)
 
     def _on_pipe_lost(self) -> None:
@@ -204,27 +207,21 @@ class WorkerProcess(ProcessProtocol):
         return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
-    def pipe(self) -> Pipe:
-        """The pipe to a worker that is ready."""
-        assert self._pipe is not None, "not ready"
-        return self._pipe
-
-    @property
     def capacity(self) -> int:
-        """How many more requests it can be assigned."""
-        return 0 if self.retired or self._pipe is None else self._pipe.capacity
+        """How many more requests it can be assigned when it is ready."""
+        return 0 if self.retired else self.pipe.capacity
 
     def retire(self) -> None:
         """Assign it nothing more, and end it when its last request is answered."""
         self.retired = True
         if self._memory is not None:
             self._memory.retire()
-        if self._pipe is None:
+        if not self._is_ready:
             self.kill()
-        elif not self._pipe.in_flight:
-            self._pipe.close()
+        elif not self.pipe.in_flight:
+            self.pipe.close()
         else:
-            self._pipe.stop_accepting()  # it may have threads that are free
+            self.pipe.stop_accepting()  # it may have threads that are free
 
     def on_progress(self) -> None:
         """Close the pipe of a retired worker that has finished, and call the owner."""
@@ -278,8 +275,8 @@ class WorkerProcess(ProcessProtocol):
             self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
-        if self._pipe is not None:
-            started, unstarted = self._pipe.take_unfinished()
+        if self._is_ready:
+            started, unstarted = self.pipe.take_unfinished()
         else:
             self._connection.abortConnection()
         self._tokens.close()

@@ -219,18 +219,19 @@ class Worker:
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
-                sent = exchange.sent
+                sent, took = exchange.sent, monotonic() - started
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
-                sent = len(answer.payload)
-                self.session.send_answer(request.id, answer, monotonic() - started)
+                sent, took = len(answer.payload), monotonic() - started
+                self.session.send_answer(request.id, answer, took)
         except UwsgiError as error:
-            failed = True
-            self._fail(request.id, error, monotonic() - started)
-        self._slots[0].count(monotonic() - started, failed, sent)
-        self._forget(request.id)
+            failed, took = True, monotonic() - started
+            self._fail(request.id, error, took)
+        self._slots[0].count(took, failed, sent)
+        if self._exchanges or self._bodies:  # as hardly ever
+            self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:
         """Return what answers a request.

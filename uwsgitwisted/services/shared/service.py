@@ -111,7 +111,7 @@ class Shared:
 
     def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> None:
         request = Request(Packet(SIGNAL, number))
-        answer = self._engine.submit_to(worker, request)
+        answer = self._engine.submit(request, worker)
         answer.addErrback(partial(self._note_failure, number)).addBoth(lambda _: on_end())
 
     def _note_failure(self, number: int, failure: Failure) -> None:
