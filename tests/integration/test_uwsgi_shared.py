@@ -166,6 +166,10 @@ def published_timer(number):
 def published_mulefunc(a):
     note("published mulefunc", a, who())
 
+def figures():
+    names = ("id", "pid", "requests", "signals", "status")
+    return [[worker[name] for name in names] for worker in uwsgi.workers()], uwsgi.total_requests()
+
 def wait_signal(number):
     uwsgi.cache_update("waits", b"1")
     uwsgi.signal_wait(number)
@@ -292,6 +296,25 @@ def test_signals_have_targets(node: Node) -> None:
     node.wait_for_one("any 40 w")
     assert node.call("signal_registered", 40) is True
     assert node.call("signal_registered", 99) is None
+
+
+def test_workers(node: Node) -> None:
+    """Each worker knows what both have done, also while the other one is busy; signals are no requests."""
+    seen = len(node.ran)
+    holder = node.call_later("hold", 1)
+    until(lambda: any(line.startswith("holds") for line in node.ran[seen:]), "a worker holds the lock")
+    (pid,) = [int(line.split()[1]) for line in node.ran[seen:]]
+    before, total = node.call("figures")
+    node.call("signal", 42)
+    until(lambda: "second w2" in node.ran[seen:], "the signal has run")
+    holder.join()
+    after, later = node.call("figures")
+    assert [worker[0] for worker in before] == [1, 2]
+    assert [worker[4] for worker in before if worker[1] == pid] == [b"busy"]
+    assert later == total + 3  # the first question, the signal's call, and the holder; the signal is none
+    assert sum(worker[3] for worker in after) == sum(worker[3] for worker in before) + 1
+    assert later == sum(worker[2] for worker in after)
+    assert node.call("logsize") > 0
 
 
 def test_signal_that_fails(node: Node) -> None:

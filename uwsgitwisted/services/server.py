@@ -269,16 +269,21 @@ _LAST_ANSWERS = 10.0
 
 
 def make_shared(
-    reactor: IProcessReactor, engine: object, spec: WorkerSpec, settings: SharedSettings, node: str
+    reactor: IProcessReactor,
+    engine: object,
+    spec: WorkerSpec,
+    settings: ServerSettings,
+    shares: SharedSettings,
 ) -> Shared | None:
     """Make what the processes of *engine* share; None if it has none.
 
     :param spec: what they load.
-    :param node: the node's name, for error texts.
+    :param settings: those of the service.
+    :param shares: what is shared.
     """
     if not isinstance(engine, ProcessEngine):
         return None
-    return Shared(reactor, engine, spec, settings, node)
+    return Shared(reactor, engine, spec, settings, shares)
 
 
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:

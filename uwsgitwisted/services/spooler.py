@@ -165,7 +165,7 @@ def make_spooler(
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
     place = str(settings.options.get("spool", ""))
-    shared = make_shared(reactor, spooler.engine, spec, SharedSettings(has_spooler=True), settings.node)
+    shared = make_shared(reactor, spooler.engine, spec, settings, SharedSettings(has_spooler=True))
     return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain, place, shared)
 
 

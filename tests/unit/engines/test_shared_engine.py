@@ -69,6 +69,7 @@ class FakeWorker:
         self.kills = 0
         self.counts: list[Counts] = []
         self.warning = (0.0, b"")
+        self.signals = 0
         self.place = ""
         self._capacity = capacity
 

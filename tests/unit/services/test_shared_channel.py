@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from uwsgitwisted.errors import MisuseError
 from uwsgitwisted.services.shared import channel
 from uwsgitwisted.services.shared.channel import Channel, SharedProtocol
 from uwsgitwisted.services.shared.files import FileWatches
+from uwsgitwisted.shared.facts import Facts
 from uwsgitwisted.shared.state import SharedState
 from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder, encode_frame
 
@@ -56,6 +58,17 @@ def test_calls(state: SharedState) -> None:
     assert two.send(9, b"lock", b"0") == []
     one.protocol.connectionLost(Failure(ConnectionDone()))
     assert two.answers() == [Frame(9, OK, ())]
+
+
+def test_questions() -> None:
+    """A thread learns what all workers have done, and how large the log is."""
+    workers = [{"id": 1, "requests": 3}, {"id": 2, "requests": 4}]
+    thread = Thread(SharedState(float, facts=Facts(lambda: workers, lambda: 99)))
+    (answer,) = thread.send(1, b"workers")
+    assert json.loads(answer.items[0]) == workers
+    assert thread.send(2, b"total_requests") == [Frame(2, OK, (b"7",))]
+    assert thread.send(3, b"log_size") == [Frame(3, OK, (b"99",))]
+    assert thread.send(4, b"log_size", b"surplus")[0].status == FAILED
 
 
 def test_a_call_that_is_cut_off(state: SharedState) -> None:

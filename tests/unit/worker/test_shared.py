@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import threading
@@ -120,6 +121,36 @@ def test_late_answers_are_dropped(front: Front) -> None:
     assert served == [b"3 0", (b"cache_get", b"key", b"")]
     with pytest.raises(Unavailable, match="the service's front can't be reached"):
         stores.cache_get("key")
+
+
+def test_what_the_front_tells(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front's figures of all workers become what uWSGI has: bytes, memory, applications, and respawns."""
+    told = [
+        {"id": 1, "pid": os.getpid(), "requests": 7, "status": "busy", "respawn_count": 3},
+        {"id": 2, "pid": 0, "requests": 0, "status": "cheap", "respawn_count": 0},
+    ]
+    answers = iter([[json.dumps(told).encode()], [b"7"], [b"4711"]])
+    names: list[bytes] = []
+
+    def serve() -> None:
+        _, connection = front.accept()
+        with connection:
+            for answer in answers:
+                (frame,) = FrameDecoder().receive(connection.recv(1_000))
+                names.extend(frame.items)
+                connection.sendall(encode_frame(frame.sequence, OK, answer))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    monkeypatch.setattr(calls.process, "applications", [("", "/srv"), ("/api", "/srv")])
+    busy, cheap = uwsgi.workers()
+    assert (uwsgi.total_requests(), uwsgi.logsize()) == (7, 4711)
+    thread.join()
+    assert names == [b"workers", b"total_requests", b"log_size"]
+    assert (busy["status"], busy["respawn_count"], busy["requests"]) == (b"busy", 2, 7)
+    assert 1_000_000 < busy["rss"] < busy["vsz"]
+    assert [(app["id"], app["mountpoint"]) for app in busy["apps"]] == [(0, b""), (1, b"/api")]
+    assert (cheap["status"], cheap["rss"], cheap["apps"], cheap["respawn_count"]) == (b"cheap", 0, (), 0)
 
 
 def test_no_descriptor_is_left(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

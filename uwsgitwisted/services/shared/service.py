@@ -11,10 +11,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from uwsgitwisted.engines.processes import ProcessEngine
+from uwsgitwisted.engines.statistics import figures
 from uwsgitwisted.interfaces import IProcessReactor, Request
+from uwsgitwisted.services.log_file import log_size
+from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.channel import Channel
 from uwsgitwisted.services.shared.files import FileWatches
 from uwsgitwisted.services.shared.mules import Mules
+from uwsgitwisted.shared.facts import Facts
 from uwsgitwisted.shared.state import Events, SharedLimits, SharedState
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.packet import SIGNAL, Packet
@@ -41,8 +45,8 @@ class Shared:
     :param reactor: keeps the time, and reads the sockets.
     :param engine: runs the signals.
     :param spec: what the workers load, and so the mules.
-    :param settings: what is shared.
-    :param node: the node's name, for error texts.
+    :param settings: those of the service.
+    :param shares: what is shared.
     """
 
     _log = Logger()
@@ -52,25 +56,26 @@ class Shared:
         reactor: IProcessReactor,
         engine: ProcessEngine,
         spec: WorkerSpec,
-        settings: SharedSettings,
-        node: str,
+        settings: ServerSettings,
+        shares: SharedSettings,
     ) -> None:
         self._engine = engine
         self._reports = Reports(self._log)
         self._files = FileWatches(reactor)
-        self._mules = Mules(reactor, spec, settings.mules, node)
+        self._mules = Mules(reactor, spec, shares.mules, settings.node)
         #: How many mules there are.
-        self.mules = len(settings.mules)
+        self.mules = len(shares.mules)
         events = Events(
             reactor,
             self._deliver,
             self._files.watch,
             self._report,
             workers=spec.numproc,
-            mules=len(settings.mules),
-            has_spooler=settings.has_spooler,
+            mules=len(shares.mules),
+            has_spooler=shares.has_spooler,
         )
-        self._state = SharedState(reactor.seconds, settings.limits, self._report, events)
+        facts = Facts(lambda: list(map(figures, engine.reports())), lambda: log_size(settings.log_file))
+        self._state = SharedState(reactor.seconds, shares.limits, self._report, events, facts)
         self._channel = Channel(reactor, self._state, self._report)
 
     def start(self) -> None:

@@ -5,6 +5,7 @@ They come from the front, whoever raised them, and never from a peer.
 
 from __future__ import annotations
 
+from uwsgitwisted.activity import NOTICE
 from uwsgitwisted.wire.packet import SIGNAL, Packet
 from uwsgitwisted.worker.compat.signals import SignalFunction, find_function
 from uwsgitwisted.worker.handlers.handler import Handler
@@ -21,6 +22,7 @@ def _read(request: Packet) -> tuple[SignalFunction, int]:
 
 def _run(message: tuple[SignalFunction, int]) -> object:
     function, number = message
+    NOTICE.count_signal()
     return function(number)
 
 
