@@ -37,7 +37,7 @@ from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.wire.packet import ECHO, PING
+from uwsgitwisted.wire.packet import ECHO, PING, SIGNAL
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import WorkerSpec
 
@@ -81,7 +81,8 @@ class ServerService(Service):
         self._reloading = DeferredLock()
         self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         ping = PingResponder(self._warning)
-        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
+        signals = {} if shared is None else {SIGNAL: shared.signal_responder}
+        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **signals, **responders})
         self._stats = Stats(reactor, settings, engine, self._listeners, spool)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]

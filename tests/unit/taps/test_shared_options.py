@@ -42,6 +42,8 @@ def test_caches(text: str, name: bytes, limits: CacheLimits) -> None:
         (("--mules", "300"), "--mules 300: 256 is the most"),
         (("--mules", "256", "--mule", "a"), "--mule: there may be 256 mules"),
         (("--mules", "1", "--engine", "threads:2"), "mules need --engine processes:N"),
+        (("--signals-from", "10.0.0.0/33"), "--signals-from 10.0.0.0/33: "),
+        (("--signals-from", "::1", "--engine", "reactor"), "signals need --engine processes:N"),
     ],
 )
 def test_mistakes(line: tuple[str, ...], told: str) -> None:
@@ -51,10 +53,19 @@ def test_mistakes(line: tuple[str, ...], told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_mules_without_a_handler() -> None:
-    """Mules load the handler module, so they need one."""
+def test_without_a_handler() -> None:
+    """Mules and signals need the handler module."""
     with pytest.raises(UsageError, match="mules load the handler module, so give --handler too"):
         Options().parseOptions(["--resource", "a.B", "--mule", "c"])
+    with pytest.raises(UsageError, match="the handler module has signals, so give --handler too"):
+        Options().parseOptions(["--resource", "a.B", "--signals-from", "::1"])
+
+
+def test_signals() -> None:
+    """The networks whose peers may raise signals are none, or those that were given."""
+    assert parse()["signals-from"] == []
+    networks = parse("--signals-from", "10.0.0.0/8", "--signals-from", "::1")["signals-from"]
+    assert list(map(str, networks)) == ["10.0.0.0/8", "::1/128"]
 
 
 def test_mules() -> None:

@@ -8,11 +8,21 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from uwsgitwisted.errors import MisuseError, Unavailable, UnencodableMessage, UnknownFunction
+from uwsgitwisted import blocking
+from uwsgitwisted.errors import (
+    ConnectionFailed,
+    MisuseError,
+    RequestTimeout,
+    SignalRefused,
+    Unavailable,
+    UnencodableMessage,
+    UnknownFunction,
+    UnknownModifier,
+)
 from uwsgitwisted.wire.calls import FAILED, OK, FrameDecoder, encode_frame
 from uwsgitwisted.worker.compat import calls, shared, signal_decorators, signals, stores, uwsgi
 
@@ -286,10 +296,41 @@ def test_timers_that_make_no_sense() -> None:
             add(1, 0)
     with pytest.raises(MisuseError, match=r"@mstimer\(-5\): it takes a time above 0"):
         signal_decorators.mstimer(-5)
-    with pytest.raises(MisuseError, match="call a function there instead"):
-        signals.signal(1, "10.0.0.1:3031")
     with pytest.raises(MisuseError, match="there are no farms"):
         signals.mule_msg(b"x", "farm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (True, None),
+        (False, SignalRefused),
+        (b"", SignalRefused),
+        (UnknownModifier("it answers no 110"), ConnectionFailed),
+        (ConnectionFailed("refused"), ConnectionFailed),
+        (RequestTimeout("30 s"), TimeoutError),
+    ],
+)
+def test_signals_for_nodes(monkeypatch: pytest.MonkeyPatch, answer: Any, error: type[Exception] | None) -> None:
+    """A signal for a node is a packet there; a no is a ValueError and all else an OSError, as in uWSGI."""
+    sent: list[tuple[object, ...]] = []
+
+    def send(*arguments: object) -> object:
+        sent.append(arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(blocking, "send_message", send)
+    if error is None:
+        signals.signal(17, b"10.0.0.1:3031")
+    else:
+        assert issubclass(error, (OSError, ValueError))
+        with pytest.raises(error):
+            signals.signal(17, "10.0.0.1:3031")
+    assert sent == [("10.0.0.1:3031", 110, 17, b"", calls.DEFAULT_TIMEOUT)]
+    with pytest.raises(MisuseError, match="there is no signal 256"):
+        signals.signal(256, "10.0.0.1:3031")
 
 
 def test_queue_size(monkeypatch: pytest.MonkeyPatch) -> None:

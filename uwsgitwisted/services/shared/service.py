@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.access import Network, Peer, named_peer
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.statistics import figures
 from uwsgitwisted.interfaces import IProcessReactor, Request
+from uwsgitwisted.responders.signals import SignalResponder
 from uwsgitwisted.services.log_file import log_size
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.channel import Channel
@@ -32,11 +34,13 @@ class SharedSettings:
     :param limits: what may be kept.
     :param mules: the programs of the mules; empty texts for those that only get messages and signals.
     :param has_spooler: whether the workers are those of a spooler.
+    :param signal_networks: the networks whose peers may raise signals.
     """
 
     limits: SharedLimits = field(default_factory=SharedLimits)
     mules: Sequence[str] = ()
     has_spooler: bool = False
+    signal_networks: Sequence[Network] = ()
 
 
 class Shared:
@@ -65,9 +69,9 @@ class Shared:
         self._mules = Mules(reactor, spec, shares.mules, settings.node)
         #: How many mules there are.
         self.mules = len(shares.mules)
-        events = Events(
+        self._events = events = Events(
             reactor,
-            self._deliver,
+            self._deliver_own,
             self._files.watch,
             self._report,
             workers=spec.numproc,
@@ -77,6 +81,8 @@ class Shared:
         facts = Facts(lambda: list(map(figures, engine.reports())), lambda: log_size(settings.log_file))
         self._state = SharedState(reactor.seconds, shares.limits, self._report, events, facts)
         self._channel = Channel(reactor, self._state, self._report)
+        #: Answers peers that raise signals.
+        self.signal_responder = SignalResponder(shares.signal_networks, self._fire_for_peer)
 
     def start(self) -> None:
         """Accept calls, and start the mules; call this before the engine starts."""
@@ -114,10 +120,19 @@ class Shared:
         await self._mules.stop()
         self._channel.stop()
 
-    def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> None:
-        request = Request(Packet(SIGNAL, number))
-        answer = self._engine.submit_to(worker, request)
+    def _fire_for_peer(self, number: int, peer: Peer) -> bool:
+        return self._events.signals.fire_for_peer(number, partial(self._deliver, peer))
+
+    def _deliver_own(self, worker: int, number: int, on_end: Callable[[], None]) -> bool:
+        # Each signal takes its turn as a peer does, so that one that is raised without end holds up no other.
+        return self._deliver(named_peer(f"signal {number}"), worker, number, on_end)
+
+    def _deliver(self, peer: Peer, worker: int, number: int, on_end: Callable[[], None]) -> bool:
+        """Queue a signal as a request of *peer*; return whether there was room for it."""
+        answer = self._engine.submit_to(worker, Request(Packet(SIGNAL, number), peer))
+        taken = not (answer.called and isinstance(answer.result, Failure))
         answer.addErrback(partial(self._note_failure, number)).addBoth(lambda _: on_end())
+        return taken
 
     def _note_failure(self, number: int, failure: Failure) -> None:
         self._reports.report(

@@ -167,7 +167,7 @@ UWSGI: Mapping[str, Mapping[str, Name]] = {
     },
     "Signals, timers, cron and file monitors": {
         "register_signal": differs("signals", "a target that is not there is refused"),
-        "signal": differs("signals", "a signal for another server is refused"),
+        "signal": differs("signals", "another server must allow it, by --signals-from if it is one of ours"),
         **_all("signal_wait signal_received signal_registered", works("signals")),
         "add_timer": differs("signals", _TIMER),
         "add_rb_timer": differs("signals", _TIMER),

@@ -1,6 +1,6 @@
 """Signals (modifier1 110): calls the function that the handler module has registered for a number.
 
-They come from the front, whoever raised them, and never from a peer.
+They come from the front, which decides who may raise one.
 """
 
 from __future__ import annotations
