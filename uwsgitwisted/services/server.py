@@ -25,7 +25,7 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResp
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.ping import PingResponder
-from uwsgitwisted.services.descriptors import allowed_connections
+from uwsgitwisted.services.descriptors import share_descriptors
 from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
@@ -106,8 +106,13 @@ class ServerService(Service):
         """
         description = self._engine.description
         processes = worker_count(description) if description.startswith("processes:") else 0
-        processes += 0 if self._shared is None else self._shared.mules
-        allowed = allowed_connections(limits.max_connections, processes)
+        shared = 0
+        if self._shared is not None:
+            processes += self._shared.mules
+            shared = self._shared.wanted_connections
+        allowed, shared = share_descriptors(limits.max_connections, processes, shared)
+        if self._shared is not None:
+            self._shared.limit_connections(shared, processes)
         if allowed < limits.max_connections:
             self._log.warn(
                 "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "

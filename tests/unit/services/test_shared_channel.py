@@ -16,7 +16,6 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import MisuseError
-from uwsgitwisted.services.shared import channel
 from uwsgitwisted.services.shared.channel import Channel, SharedProtocol
 from uwsgitwisted.services.shared.files import FileWatches
 from uwsgitwisted.shared.facts import Facts
@@ -124,21 +123,21 @@ class Handover:
     def __init__(self, state: SharedState) -> None:
         self.reactor = Readers()
         self.log: list[str] = []
-        self._channel = Channel(self.reactor, state, self.log.append)  # type: ignore[arg-type]
-        self._worker = socket.socket(fileno=os.dup(self._channel.start()))
+        self.channel = Channel(self.reactor, state, self.log.append)  # type: ignore[arg-type]
+        self._worker = socket.socket(fileno=os.dup(self.channel.start()))
 
     def connect(self, hello: bytes) -> socket.socket:
         """Return a thread's end of a new connection."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._worker, [hello], [theirs.fileno()])
-        self._channel.doRead()
+        self.channel.doRead()
         ours.setblocking(False)
         return ours
 
     def stop(self) -> None:
         """Close everything."""
-        self._channel.stop()
+        self.channel.stop()
         self._worker.close()
         self.reactor.advance(0)
 
@@ -151,21 +150,37 @@ def handover(state: SharedState) -> Iterator[Handover]:
     assert not made.reactor.readers
 
 
-def test_there_are_only_so_many_connections(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One connection too many is closed with a line in the log; when another one ends, there is room again."""
-    monkeypatch.setattr(channel, "MAX_CONNECTIONS", 2)
-    with handover.connect(b"1 0") as _, handover.connect(b"2 0"):
-        with handover.connect(b"1 0") as refused:
+def test_each_process_has_only_so_many_connections(handover: Handover) -> None:
+    """A process that leaks threads is refused one more; others are served, and so is its successor."""
+    handover.channel.max_each, handover.channel.max_connections = 2, 10
+    with handover.connect(b"1 0 71") as _, handover.connect(b"1 0 71"):
+        with handover.connect(b"1 0 71") as refused:
             assert refused.recv(1) == b""
         (line,) = handover.log
-        assert line.startswith("2 threads of handlers use")
+        assert "worker 1 gets no further connection" in line
+        assert "its threads have 2, and those of all 2" in line
+        for other in (b"1 0 72", b"2 0 73", b"0 1 74"):
+            with handover.connect(other) as served, pytest.raises(BlockingIOError):
+                served.recv(1)
         lost: Any = handover.reactor.readers[1]
         lost.connectionLost(Failure(ConnectionDone()))
-        with handover.connect(b"1 0") as third, pytest.raises(BlockingIOError):
+        with handover.connect(b"1 0 71") as third, pytest.raises(BlockingIOError):
             third.recv(1)
 
 
-@pytest.mark.parametrize("hello", [b"", b"1", b"1 2 3", b"-1 0", b"a b"])
+def test_all_have_only_so_many_connections(handover: Handover) -> None:
+    """All processes together never take more descriptors than are reserved for them."""
+    handover.channel.max_each, handover.channel.max_connections = 2, 2
+    with (
+        handover.connect(b"1 0 71") as _,
+        handover.connect(b"0 2 72"),
+        handover.connect(b"0 3 73") as refused,
+    ):
+        assert refused.recv(1) == b""
+        assert "mule 3 gets no further connection" in handover.log[0]
+
+
+@pytest.mark.parametrize("hello", [b"", b"1", b"1 2", b"1 2 3 4", b"-1 0 5", b"a b c"])
 def test_a_connection_says_whose_it_is(handover: Handover, hello: bytes) -> None:
     """A connection that doesn't give the numbers of its worker and its mule is closed."""
     with handover.connect(hello) as refused:

@@ -17,7 +17,7 @@ from uwsgitwisted.interfaces import IProcessReactor, Request
 from uwsgitwisted.responders.signals import SignalResponder
 from uwsgitwisted.services.log_file import log_size
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.services.shared.channel import Channel
+from uwsgitwisted.services.shared.channel import SPARE_CONNECTIONS, Channel
 from uwsgitwisted.services.shared.files import FileWatches
 from uwsgitwisted.services.shared.mules import Mules
 from uwsgitwisted.shared.facts import Facts
@@ -69,6 +69,8 @@ class Shared:
         self._mules = Mules(reactor, spec, shares.mules, settings.node)
         #: How many mules there are.
         self.mules = len(shares.mules)
+        #: How many connections for shared state each process should be able to have.
+        self.wanted_connections = spec.threads + SPARE_CONNECTIONS
         self._events = events = Events(
             reactor,
             self._deliver_own,
@@ -83,6 +85,15 @@ class Shared:
         self._channel = Channel(reactor, self._state, self._report)
         #: Answers peers that raise signals.
         self.signal_responder = SignalResponder(shares.signal_networks, self._fire_for_peer)
+
+    def limit_connections(self, each: int, processes: int) -> None:
+        """Bound the connections for shared state.
+
+        :param each: how many each process may have.
+        :param processes: how many workers and mules there are.
+        """
+        self._channel.max_each = each
+        self._channel.max_connections = each * (processes + 1)  # one of them may be about to be replaced
 
     def start(self) -> None:
         """Accept calls, and start the mules; call this before the engine starts."""
