@@ -10,7 +10,7 @@ from uwsgitwisted.wire.packet import RPC, Packet
 from uwsgitwisted.wire.rpc import RPC_HTTP, decode_call, encode_result
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.templates.directories import name_from
-from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.json_variables import key_of, variables_of
 from uwsgitwisted.worker.templates.renderer import Renderer
 
 #: The function's name.
@@ -22,7 +22,10 @@ def table(renderer: Renderer) -> dict[int, Handler]:
 
     def run(asked: tuple[str, dict[str, object]]) -> bytes:
         renderer.begin()
-        return renderer.render(*asked)
+        if not renderer.caches:
+            return renderer.render(*asked)
+        key = key_of(*asked)
+        return (renderer.cached(key) or renderer.page(*asked, key)).body
 
     return {RPC: Handler(run, encode_result, read)}
 
