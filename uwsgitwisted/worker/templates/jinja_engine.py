@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from threading import get_ident
 from types import CodeType, GeneratorType
 from typing import Any, TextIO
 
@@ -86,22 +86,26 @@ class _BufferedCode(CodeGenerator):
     def buffer(self, frame: Frame) -> None:
         """Begin to collect text."""
         frame.buffer = self.temporary_identifier()
-        self.writeline(f"{frame.buffer} = environment.open_buffer()")
+        self.writeline(f"{frame.buffer} = environment.open_buffer() if environment.bounded else []")
 
 
 class _Environment(Environment):
-    """Jinja2's environment, which bounds what a macro collects that was asked for as a part of its template."""
+    """Jinja2's environment, which bounds what a macro collects that was asked for as a part of its template.
+
+    :param limit: how many characters that may be.
+    """
 
     code_generator_class = _BufferedCode
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, limit: int, **options: Any) -> None:
         super().__init__(**options)
-        self.thread = threading.local()
+        self._limit = limit
+        #: The threads that run such a macro; usually none, so that other macros pay next to nothing.
+        self.bounded: set[int] = set()
 
     def open_buffer(self) -> list[str]:
-        """Return where to collect text; without a bound, unless a macro runs as a part of its template."""
-        limit: int | None = getattr(self.thread, "limit", None)
-        return [] if limit is None else _Buffer(limit)
+        """Return where to collect text, while a thread runs such a macro."""
+        return _Buffer(self._limit) if get_ident() in self.bounded else []
 
 
 class JinjaTemplates:
@@ -117,6 +121,7 @@ class JinjaTemplates:
         self._autoescape = settings.autoescape
         self._max_output = settings.max_output
         self._environment = _Environment(
+            settings.max_output,
             loader=_Loader(finder),
             undefined=StrictUndefined if settings.strict else Undefined,
             autoescape=self._is_escaped,
@@ -171,8 +176,9 @@ class JinjaTemplates:
 
     def _call_macro(self, template: Any, known: Mapping[str, object], part: str) -> str:
         """Run a template for its macros, and return what one of them returns; each is bounded as a page is."""
-        thread = self._environment.thread
-        thread.limit = self._max_output
+        thread, bounded = get_ident(), self._environment.bounded
+        is_outermost = thread not in bounded  # a template may have another one rendered
+        bounded.add(thread)
         try:
             context = template.new_context(known)
             _write(template.root_render_func(context), _Buffer(self._max_output).measure)
@@ -182,7 +188,8 @@ class JinjaTemplates:
                 raise TemplateMissing(text, name=template.name)
             return str(macro(**{name: known[name] for name in macro.arguments if name in known}))
         finally:
-            thread.limit = None
+            if is_outermost:
+                bounded.discard(thread)
 
     def outline(self, name: str, source: bytes) -> Outline:
         """Return what the template consists of."""
