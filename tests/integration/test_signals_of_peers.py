@@ -1,7 +1,8 @@
-"""Signals between servers: ours and a real uWSGI raise each other's."""
+"""Signals between servers: ours and a real uWSGI raise each other's. And what both know of their workers."""
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,12 @@ from uwsgitwisted.wire.packet import NO, SIGNAL, YES, Packet, encode_packet
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("uwsgi")]
 
-HANDLER = """
+TYPES = """
+def types(worker):
+    return {key: type(value).__name__ for key, value in worker.items()}
+"""
+HANDLER = f"""
+{TYPES}
 import uwsgi
 from uwsgidecorators import signal
 
@@ -26,11 +32,12 @@ def told(number):
     print("signal", number, "in worker", uwsgi.worker_id(), flush=True)
 
 def answer(message, modifier2):
-    return uwsgi.signal(*message)
+    return [types(worker) for worker in uwsgi.workers()] if message == "workers" else uwsgi.signal(*message)
 
 uwsgi.message_manager_marshal = answer
 """
-THEIRS = """
+THEIRS = f"""
+{TYPES}
 def told(number):
     note(signal=number)
 
@@ -42,6 +49,7 @@ def tell(number, node):
 
 uwsgi.register_signal(18, "worker", told)
 uwsgi.register_rpc("tell", tell)
+uwsgi.register_rpc("workers", lambda: json.dumps([types(worker) for worker in uwsgi.workers()]).encode())
 """
 
 
@@ -103,6 +111,12 @@ def test_between_ours(node: Service) -> None:
     until(lambda: node.log.count("signal 17 in worker") == before + 2, "the signal in both workers")
     with pytest.raises(RemoteError, match=r"SignalRefused: .*the node has refused signal 99; its log says why"):
         raise_in(node, (99, ours))
+
+
+def test_workers(node: Service, real: tuple[RealUwsgi, str]) -> None:
+    """``uwsgi.workers()`` has the same keys here and there, with values of the same types."""
+    theirs = json.loads(script(blocking.rpc, real[1], "workers"))
+    assert script(blocking.send_message, node.address, 33, 0, "workers") == theirs * 2
 
 
 def test_refused(node: Service) -> None:
