@@ -62,12 +62,37 @@ def test_calls(state: SharedState) -> None:
 def test_questions() -> None:
     """A thread learns what all workers have done, and how large the log is."""
     workers = [{"id": 1, "requests": 3}, {"id": 2, "requests": 4}]
-    thread = Thread(SharedState(float, facts=Facts(lambda: workers, lambda: 99)))
+    thread = Thread(SharedState(float, facts=Facts(lambda: workers, lambda: 99, float)))
     (answer,) = thread.send(1, b"workers")
     assert json.loads(answer.items[0]) == workers
     assert thread.send(2, b"total_requests") == [Frame(2, OK, (b"7",))]
     assert thread.send(3, b"log_size") == [Frame(3, OK, (b"99",))]
     assert thread.send(4, b"log_size", b"surplus")[0].status == FAILED
+
+
+@pytest.mark.parametrize(("takes", "lasts"), [(2**-10, 20 * 2**-10), (1.0, 0.1)])
+def test_questions_without_end(takes: float, lasts: float) -> None:
+    """Who asks again and again takes a twentieth of the front's time: an answer is told again for a while."""
+    clock = Clock()
+    found = 0
+
+    def find() -> list[dict[str, int]]:
+        nonlocal found
+        found += 1
+        clock.advance(takes)
+        return [{"requests": found}]
+
+    thread = Thread(SharedState(float, facts=Facts(find, int, clock.seconds)))
+
+    def total() -> int:
+        return int(thread.send(1, b"total_requests")[0].items[0])
+
+    assert (total(), total()) == (1, 1)
+    assert json.loads(thread.send(2, b"workers")[0].items[0]) == [{"requests": 1}]
+    clock.advance(lasts * 0.99)
+    assert total() == 1
+    clock.advance(lasts * 0.02)
+    assert (total(), total()) == (2, 2)
 
 
 def test_a_call_that_is_cut_off(state: SharedState) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -80,7 +81,9 @@ class Shared:
             mules=len(shares.mules),
             has_spooler=shares.has_spooler,
         )
-        facts = Facts(lambda: list(map(figures, engine.reports())), lambda: log_size(settings.log_file))
+        facts = Facts(
+            lambda: list(map(figures, engine.reports())), lambda: log_size(settings.log_file), monotonic
+        )
         self._state = SharedState(reactor.seconds, shares.limits, self._report, events, facts)
         self._channel = Channel(reactor, self._state, self._report)
         #: Answers peers that raise signals.

@@ -22,8 +22,10 @@ def _read(request: Packet) -> tuple[SignalFunction, int]:
 
 def _run(message: tuple[SignalFunction, int]) -> object:
     function, number = message
-    NOTICE.count_signal()
-    return function(number)
+    try:
+        return function(number)
+    finally:
+        NOTICE.count_signal()  # at the end, as the worker counts what it has run
 
 
 def _answer(request: Packet, result: object) -> Packet:
