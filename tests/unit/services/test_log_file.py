@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.scripts.twistd import ServerOptions
 
 from uwsgitwisted.services.log_file import find_log_file, log_size
 
@@ -44,3 +45,19 @@ def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert log_size("") == size
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (("-n", "uwsgi-node"), ""),
+        (("-n", "--logfile", "/var/log/node", "uwsgi-node"), "/var/log/node"),
+        (("uwsgi-node",), os.path.abspath("twistd.log")),
+        (("--syslog", "uwsgi-node"), None),
+    ],
+)
+def test_options_of_twistd(line: tuple[str, ...], path: str | None) -> None:
+    """A service knows from twistd's own options where the log is."""
+    twistd: Any = ServerOptions()
+    twistd.parseOptions([*line, "--handler", "my_server"])
+    assert twistd.subOptions.settings().log_file == path
