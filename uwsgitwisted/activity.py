@@ -29,14 +29,14 @@ _WARNING = _COUNTS + _COUNTS_SIZE * MAX_THREADS
 MAX_WARNING = 80
 #: Where the worker's process id is, behind the warning.
 _PID = _WARNING + 16 + MAX_WARNING
+#: Where the number of signals is that the process has handled.
+_SIGNALS = _PID + 8
 #: Where the names of the peers are. A longer name is cut off; that of an IPv6 address fits.
-_PEERS = _PID + 8
+_PEERS = _SIGNALS + 8
 _PEER = 64
 #: Where the front notes that it has retired the worker.
 _RETIRED = _PEERS + _PEER * MAX_THREADS
-#: Where the number of signals is that the process has handled.
-_SIGNALS = _RETIRED + 8
-_SIZE = _SIGNALS + 8
+_SIZE = _RETIRED + 8
 
 _pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
