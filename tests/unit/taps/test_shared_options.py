@@ -7,6 +7,7 @@ from twisted.python.usage import UsageError
 
 from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.taps.node import Options, parse_cache
+from uwsgitwisted.taps.spooler import Options as SpoolerOptions
 
 _HANDLER = ("--handler", "my_server")
 
@@ -64,8 +65,11 @@ def test_without_a_handler() -> None:
 def test_signals() -> None:
     """The networks whose peers may raise signals are none, or those that were given."""
     assert parse()["signals-from"] == []
-    networks = parse("--signals-from", "10.0.0.0/8", "--signals-from", "::1")["signals-from"]
-    assert list(map(str, networks)) == ["10.0.0.0/8", "::1/128"]
+    given = ("--signals-from", "10.0.0.0/8", "--signals-from", "::1")
+    spooler = SpoolerOptions()
+    spooler.parseOptions([*_HANDLER, "--spool", "sqlite:spool.sqlite", *given])
+    for options in (parse(*given), spooler):
+        assert list(map(str, options["signals-from"])) == ["10.0.0.0/8", "::1/128"]
 
 
 def test_mules() -> None:
