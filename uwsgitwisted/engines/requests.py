@@ -6,13 +6,13 @@ once, and uploads wait in a queue of their own, which the others pass.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.errors import Busy
+from uwsgitwisted.turns import Turns
 
 
 class WaitingRequests:
@@ -25,8 +25,9 @@ class WaitingRequests:
         self._arrived = FairQueue(limit)
         self._uploads = FairQueue(limit)
         self._upload_next = False
-        # Those for one worker each, by its number.
-        self._pinned: dict[int, deque[Job]] = {}
+        # Those for one worker each, by its number, and the workers that have had one of them last.
+        self._pinned: dict[int, Turns[Job]] = {}
+        self._had_pinned: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._arrived) + len(self._uploads)
@@ -44,19 +45,29 @@ class WaitingRequests:
         return (self._uploads if upload else self._arrived).refusal(peer)
 
     def pop_pinned(self, worker_id: int) -> Job | None:
-        """Remove and return the next job that only this worker may run, or None if there is none."""
+        """Remove and return the next job that only this worker may run, or None if there is none.
+
+        While others wait too, it is None every second time, so that they take turns.
+        """
         jobs = self._pinned.get(worker_id)
-        if not jobs:
+        if jobs is None:
             return None
-        job = jobs.popleft()
-        if not jobs:
-            del self._pinned[worker_id]
+        if worker_id in self._had_pinned and len(self):
+            self._had_pinned.discard(worker_id)
+            return None
+        self._had_pinned.add(worker_id)
+        job = jobs.pop()
+        self._drop_empty(job)
         return job
+
+    def _drop_empty(self, job: Job) -> None:
+        if not len(self._pinned[job.worker_id]):
+            del self._pinned[job.worker_id]
 
     def append(self, job: Job) -> bool:
         """Add *job*; return whether it is the only one of its kind, so that it may be able to run."""
         if job.worker_id:
-            self._pinned.setdefault(job.worker_id, deque()).append(job)
+            self._pinned.setdefault(job.worker_id, Turns()).append(job)
             return True
         queue = self._queue_of(job)
         queue.append(job)
@@ -75,11 +86,8 @@ class WaitingRequests:
 
     def discard(self, job: Job) -> bool:
         """Remove *job*; return whether it was waiting."""
-        jobs = self._pinned.get(job.worker_id, ())
-        if job in jobs:
-            jobs.remove(job)  # type: ignore[union-attr]
-            if not jobs:
-                del self._pinned[job.worker_id]
+        if job.worker_id in self._pinned and self._pinned[job.worker_id].discard(job):
+            self._drop_empty(job)
             return True
         return self._arrived.discard(job) or self._uploads.discard(job)
 
@@ -87,6 +95,6 @@ class WaitingRequests:
         """Return *jobs* to the front of their queues, in their order."""
         for job in reversed(list(jobs)):
             if job.worker_id:
-                self._pinned.setdefault(job.worker_id, deque()).appendleft(job)
+                self._pinned.setdefault(job.worker_id, Turns()).put_back([job])
             else:
                 self._queue_of(job).put_back([job])
