@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 from time import monotonic
 from typing import NamedTuple
 
@@ -28,8 +29,10 @@ _WARNING = _COUNTS + _COUNTS_SIZE * MAX_THREADS
 MAX_WARNING = 80
 #: Where the worker's process id is, behind the warning.
 _PID = _WARNING + 16 + MAX_WARNING
+#: Where the number of signals is that the process has handled.
+_SIGNALS = _PID + 8
 #: Where the names of the peers are. A longer name is cut off; that of an IPv6 address fits.
-_PEERS = _PID + 8
+_PEERS = _SIGNALS + 8
 _PEER = 64
 #: Where the front notes that it has retired the worker.
 _RETIRED = _PEERS + _PEER * MAX_THREADS
@@ -73,13 +76,14 @@ class Counts(NamedTuple):
 
 
 class Notice:
-    """The warning that is the answer to pings.
+    """What a process notes as a whole: its warning, which is the answer to pings, and the number of signals.
 
     :param memory: where it is.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._lock = threading.Lock()
 
     def move(self, descriptor: int) -> None:
         """Show the warnings from now on in the memory that this worker shares with the front."""
@@ -89,6 +93,17 @@ class Notice:
         """Set the warning; only :data:`MAX_WARNING` bytes are kept. An empty one is none."""
         kept = text[:MAX_WARNING]
         _warning.pack_into(self._memory, _WARNING, monotonic(), len(kept), kept)
+
+    def count_signal(self) -> None:
+        """Count a signal whose function has run as a request."""
+        with self._lock:
+            _pack_id(self._memory, _SIGNALS, self.signals + 1)
+
+    @property
+    def signals(self) -> int:
+        """How many signals were counted."""
+        found: int = _unpack_id(self._memory, _SIGNALS)[0]
+        return found
 
     def read(self) -> tuple[float, bytes]:
         """Return when the warning was set, by the monotonic clock, and the warning."""
@@ -270,6 +285,11 @@ class Activity:
     def warning(self) -> tuple[float, bytes]:
         """Return when a handler has set a warning, and the warning."""
         return self._notice.read()
+
+    @property
+    def signals(self) -> int:
+        """How many of the requests that were counted are signals."""
+        return self._notice.signals
 
     def close(self) -> None:
         """Unmap the memory."""

@@ -114,6 +114,15 @@ def test_warning(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     assert NOTICE.read()[1] == b""
 
 
+def test_signals(shared: Shared) -> None:
+    """The front sees how many signals a worker has handled."""
+    notice = Notice(shared.slots[0]._memory)
+    notice.count_signal()
+    notice.count_signal()
+    assert (notice.signals, shared.front.signals) == (2, 2)
+    assert shared.front.warning() == (0.0, b"")
+
+
 def test_private_memory() -> None:
     """A worker that nobody looks at counts for itself."""
     (slot,) = open_slots()

@@ -69,7 +69,7 @@ KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT
 KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
 #: Terms with everything in them.
 STREAMING = Terms(window=100_000, workers=2, bundle=256)
-MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "BUNDLE", "PING", "ECHO", "RPC", "ANSWER")
+MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "BUNDLE", "PING", "ECHO", "SIGNAL", "RPC", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},

@@ -166,7 +166,7 @@ class ProcessEngine:
     def _on_stop_timeout(self) -> None:
         numbers = range(1, self._spec.numproc + 1)
         pinned = (job for number in numbers for job in iter(partial(self._queue.pop_pinned, number), None))
-        for job in [*pinned, *iter(partial(self._queue.pop, lambda: True), None)]:
+        for job in [*iter(partial(self._queue.pop, lambda: True), None), *pinned]:
             job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
@@ -287,6 +287,8 @@ class ProcessEngine:
         pop, may_upload = self._queue.pop, self._may_upload
         while (worker := self._least_loaded_worker()) is not None and (job := pop(may_upload)) is not None:
             self._assign(worker, job, now)
+        if self._queue.pinned:  # those whose turn it wasn't, in workers that nothing else needs
+            self._dispatch_pinned(now)
         self._check_drained()
 
     def _dispatch_pinned(self, now: float) -> None:

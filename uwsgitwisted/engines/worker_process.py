@@ -90,8 +90,9 @@ class WorkerProcess(ProcessProtocol):
         self._memory: Activity | None = None
         # The same, if requests are to be seen there while they run.
         self._activity: Activity | None = None
-        #: What its threads have counted, and the last warning and its time, as of the end of the process.
+        #: What the process has counted, and the last warning and its time, as of its end.
         self._last_counts: list[Counts] = []
+        self._last_signals = 0
         self._last_warning: tuple[float, bytes] = (0.0, b"")
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
@@ -200,6 +201,11 @@ class WorkerProcess(ProcessProtocol):
     def worker_pid(self) -> int:
         """The id of the process that runs the handlers, below that of the reaper; 0 if there is none."""
         return 0 if self._memory is None else self._memory.pid
+
+    @property
+    def signals(self) -> int:
+        """How many of the requests that it has counted are signals."""
+        return self._last_signals if self._memory is None else self._memory.signals
 
     @property
     def warning(self) -> tuple[float, bytes]:
@@ -323,6 +329,7 @@ class WorkerProcess(ProcessProtocol):
         self._kill_later.clear()
         if self._memory is not None:
             self._last_counts, self._last_warning = self.counts, self.warning
+            self._last_signals = self.signals
             self._memory.close()
             self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))

@@ -101,10 +101,14 @@ class Options(ServerOptions):
         self["engine-for"][extension] = engine
 
     def postOptions(self) -> None:
-        """Check that a directory is given."""
+        """Check that a directory is given, and that --debug has an effect and shows code to nobody else."""
         super().postOptions()
         if not self["templates"]:
             raise usage.UsageError("--templates is missing; for example: --templates /srv/templates")
+        if self["debug"] and not self["engine"].startswith("processes"):
+            raise usage.UsageError(
+                f"--engine {self['engine']} answers no web requests: --debug needs processes:N"
+            )
         for description in self.endpoints() if self["debug"] else ():
             if not is_loopback(description):
                 raise usage.UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.peers import peer_at
+from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.errors import Busy
@@ -93,11 +94,16 @@ def test_refusals() -> None:
     assert waiting.append(job(), PEER)
 
 
+def pinned(worker_id: int, peer: Peer = PEER) -> Job:
+    """Return a request that one worker alone may run."""
+    return Job(Request(Packet(WSGI, 0), peer), 0.0, lambda _: None, worker_id)
+
+
 def test_pinned_requests() -> None:
-    """A request for one worker waits for that one alone, before all others, and goes back to its place."""
-    first, second, other = (Job(Request(Packet(WSGI, 0)), 0.0, lambda _: None, number) for number in (1, 1, 2))
-    waiting = queue(first, second, other, job())
-    assert waiting.length == 1
+    """A request for one worker waits for that one alone, and goes back to its place."""
+    first, second, other = map(pinned, (1, 1, 2))
+    waiting = queue(first, second, other)
+    assert waiting.length == 0
     assert waiting.pop_pinned(1) is first
     assert waiting.pop_pinned(1) is second
     assert waiting.pop_pinned(1) is None
@@ -106,3 +112,16 @@ def test_pinned_requests() -> None:
     assert not waiting.discard(second)
     assert [waiting.pop_pinned(1), waiting.pop_pinned(2)] == [first, other]
     assert not waiting.pinned
+
+
+def test_pinned_requests_take_turns() -> None:
+    """A worker's own requests, of which those of each peer have their turn, take turns with all others."""
+    flood = [pinned(1) for _ in range(3)]
+    rare, common = pinned(1, peer_at("192.0.2.8")), job()
+    waiting = queue(*flood, rare, common)
+    assert waiting.pop_pinned(1) is flood[0]
+    assert waiting.pop_pinned(1) is None
+    assert waiting.pop_pinned(1) is rare
+    assert waiting.pop_pinned(1) is None
+    assert pop_all(waiting, may_upload=True) == [common]
+    assert [waiting.pop_pinned(1) for _ in range(3)] == [flood[1], flood[2], None]

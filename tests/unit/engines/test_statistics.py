@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from uwsgitwisted.activity import Counts
-from uwsgitwisted.engines.statistics import History
+from uwsgitwisted.engines.statistics import History, figures
 
 
 class Process:
@@ -16,6 +16,7 @@ class Process:
         self.worker_pid = pid
         self.counts = counts
         self.warning = warning
+        self.signals = 0
         self.pipe: Any = self
         self.in_flight = 1
 
@@ -42,6 +43,37 @@ def test_processes_follow_each_other() -> None:
     assert history.reports([second])[0].threads == both.threads
     second.counts = []  # it has ended, and was not noticed yet
     assert history.reports([second])[0].threads == [ONE]
+
+
+def test_signals_are_no_requests() -> None:
+    """What is told of a worker has its signals apart from its requests, over all of its processes."""
+    history: Any = History(2, 1)
+    first, second = Process(1, 11, [TWO], (0.0, b"")), Process(1, 12, [TWO], (0.0, b""))
+    first.signals = second.signals = 1
+    for _ in range(2):
+        history.on_start(1)
+    history.on_exit(first)
+    worker, absent = map(figures, history.reports([second]))
+    spawned = worker.pop("last_spawn")
+    assert isinstance(spawned, int)
+    assert spawned > 1_000_000_000
+    assert worker == {
+        "id": 1,
+        "pid": 12,
+        "requests": 2,
+        "delta_requests": 1,
+        "signals": 2,
+        "exceptions": 2,
+        "status": "busy",
+        "running_time": 1_000,
+        "respawn_count": 2,
+        "tx": 12,
+        "avg_rt": 200,
+    }
+    assert (absent["status"], absent["pid"], absent["requests"]) == ("cheap", 0, 0)
+    second.in_flight = 0
+    second.accepted = lambda: 0  # type: ignore[method-assign]
+    assert figures(history.reports([second])[0])["status"] == "idle"
 
 
 def test_the_last_warning() -> None:

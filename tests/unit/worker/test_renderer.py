@@ -19,7 +19,11 @@ from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.worker.handlers import render
 from uwsgitwisted.worker.handlers.render import load
 from uwsgitwisted.worker.templates import code_store, results
-from uwsgitwisted.worker.templates.errors import TemplateFailed, TemplateMissing, TemplateRefused
+from uwsgitwisted.worker.templates.errors import (
+    TemplateFailed,
+    TemplateMissing,
+    TemplateRefused,
+)
 from uwsgitwisted.worker.templates.interface import Outline
 from uwsgitwisted.worker.templates.mako_engine import MakoTemplates
 from uwsgitwisted.worker.templates.output import PART
@@ -317,6 +321,38 @@ def test_jinja_parts(site: Path) -> None:
     renderer = make(site)
     assert renderer.render("base.j2#body", {}) == b"base"
     assert renderer.render("macros.j2#bold", {"text": "x"}) == b"<b>x</b>"
+
+
+_LOOP = "{% for i in items %}0123456789{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("part", "line"), [("plain", 1), ("setting", 2), ("filtered", 3), ("calling", 4), ("around", 5)]
+)
+def test_jinja_parts_are_bounded(site: Path, part: str, line: int) -> None:
+    """A macro that writes without end fails as soon as it has written too much; so does the page around it."""
+    (site / "a.j2").write_text(
+        f"{{% macro plain(items) %}}{_LOOP}{{% endmacro %}}\n"
+        f"{{% macro setting(items) %}}{{% set x %}}{_LOOP}{{% endset %}}{{% endmacro %}}\n"
+        f"{{% macro filtered(items) %}}{{% filter upper %}}{_LOOP}{{% endfilter %}}{{% endmacro %}}\n"
+        f"{{% macro calling(items) %}}{{% call caller_of() %}}{_LOOP}{{% endcall %}}{{% endmacro %}}\n"
+        f"{{% macro around() %}}{{% endmacro %}}{{% if whole %}}{_LOOP}{{% endif %}}\n"
+        "{% macro caller_of() %}{{ caller() }}{% endmacro %}"
+    )
+    items = iter(range(100_000))
+    with pytest.raises(TemplateFailed, match=rf"line {line}: OutputTooLarge: the output exceeds 1000 bytes"):
+        make(site, max_output=1_000).render(f"a.j2#{part}", {"items": items, "whole": part == "around"})
+    assert next(items) <= 101
+
+
+def test_jinja_parts_within_bounds(site: Path) -> None:
+    """A macro may write as much as a page, also after another one has failed; a page may discard more."""
+    (site / "a.j2").write_text("{% macro m(n) %}{{ 'x' * n }}{% endmacro %}{{ m(600)|length + m(600)|length }}")
+    renderer = make(site, max_output=1_000)
+    with pytest.raises(TemplateFailed, match="OutputTooLarge"):
+        renderer.render("a.j2#m", {"n": 1_001})
+    assert renderer.render("a.j2#m", {"n": 1_000}) == b"x" * 1_000
+    assert renderer.render("a.j2", {}) == b"1200"
 
 
 def test_jinja_variables(site: Path) -> None:

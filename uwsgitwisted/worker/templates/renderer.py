@@ -81,6 +81,7 @@ class Renderer:
                 strict=settings.strict,
                 imports=tuple(settings.imports),
                 encoding=settings.encoding,
+                max_output=settings.max_output,
             ),
             engines=settings.engines,
             reload=settings.reload,
