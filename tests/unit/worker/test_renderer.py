@@ -16,6 +16,7 @@ from tests.template_files import write_templates
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.handlers import render
 from uwsgitwisted.worker.handlers.render import load
 from uwsgitwisted.worker.templates import code_store, results
@@ -454,6 +455,19 @@ def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page(1) != "3 1"
     with pytest.raises(MisuseError):
         handler(Packet(MARSHAL, 0, dumps("clock.html")))
+
+
+def test_files_are_looked_at_once_for_requests_that_arrive_together(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that arrives after a change sees it, whatever came before; one that is alone always looks."""
+    handler = load([str(site)])[MARSHAL]
+    seen = []
+    for read, text in [(1, "a"), (1, "b"), (2, "c"), (0, "d"), (0, "e"), (2, "f"), (3, "g")]:
+        (site / "part.j2").write_text(text)
+        monkeypatch.setattr(requests, "read", read)
+        seen.append(loads(handler(Packet(MARSHAL, 0, dumps(("part.j2", {})))).payload))
+    assert seen == ["a", "a", "c", "d", "e", "f", "g"]
 
 
 def test_size_of_results(site: Path) -> None:

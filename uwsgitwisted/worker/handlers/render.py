@@ -21,6 +21,7 @@ from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.wire.python2 import to_text
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.spec import HandlerTable
@@ -92,6 +93,7 @@ class Objects:
         self._python2 = python2
         self._renderer = renderer
         self._code = code
+        self._read = 0
 
     def read(self, request: Packet) -> Asked | list[object]:
         """Decode *request*; return the template's name and the variables, or a list of pages.
@@ -104,7 +106,7 @@ class Objects:
 
     def run(self, asked: Asked | list[object]) -> bytes:
         """Render what is asked for; return the marshalled answer."""
-        self._renderer.begin()
+        self._begin()
         if isinstance(asked, list):
             return self._many(asked)
         return self._marshalled(self._renderer.render(*asked))
@@ -126,6 +128,16 @@ class Objects:
         if isinstance(request, list):
             return self._many(request)
         return self._marshalled(self._renderer.page(*request, key).body)
+
+    def _begin(self) -> None:
+        """Have the files looked at again, once for all requests that have arrived together.
+
+        A caller who has changed a file before asking has asked after the others were there.
+        """
+        read = requests.read
+        if not read or read != self._read:
+            self._read = read
+            self._renderer.begin()
 
     def answer(self, request: Packet, result: object) -> Packet:
         """Return the answer to *request*."""
@@ -168,10 +180,11 @@ def read_request(message: object) -> Asked | list[object]:
     """
     if isinstance(message, list) and not message:
         return []
-    is_list = isinstance(message, (tuple, list)) and all(isinstance(part, (tuple, list)) for part in message)
-    if not is_list or not message:
+    if not isinstance(message, (tuple, list)) or not message or not isinstance(message[0], (tuple, list)):
         return read_page(message)
-    pages: list[object] = list(message)  # type: ignore[call-overload]
+    if not all(isinstance(part, (tuple, list)) for part in message):
+        return read_page(message)
+    pages: list[object] = list(message)
     if len(pages) > MAX_PAGES:
         raise MisuseError(f"a request for {len(pages)} pages; one may have at most {MAX_PAGES}")
     return pages
