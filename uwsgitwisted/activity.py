@@ -33,7 +33,9 @@ _PEERS = _PID + 8
 _PEER = 64
 #: Where the front notes that it has retired the worker.
 _RETIRED = _PEERS + _PEER * MAX_THREADS
-_SIZE = _RETIRED + 8
+#: Where the figures of its result cache are.
+_CACHE = _RETIRED + 8
+_SIZE = _CACHE + 32
 
 _pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
@@ -42,6 +44,7 @@ _pack_peer = struct.Struct(f"{_PEER}s").pack_into
 _counts = struct.Struct("5Q")
 _pack_counts = _counts.pack_into
 _warning = struct.Struct(f"dQ{MAX_WARNING}s")
+_cache = struct.Struct("4Q")
 
 
 class Counts(NamedTuple):
@@ -73,8 +76,31 @@ class Counts(NamedTuple):
         )
 
 
+class CacheCounts(NamedTuple):
+    """The figures of a result cache.
+
+    :param hits: how many pages came from it.
+    :param misses: how many had to be rendered.
+    :param pages: how many it has now.
+    :param size: how many bytes they take.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    pages: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        """Return them as logs have them."""
+        return f"{self.hits} hits, {self.misses} misses; {self.pages} pages of {self.size} bytes"
+
+    def plus(self, other: CacheCounts) -> CacheCounts:
+        """Return those of both caches together."""
+        return CacheCounts(*map(sum, zip(self, other, strict=True)))
+
+
 class Notice:
-    """The warning that is the answer to pings.
+    """What a worker's handlers show the front: a warning, which is the answer to pings, and a cache's figures.
 
     :param memory: where it is.
     """
@@ -83,7 +109,7 @@ class Notice:
         self._memory = memory
 
     def move(self, descriptor: int) -> None:
-        """Show the warnings from now on in the memory that this worker shares with the front."""
+        """Show all from now on in the memory that this worker shares with the front."""
         self._memory = mmap.mmap(descriptor, _SIZE)
 
     def write(self, text: bytes) -> None:
@@ -95,6 +121,14 @@ class Notice:
         """Return when the warning was set, by the monotonic clock, and the warning."""
         since, size, text = _warning.unpack_from(self._memory, _WARNING)
         return since, text[:size]
+
+    def write_cache(self, counts: CacheCounts) -> None:
+        """Show the figures of the result cache."""
+        _cache.pack_into(self._memory, _CACHE, *counts)
+
+    def read_cache(self) -> CacheCounts:
+        """Return the figures of the result cache."""
+        return CacheCounts._make(_cache.unpack_from(self._memory, _CACHE))
 
 
 #: That of this process.
@@ -269,6 +303,10 @@ class Activity:
     def warning(self) -> tuple[float, bytes]:
         """Return when a handler has set a warning, and the warning."""
         return self._notice.read()
+
+    def cache(self) -> CacheCounts:
+        """Return the figures of the worker's result cache."""
+        return self._notice.read_cache()
 
     def close(self) -> None:
         """Unmap the memory."""

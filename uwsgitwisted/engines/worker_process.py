@@ -18,7 +18,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity, Counts
+from uwsgitwisted.activity import Activity, CacheCounts, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.engines.pipe_streams import WINDOW
@@ -92,6 +92,7 @@ class WorkerProcess(ProcessProtocol):
         #: What its threads have counted, and the last warning and its time, as of the end of the process.
         self._last_counts: list[Counts] = []
         self._last_warning: tuple[float, bytes] = (0.0, b"")
+        self._last_cache = CacheCounts()
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -203,6 +204,11 @@ class WorkerProcess(ProcessProtocol):
     def warning(self) -> tuple[float, bytes]:
         """When a handler there has set a warning, and the warning."""
         return self._last_warning if self._memory is None else self._memory.warning()
+
+    @property
+    def cache(self) -> CacheCounts:
+        """The figures of its result cache."""
+        return self._last_cache if self._memory is None else self._memory.cache()
 
     @property
     def pipe(self) -> Pipe:
@@ -326,7 +332,7 @@ class WorkerProcess(ProcessProtocol):
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
         if self._memory is not None:
-            self._last_counts, self._last_warning = self.counts, self.warning
+            self._last_counts, self._last_warning, self._last_cache = self.counts, self.warning, self.cache
             self._memory.close()
             self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))

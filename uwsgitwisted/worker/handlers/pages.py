@@ -12,6 +12,7 @@ import traceback
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
+from uwsgitwisted.activity import NOTICE
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.packet import WSGI
 from uwsgitwisted.worker.exchange import AnyExchange
@@ -113,7 +114,9 @@ class Pages:
             answer.end()
             return
         key = _KEY + json.dumps([name, variables]).encode()
-        answer.send(self._renderer.cached(key) or self._renderer.page(name, variables, key))
+        page = self._renderer.cached(key) or self._renderer.page(name, variables, key)
+        NOTICE.write_cache(self._renderer.statistics)
+        answer.send(page)
 
 
 class _Answer:
