@@ -183,6 +183,8 @@ def read_request(message: object) -> Asked | list[object]:
         that page.
     :raises TemplateRefused: if the name of a single page is not text.
     """
+    if type(message) is tuple and len(message) == 2 and type(message[0]) is str:  # nearly all requests
+        return read_page(message)
     if isinstance(message, list) and not message:
         return []
     if not isinstance(message, (tuple, list)) or not message or not isinstance(message[0], (tuple, list)):

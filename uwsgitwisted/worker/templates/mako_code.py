@@ -4,7 +4,8 @@ It knows the shapes of that code as Mako writes them, and leaves alone whatever 
 
 - A def gets a copy of the context, with the variables that were assigned beside it. Few defs can see the
   difference, and a loop pays for a copy at each call.
-- Each body and each def pushes a frame for ``caller``, and pops it. The calls cost more than what they do.
+- Each body and each def pushes a frame for ``caller``, pops it, and asks for the function that writes. The calls
+  cost more than what they do.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _SHARED = frozenset(
 #: Functions that may see what is not in the code.
 _OPAQUE = frozenset({"eval", "exec", "locals", "vars", "dir"})
 #: What the code of a body or a def begins and ends with, and what takes their places.
-_PUSH, _POP = (
+_PUSH, _POP, _WRITER = (
     ast.dump(ast.parse(code).body[0])
     for code in (
         "__M_caller = context.caller_stack._push_frame()",
         "context.caller_stack._pop_frame()",
+        "__M_writer = context.writer()",
     )
 )
 _FAST_PUSH = """\
@@ -38,6 +40,7 @@ __M_stack.append(__M_caller)
 __M_stack.nextcaller = None
 """
 _FAST_POP = "__M_stack.nextcaller = __M_stack.pop()"
+_FAST_WRITER = "__M_writer = context._buffer_stack[-1].write"
 
 
 def improve(module: ast.Module) -> None:
@@ -121,6 +124,10 @@ class _Improver(ast.NodeTransformer):
             if isinstance(first, ast.Call) and _attribute_of(first.func, _CONTEXT) == "_locals":
                 node.args[0] = ast.copy_location(ast.Name(_CONTEXT, ast.Load()), first)
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | list[ast.stmt]:
+        """Find the function that writes, without a call."""
+        return _statements(_FAST_WRITER, node) if ast.dump(node) == _WRITER else self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """Push a frame, and pop it, without calls."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import CodeType, ModuleType
 from typing import Any, TextIO
 
-from mako import codegen, runtime
+from mako import codegen
 from mako.exceptions import CompileException, SyntaxException
 from mako.lexer import Lexer
 from mako.lookup import TemplateCollection
@@ -20,7 +20,7 @@ from uwsgitwisted.worker.templates.interface import EngineSettings, IFinder, Out
 from uwsgitwisted.worker.templates.lines import compile_lines
 from uwsgitwisted.worker.templates.mako_code import improve
 from uwsgitwisted.worker.templates.mako_outline import outline_of
-from uwsgitwisted.worker.templates.mako_runtime import RUNTIME, run
+from uwsgitwisted.worker.templates.mako_runtime import prepare, run
 from uwsgitwisted.worker.templates.variables import VariableNames
 
 #: Names with a meaning of their own in a template. A variable with such a name is in ``attributes`` only.
@@ -124,8 +124,7 @@ class MakoTemplates:
         """Run the module that a template is, and return the template."""
         module = ModuleType(re.sub(r"\W", "_", name))
         exec(code, vars(module))  # noqa: S102 - the templates are the operator's own code
-        if vars(module).get("runtime") is runtime:  # the template may have imported something of that name
-            vars(module)["runtime"] = RUNTIME
+        prepare(module)
         return ModuleTemplate(module, module_source="", template_source="", lookup=self._lookup)
 
     def render(self, template: Any, variables: Mapping[Any, object], output: TextIO, part: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import CodeType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, TextIO
 
 from mako import runtime
@@ -19,7 +19,7 @@ def run(template: Template, names: Mapping[str, object], output: TextIO) -> None
     :param names: the variables.
     """
     context = Context(output, **names)
-    context._set_with_template(template)
+    context._with_template = template  # by a method, Mako would look for names that no variable may have
     is_def = isinstance(template, DefTemplate)
     # A page begins with the body of the template that it inherits from, if there is one.
     body, inner = runtime._populate_self_namespace(context, template.parent if is_def else template)
@@ -61,5 +61,20 @@ def _parameters(code: CodeType) -> tuple[str, ...]:
     return code.co_varnames[1:positional] + code.co_varnames[end : end + starred]
 
 
+def _inherits_nothing(template: Template, context: Context) -> None:
+    """Do what the code of a template without parents would do, if it had this function."""
+
+
 #: What the code of templates knows as ``runtime``.
-RUNTIME = SimpleNamespace(**{**vars(runtime), "_include_file": _include})
+_RUNTIME = SimpleNamespace(**{**vars(runtime), "_include_file": _include})
+
+
+def prepare(module: ModuleType) -> None:
+    """Make the module that a template is use this runtime.
+
+    Mako looks for ``_mako_inherit`` at each page and each include; a module takes long to say that it has none.
+    """
+    names = vars(module)
+    names.setdefault("_mako_inherit", _inherits_nothing)
+    if names["runtime"] is runtime:  # the template may have imported something of that name
+        names["runtime"] = _RUNTIME
