@@ -4,8 +4,8 @@ It knows the shapes of that code as Mako writes them, and leaves alone whatever 
 
 - A def gets a copy of the context, with the variables that were assigned beside it. Few defs can see the
   difference, and a loop pays for a copy at each call.
-- Each body and each def pushes a frame for ``caller``, pops it, and asks for the function that writes. The calls
-  cost more than what they do.
+- Each body and each def pushes a frame for ``caller``, pops it, and asks for the function that writes. These
+  calls cost more than what they do.
 """
 
 from __future__ import annotations
