@@ -300,7 +300,9 @@ class Pipe:
 
     def _adapt_depth(self, took: float) -> None:
         """Set how many requests may be in flight, by how long the last one ran."""
-        self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
+        # A longer one only shows that nothing may be assigned ahead. It may also have waited for a processor.
+        took = min(took, PREFETCH_TIME)
+        self._expected_time = expected = 0.9 * self._expected_time + 0.1 * took
         if expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
             self._depth = MAX_IN_FLIGHT
         else:
