@@ -38,7 +38,7 @@ def make_renderer(
     check_handlers(spec)
     engine = settings.make_engine(reactor, replace(spec, traces=True))
     responders: dict[int, IResponder] = {
-        **object_responders(engine, idempotent=True),
+        **object_responders(engine, settings, idempotent=True),
         RPC: RpcResponder(engine, idempotent=True),
     }
     if web:
