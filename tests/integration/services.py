@@ -6,6 +6,7 @@ Nothing here sleeps for a fixed time: :func:`until` polls a condition, and gives
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -355,6 +356,15 @@ def read_to_end(connection: socket.socket) -> bytes:
     return received
 
 
+def read_stats(address: Any) -> dict[str, Any]:
+    """Return the statistics that are given at an address."""
+    with socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(address)
+        found: dict[str, Any] = json.loads(read_to_end(connection))
+        return found
+
+
 def marshal_packet(message: object, modifier2: int = 17) -> bytes:
     """Return the bytes of a request with an object."""
     return encode_packet(Packet(MARSHAL, modifier2, dumps(message)))
@@ -365,11 +375,12 @@ class RawSession:
 
     :param service: whom to ask for it.
     :param receive_buffer: how much the kernel holds of what isn't read, in bytes.
+    :param window: how many bytes of a stream it accepts ahead; 0 for no streams.
     """
 
-    def __init__(self, service: Service, receive_buffer: int | None = None) -> None:
+    def __init__(self, service: Service, receive_buffer: int | None = None, window: int = 0) -> None:
         self.connection = service.connect(receive_buffer)
-        ours = Terms(max_message=1 << 30)
+        ours = Terms(max_message=1 << 30, window=window)
         self.connection.sendall(encode_packet(Packet(PING, 0, ours.encode())))
         self.granted = self._read_terms()
         self.session = Session(Role.CLIENT, ours, Terms(max_message=1 << 30))

@@ -23,6 +23,7 @@ from uwsgitwisted.spool.stores.interface import SMALL_RESULT
 from uwsgitwisted.spool.waiters import MAX_PEER_WAITERS, MAX_WAITERS
 from uwsgitwisted.transport.server import session as server_session
 from uwsgitwisted.transport.server.limits import Limits
+from uwsgitwisted.transport.server.streamed_answers import ANSWER_MEMORY
 from uwsgitwisted.wire import (
     array,
     bundle,
@@ -68,7 +69,7 @@ KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT
 KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
 #: Terms with everything in them.
 STREAMING = Terms(window=100_000, workers=2, bundle=256)
-MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "BUNDLE", "PING", "ECHO", "RPC", "ANSWER")
+MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "BUNDLE", "PING", "ECHO", "SIGNAL", "RPC", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
@@ -98,6 +99,7 @@ NUMBERS: dict[str, float] = {
     "RACE_TIME": server_session._RACE_TIME,
     "FIRST_REQUESTS": server_session._FIRST_REQUESTS,
     "OVERHEAD": outgoing.OVERHEAD,
+    "ANSWER_MEMORY": ANSWER_MEMORY,
     "MAX_TEXT": failure.MAX_TEXT,
     "MAX_DEPTH": marshal_check.MAX_DEPTH,
     "MAX_SHARED": marshal_check.MAX_SHARED,

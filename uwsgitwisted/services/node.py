@@ -266,5 +266,5 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
         spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
-        shared = make_shared(reactor, engine, spec, node.shared, settings.node)
+        shared = make_shared(reactor, engine, spec, settings, node.shared)
     return NodeService(reactor, settings, engine, node, shared)

@@ -18,6 +18,9 @@ MAX_MESSAGE = 64 * 1024 * 1024
 #: How many requests a server works on for one session before it stops reading from it.
 MAX_REQUESTS = 1_000
 
+#: How many bytes of a stream ours accepts before they are used.
+STREAM_WINDOW = 256 * 1024
+
 #: Seconds until a peer is offered a session again: after a plain uwsgi answer to an offer, and after no answer,
 #: which may come from another kind of server, or from ours in a bad moment.
 PLAIN_FOR, SILENT_FOR = 300.0, 15.0

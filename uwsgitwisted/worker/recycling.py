@@ -47,6 +47,8 @@ def recycling_due(spec: WorkerSpec) -> Callable[[], bool]:
     if spec.reload_on_rss is not None:
         limit, resident = spec.reload_on_rss, _resident()
         conditions.append(lambda: resident() > limit)
+    if not conditions:
+        return lambda: _memory.exhausted
     return lambda: _memory.exhausted or any(condition() for condition in conditions)
 
 

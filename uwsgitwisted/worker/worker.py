@@ -27,9 +27,10 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
-from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
-from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
+from uwsgitwisted.worker.compat.requests import requests
+from uwsgitwisted.worker.exchange import Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
@@ -71,7 +72,9 @@ class Worker:
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
         self._recycling_is_due = recycling_due(spec)
-        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
+        #: Each with its deadline, and the number of the read that has completed it.
+        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float, int]] = deque()
+        self._reads = 0
         #: Whether no further connections are accepted.
         self._draining = False
         #: The streams behind requests, by the requests' ids.
@@ -128,6 +131,7 @@ class Worker:
             self._run(*self._waiting.popleft())
             self._count()
             self.flush()  # before the next begins: should that end this process, this answer is out
+        requests.read = 0
         self.flush()
 
     def _count(self) -> None:
@@ -180,9 +184,11 @@ class Worker:
 
     def _handle(self, data: bytes) -> None:
         now = monotonic()
+        self._reads += 1
         for event in self.session.receive(data):
             if isinstance(event, (RequestReceived, StreamedRequestReceived)):
-                self._waiting.append((event, math.inf if event.seconds is None else now + event.seconds))
+                deadline = math.inf if event.seconds is None else now + event.seconds
+                self._waiting.append((event, deadline, self._reads))
                 if isinstance(event, StreamedRequestReceived):
                     self._bodies[event.id] = Body()
             elif isinstance(event, DataReceived):
@@ -210,7 +216,8 @@ class Worker:
         except BlockingIOError:
             return False
 
-    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
+    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float, read: int) -> None:
+        requests.read = read
         started = monotonic()
         packet = request.packet
         sent, failed = 0, False
@@ -219,18 +226,19 @@ class Worker:
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
-                sent = exchange.sent
+                sent, took = exchange.sent, monotonic() - started
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
-                sent = len(answer.payload)
-                self.session.send_answer(request.id, answer, monotonic() - started)
+                sent, took = len(answer.payload), monotonic() - started
+                self.session.send_answer(request.id, answer, took)
         except UwsgiError as error:
-            failed = True
-            self._fail(request.id, error, monotonic() - started)
-        self._slots[0].count(monotonic() - started, failed, sent)
-        self._forget(request.id)
+            failed, took = True, monotonic() - started
+            self._fail(request.id, error, took)
+        self._slots[0].count(took, failed, sent)
+        if self._exchanges or self._bodies:  # as hardly ever
+            self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:
         """Return what answers a request.
@@ -242,13 +250,15 @@ class Worker:
         handler = self._handlers.get(packet.modifier1)
         if handler is None:
             raise UnknownModifier(f"no handler for modifier1 {packet.modifier1}")
+        if isinstance(handler, Handler) and handler.streams:
+            return handler.streams.get(packet.modifier2, handler)
         return handler
 
     def _open(self, exchange: Exchange) -> Exchange:
         """Note that a web request begins, and return it."""
         self._exchanges[exchange.id] = exchange
         if exchange.streamed:  # the front sends its body only now, so that it can recall the request
-            self.session.streams.grant(exchange.id, WINDOW)
+            self.session.streams.grant(exchange.id, STREAM_WINDOW)
         return exchange
 
     def _forget(self, request: int) -> None:
