@@ -36,7 +36,7 @@ from uwsgitwisted.spool.uwsgi.broken import BROKEN
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.spool.uwsgi.files import PREFIX
 from uwsgitwisted.wire.array import decode_array
-from uwsgitwisted.wire.bundle import MAX_BUNDLE, decode_bundle, decode_outcomes, encode_bundle
+from uwsgitwisted.wire.bundle import MAX_BUNDLE, change_failures, decode_bundle, decode_outcomes, encode_bundle
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
 from uwsgitwisted.wire.message import decode_answer
@@ -163,7 +163,9 @@ def bundle(data: bytes) -> int:
         outcomes = decode_outcomes(Packet(BUNDLE, modifier2, block))
         assert 0 < len(outcomes) <= MAX_BUNDLE
         assert all(isinstance(error, (UwsgiError, type(None))) for _, error in outcomes)
-    return 10 * len(block)
+        changed = change_failures(Packet(BUNDLE, modifier2, block), lambda _: encode_failure(UwsgiError("x")))
+        assert len(decode_outcomes(changed)) == len(outcomes)
+    return 20 * len(block)
 
 
 def terms(data: bytes) -> int:

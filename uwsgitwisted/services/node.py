@@ -122,7 +122,7 @@ class NodeService(ServerService):
         responders: dict[int, IResponder] = {}
         if node.handler:
             assert engine is not None
-            responders |= {**object_responders(engine), RPC: RpcResponder(engine)}
+            responders |= {**object_responders(engine, settings), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._access_log.write))

@@ -74,7 +74,7 @@ def make_renderer(
     if limit:
         pages = RenderResponder(engine, limit, arguments["result_age"], reload=arguments["reload"])
     responders: dict[int, IResponder] = {
-        **({MARSHAL: pages} if pages else object_responders(engine, idempotent=True)),
+        **({MARSHAL: pages} if pages else object_responders(engine, settings, idempotent=True)),
         RPC: RpcResponder(engine, idempotent=True),
     }
     if web:

@@ -22,6 +22,7 @@ from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
+from uwsgitwisted.responders.bundles import BundleResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
 from uwsgitwisted.responders.forward import ForwardResponder
@@ -281,18 +282,23 @@ _LAST_REQUESTS = 0.2
 _LAST_ANSWERS = 10.0
 
 
-def object_responders(engine: IEngine, *, idempotent: bool = False) -> dict[int, IResponder]:
+def object_responders(
+    engine: IEngine, settings: ServerSettings, *, idempotent: bool = False
+) -> dict[int, IResponder]:
     """Return the responders of objects, by modifier1.
 
     They take bundles only if the engine says how many workers it has. Otherwise it may have far more of them
     than there are bundles, or it is the reactor, where a handler may return a Deferred.
 
     :param engine: runs the handlers.
+    :param settings: those of the service.
     :param idempotent: whether every request may run again if its worker dies.
     """
-    responder = ForwardResponder(engine, idempotent=idempotent)
-    bundles = (BUNDLE,) if known_workers(engine.description) else ()
-    return dict.fromkeys((MARSHAL, *bundles), responder)
+    forward = ForwardResponder(engine, idempotent=idempotent)
+    responders: dict[int, IResponder] = {MARSHAL: forward}
+    if known_workers(engine.description):
+        responders[BUNDLE] = BundleResponder(forward, tracebacks=settings.tracebacks)
+    return responders
 
 
 def make_shared(

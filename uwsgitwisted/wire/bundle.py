@@ -6,7 +6,7 @@ has the outcomes of the first objects of its bundle; the server has not begun th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -93,13 +93,34 @@ def decode_outcomes(answer: Packet) -> list[Outcome]:
     :raises MalformedAnswer: if it is no such answer, has no outcome or more than ``MAX_BUNDLE``, or the sizes
         don't add up.
     """
+    return [_decode_outcome(kind, content) for kind, content in _contents(answer)]
+
+
+def change_failures(answer: Packet, change: Callable[[bytes], bytes]) -> Packet:
+    """Return the answer to a bundle with other failures.
+
+    :param change: makes the vars block of a failure from the one that is there.
+    :raises MalformedAnswer: as :func:`decode_outcomes`.
+    """
+    contents = list(_contents(answer))
+    if all(kind == _VALUE for kind, _ in contents):
+        return answer
+    return encode_outcomes(
+        answer,
+        (encode_value(each) if kind == _VALUE else encode_error(change(each)) for kind, each in contents),
+    )
+
+
+def _contents(answer: Packet) -> Iterator[tuple[int, bytes]]:
+    """Yield the kind and the content of each outcome."""
     modifier1, _, payload = answer
     if modifier1 != BUNDLE:
         raise MalformedAnswer(f"the answer to a bundle has modifier1 {modifier1}")
-    outcomes: list[Outcome] = []
+    count = 0
     position, end = 0, len(payload)
     while position < end:
-        if len(outcomes) == MAX_BUNDLE:
+        count += 1
+        if count > MAX_BUNDLE:
             raise MalformedAnswer(f"the answer to a bundle has more than {MAX_BUNDLE} outcomes")
         start = position + OUTCOME_HEAD
         if start > end:
@@ -108,10 +129,9 @@ def decode_outcomes(answer: Packet) -> list[Outcome]:
         position = start + size
         if position > end:
             raise MalformedAnswer("the answer to a bundle ends within an outcome")
-        outcomes.append(_decode_outcome(kind, payload[start:position]))
-    if not outcomes:
+        yield kind, payload[start:position]
+    if not count:
         raise MalformedAnswer("the answer to a bundle has no outcome")
-    return outcomes
 
 
 def _decode_outcome(kind: int, content: bytes) -> Outcome:

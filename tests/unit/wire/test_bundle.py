@@ -17,6 +17,7 @@ from uwsgitwisted.errors import (
 from uwsgitwisted.wire.bundle import (
     MAX_BUNDLE,
     MAX_BUNDLE_SIZE,
+    change_failures,
     decode_bundle,
     decode_outcomes,
     encode_bundle,
@@ -106,6 +107,14 @@ class TestAnswer:
             decode_outcomes(answer(*[encode_value(b"N")] * (MAX_BUNDLE + 1)))
         with pytest.raises(MalformedAnswer, match="no outcome"):
             decode_outcomes(answer())
+
+    def test_change_failures(self) -> None:
+        """Failures are replaced in their places; an answer without any stays as it is."""
+        value = encode_value(dumps(1))
+        whole = answer(value, value)
+        assert change_failures(whole, lambda _: b"") is whole
+        changed = change_failures(answer(value, encode_error(FAILURE), value), lambda block: block[:1] * 2)
+        assert changed == answer(value, encode_error(FAILURE[:1] * 2), value)
 
     def test_another_kind_of_answer(self) -> None:
         """An object is no answer to a bundle."""
