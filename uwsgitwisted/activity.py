@@ -38,7 +38,6 @@ _PEER = 64
 _RETIRED = _PEERS + _PEER * MAX_THREADS
 _SIZE = _RETIRED + 8
 
-_pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
 _unpack_id = struct.Struct("Q").unpack_from
 _pack_peer = struct.Struct(f"{_PEER}s").pack_into
@@ -128,7 +127,8 @@ class Slot:
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         self._memory = memory
-        self._time_at = 8 * number
+        # Setting its item takes half the time of a call of pack_into.
+        self._time = memoryview(memory)[8 * number : 8 * number + 8].cast("d")
         self._id_at = _IDS + 8 * number
         self._counts_at = _COUNTS + _COUNTS_SIZE * number
         # Plain numbers: this runs for every request, and a tuple of them would cost twice as much.
@@ -144,19 +144,19 @@ class Slot:
         if peer:
             _pack_peer(self._memory, self._peer_at, peer.encode())
         _pack_id(self._memory, self._id_at, request)
-        _pack_time(self._memory, self._time_at, monotonic())
+        self._time[0] = monotonic()
 
     def work(self) -> None:
         """Note that the thread has made progress."""
-        _pack_time(self._memory, self._time_at, monotonic())
+        self._time[0] = monotonic()
 
     def wait(self) -> None:
         """Note that the thread begins to wait for its peer."""
-        _pack_time(self._memory, self._time_at, -monotonic())
+        self._time[0] = -monotonic()
 
     def rest(self) -> None:
         """Note that the thread is idle."""
-        _pack_time(self._memory, self._time_at, 0.0)
+        self._time[0] = 0.0
 
     def count(self, took: float, failed: bool, sent: int) -> None:
         """Count a request.
@@ -168,7 +168,8 @@ class Slot:
         microseconds = int(took * 1_000_000)
         self._average = (self._average + microseconds) >> 1 if self._requests else microseconds
         self._requests += 1
-        self._failed += failed
+        if failed:
+            self._failed += 1
         self._running_time += microseconds
         self._sent += sent
         _pack_counts(

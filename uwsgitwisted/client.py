@@ -20,6 +20,7 @@ from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.endpoint import make_endpoint
 from uwsgitwisted.transport.client.node import Node
+from uwsgitwisted.transport.client.stream import AnswerStream
 from uwsgitwisted.wire.message import decoder, encode_request
 from uwsgitwisted.wire.packet import MARSHAL, PING, RPC, SPOOL
 from uwsgitwisted.wire.rpc import RPC_FRAMED, read_result
@@ -40,8 +41,10 @@ from uwsgitwisted.wire.tasks import (
     read_status,
     read_taken,
 )
-from uwsgitwisted.wire.terms import MAX_MESSAGE, Terms
+from uwsgitwisted.wire.terms import MAX_MESSAGE, STREAM_WINDOW, Terms
 from uwsgitwisted.wire.vars import VarsValue
+
+__all__ = ["AnswerStream", "Client"]
 
 
 class Client:
@@ -68,7 +71,7 @@ class Client:
     ) -> None:
         self._reactor = reactor
         self._decode = decoder(python2)
-        self._terms = Terms(max_message=max_message)
+        self._terms = Terms(max_message=max_message, window=STREAM_WINDOW)
         self._plain = {parse_address(address) for address in plain}
         self._nodes: dict[Address, Node] = {}
         # The same nodes by each spelling of their addresses, which saves parsing and comparing at each call.
@@ -104,6 +107,40 @@ class Client:
             check_timeout(timeout)
             packet = encode_request(modifier1, modifier2, message)
             return node.call(packet, timeout, address=address, idempotent=idempotent, decode=self._decode)
+        except UwsgiError as error:
+            error.address = error.address or address
+            return fail(error)
+
+    def stream(
+        self,
+        address: AddressLike,
+        modifier1: int,
+        modifier2: int,
+        message: object,
+        timeout: float = 30,
+        *,
+        idempotent: bool = False,
+    ) -> Deferred[AnswerStream]:
+        """Send *message*, and read the bytes of its answer as they arrive.
+
+            async with await client.stream(address, 173, 1, ("render", "page.html")) as page:
+                async for part in page:
+                    ...
+
+        Only our own nodes send an answer in parts: web requests (0), and a renderer's calls of modifiers 173
+        and 1. Any other answer comes whole, as one part.
+
+        :param modifier1: as for :meth:`send_message`, also the other parameters.
+        :param timeout: seconds until the answer begins, and then for each part, while the caller waits for it.
+        :param idempotent: as for :meth:`send_message`, until the answer has begun.
+        :return: fires when the answer has begun. Fails as :meth:`send_message` does; what happens later is
+            raised where the answer is read. Cancelling it cancels the request.
+        """
+        try:
+            node = self._find_node(address)
+            check_timeout(timeout)
+            packet = encode_request(modifier1, modifier2, message)
+            return node.stream(packet, timeout, address=address, idempotent=idempotent)
         except UwsgiError as error:
             error.address = error.address or address
             return fail(error)

@@ -39,7 +39,7 @@ class Stream:
     :param on_cancel: tells the producer that nobody wants the rest.
     """
 
-    __slots__ = ("_chunks", "_on_cancel", "_on_ready", "_on_taken", "_start", "ended", "error", "size")
+    __slots__ = ("_chunks", "_on_cancel", "_on_ready", "_on_taken", "_start", "ended", "error", "size", "took")
 
     def __init__(
         self, on_taken: Callable[[int], None] = lambda _: None, on_cancel: Callable[[], None] = lambda: None
@@ -56,6 +56,8 @@ class Stream:
         self.ended = False
         #: Why it ended early, if it did.
         self.error: Exception | None = None
+        #: At the end of an answer, how long its handler ran, in seconds; 0 if that is not known.
+        self.took = 0.0
 
     @property
     def finished(self) -> bool:
@@ -72,14 +74,16 @@ class Stream:
             self.size += len(data)
             self._on_ready()
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self, error: Exception | None = None, took: float = 0.0) -> None:
         """Write nothing more.
 
         :param error: why the stream is not complete, if it isn't.
+        :param took: how long the handler of an answer ran, in seconds.
         """
         if not self.ended:
             self.ended = True
             self.error = error
+            self.took = took
             self._on_ready()
 
     def on_ready(self, call: Callable[[], None]) -> None:

@@ -63,6 +63,8 @@ class _Driven:
     pending: bytes = b""
     #: How many more bytes each stream of the peer may have.
     allowed: dict[int, int] = field(default_factory=dict)
+    #: How many bytes of each were used, and not granted again.
+    used: dict[int, int] = field(default_factory=dict)
     kinds: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class _Driven:
         """See that no stream has more bytes than were granted."""
         if isinstance(event, (StreamedRequestReceived, StreamedAnswerReceived)):
             self.allowed[event.id] = self.session.ours.window
+            self.used[event.id] = 0
         elif isinstance(event, DataReceived):
             assert event.data, "a piece without a byte"
             self.allowed[event.id] -= len(event.data)
@@ -192,7 +195,8 @@ def _repeated(source: Source) -> int:
 
 def _feed(source: Source, driven: _Driven) -> None:
     """Have the peer send a frame, perhaps many times, perhaps in chunks or not to its end."""
-    data = source.choose(_STREAM_FRAMES if driven.session.ours.window else _FRAMES)(source, driven)
+    streams = driven.session.ours.window or driven.session.theirs.window
+    data = source.choose(_STREAM_FRAMES if streams else _FRAMES)(source, driven)
     data *= min(_repeated(source), _FED // max(1, len(data)) + 1)
     data = driven.pending + data[:_FED]
     kept = source.byte() % 8
@@ -285,13 +289,23 @@ def _grant(source: Source, driven: _Driven) -> None:
     driven.queued += 64
 
 
+def _use(source: Source, driven: _Driven) -> None:
+    """Use bytes of a stream of the peer; some of them are granted again at times."""
+    request, size = source.byte() % 8, min(source.choose(_SIZES), 1 << 20)
+    driven.used[request] = driven.used.get(request, 0) + size
+    if driven.session.streams.use(request, size):
+        driven.allowed[request] += driven.used[request]
+        driven.used[request] = 0
+        driven.queued += 64
+
+
 def _forget(source: Source, driven: _Driven) -> None:
     driven.session.streams.forget(source.byte() % 8)
 
 
 _Steps = tuple[Callable[[Source, _Driven], None], ...]
 _STEPS: _Steps = (_feed, _feed, _send, _send_error, _send_short, _write)
-_STREAM_STEPS: _Steps = (*_STEPS, _feed, _send_stream, _send_data, _end_stream, _grant, _forget)
+_STREAM_STEPS: _Steps = (*_STEPS, _feed, _send_stream, _send_data, _end_stream, _grant, _use, _forget)
 
 
 def streaming_peer(data: bytes) -> int:
@@ -442,7 +456,8 @@ class _Conversation:
         flow = self.flows[sender][request]
         size = min(flow.used, max(1, most))
         flow.used -= size
-        self._receiver(sender).streams.grant(request, size)
+        streams = self._receiver(sender).streams
+        (streams.use if request % 2 else streams.grant)(request, size)
 
     def _receiver(self, sender: Session) -> Session:
         return self.server if sender is self.client else self.client

@@ -365,11 +365,12 @@ class RawSession:
 
     :param service: whom to ask for it.
     :param receive_buffer: how much the kernel holds of what isn't read, in bytes.
+    :param window: how many bytes of a stream it accepts ahead; 0 for no streams.
     """
 
-    def __init__(self, service: Service, receive_buffer: int | None = None) -> None:
+    def __init__(self, service: Service, receive_buffer: int | None = None, window: int = 0) -> None:
         self.connection = service.connect(receive_buffer)
-        ours = Terms(max_message=1 << 30)
+        ours = Terms(max_message=1 << 30, window=window)
         self.connection.sendall(encode_packet(Packet(PING, 0, ours.encode())))
         self.granted = self._read_terms()
         self.session = Session(Role.CLIENT, ours, Terms(max_message=1 << 30))

@@ -221,7 +221,7 @@ def bounded(shared: Launcher, templates: Path) -> Service:
         "\n{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
     )
     (templates / "hungry.html").write_text(
-        "<% eaten = [] %>\n% while True:\n<% eaten.append('x' * 10**6 + str(1)) %>\\\n% endwhile"
+        "<% eaten = [] %>\n% while True:\n<% eaten.append(bytearray(10**8)) %>\\\n% endwhile"
     )
     (templates / "endless.html").write_text("\n% while True:\ntext\n% endwhile")
     options = ("--timeout", "1", "--max-memory", "200M", "--max-output", "1M", "--result-cache", "1M")

@@ -13,7 +13,7 @@ from typing_extensions import assert_type
 from uwsgitwisted import Cluster, __version__, blocking
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address
 from uwsgitwisted.blocking.tasks import manage
-from uwsgitwisted.client import Client
+from uwsgitwisted.client import AnswerStream, Client
 from uwsgitwisted.errors import (
     FanOutError,
     MessageTooLarge,
@@ -70,6 +70,27 @@ def blocking_calls() -> None:
     assert_type(blocking.send_multi_uwsgi_message([("10.0.0.5:3033", 1)], 33, 17), tuple[object, ...])
     addressed = [(address, [0, 3000]) for address in NODES]
     assert_type(blocking.send_multi_uwsgi_message(addressed, 33, 17), tuple[object, ...])
+
+
+def blocking_stream() -> None:
+    """An answer that is read as it arrives is an iterator, and closes itself."""
+    with blocking.stream(NODES[0], 173, 1, ("render", "page.html"), timeout=5) as answer:
+        assert_type(answer.modifier1, int)
+        assert_type(answer.read(), bytes)
+        for part in answer:
+            assert_type(part, bytes)
+    answer.close()
+
+
+async def deferred_stream(client: Client) -> None:
+    """So is one with Deferreds."""
+    starting = client.stream(("10.0.0.5", 3033), 0, 0, {"PATH_INFO": "/"}, timeout=5, idempotent=True)
+    assert_type(starting, Deferred[AnswerStream])
+    async with await starting as answer:
+        assert_type(answer.read(), Deferred[bytes])
+        async for part in answer:
+            assert_type(part, bytes)
+    answer.cancel()
 
 
 def blocking_cluster() -> None:

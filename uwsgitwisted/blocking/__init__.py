@@ -24,6 +24,7 @@ from uwsgitwisted.blocking.calls import (
     send_multi_uwsgi_message,
     send_uwsgi_message,
     spool,
+    stream,
 )
 from uwsgitwisted.blocking.tasks import cancel, enqueue, enqueue_many, status, wait
 from uwsgitwisted.wire.tasks import TaskStatus
@@ -48,6 +49,7 @@ __all__ = [
     "send_uwsgi_message",
     "spool",
     "status",
+    "stream",
     "wait",
 ]
 

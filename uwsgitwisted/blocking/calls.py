@@ -10,9 +10,9 @@ from typing import NamedTuple
 from uwsgitwisted.address import Address, AddressLike, FanOutNode, parse_address, split_nodes
 from uwsgitwisted.blocking import sessions
 from uwsgitwisted.blocking.sessions import call, call_fast
-from uwsgitwisted.blocking.sockets import Deadline, Steps, converse, describe, drive, run
+from uwsgitwisted.blocking.sockets import Deadline, Steps, converse, drive, explained, run
+from uwsgitwisted.blocking.streams import AnswerStream, begin
 from uwsgitwisted.errors import (
-    ConnectionBroken,
     FanOutError,
     MisuseError,
     ProtocolError,
@@ -79,8 +79,35 @@ def send_message(
     try:
         answer = call_fast(place, packet, _deadline(timeout))
     except (UwsgiError, OSError) as error:
-        raise _explained(error, address) from error.__cause__
+        raise explained(error, address) from error.__cause__
     return _decoded(answer, modifier1, python2)
+
+
+def stream(
+    address: AddressLike, modifier1: int, modifier2: int, message: object, timeout: float = 30
+) -> AnswerStream:
+    """Send *message*, and read the bytes of its answer as they arrive.
+
+        with stream("10.0.0.5:3033", 173, 1, ("render", "page.html")) as page:
+            for part in page:
+                ...
+
+    Only our own nodes send an answer in parts: web requests (0), and a renderer's calls of modifiers 173 and 1.
+    Any other answer comes whole, as one part.
+
+    :param address: as for :func:`send_message`, also the other parameters.
+    :param timeout: seconds until the answer begins, and then for each part.
+    :return: the answer, which has begun; what happens later is raised where it is read.
+    :raises UwsgiError: as :func:`send_uwsgi_message` does.
+    """
+    refuse_in_reactor()
+    place = parse_address(address)
+    packet = _encode(address, modifier1, modifier2, message)
+    try:
+        first, session = drive(begin(place, packet, _deadline(timeout)))
+    except (UwsgiError, OSError) as error:
+        raise explained(error, address) from error.__cause__
+    return AnswerStream(first, session, timeout, address)
 
 
 def send_multi_uwsgi_message(
@@ -268,24 +295,12 @@ def _decoded(answer: object, modifier1: int, python2: str) -> object:
     return to_text(answer, python2) if python2 and modifier1 == MARSHAL else answer
 
 
-def _explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
-    """Turn *error* into a :class:`UwsgiError` that has the address."""
-    if isinstance(error, UwsgiError):
-        if error.address is None:
-            error.address = address
-        return error
-    # It broke after the connection was made, and the request may have run.
-    explained = ConnectionBroken(describe(error), address=address)
-    explained.__cause__ = error
-    return explained
-
-
 def _with_address(steps: Steps[object], address: AddressLike) -> Steps[object]:
     """Run *steps*, and add the address to the errors that they raise."""
     try:
         return (yield from steps)
     except (UwsgiError, OSError) as error:
-        raise _explained(error, address) from None
+        raise explained(error, address) from None
 
 
 def _deadline(timeout: float) -> Deadline:

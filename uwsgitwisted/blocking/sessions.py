@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Container
 from typing import NamedTuple
 
 from uwsgitwisted.address import Address
@@ -69,11 +70,20 @@ class CachedSession:
     :param sock: a non-blocking socket.
     :param theirs: the peer's terms.
     :param rest: the bytes that came after the grant.
+    :param ours: our terms.
+    :param awaited: the ids of the requests whose streamed answers are accepted; None for all.
     """
 
-    def __init__(self, sock: socket.socket, theirs: Terms, rest: bytes) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        theirs: Terms,
+        rest: bytes,
+        ours: Terms = TERMS,
+        awaited: Container[int] | None = None,
+    ) -> None:
         self._sock = sock
-        self._session = Session(Role.CLIENT, TERMS, theirs)
+        self._session = Session(Role.CLIENT, ours, theirs, awaited=awaited)
         self._ids = itertools.count(1)
         self._used = 0.0
         #: Whether the peer has sent its shutdown notice and accepts no further request.
@@ -345,9 +355,10 @@ class Granted(NamedTuple):
     rest: bytes
 
 
-def negotiate(address: Address, deadline: Deadline) -> Steps[Granted | None]:
+def negotiate(address: Address, deadline: Deadline, ours: Terms = TERMS) -> Steps[Granted | None]:
     """Connect and offer a session; return None if the peer grants none, or is known to.
 
+    :param ours: our terms.
     :raises UwsgiError: if that fails.
     :raises OSError: if a system call fails.
     """
@@ -357,7 +368,7 @@ def negotiate(address: Address, deadline: Deadline) -> Steps[Granted | None]:
     timeout = 2 * KEEPALIVE if hangs_if_silent else OFFER_TIMEOUT
     sock = yield from connect(address, deadline)
     try:
-        packet, rest = yield from _send_offer(sock, deadline.at_most(timeout))
+        packet, rest = yield from _send_offer(sock, ours, deadline.at_most(timeout))
         theirs = decode_grant(packet) if packet is not None else None
         if theirs is not None:
             return Granted(sock, theirs, rest)
@@ -380,11 +391,11 @@ def remember_ours(address: Address) -> None:
     _ours_until[address] = time.monotonic() + PLAIN_FOR
 
 
-def _send_offer(sock: socket.socket, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
+def _send_offer(sock: socket.socket, ours: Terms, deadline: Deadline) -> Steps[tuple[Packet | None, bytes]]:
     """Offer a session; return the peer's first packet, or None, and the bytes after it."""
     decoder = PacketDecoder(count=1)
     try:
-        yield from send(sock, encode_offer(TERMS), deadline)
+        yield from send(sock, encode_offer(ours), deadline)
         while True:
             data = yield from receive(sock, deadline)
             packets = decoder.receive(data)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from uwsgitwisted.address import Address, parse_address
+from uwsgitwisted.address import Address, AddressLike, parse_address
 from uwsgitwisted.errors import (
     ConnectionBroken,
     ConnectionFailed,
@@ -230,6 +230,18 @@ def receive(sock: socket.socket, deadline: Deadline, *, more: bool = False) -> S
 def describe(error: OSError) -> str:
     """Return the system's text for *error*."""
     return error.strerror or str(error)
+
+
+def explained(error: UwsgiError | OSError, address: AddressLike) -> UwsgiError:
+    """Turn *error* into a :class:`UwsgiError` that has the address."""
+    if isinstance(error, UwsgiError):
+        if error.address is None:
+            error.address = address
+        return error
+    # It broke after the connection was made, and the request may have run.
+    broken = ConnectionBroken(describe(error), address=address)
+    broken.__cause__ = error
+    return broken
 
 
 def _connect_address(address: Address) -> Address:

@@ -182,5 +182,5 @@ ARGUMENTS = {
     "unordered": _flag("--unordered", "write for a uWSGI without spooler-ordered, which ignores priorities"),
     "json": _flag("--json", "print lines of JSON"),
     "timeout": _timeout(30.0, "how long to wait for a running spooler"),
-    "render-timeout": _timeout(30.0, "how long to wait for the page"),
+    "render-timeout": _timeout(30.0, "how long to wait for the page to begin, and then for each part of it"),
 }

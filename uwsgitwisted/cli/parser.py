@@ -51,8 +51,8 @@ _QUEUE_EXAMPLES = """examples:
 Only a spooler's own machine, and the networks in its option --manage, may
 manage its queue."""
 
-_RENDER = """Renders a template on a renderer, and prints the page; or checks or lists the
-templates of a directory.
+_RENDER = """Renders a template on a renderer, and prints the page as it comes; or checks or
+lists the templates of a directory.
 
 The variables are KEY=VALUE, all texts, or a JSON object on the standard input.
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from uwsgitwisted.blocking import send_message
+from uwsgitwisted.blocking import stream
 from uwsgitwisted.cli.words import printable
-from uwsgitwisted.errors import MisuseError, ProtocolError, UwsgiError
-from uwsgitwisted.wire.packet import MARSHAL
+from uwsgitwisted.errors import MisuseError, UwsgiError
+from uwsgitwisted.wire.packet import RPC
+from uwsgitwisted.wire.rpc import RPC_RAW
 
 if TYPE_CHECKING:
     from uwsgitwisted.worker.templates.renderer import Renderer
 
-_MODIFIER2 = 0
+#: The most bytes of an argument. JSON as we write it is ASCII.
+_LONGEST = 0xFFFF
 
 
 def render(options: Namespace) -> int:
@@ -29,14 +31,18 @@ def render(options: Namespace) -> int:
     if not options.address or not options.template:
         raise MisuseError("name the renderer's address and a template, or use --check or --list")
     variables = dict(_pair(text) for text in options.variables) or _given()
-    page = send_message(options.address, MARSHAL, _MODIFIER2, (options.template, variables), options.timeout)
-    if isinstance(page, str):
-        page = page.encode("utf-8", "surrogatepass")
-    if not isinstance(page, bytes):
-        raise ProtocolError("the answer is no page; is this a renderer?", address=options.address)
-    sys.stdout.buffer.write(page)
-    sys.stdout.buffer.flush()
+    arguments = _arguments(options.template, variables)
+    with stream(options.address, RPC, RPC_RAW, arguments, options.timeout) as page:
+        for part in page:
+            sys.stdout.buffer.write(part)
+            sys.stdout.buffer.flush()
     return 0
+
+
+def _arguments(template: str, variables: Mapping[str, object]) -> list[str]:
+    """Return the call of a renderer's function: long JSON takes several arguments."""
+    text = json.dumps(variables) if variables else ""
+    return ["render", template, *(text[start : start + _LONGEST] for start in range(0, len(text), _LONGEST))]
 
 
 def _pair(text: str) -> tuple[str, str]:

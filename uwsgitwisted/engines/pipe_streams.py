@@ -6,13 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 from uwsgitwisted.stream import Stream
+from uwsgitwisted.transport.answers import AnswerStreams
 from uwsgitwisted.wire.frame import NEXT_PIECE
 from uwsgitwisted.wire.session import Session
-
-#: How many bytes of an answer the front accepts before they have gone to the caller.
-WINDOW = 256 * 1024
-#: A window is granted again in parts of this size.
-_GRANT = WINDOW // 4
 
 
 class PipeStreams:
@@ -30,13 +26,8 @@ class PipeStreams:
         self._bodies: dict[int, Stream] = {}
         #: The requests with bodies that the worker has begun.
         self._begun: set[int] = set()
-        self._answers: dict[int, Stream] = {}
-        #: How many bytes of each answer were taken, and not granted again.
-        self._taken: dict[int, int] = {}
-
-    def __bool__(self) -> bool:
-        """Whether there is a stream."""
-        return bool(self._bodies or self._answers)
+        #: The answers that have begun.
+        self.answers = AnswerStreams(session, flush, self.cancel)
 
     @property
     def uploading(self) -> int:
@@ -47,9 +38,8 @@ class PipeStreams:
     def waits_for_peer(self) -> bool:
         """Whether a worker may be waiting for a peer: to send more of a body, or to read more of an answer."""
         bodies = self._bodies
-        return any(not bodies[request].size and not bodies[request].ended for request in self._begun) or any(
-            answer.size for answer in self._answers.values()
-        )
+        starved = any(not bodies[request].size and not bodies[request].ended for request in self._begun)
+        return starved or self.answers.waiting
 
     def add_body(self, request: int, body: Stream) -> None:
         """Send a body to the worker when that has begun the request, which it shows by a first grant."""
@@ -85,51 +75,26 @@ class PipeStreams:
             self._on_body_sent()
         self._flush()
 
-    def begin_answer(self, request: int) -> Stream:
-        """Return the stream of an answer that has begun."""
-        self._taken[request] = 0
-        answer = Stream(partial(self._on_taken, request), partial(self.cancel, request))
-        self._answers[request] = answer
-        return answer
-
-    def _on_taken(self, request: int, size: int) -> None:
-        taken = self._taken.get(request)
-        if taken is None:  # it has ended
-            return
-        taken += size
-        if taken >= _GRANT:
-            self._session.streams.grant(request, taken)
-            taken = 0
-            self._flush()
-        self._taken[request] = taken
-
     def cancel(self, request: int) -> None:
         """Tell the worker that nobody waits for an answer that has begun. It confirms that with an error."""
         self._session.send_cancel(request)
         self._flush()
 
-    def receive(self, request: int, data: bytes) -> None:
-        """Pass on bytes of an answer."""
-        answer = self._answers.get(request)
-        if answer is not None:
-            answer.write(data)
-
-    def end(self, request: int, error: Exception | None = None) -> None:
+    def end(self, request: int, error: Exception | None = None, took: float = 0.0) -> None:
         """End the streams of a request that is answered.
 
         :param error: why its answer isn't complete, if it isn't.
+        :param took: how long the handler ran, in seconds.
         """
         body = self._bodies.pop(request, None)
         if body is not None:
             self._begun.discard(request)
             body.cancel()
-        self._session.streams.forget(request)
-        self._taken.pop(request, None)
-        answer = self._answers.pop(request, None)
-        if answer is not None:
-            answer.end(error)
+            self._session.streams.forget(request)
+        self.answers.end(request, error, took)
 
     def end_all(self, error: Exception) -> None:
         """End all streams with *error*: the worker has died."""
-        for request in {*self._bodies, *self._answers}:
+        for request in list(self._bodies):
             self.end(request, error)
+        self.answers.end_all(error)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
-from uwsgitwisted.errors import Busy
 from uwsgitwisted.turns import Turns
 
 
@@ -29,8 +28,10 @@ class WaitingRequests:
         self._pinned: dict[int, Turns[Job]] = {}
         self._had_pinned: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._arrived) + len(self._uploads)
+    @property
+    def length(self) -> int:
+        """How many requests wait that any worker may run."""
+        return self._arrived.length + self._uploads.length
 
     @property
     def pinned(self) -> bool:
@@ -40,10 +41,6 @@ class WaitingRequests:
     def _queue_of(self, job: Job) -> FairQueue:
         return self._uploads if job.arriving else self._arrived
 
-    def refusal(self, peer: Peer, *, upload: bool) -> Busy | None:
-        """Return why *peer* may not queue another request, or None if it may."""
-        return (self._uploads if upload else self._arrived).refusal(peer)
-
     def pop_pinned(self, worker_id: int) -> Job | None:
         """Remove and return the next job that only this worker may run, or None if there is none.
 
@@ -52,7 +49,7 @@ class WaitingRequests:
         jobs = self._pinned.get(worker_id)
         if jobs is None:
             return None
-        if worker_id in self._had_pinned and len(self):
+        if worker_id in self._had_pinned and self.length:
             self._had_pinned.discard(worker_id)
             return None
         self._had_pinned.add(worker_id)
@@ -61,28 +58,33 @@ class WaitingRequests:
         return job
 
     def _drop_empty(self, job: Job) -> None:
-        if not len(self._pinned[job.worker_id]):
+        if not self._pinned[job.worker_id].length:
             del self._pinned[job.worker_id]
 
-    def append(self, job: Job) -> bool:
-        """Add *job*; return whether it is the only one of its kind, so that it may be able to run."""
+    def append(self, job: Job, peer: Peer) -> bool:
+        """Add a job of *peer*; return whether it is the only one of its kind, so that it may be able to run.
+
+        :raises Busy: if *peer* may not queue another request.
+        """
+        queue = self._arrived if job.body is None else self._queue_of(job)
+        if queue.length >= queue.harmless and (refusal := queue.refusal(peer)) is not None:
+            raise refusal
         if job.worker_id:
             self._pinned.setdefault(job.worker_id, Turns()).append(job)
             return True
-        queue = self._queue_of(job)
         queue.append(job)
-        return len(queue) == 1
+        return queue.length == 1
 
     def pop(self, may_upload: Callable[[], bool]) -> Job | None:
         """Remove and return the next job that may run, or None if there is none.
 
         :param may_upload: whether another upload may run.
         """
-        if self._uploads and (self._upload_next or not self._arrived) and may_upload():
+        if self._uploads.length and (self._upload_next or not self._arrived.length) and may_upload():
             self._upload_next = False
             return self._uploads.pop()
         self._upload_next = True
-        return self._arrived.pop() if self._arrived else None
+        return self._arrived.pop() if self._arrived.length else None
 
     def discard(self, job: Job) -> bool:
         """Remove *job*; return whether it was waiting."""

@@ -21,12 +21,11 @@ from twisted.python.failure import Failure
 from uwsgitwisted.activity import Activity, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
-from uwsgitwisted.engines.pipe_streams import WINDOW
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import read_more_at_once
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
 from uwsgitwisted.worker.spec import ACTIVITY_FD, SOCKET_FD, TOKENS_FD, WorkerSpec
 
 #: A worker's output is logged by lines; a longer line is split into pieces of this size.
@@ -83,7 +82,9 @@ class WorkerProcess(ProcessProtocol):
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
-        self._pipe: Pipe | None = None
+        #: The pipe to it, as soon as it is ready.
+        self.pipe: Pipe
+        self._is_ready = False
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
         self._memory: Activity | None = None
@@ -131,7 +132,7 @@ class WorkerProcess(ProcessProtocol):
         os.close(further[ACTIVITY_FD])
         theirs.close()
         nothing.close()
-        terms = Terms(max_message=spec.max_message, node=node, window=WINDOW)
+        terms = Terms(max_message=spec.max_message, node=node, window=STREAM_WINDOW)
         protocol = NegotiationProtocol(
             terms,
             lambda transport, worker: Pipe(
@@ -149,7 +150,8 @@ class WorkerProcess(ProcessProtocol):
 
     def _on_negotiated(self, pipe: Pipe | None) -> None:
         if pipe is not None:
-            self._pipe = pipe
+            self.pipe = pipe
+            self._is_ready = True
             self.ready.callback(self)
 
     def _on_pipe_lost(self) -> None:
@@ -211,27 +213,21 @@ class WorkerProcess(ProcessProtocol):
         return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
-    def pipe(self) -> Pipe:
-        """The pipe to a worker that is ready."""
-        assert self._pipe is not None, "not ready"
-        return self._pipe
-
-    @property
     def capacity(self) -> int:
-        """How many more requests it can be assigned."""
-        return 0 if self.retired or self._pipe is None else self._pipe.capacity
+        """How many more requests it can be assigned when it is ready."""
+        return 0 if self.retired else self.pipe.capacity
 
     def retire(self) -> None:
         """Assign it nothing more, and end it when its last request is answered."""
         self.retired = True
         if self._memory is not None:
             self._memory.retire()
-        if self._pipe is None:
+        if not self._is_ready:
             self.kill()
-        elif not self._pipe.in_flight:
-            self._pipe.close()
+        elif not self.pipe.in_flight:
+            self.pipe.close()
         else:
-            self._pipe.stop_accepting()  # it may have threads that are free
+            self.pipe.stop_accepting()  # it may have threads that are free
 
     def on_progress(self) -> None:
         """Close the pipe of a retired worker that has finished, and call the owner."""
@@ -285,8 +281,8 @@ class WorkerProcess(ProcessProtocol):
             self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
-        if self._pipe is not None:
-            started, unstarted = self._pipe.take_unfinished()
+        if self._is_ready:
+            started, unstarted = self.pipe.take_unfinished()
         else:
             self._connection.abortConnection()
         self._tokens.close()

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from uwsgitwisted.interfaces import IProcessReactor, IResponder
-from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.pages import PageResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
-from uwsgitwisted.services.server import ServerService, check_handlers
+from uwsgitwisted.services.server import ServerService, check_handlers, object_responders
 from uwsgitwisted.services.settings import ServerSettings
-from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
+from uwsgitwisted.wire.packet import RPC, WSGI
 from uwsgitwisted.worker.spec import Loader
 
 #: How much memory a worker may allocate, in bytes, unless something else is said: a template that loops for
@@ -39,7 +38,7 @@ def make_renderer(
     check_handlers(spec)
     engine = settings.make_engine(reactor, replace(spec, traces=True))
     responders: dict[int, IResponder] = {
-        MARSHAL: ForwardResponder(engine, idempotent=True),
+        **object_responders(engine, idempotent=True),
         RPC: RpcResponder(engine, idempotent=True),
     }
     if web:

@@ -24,6 +24,7 @@ from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
+from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.ping import PingResponder
 from uwsgitwisted.services.descriptors import share_descriptors
 from uwsgitwisted.services.exit import exit_with_failure
@@ -37,7 +38,8 @@ from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.wire.packet import ECHO, PING, SIGNAL
+from uwsgitwisted.wire.bundle import MAX_BUNDLE
+from uwsgitwisted.wire.packet import BUNDLE, ECHO, MARSHAL, PING, SIGNAL
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import WorkerSpec
 
@@ -88,7 +90,10 @@ class ServerService(Service):
             reactor,  # type: ignore[arg-type]
             self._stats.watch(dispatcher.respond),
             terms=Terms(
-                max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
+                max_message=settings.max_message,
+                node=settings.node,
+                workers=known_workers(engine.description),
+                bundle=MAX_BUNDLE if BUNDLE in responders else 0,
             ),
             limits=self._fit_limits(settings.limits),
             networks=settings.networks,
@@ -272,6 +277,20 @@ _LARGEST_RESERVE = 2
 _LAST_REQUESTS = 0.2
 #: Seconds that peers get to read their last answers.
 _LAST_ANSWERS = 10.0
+
+
+def object_responders(engine: IEngine, *, idempotent: bool = False) -> dict[int, IResponder]:
+    """Return the responders of objects, by modifier1.
+
+    They take bundles only if the engine says how many workers it has. Otherwise it may have far more of them
+    than there are bundles, or it is the reactor, where a handler may return a Deferred.
+
+    :param engine: runs the handlers.
+    :param idempotent: whether every request may run again if its worker dies.
+    """
+    responder = ForwardResponder(engine, idempotent=idempotent)
+    bundles = (BUNDLE,) if known_workers(engine.description) else ()
+    return dict.fromkeys((MARSHAL, *bundles), responder)
 
 
 def make_shared(

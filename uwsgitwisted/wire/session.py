@@ -158,8 +158,8 @@ class Session:
             }
         else:
             self._readers |= {ANSWER: self._read_begin, ERROR: self._read_begin}
+        self._readers |= self.streams.readers
         if ours.window:
-            self._readers |= self.streams.readers
             self._readers[STREAMED_REQUEST if role is Role.SERVER else STREAMED_ANSWER] = self._read_streamed
 
     # Receiving
@@ -407,7 +407,8 @@ class Session:
         self._send(kind, request, packet, time)
 
     def send_error(self, request: int, failure: bytes, took: float = 0.0) -> None:
-        """Answer a request with a failure, encoded by :mod:`~uwsgitwisted.wire.failure`."""
+        """Answer a request with a failure, encoded by :mod:`~uwsgitwisted.wire.failure`; end its streams."""
+        self.streams.forget(request)
         self._send(ERROR, request, Packet(0, 0, failure), min(int(took * 1_000_000), _MAX_TIME))
 
     def send_cancel(self, request: int) -> None:

@@ -16,6 +16,8 @@ from uwsgitwisted.wire.packet import SESSION
 
 #: A window is a u32.
 _MAX_WINDOW = 0xFFFFFFFF
+#: A window is granted again in so many parts, so that a sender need not wait for the next grant.
+_PARTS = 4
 
 
 class Streams:
@@ -32,14 +34,16 @@ class Streams:
         self._add_frame = add_frame
         #: How many more bytes the peer may send.
         self._granted: dict[int, int] = {}
+        #: How many bytes were used, and not granted again.
+        self._used: dict[int, int] = {}
         #: How many more bytes this side may send.
         self._credit: dict[int, int] = {}
-        #: What reads the frames of streams, by their kinds.
-        self.readers: dict[int, Callable[[bytes, int], DataReceived | EndReceived | WindowGranted | None]] = {
-            DATA: self._read_data,
-            END: self._read_end,
-            WINDOW: self._read_window,
-        }
+        #: What reads the frames of streams, by their kinds: of those that this side receives, and sends.
+        self.readers: dict[int, Callable[[bytes, int], DataReceived | EndReceived | WindowGranted | None]] = {}
+        if ours:
+            self.readers |= {DATA: self._read_data, END: self._read_end}
+        if theirs:
+            self.readers[WINDOW] = self._read_window
 
     # Receiving
 
@@ -51,6 +55,21 @@ class Streams:
         if request in self._granted:
             raise MalformedPacket(f"the stream of {request} begins twice")
         self._granted[request] = self._ours
+        self._used[request] = 0
+
+    def use(self, request: int, size: int) -> bool:
+        """Note that *size* received bytes of a stream were used; grant them again, some at a time.
+
+        :return: whether a grant was queued.
+        """
+        if request not in self._used:  # it has ended
+            return False
+        used = self._used[request] + size
+        due = _PARTS * used >= self._ours
+        if due:
+            self.grant(request, used)
+        self._used[request] = 0 if due else used
+        return due
 
     def grant(self, request: int, size: int) -> None:
         """Let the peer send *size* more bytes of a stream, if it hasn't ended."""
@@ -73,6 +92,7 @@ class Streams:
 
     def _read_end(self, payload: bytes, _: int) -> EndReceived | None:
         request, time = _pair_of(payload)
+        self._used.pop(request, None)
         if self._granted.pop(request, None) is None:
             return None
         return EndReceived(request, time / 1_000_000)
@@ -132,6 +152,7 @@ class Streams:
         """Forget the streams of a request that is answered or cancelled."""
         if self._granted or self._credit:
             self._granted.pop(request, None)
+            self._used.pop(request, None)
             self._credit.pop(request, None)
 
     def _add_pair(self, kind: int, request: int, number: int) -> None:

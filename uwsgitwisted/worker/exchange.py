@@ -16,11 +16,10 @@ from typing import Protocol
 from uwsgitwisted.wire.frame import DATA, FIRST_PIECE, ID, NEXT_PIECE, SHORT_FRAME
 from uwsgitwisted.wire.packet import SESSION, Packet
 from uwsgitwisted.wire.session import Session
+from uwsgitwisted.wire.terms import STREAM_WINDOW
 
-#: How many bytes of a body the worker accepts before the handler has read them.
-WINDOW = 256 * 1024
 #: A window is granted again in parts of this size.
-_GRANT = WINDOW // 4
+_GRANT = STREAM_WINDOW // 4
 
 
 class ClientGone(BrokenPipeError):

@@ -27,11 +27,11 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
-from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
-from uwsgitwisted.worker.exchange import WINDOW, Body, Exchange
+from uwsgitwisted.worker.exchange import Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
-from uwsgitwisted.worker.recycling import recycling_due
+from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
@@ -144,15 +144,7 @@ class Worker:
         :param peer: whose request it was.
         """
         self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
-        self._retire_without_memory(error)
-
-    def _retire_without_memory(self, error: UwsgiError) -> None:
-        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MemoryError):
-            cause = cause.__cause__
-        if cause is not None and self._left > 0:
-            self._left = 1
+        ran_out_of_memory(error)
 
     def negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
@@ -227,18 +219,19 @@ class Worker:
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
-                sent = exchange.sent
+                sent, took = exchange.sent, monotonic() - started
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
-                sent = len(answer.payload)
-                self.session.send_answer(request.id, answer, monotonic() - started)
+                sent, took = len(answer.payload), monotonic() - started
+                self.session.send_answer(request.id, answer, took)
         except UwsgiError as error:
-            failed = True
-            self._fail(request.id, error, monotonic() - started)
-        self._slots[0].count(monotonic() - started, failed, sent)
-        self._forget(request.id)
+            failed, took = True, monotonic() - started
+            self._fail(request.id, error, took)
+        self._slots[0].count(took, failed, sent)
+        if self._exchanges or self._bodies:  # as hardly ever
+            self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:
         """Return what answers a request.
@@ -250,13 +243,15 @@ class Worker:
         handler = self._handlers.get(packet.modifier1)
         if handler is None:
             raise UnknownModifier(f"no handler for modifier1 {packet.modifier1}")
+        if isinstance(handler, Handler) and handler.streams:
+            return handler.streams.get(packet.modifier2, handler)
         return handler
 
     def _open(self, exchange: Exchange) -> Exchange:
         """Note that a web request begins, and return it."""
         self._exchanges[exchange.id] = exchange
         if exchange.streamed:  # the front sends its body only now, so that it can recall the request
-            self.session.streams.grant(exchange.id, WINDOW)
+            self.session.streams.grant(exchange.id, STREAM_WINDOW)
         return exchange
 
     def _forget(self, request: int) -> None:
@@ -268,7 +263,7 @@ class Worker:
     def _fail(self, request: int, error: UwsgiError, took: float) -> None:
         """Answer a request with an error."""
         self.session.send_error(request, encode_failure(error), took)
-        self._retire_without_memory(error)
+        ran_out_of_memory(error)
 
     def flush(self) -> None:
         """Write the queued frames."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.attacks.hostile import connections, floods, http, queues, web
+from tests.attacks.hostile import connections, floods, http, queues, streams, web
 from tests.attacks.hostile.connections import Behaviour
 
 _ALL = ("node", "renderer", "spooler")
@@ -69,6 +69,10 @@ BEHAVIOURS: dict[str, Entry] = {
     "cut web bodies": Entry(web.cut_bodies, _WEB),
     "unread web pages": Entry(web.unread_pages, _NODE),
     "left web pages": Entry(web.left_pages, _NODE),
+    "untaken streams": Entry(streams.untaken, _NODE),
+    "trickled streams": Entry(streams.trickled, _NODE),
+    "overgranted streams": Entry(streams.overgranted, _NODE),
+    "cancelled streams": Entry(streams.cancelled, _NODE),
     "slow HTTP heads": Entry(http.slow_heads, _ROUTER),
     "slow HTTP bodies": Entry(http.slow_bodies, _ROUTER),
     "endless HTTP chunks": Entry(http.endless_chunks, _ROUTER),

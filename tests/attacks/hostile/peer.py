@@ -58,11 +58,16 @@ class Peer:
             raise
         return connection
 
-    def session(self, receive_buffer: int | None = None) -> socket.socket:
-        """Return a connection on which a session was granted."""
+    def session(self, receive_buffer: int | None = None, window: int = 0) -> socket.socket:
+        """Return a connection on which a session was granted.
+
+        :param window: how many bytes of a stream it accepts ahead; 0 for no streams.
+        """
         connection = self.connect(receive_buffer)
         try:
-            connection.sendall(encode_packet(Packet(PING, 0, Terms(max_message=1 << 30).encode())))
+            connection.sendall(
+                encode_packet(Packet(PING, 0, Terms(max_message=1 << 30, window=window).encode()))
+            )
             if not connection.recv(65_539):
                 raise ConnectionResetError("no session was granted")
         except BaseException:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,15 @@ import pytest_twisted
 from tests.integration.nginx import Nginx
 from tests.integration.real_uwsgi import real_web_server
 from tests.integration.routers import Router
-from tests.integration.services import Launcher, Service
+from tests.integration.services import Launcher, Service, script
 from tests.integration.web_servers import ask, connect, request_packet, request_variables
 from tests.template_files import write_templates
+from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
-from uwsgitwisted.errors import RemoteError, UnknownFunction
+from uwsgitwisted.errors import RemoteError, UnknownFunction, WorkerDied
+from uwsgitwisted.wire.array import encode_array
+from uwsgitwisted.wire.packet import RPC, Packet, encode_packet
+from uwsgitwisted.wire.rpc import RPC_RAW
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("nginx")]
 
@@ -38,6 +45,7 @@ TEMPLATES = {
     "gate.txt": """${"x" * 100_000}
 <% open(gate).close() %>
 end""",
+    "dies.txt": "${'x' * 100_000}<% import os; os.abort() %>",
     "large.txt": "% for _ in range(50_000):\n${'x' * 999}\n% endfor\n",
 }
 
@@ -137,16 +145,86 @@ def test_a_long_page_starts_at_once(renderer: Service, router: Router, tmp_path:
         client.close()
 
 
-def test_a_large_page_in_constant_memory(renderer: Service) -> None:
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A named pipe for a template to wait at; at the end it is open, so that nothing waits for ever."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    yield path
+    os.close(os.open(path, os.O_RDWR))
+
+
+def rendering(name: str, **variables: str) -> tuple[str, ...]:
+    """Return a call of the renderer's function."""
+    return ("render", name, json.dumps(variables))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_page_in_a_session_starts_at_once(renderer: Service, gate: Path, client: Client) -> None:
+    """So does one in a session, beside which other calls of the same connection go on."""
+    async with await client.stream(renderer.address, 173, 1, rendering("gate.txt", gate=str(gate))) as page:
+        assert (await page.read()).strip(b"x") == b""
+        assert await client.rpc(renderer.address, "render", "sub/hello.html") == b"hello"
+        opened = os.open(gate, os.O_RDWR)  # this never waits
+        rest = b"".join([part async for part in page])
+        os.close(opened)
+    assert rest.strip().endswith(b"end")
+    web = await client.stream(renderer.address, 0, 0, request_variables("GET", "/page.html?name=Ann"))
+    answer = b"".join([part async for part in web])
+    assert answer.startswith(b"HTTP/")
+    assert answer.endswith(b"\r\n\r\n<p>Ann</p>")
+
+
+def test_a_page_for_a_script_starts_at_once(renderer: Service, gate: Path) -> None:
+    """So does one for a script, and what the command prints."""
+    host, port = renderer.address
+    line = [sys.executable, "-m", "uwsgitwisted", "render", f"{host}:{port}", "gate.txt", f"gate={gate}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stdout.read(30_000).strip(b"x") == b""
+        page = script(blocking.stream, renderer.address, 173, 1, rendering("gate.txt", gate=str(gate)), 30)
+        assert page.read().strip(b"x") == b""
+        opened = os.open(gate, os.O_RDWR)
+        assert command.stdout.read().strip().endswith(b"end")
+        assert b"".join(page).strip().endswith(b"end")
+        os.close(opened)
+        assert command.wait(30) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_that_dies_in_a_page(renderer: Service, client: Client) -> None:
+    """What has arrived is not taken for the whole page: the error is raised behind it."""
+    page = await client.stream(renderer.address, 173, 1, rendering("dies.txt"))
+    received = bytearray()
+
+    async def read() -> None:
+        async for part in page:
+            received.extend(part)
+
+    with pytest.raises(WorkerDied):
+        await read()
+    assert 0 < len(received) <= 100_000
+    page = await client.stream(renderer.address, 173, 1, rendering("sub/hello.html"))
+    assert [part async for part in page] == [b"hello"]
+
+
+@pytest.mark.parametrize("way", ["plain", "session"])
+def test_a_large_page_in_constant_memory(way: str, renderer: Service) -> None:
     """50 MB pass through the front, which never has them all."""
     before = peak = renderer.memory()
     size = 0
-    with connect(renderer.address) as connection:
-        connection.sendall(request_packet(request_variables("GET", "/large.txt")))
-        while data := connection.recv(MEBIBYTE):
-            size += len(data)
-            peak = max(peak, renderer.memory())
-    assert size > 50_000_000
+    with contextlib.ExitStack() as stack:
+        if way == "plain":
+            connection = stack.enter_context(connect(renderer.address))
+            connection.sendall(request_packet(request_variables("GET", "/large.txt")))
+            parts = iter(partial(connection.recv, MEBIBYTE), b"")
+        else:
+            parts = script(blocking.stream, renderer.address, 173, 1, rendering("large.txt"), 30)
+        for count, part in enumerate(parts):
+            size += len(part)
+            if not count % 50:
+                peak = max(peak, renderer.memory())
+    assert size >= 50_000_000
     assert peak - before < 16 * MEBIBYTE
 
 
@@ -158,6 +236,10 @@ async def test_rpc(renderer: Service, nginx: Nginx, client: Client) -> None:
         await client.rpc(renderer.address, "render", "raises.html")
     with pytest.raises(UnknownFunction):
         await client.rpc(renderer.address, "other")
+    with connect(renderer.address) as connection:  # in plain uwsgi, a call of modifier2 1 gets bytes to the end
+        connection.sendall(encode_packet(Packet(RPC, RPC_RAW, encode_array(rendering("large.txt")))))
+        size = sum(map(len, iter(partial(connection.recv, MEBIBYTE), b"")))
+    assert size == 50_000_000
     page = nginx.ask("GET", "/render/sub/hello.html")
     assert (page.status, page.body) == (200, b"hello")
 

@@ -93,6 +93,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """The help of render speaks of what it waits for."""
     with pytest.raises(SystemExit):
         make_parser().parse_args(["render", "--help"])
-    said = capsys.readouterr().out
-    assert "how long to wait for the page" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert "how long to wait for the page to begin, and then for each part of it" in said
     assert "spooler" not in said

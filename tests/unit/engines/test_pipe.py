@@ -14,7 +14,6 @@ from twisted.internet.task import Clock
 from tests.unit.transports import CLIENT, SERVER, MemoryTransport
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import MAX_IN_FLIGHT, Pipe, Tokens
-from uwsgitwisted.engines.pipe_streams import WINDOW
 from uwsgitwisted.errors import (
     Busy,
     ConnectionFailed,
@@ -39,7 +38,7 @@ from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import WSGI, Packet, encode_packet
 from uwsgitwisted.wire.session import MAX_ID, Role, Session
-from uwsgitwisted.wire.terms import Terms
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
 from uwsgitwisted.worker.spec import NO_REQUEST
 
 ASKED = Packet(WSGI, 0, b"vars")
@@ -77,7 +76,7 @@ class Bench:
         self.clock = Clock()
         self.owner = Owner()
         self.tokens = Tokens()
-        ours, worker = Terms(window=WINDOW), Terms(window=1)
+        ours, worker = Terms(window=STREAM_WINDOW), Terms(window=1)
         self.transport = MemoryTransport(Protocol(), SERVER, CLIENT)
         transport: Any = self.transport
         self.pipe = Pipe(transport, self.clock, ours, worker, self.tokens, self.owner, threads)
@@ -267,19 +266,19 @@ def test_streamed_answer(bench: Bench) -> None:
     job = bench.job()
     bench.arrived()
     bench.worker.send_streamed_answer(1, ANSWER)
-    bench.worker.streams.send(1, bytes(WINDOW))
+    bench.worker.streams.send(1, bytes(STREAM_WINDOW))
     bench.reply()
     answer = bench.result(job)
     assert isinstance(answer, StreamedAnswer)
     assert answer.packet == ANSWER
-    assert answer.stream.size == WINDOW
+    assert answer.stream.size == STREAM_WINDOW
     assert bench.pipe.waits_for_peer
     answer.stream.take(1)
     assert bench.arrived() == [], "small grants are saved up"
     while answer.stream.take(60_000):
         pass
     assert set(bench.arrived()) == {WindowGranted(1)}
-    assert bench.worker.streams.credit(1) > WINDOW // 2
+    assert bench.worker.streams.credit(1) > STREAM_WINDOW // 2
     assert not bench.pipe.waits_for_peer
     bench.worker.streams.send_end(1, 0.25)
     bench.reply()
@@ -293,12 +292,12 @@ def test_answer_is_taken_after_its_end(bench: Bench) -> None:
     job = bench.job()
     bench.arrived()
     bench.worker.send_streamed_answer(1, ANSWER)
-    bench.worker.streams.send(1, bytes(WINDOW))
+    bench.worker.streams.send(1, bytes(STREAM_WINDOW))
     bench.worker.streams.send_end(1)
     bench.reply()
     answer = bench.result(job)
     assert isinstance(answer, StreamedAnswer)
-    while answer.stream.take(WINDOW):
+    while answer.stream.take(STREAM_WINDOW):
         pass
     assert bench.arrived() == []
     assert answer.stream.finished

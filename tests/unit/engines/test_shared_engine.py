@@ -129,6 +129,8 @@ class Bench:
         spec = WorkerSpec((Loader("nothing:load"),))
         loop: Any = self.clock
         self.engine = ProcessEngine(loop, spec, processes=len(workers), timeout=TIMEOUT)
+        self.shared: Any = FakeShared()
+        self.engine.share(self.shared)
         self.engine._workers.extend(workers)  # type: ignore[arg-type]
         self.results: list[Any] = []
 
@@ -147,7 +149,7 @@ class TestPinned:
     @staticmethod
     def submit(bench: Bench, worker_id: int, count: int) -> None:
         for _ in range(count):
-            bench.engine.submit_to(worker_id, Request(Packet(SIGNAL, 0), peer_at("192.0.2.8")))
+            bench.engine.submit(Request(Packet(SIGNAL, 0), peer_at("192.0.2.8")), worker_id)
 
     @staticmethod
     def finish(bench: Bench, worker: FakeWorker) -> int:
@@ -335,8 +337,6 @@ class TestStop:
         """The workers leave the ports alone, and the stop waits for what they run."""
         worker = FakeWorker(1)
         bench = Bench(worker)
-        shared: Any = FakeShared()
-        bench.engine.share(shared)
         worker.work()
         stopped = bench.engine.stop(5)
         assert not worker.pipe.accepting
@@ -345,7 +345,7 @@ class TestStop:
         worker.rest()
         bench.look()
         assert stopped.called
-        assert shared.stopped
+        assert bench.shared.stopped
         refused = bench.submit()
         assert refused.called
         assert isinstance(bench.results[0], Unavailable)
@@ -353,8 +353,6 @@ class TestStop:
     def test_ready_too_late(self) -> None:
         """A worker that becomes ready only after the stop has begun leaves the ports alone, too."""
         bench = Bench(FakeWorker(1))
-        shared: Any = FakeShared()
-        bench.engine.share(shared)
         bench.submit()
         bench.engine.stop(5)
         late = FakeWorker(2)

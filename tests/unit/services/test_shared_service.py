@@ -27,7 +27,7 @@ class Engine:
         self.answers: list[Deferred[Packet]] = []
         self.full = False
 
-    def submit_to(self, worker: int, request: Request) -> Deferred[Packet]:
+    def submit(self, request: Request, worker: int) -> Deferred[Packet]:
         if self.full:
             return fail(Busy("there is no room"))
         self.given.append((worker, request.packet.modifier2, request.peer))

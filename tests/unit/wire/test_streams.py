@@ -234,3 +234,51 @@ def test_answer_that_raced_with_a_cancel() -> None:
     assert pair.to_client() == [StreamedAnswerReceived(1, HEAD), DataReceived(1, b"data")]
     pair.server.streams.send_end(2)
     assert pair.to_client() == []
+
+
+def test_used_bytes_are_granted_again() -> None:
+    """What was used is granted again, a quarter of the window at a time; after the end, nothing is."""
+    pair = begun()
+    pair.server.streams.send(1, bytes(WINDOW_SIZE))
+    pair.to_client()
+    quarter = WINDOW_SIZE // 4
+    assert not pair.client.streams.use(1, quarter - 1)
+    assert sent(pair.client) == b""
+    assert pair.client.streams.use(1, 1)
+    assert pair.to_server() == [WindowGranted(1)]
+    assert pair.server.streams.credit(1) == quarter
+    assert not pair.client.streams.use(1, quarter - 1)
+    assert not pair.client.streams.use(2, WINDOW_SIZE)
+    pair.server.streams.send_end(1)
+    pair.to_client()
+    assert not pair.client.streams.use(1, WINDOW_SIZE)
+    pair.server.send_streamed_answer(1, HEAD)
+    assert pair.to_client() == [StreamedAnswerReceived(1, HEAD)]
+    assert not pair.client.streams.use(1, quarter - 1)  # the count begins again
+
+
+def test_windows_of_one_side() -> None:
+    """A side that sends streams, and accepts none, reads grants and nothing else of a stream."""
+    ours, theirs = Terms(), TERMS
+    client, server = Session(Role.CLIENT, theirs, ours), Session(Role.SERVER, ours, theirs)
+    server.send_streamed_answer(1, HEAD)
+    client.receive(sent(server))
+    client.streams.grant(1, 5)
+    assert server.receive(sent(client)) == [WindowGranted(1)]
+    assert server.streams.credit(1) == WINDOW_SIZE + 5
+    for kind in (STREAMED_REQUEST, DATA, END):
+        server = Session(Role.SERVER, ours, theirs)
+        with pytest.raises(MalformedPacket):
+            server.receive(frame(kind, struct.pack("<II", 1, 0)))
+
+
+def test_an_error_ends_what_is_sent() -> None:
+    """Whoever answers with an error need not end the stream before it."""
+    pair = begun()
+    pair.server.streams.send(1, b"part")
+    pair.server.send_error(1, encode_failure(Busy("no more")))
+    assert pair.server.streams.credit(1) == 0
+    pair.server.streams.send(1, b"late")
+    part, error = pair.to_client()
+    assert part == DataReceived(1, b"part")
+    assert isinstance(error, ErrorReceived)

@@ -24,8 +24,8 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.wire.session import Role, Session
-from uwsgitwisted.wire.terms import Terms
-from uwsgitwisted.worker.exchange import WINDOW, AnyExchange, ClientGone
+from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
+from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 
 ASKED = Packet(WSGI, 0, b"vars")
@@ -157,7 +157,7 @@ def test_long_both_ways(front: Make) -> None:
     assert made.granted.window == 1
     made.begin()
     made.wait()
-    assert made.session.streams.credit(1) == 1 + WINDOW
+    assert made.session.streams.credit(1) == 1 + STREAM_WINDOW
     made.upload(LONG)
     made.end_body()
     data, end = made.download()

@@ -13,7 +13,7 @@ from tests.template_files import write_templates
 from uwsgitwisted.errors import MalformedPacket, MisuseError, RemoteError, UnknownFunction
 from uwsgitwisted.wire.array import encode_array
 from uwsgitwisted.wire.packet import RPC, WSGI, Packet
-from uwsgitwisted.wire.rpc import RPC_FRAMED, RPC_HTTP
+from uwsgitwisted.wire.rpc import RPC_FRAMED, RPC_HTTP, RPC_RAW
 from uwsgitwisted.wire.vars import encode_vars
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.templates.json_variables import variables_of
@@ -291,6 +291,30 @@ class TestRpc:
         assert ask(renderer, "/page.html?name=Ann").body == b"Hello Ann"
         assert self.call(renderer, "render", "page.html", '{"name": "Bob"}') == b"Hello Bob"
         assert (renderer.statistics.hits, renderer.statistics.misses) == (2, 2)
+
+    def test_json_in_several_arguments(self, renderer: Renderer) -> None:
+        """Long JSON is cut into several arguments, wherever that is."""
+        text = json.dumps({"name": "x" * 100_000})
+        items = [text[start : start + 65_535] for start in range(0, len(text), 65_535)]
+        assert self.call(renderer, "render", "page.html", *items) == b"Hello " + b"x" * 100_000
+
+    def test_stream(self, renderer: Renderer) -> None:
+        """A call that takes bytes gets them as they are rendered; a short page is whole, and a failure none."""
+
+        def stream(*items: str) -> FakeExchange:
+            exchange = FakeExchange(Packet(RPC, RPC_RAW, encode_array(("render", *items))))
+            render_rpc.table(renderer)[RPC].streams[RPC_RAW](exchange, "n1 worker 1")
+            return exchange
+
+        long = stream("long.txt", json.dumps({"n": 200, "fail": False}))
+        assert len(long.parts) > 3
+        assert max(map(len, long.parts)) < 2 * PART
+        assert len(b"".join(long.parts)) == 200_000
+        assert stream("page.html", '{"name": "Ann"}').parts == [b"Hello Ann"]
+        with pytest.raises(RemoteError, match="line 2"):
+            stream("raises.html")
+        with pytest.raises(UnknownFunction):
+            render_rpc.table(renderer)[RPC].streams[RPC_RAW](FakeExchange(Packet(RPC, 1, encode_array(("f",)))))
 
     def test_over_http(self, renderer: Renderer) -> None:
         """In a path, the name may have slashes."""

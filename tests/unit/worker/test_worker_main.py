@@ -374,7 +374,7 @@ def test_several_loaders() -> None:
             Loader(f"{__name__}:load_two", {"first": 173, "second": 0}),
         )
     )
-    assert sorted(spec.load()) == [0, 33, 34, 110, 173]
+    assert sorted(spec.load()) == [0, 33, 34, 35, 110, 173]
 
 
 def test_loaders_that_collide() -> None:

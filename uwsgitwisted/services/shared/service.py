@@ -143,7 +143,7 @@ class Shared:
 
     def _deliver(self, peer: Peer, worker: int, number: int, on_end: Callable[[], None]) -> bool:
         """Queue a signal as a request of *peer*; return whether there was room for it."""
-        answer = self._engine.submit_to(worker, Request(Packet(SIGNAL, number), peer))
+        answer = self._engine.submit(Request(Packet(SIGNAL, number), peer), worker)
         taken = not (answer.called and isinstance(answer.result, Failure))
         answer.addErrback(partial(self._note_failure, number)).addBoth(lambda _: on_end())
         return taken

@@ -44,6 +44,9 @@ class Call:
         "took",
     )
 
+    #: Whether it takes its answer as a stream.
+    streams = False
+
     def __init__(
         self,
         packet: Packet,

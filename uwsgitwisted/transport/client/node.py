@@ -18,6 +18,7 @@ from uwsgitwisted.transport.client.factory import SingleFactory
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
 from uwsgitwisted.transport.client.plain import PlainProtocol
 from uwsgitwisted.transport.client.session import ClientSession, negotiate
+from uwsgitwisted.transport.client.stream import AnswerStream, StreamCall
 from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import no_grant
@@ -86,6 +87,18 @@ class Node:
             idempotent=idempotent,
             decode=decode,
         )
+        self.send(call)
+        return call.answer
+
+    def stream(
+        self, packet: Packet, timeout: float, *, address: object = None, idempotent: bool = False
+    ) -> Deferred[AnswerStream]:
+        """Send a request whose answer is read as it arrives. Parameters and errors are those of :meth:`call`.
+
+        :param timeout: seconds until the answer begins, and then for each part.
+        :return: fires when the answer has begun.
+        """
+        call = StreamCall(self._clock, packet, timeout, address=address, idempotent=idempotent)
         self.send(call)
         return call.answer
 

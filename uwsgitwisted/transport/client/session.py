@@ -13,13 +13,24 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import NoAnswer, ProtocolError, Unavailable, UwsgiError
+from uwsgitwisted.errors import NoAnswer, ProtocolError, RequestCancelled, Unavailable, UwsgiError
+from uwsgitwisted.interfaces import StreamedAnswer
+from uwsgitwisted.transport.answers import AnswerStreams, collect
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.client.call import Call
 from uwsgitwisted.transport.client.negotiation import NegotiationProtocol
+from uwsgitwisted.transport.client.stream import StreamCall
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
-from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, ShutdownReceived
+from uwsgitwisted.wire.events import (
+    AnswerReceived,
+    DataReceived,
+    EndReceived,
+    ErrorReceived,
+    Event,
+    ShutdownReceived,
+    StreamedAnswerReceived,
+)
 from uwsgitwisted.wire.failure import no_keepalive
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import MAX_ID, Role, Session
@@ -58,6 +69,9 @@ class ClientSession:
         self._retry = retry
         self._pending: dict[int, Call] = {}
         self._session = Session(Role.CLIENT, ours, theirs, awaited=self._pending)
+        self._answers = AnswerStreams(self._session, self._flush_later, self._on_stream_cancelled)
+        # How many bytes have arrived of streamed answers that callers want whole.
+        self._collected = 0
         self._transport = transport
         self._writer = Writer(transport, self._on_drained)
         self._clock = clock
@@ -137,11 +151,11 @@ class ClientSession:
                     self._complete_call(event.id, event.packet, event.took)
                 elif isinstance(event, ErrorReceived):
                     self._complete_call(event.id, event.error, event.took)
-                elif isinstance(event, ShutdownReceived):
-                    self.draining = True
+                else:
+                    self._handle_other(event)
             if self._held:
                 self._send_held()
-            if (self._session.unfinished > 0) != self._reading_more:
+            if (self._session.unfinished > 0 or bool(self._answers)) != self._reading_more:
                 self._reading_more = not self._reading_more
                 read_more_at_once(self._transport, self._reading_more)
             if self.draining and not self._pending:
@@ -149,6 +163,46 @@ class ClientSession:
             else:
                 BATCH.at_end(self.flush)
                 self._plan_rest()
+
+    def _handle_other(self, event: Event) -> None:
+        """Handle what is neither a whole answer nor an error."""
+        if isinstance(event, DataReceived):
+            self._answers.receive(event.id, event.data)
+        elif isinstance(event, StreamedAnswerReceived):
+            self._begin_answer(event.id, event.packet)
+        elif isinstance(event, EndReceived):
+            self._answers.end(event.id, None, event.took)
+            self._pending.pop(event.id, None)  # if its caller has read it
+        elif isinstance(event, ShutdownReceived):
+            self.draining = True
+
+    def _begin_answer(self, request: int, packet: Packet) -> None:
+        """Give a streamed answer to its caller, or collect it for a caller that wants it whole."""
+        call = self._pending[request]
+        stream = self._answers.begin(request)
+        if isinstance(call, StreamCall):
+            call.begin(packet, stream)
+            return
+        collect(StreamedAnswer(packet, stream), self._session.ours.max_message, self._hold).addCallbacks(
+            lambda whole: self._complete_call(request, whole, stream.took),
+            lambda failure: self._complete_call(request, failure.value, 0.0),
+        )
+
+    def _hold(self, size: int) -> bool:
+        """Count *size* more bytes of collected answers; return whether there is room for them."""
+        if size > 0 and self._collected + size > self._session.ours.max_message:
+            return False
+        self._collected += size
+        return True
+
+    def _on_stream_cancelled(self, request: int) -> None:
+        """Tell the peer that nobody wants the rest of an answer."""
+        self._session.send_cancel(request)
+        self._answers.end(request)
+        if self._pending[request].streams:  # the other calls fail with the reason
+            del self._pending[request]
+            self._send_held()
+        self._flush_later()
 
     def _plan_rest(self) -> None:
         """Schedule the handling of frames that are left, and pause reading until then."""
@@ -175,6 +229,7 @@ class ClientSession:
         while self._pending:  # the failure of one may cancel others
             call = self._pending.pop(next(iter(self._pending)))
             call.fail(error or NoAnswer("the connection was lost before the answer came"))
+        self._answers.end_all(RequestCancelled("the connection was lost"))  # the calls have failed
         self._session.abandon()
 
     def retire(self) -> None:
@@ -194,6 +249,9 @@ class ClientSession:
         """Write queued frames until the connection is full."""
         while self._session.sending and not self._lost and not self._writer.waiting:
             self._writer.write(self._session.data_to_send())
+
+    def _flush_later(self) -> None:
+        BATCH.at_end(self.flush)
 
     def _on_drained(self) -> None:
         """Go on writing: the peer has read something, so it is alive."""
@@ -219,6 +277,9 @@ class ClientSession:
         self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
     def _complete_call(self, request: int, result: Packet | UwsgiError, took: float) -> None:
+        if isinstance(result, UwsgiError) and self._answers.end(request, result):
+            self._pending.pop(request, None)  # if its caller has read it
+            return
         call = self._pending.pop(request, None)
         if call is None:  # cancelled, or timed out
             return
@@ -236,6 +297,7 @@ class ClientSession:
             del self._held[call.id]
             return
         self._session.send_cancel(call.id)
+        self._answers.end(call.id, RequestCancelled("nobody waits for it"))
         self._send_held()
         BATCH.at_end(self.flush)
 

@@ -28,6 +28,10 @@ class Requests:
         # Each with its size in bytes.
         self._running: dict[int, tuple[Deferred[Answer], int]] = {}
         self._running_size = 0
+        # Those whose answers have begun.
+        self._begun: set[int] = set()
+        #: How many bytes those take whose answers have begun.
+        self.begun_size = 0
         # Each with its time of arrival.
         self._held: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
         #: How many bytes the held requests take.
@@ -73,24 +77,33 @@ class Requests:
         self._running[event.id] = answer, size
         self._running_size += size
 
+    def begin_answer(self, request: int) -> None:
+        """Note that the answer of a running request has begun."""
+        self._begun.add(request)
+        self.begun_size += self._running[request][1]
+
+    def _remove(self, request: int) -> Deferred[Answer]:
+        running, size = self._running.pop(request)
+        self._running_size -= size
+        if request in self._begun:
+            self._begun.discard(request)
+            self.begun_size -= size
+        return running
+
     def end(self, request: int, answer: Deferred[Answer]) -> bool:
         """Remove an answered request; return whether its *answer* is still wanted.
 
         The Deferred of a cancelled request may fire after all, when another request already has its id.
         """
-        running, size = self._running.get(request, (None, 0))
-        if running is not answer:
+        if self._running.get(request, (None,))[0] is not answer:
             return False
-        del self._running[request]
-        self._running_size -= size
+        self._remove(request)
         return True
 
     def cancel(self, request: int) -> None:
         """Remove a cancelled request, and cancel its answer."""
         if request in self._running:
-            running, size = self._running.pop(request)
-            self._running_size -= size
-            running.cancel()
+            self._remove(request).cancel()
         elif request in self._held:
             self.held_size -= cost(self._held.pop(request)[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -13,14 +13,22 @@ from twisted.python.failure import Failure
 from uwsgitwisted.access import Peer
 from uwsgitwisted.errors import Busy, MessageTooLarge, ProtocolError, RequestTimeout, Unavailable
 from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer, TimedAnswer
+from uwsgitwisted.transport.answers import collect
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.transport.server.budget import Account
 from uwsgitwisted.transport.server.requests import Requests, cost
-from uwsgitwisted.transport.server.streams import collect
+from uwsgitwisted.transport.server.streamed_answers import ANSWER_MEMORY, StreamedAnswers
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, read_more_at_once
-from uwsgitwisted.wire.events import CancelReceived, Event, RequestReceived, RequestRefused, ShutdownReceived
+from uwsgitwisted.wire.events import (
+    CancelReceived,
+    Event,
+    RequestReceived,
+    RequestRefused,
+    ShutdownReceived,
+    WindowGranted,
+)
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
 from uwsgitwisted.wire.session import Role, Session
@@ -104,8 +112,9 @@ class ServerSession:
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
         self._requests = Requests(clock)
+        self._streams = StreamedAnswers(self._session, clock, write_timeout, self._flush, self._on_stalled)
         self._unfinished = 0
-        # How many bytes have arrived of streamed answers that are not complete.
+        # How many bytes have arrived of streamed answers that are collected, and not complete.
         self._collected = 0
         self._body_timeout = body_timeout
         self._body_timer = Timer(clock, self._on_body_timeout)
@@ -164,6 +173,8 @@ class ServerSession:
             self._requests.cancel(event.id)
         elif isinstance(event, RequestRefused):
             self._send_error(event.id, _busy("a request", event.size))
+        elif isinstance(event, WindowGranted):
+            self._streams.granted(event.id)
         elif isinstance(event, ShutdownReceived):
             self._state = _State.ENDING
 
@@ -216,8 +227,11 @@ class ServerSession:
 
     @property
     def _held_size(self) -> int:
-        """Roughly how many bytes its complete requests and its answers take."""
+        """Roughly how many bytes its complete requests and its answers take, without those that are streams."""
         return self._requests.size + self._session.backlog_memory + self._writer.pending + self._collected
+
+    def _update_account(self) -> None:
+        self._account.set(self._held_size + self._streams.number * ANSWER_MEMORY + self._session.announced)
 
     def _hold(self, size: int) -> bool:
         """Count *size* more bytes of streamed answers; return whether there is room for them."""
@@ -228,7 +242,7 @@ class ServerSession:
 
     def _has_room(self, size: int) -> bool:
         """Whether the budget admits *size* more bytes."""
-        self._account.set(self._held_size + self._session.announced)
+        self._update_account()
         return self._account.admits(size)
 
     @property
@@ -241,9 +255,10 @@ class ServerSession:
     def _at_capacity(self) -> bool:
         """Whether no further request may start: enough of them run, or enough bytes wait for the peer."""
         running = self._requests.running
+        unanswered = running - self._streams.number
         return (
             running >= self._session.ours.max_requests
-            or self._session.backlog + running * self._expected_size > self._backlog_limit
+            or self._session.backlog + unanswered * self._expected_size > self._backlog_limit
         )
 
     @property
@@ -251,14 +266,14 @@ class ServerSession:
         """Whether so much waits that no further frames may be read.
 
         Below this limit, requests are read and held even if none can start, so that cancels and pings get
-        through.
+        through. Requests with streamed answers don't count: those wait for grants, which must be read.
         """
         ours = self._session.ours
         return (
             self._session.backlog > self._backlog_limit
             or self._requests.held > ours.max_requests
             or self._requests.held_size > ours.max_message
-            or (self._account.crowded and self._held_size > MAX_PAYLOAD)
+            or (self._account.crowded and self._held_size - self._requests.begun_size > MAX_PAYLOAD)
         )
 
     def _start(self, event: RequestReceived) -> None:
@@ -282,8 +297,15 @@ class ServerSession:
     def _on_answer(
         self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet
     ) -> Deferred[None] | None:
-        if isinstance(result, StreamedAnswer):  # our clients take whole messages
+        if isinstance(result, StreamedAnswer):
             # *answer* waits for the Deferred that is returned, so that cancelling it cancels the stream.
+            if self._session.theirs.window:
+                return self._pass_on(result, request).addCallbacks(
+                    self._on_streamed,
+                    self._on_failure,
+                    callbackArgs=(answer, request),
+                    errbackArgs=(answer, request),
+                )
             return collect(result, self._backlog_limit, self._hold).addCallbacks(
                 self._on_answer,
                 self._on_failure,
@@ -294,6 +316,18 @@ class ServerSession:
             self._send_answer(result, request, asked)
             BATCH.at_end(self._flush)
         return None
+
+    def _pass_on(self, answer: StreamedAnswer, request: int) -> Deferred[None]:
+        """Pass on a streamed answer, unless there is no room for it."""
+        if not self._has_room(ANSWER_MEMORY):
+            answer.stream.cancel()
+            return fail(_busy("an answer", ANSWER_MEMORY))
+        self._requests.begin_answer(request)
+        return self._streams.send(request, answer)
+
+    def _on_streamed(self, _: None, answer: Deferred[Answer], request: int) -> None:
+        self._requests.end(request, answer)
+        BATCH.at_end(self._flush)
 
     def _send_answer(self, answer: Answer, request: int, asked: Packet) -> None:
         took = 0.0
@@ -343,13 +377,17 @@ class ServerSession:
         elif self._state is _State.ENDING and not requests and not session.sending:
             writer.close()
             return
-        self._account.set(self._held_size + session.announced)
+        self._update_account()
         if requests or self._pause_timer.running or writer.waiting or session.more or session.sending:
             self._plan_rest()
 
     def _write(self) -> None:
         for _ in range(_PIECES):
-            if self._writer.waiting or not (data := self._session.data_to_send()):
+            if self._writer.waiting:
+                break
+            if self._streams.number:  # they take turns with the pieces of large messages
+                self._streams.add_piece()
+            if not (data := self._session.data_to_send()):
                 break
             self._writer.write(data)
 
@@ -360,7 +398,7 @@ class ServerSession:
         if (
             (session.more and not full)
             or (self._requests.held and not self._at_capacity)
-            or (session.sending and not self._writer.waiting)
+            or ((session.sending or self._streams.ready) and not self._writer.waiting)
         ):
             self._slices.schedule(self._go_on)
         pause = full or session.more
@@ -394,13 +432,14 @@ class ServerSession:
         self._on_violation(f"no further piece of a message within {self._body_timeout:g} s")
 
     def _on_write_timeout(self) -> None:
-        self._reports.report(
-            "stalled",
-            "{peer} did not read its answers for {seconds:g} s; closing its connection",
-            peer=self._peer,
-            seconds=self._write_timeout,
-        )
+        self._report_stalled("{peer} did not read its answers for {seconds:g} s; closing its connection")
         self.abort()
+
+    def _on_stalled(self) -> None:
+        self._report_stalled("{peer} took nothing of an answer for {seconds:g} s; cancelling that")
+
+    def _report_stalled(self, text: str) -> None:
+        self._reports.report("stalled", text, peer=self._peer, seconds=self._write_timeout)
 
     def _check_idle(self) -> None:
         left = self._heard + self._idle_timeout - self._clock.seconds()

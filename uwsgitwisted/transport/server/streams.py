@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import Busy, MessageTooLarge, UwsgiError
 from uwsgitwisted.interfaces import StreamedAnswer
 from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import Writer, unacknowledged
-from uwsgitwisted.wire.packet import Packet
-
-_T = TypeVar("_T")
 
 #: How many bytes are given to the transport at once.
 _PIECE = 256 * 1024
@@ -95,55 +89,3 @@ class StreamSender:
         self._ended = True
         self._timer.clear()
         self._stream.cancel()
-
-
-def collect(
-    answer: StreamedAnswer, limit: int, hold: Callable[[int], bool] = lambda _: True
-) -> Deferred[Packet]:
-    """Collect a streamed answer, for a peer that takes only whole messages.
-
-    :param limit: the most bytes that it may have.
-    :param hold: called with how many bytes have arrived; returns whether there is room for them. At the end, it
-        is called with the negative of them all.
-    :return: fires with the whole answer; fails with ``MessageTooLarge``, with ``Busy``, or with the error that
-        ended it early. Cancelling it cancels the answer.
-    """
-    packet, stream = answer
-    chunks = [packet.payload]
-    held = 0
-    collected: Deferred[Packet] = Deferred(lambda _: stream.cancel())
-
-    def release(result: _T) -> _T:
-        hold(-held)
-        return result
-
-    def refusal(size: int) -> UwsgiError | None:
-        """Return why *size* more bytes are too many, or None if they aren't."""
-        total = len(packet.payload) + held + size
-        if total > limit:
-            text = f"an answer of at least {total} bytes; the peer accepts {limit}"
-            return MessageTooLarge(text, size=total, limit=limit)
-        if not hold(size):
-            return Busy(f"no room for an answer of at least {total} bytes now; try again later")
-        return None
-
-    def go_on() -> None:
-        nonlocal held
-        while data := stream.take(_PIECE):
-            refused = refusal(len(data))
-            if refused is not None:
-                stream.cancel()
-                collected.errback(refused)
-                return
-            held += len(data)
-            chunks.append(data)
-        if not stream.finished:
-            return
-        if stream.error is not None:
-            collected.errback(stream.error)
-        else:
-            collected.callback(packet._replace(payload=b"".join(chunks)))
-
-    collected.addBoth(release)
-    stream.on_ready(go_on)
-    return collected

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -16,46 +16,6 @@ from uwsgitwisted.worker.exchange import AnyExchange
 
 def _unchanged(request: Packet) -> Packet:
     return request
-
-
-@dataclass(frozen=True, slots=True)
-class Handler:
-    """Runs the requests of one modifier1, in three steps.
-
-    The steps are separate for two reasons: in some engines the user's function may return a coroutine or a
-    Deferred; and an error in decoding is the sender's fault, not the function's.
-
-    :param run: calls the user's function with the decoded request, and returns its result.
-    :param answer: encodes the result as the answer to the request.
-    :param read: decodes a request. Callers get its :class:`UwsgiError` exceptions unchanged.
-    """
-
-    run: Callable[[Any], object]
-    answer: Callable[[Packet, object], Packet]
-    read: Callable[[Packet], Any] = _unchanged
-
-    def __call__(self, request: Packet, node: str = "") -> Packet:
-        """Do all three steps, and return the answer.
-
-        :param node: the name of this node and worker.
-        :raises UwsgiError: if the request can't be decoded.
-        :raises RemoteError: if anything else fails. Its cause is the exception. An error of this package that
-            the function raises is described in the same way: the Busy of a node that the function called must
-            not look like this node's own.
-        """
-        try:
-            value = self.read(request)
-        except UwsgiError:
-            raise
-        except Exception as error:
-            raise describe(error, node=node) from error
-        requests.begin()
-        try:
-            return self.answer(request, self.run(value))
-        except (Exception, SystemExit) as error:  # sys.exit() ends the request, not the worker
-            raise describe(error, node=node) from error
-        finally:
-            requests.end()
 
 
 def _nothing(exchange: AnyExchange) -> None:
@@ -92,6 +52,48 @@ class StreamHandler:
         try:
             self.serve(exchange, value)
         except (Exception, SystemExit) as error:
+            raise describe(error, node=node) from error
+        finally:
+            requests.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """Runs the requests of one modifier1, in three steps.
+
+    The steps are separate for two reasons: in some engines the user's function may return a coroutine or a
+    Deferred; and an error in decoding is the sender's fault, not the function's.
+
+    :param run: calls the user's function with the decoded request, and returns its result.
+    :param answer: encodes the result as the answer to the request.
+    :param read: decodes a request. Callers get its :class:`UwsgiError` exceptions unchanged.
+    :param streams: what answers instead, by modifier2, in an engine that has streams.
+    """
+
+    run: Callable[[Any], object]
+    answer: Callable[[Packet, object], Packet]
+    read: Callable[[Packet], Any] = _unchanged
+    streams: Mapping[int, StreamHandler] = field(default_factory=dict)
+
+    def __call__(self, request: Packet, node: str = "") -> Packet:
+        """Do all three steps, and return the answer.
+
+        :param node: the name of this node and worker.
+        :raises UwsgiError: if the request can't be decoded.
+        :raises RemoteError: if anything else fails. Its cause is the exception. An error of this package that
+            the function raises is described in the same way: the Busy of a node that the function called must
+            not look like this node's own.
+        """
+        try:
+            value = self.read(request)
+        except UwsgiError:
+            raise
+        except Exception as error:
+            raise describe(error, node=node) from error
+        requests.begin()
+        try:
+            return self.answer(request, self.run(value))
+        except (Exception, SystemExit) as error:  # sys.exit() ends the request, not the worker
             raise describe(error, node=node) from error
         finally:
             requests.end()

@@ -1,14 +1,16 @@
 """Templates over RPC (modifier1 173): the function ``render`` takes a template's name, and variables as JSON.
 
-Over HTTP, whose path has the arguments, all of it behind the function is the name.
+A call of modifier2 1, whose answer is nothing but bytes, gets the page as it is rendered. Over HTTP, whose path
+has the arguments, all of it behind the function is the name.
 """
 
 from __future__ import annotations
 
 from uwsgitwisted.errors import MisuseError, UnknownFunction
 from uwsgitwisted.wire.packet import RPC, Packet
-from uwsgitwisted.wire.rpc import RPC_HTTP, decode_call, encode_result
-from uwsgitwisted.worker.handlers.handler import Handler
+from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_call, encode_result
+from uwsgitwisted.worker.exchange import AnyExchange
+from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.templates.directories import name_from
 from uwsgitwisted.worker.templates.json_variables import key_of, variables_of
 from uwsgitwisted.worker.templates.renderer import Renderer
@@ -27,7 +29,13 @@ def table(renderer: Renderer) -> dict[int, Handler]:
         key = key_of(*asked)
         return (renderer.cached(key) or renderer.page(*asked, key)).body
 
-    return {RPC: Handler(run, encode_result, read)}
+    def stream(exchange: AnyExchange, asked: tuple[str, dict[str, object]]) -> None:
+        renderer.begin()
+        renderer.stream(*asked, exchange.send)
+        exchange.finish()
+
+    streams = {RPC_RAW: StreamHandler(stream, lambda exchange: read(exchange.packet))}
+    return {RPC: Handler(run, encode_result, read, streams)}
 
 
 def read(request: Packet) -> tuple[str, dict[str, object]]:
@@ -42,6 +50,7 @@ def read(request: Packet) -> tuple[str, dict[str, object]]:
         raise UnknownFunction(f"a renderer has no function {function[:100]!r}; it has {FUNCTION.decode()!r}")
     if request.modifier2 == RPC_HTTP:
         return name_from(b"/".join(arguments)), {}
-    if len(arguments) not in (1, 2):
+    if not arguments:
         raise MisuseError("render takes a template's name and, if there are any, the variables as JSON")
+    # An argument has at most 65,535 bytes; longer JSON is cut into several.
     return name_from(arguments[0]), variables_of(b"".join(arguments[1:]))

@@ -17,11 +17,11 @@ from tests.unit.transports import CLIENT, Link, MemoryTransport
 from uwsgitwisted.errors import Busy, ConnectionFailed, MessageTooLarge, WorkerDied
 from uwsgitwisted.interfaces import Answer, Reply, Request, StreamedAnswer
 from uwsgitwisted.stream import Stream
+from uwsgitwisted.transport.answers import collect
 from uwsgitwisted.transport.server.bodies import HELD
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.protocol import STREAM_MEMORY
-from uwsgitwisted.transport.server.streams import collect
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.vars import encode_vars
 
