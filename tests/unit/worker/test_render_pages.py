@@ -283,15 +283,6 @@ class TestRpc:
         assert self.call(renderer, "render", "page.html", json.dumps({"name": "Zoë"})) == "Hello Zoë".encode()
         assert self.call(renderer, "render", "sub/data.json") == b"{}"
 
-    def test_result_cache(self, directory: Path) -> None:
-        """A page that was rendered for anybody who sends JSON is there for all of them."""
-        renderer = Renderer(RenderSettings([str(directory)], result_cache=1_000_000))
-        for _ in range(2):
-            assert self.call(renderer, "render", "page.html", '{"name": "Ann"}') == b"Hello Ann"
-        assert ask(renderer, "/page.html?name=Ann").body == b"Hello Ann"
-        assert self.call(renderer, "render", "page.html", '{"name": "Bob"}') == b"Hello Bob"
-        assert (renderer.statistics.hits, renderer.statistics.misses) == (2, 2)
-
     def test_json_in_several_arguments(self, renderer: Renderer) -> None:
         """Long JSON is cut into several arguments, wherever that is."""
         text = json.dumps({"name": "x" * 100_000})
@@ -315,6 +306,15 @@ class TestRpc:
             stream("raises.html")
         with pytest.raises(UnknownFunction):
             render_rpc.table(renderer)[RPC].streams[RPC_RAW](FakeExchange(Packet(RPC, 1, encode_array(("f",)))))
+
+    def test_result_cache(self, directory: Path) -> None:
+        """A page that was rendered for anybody who sends JSON is there for all of them."""
+        renderer = Renderer(RenderSettings([str(directory)], result_cache=1_000_000))
+        for _ in range(2):
+            assert self.call(renderer, "render", "page.html", '{"name": "Ann"}') == b"Hello Ann"
+        assert ask(renderer, "/page.html?name=Ann").body == b"Hello Ann"
+        assert self.call(renderer, "render", "page.html", '{"name": "Bob"}') == b"Hello Bob"
+        assert (renderer.statistics.hits, renderer.statistics.misses) == (2, 2)
 
     def test_over_http(self, renderer: Renderer) -> None:
         """In a path, the name may have slashes."""
