@@ -36,7 +36,7 @@ class BundleHandler(Handler):
     @classmethod
     def of(cls, handler: Handler, limit: int) -> BundleHandler:
         """Return what runs *handler*, which answers single objects."""
-        return cls(handler.run, handler.answer, handler.read, limit)
+        return cls(handler.run, handler.answer, handler.read, limit=limit)
 
     def __call__(self, request: Packet, node: str = "") -> Packet:
         """Run the handler for the objects of *request*, and return the outcomes.
