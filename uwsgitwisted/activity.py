@@ -36,7 +36,9 @@ _PEERS = _SIGNALS + 8
 _PEER = 64
 #: Where the front notes that it has retired the worker.
 _RETIRED = _PEERS + _PEER * MAX_THREADS
-_SIZE = _RETIRED + 8
+#: Where the figures of its result cache are.
+_CACHE = _RETIRED + 8
+_SIZE = _CACHE + 32
 
 _pack_id = struct.Struct("Q").pack_into
 _unpack_id = struct.Struct("Q").unpack_from
@@ -44,6 +46,7 @@ _pack_peer = struct.Struct(f"{_PEER}s").pack_into
 _counts = struct.Struct("5Q")
 _pack_counts = _counts.pack_into
 _warning = struct.Struct(f"dQ{MAX_WARNING}s")
+_cache = struct.Struct("4Q")
 
 
 class Counts(NamedTuple):
@@ -75,8 +78,31 @@ class Counts(NamedTuple):
         )
 
 
+class CacheCounts(NamedTuple):
+    """The figures of a result cache.
+
+    :param hits: how many pages came from it.
+    :param misses: how many had to be rendered.
+    :param pages: how many it has now.
+    :param size: how many bytes they take.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    pages: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        """Return them as logs have them."""
+        return f"{self.hits} hits, {self.misses} misses; {self.pages} pages of {self.size} bytes"
+
+    def plus(self, other: CacheCounts) -> CacheCounts:
+        """Return those of both caches together."""
+        return CacheCounts(*map(sum, zip(self, other, strict=True)))
+
+
 class Notice:
-    """What a process notes as a whole: its warning, which is the answer to pings, and the number of signals.
+    """What a process notes as a whole: its warning, which is the answer to pings, its signals, and its cache.
 
     :param memory: where it is.
     """
@@ -86,7 +112,7 @@ class Notice:
         self._lock = threading.Lock()
 
     def move(self, descriptor: int) -> None:
-        """Show the warnings from now on in the memory that this worker shares with the front."""
+        """Show all from now on in the memory that this worker shares with the front."""
         self._memory = mmap.mmap(descriptor, _SIZE)
 
     def write(self, text: bytes) -> None:
@@ -109,6 +135,14 @@ class Notice:
         """Return when the warning was set, by the monotonic clock, and the warning."""
         since, size, text = _warning.unpack_from(self._memory, _WARNING)
         return since, text[:size]
+
+    def write_cache(self, counts: CacheCounts) -> None:
+        """Show the figures of the result cache."""
+        _cache.pack_into(self._memory, _CACHE, *counts)
+
+    def read_cache(self) -> CacheCounts:
+        """Return the figures of the result cache."""
+        return CacheCounts._make(_cache.unpack_from(self._memory, _CACHE))
 
 
 #: That of this process.
@@ -290,6 +324,10 @@ class Activity:
     def signals(self) -> int:
         """How many of the requests that were counted are signals."""
         return self._notice.signals
+
+    def cache(self) -> CacheCounts:
+        """Return the figures of the worker's result cache."""
+        return self._notice.read_cache()
 
     def close(self) -> None:
         """Unmap the memory."""

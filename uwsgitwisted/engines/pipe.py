@@ -303,7 +303,9 @@ class Pipe:
         if request == self._large:
             self._large = None
         if self._threads == 1:
-            self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
+            # A longer one only shows that nothing may be assigned ahead; it may have waited for a processor.
+            bounded = took if took < PREFETCH_TIME else PREFETCH_TIME
+            self._expected_time = expected = 0.9 * self._expected_time + 0.1 * bounded
             self._depth = MAX_IN_FLIGHT if expected <= _QUICK else max(1, int(PREFETCH_TIME / expected))
         if result is not None:
             job.complete(result)

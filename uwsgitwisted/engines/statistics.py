@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from uwsgitwisted.activity import Counts
+from uwsgitwisted.activity import CacheCounts, Counts
 from uwsgitwisted.engines.worker_process import WorkerProcess
 
 
@@ -23,6 +23,7 @@ class WorkerReport:
     :param timeouts: how many of its processes were killed because a request exceeded the time limit.
     :param starts: how many processes it has had.
     :param last_start: when the last one was started, in seconds since 1970.
+    :param cache: the figures of its result cache, with the hits and misses of earlier processes.
     """
 
     id: int
@@ -34,6 +35,7 @@ class WorkerReport:
     timeouts: int = 0
     starts: int = 0
     last_start: int = 0
+    cache: CacheCounts = field(default_factory=CacheCounts)
 
 
 def figures(report: WorkerReport) -> dict[str, object]:
@@ -71,6 +73,7 @@ class _Record:
         self.timeouts = 0
         self.starts = 0
         self.last_start = 0
+        self.cache = CacheCounts()
 
 
 class History:
@@ -99,6 +102,7 @@ class History:
         record = self._records[worker.worker_id]
         record.threads = _add(record.threads, worker)
         record.signals += worker.signals
+        record.cache = record.cache.plus(worker.cache._replace(pages=0, size=0))
         self._warning = max(self._warning, worker.warning)
 
     def warning(self, workers: Sequence[WorkerProcess]) -> tuple[float, bytes]:
@@ -121,8 +125,10 @@ class History:
 
 def _report(number: int, record: _Record, own: Sequence[WorkerProcess]) -> WorkerReport:
     threads: Sequence[Counts] = record.threads
+    cache = record.cache
     for worker in own:
         threads = _add(threads, worker)
+        cache = cache.plus(worker.cache)
     return WorkerReport(
         id=number,
         pid=own[-1].worker_pid if own else 0,
@@ -133,4 +139,5 @@ def _report(number: int, record: _Record, own: Sequence[WorkerProcess]) -> Worke
         timeouts=record.timeouts,
         starts=record.starts,
         last_start=record.last_start,
+        cache=cache,
     )

@@ -18,7 +18,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity, Counts
+from uwsgitwisted.activity import Activity, CacheCounts, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.interfaces import IProcessReactor
@@ -94,6 +94,7 @@ class WorkerProcess(ProcessProtocol):
         self._last_counts: list[Counts] = []
         self._last_signals = 0
         self._last_warning: tuple[float, bytes] = (0.0, b"")
+        self._last_cache = CacheCounts()
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -213,6 +214,11 @@ class WorkerProcess(ProcessProtocol):
         return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
+    def cache(self) -> CacheCounts:
+        """The figures of its result cache."""
+        return self._last_cache if self._memory is None else self._memory.cache()
+
+    @property
     def capacity(self) -> int:
         """How many more requests it can be assigned when it is ready."""
         return 0 if self.retired else self.pipe.capacity
@@ -328,7 +334,7 @@ class WorkerProcess(ProcessProtocol):
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
         if self._memory is not None:
-            self._last_counts, self._last_warning = self.counts, self.warning
+            self._last_counts, self._last_warning, self._last_cache = self.counts, self.warning, self.cache
             self._last_signals = self.signals
             self._memory.close()
             self._memory = self._activity = None

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import NOTICE
+from uwsgitwisted.activity import NOTICE, CacheCounts
 from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
@@ -56,6 +56,7 @@ class ServerService(Service):
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     :param shared: what the engine's processes share; None for nothing.
     :param spool: where a spooler keeps its tasks, for the stats; None for other services.
+    :param cache: returns the figures of its result cache, for the stats; None if it has none.
     """
 
     _log = Logger()
@@ -72,6 +73,7 @@ class ServerService(Service):
         ended_by_peer: Container[int] = (),
         shared: Shared | None = None,
         spool: str | None = None,
+        cache: Callable[[], CacheCounts] | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -85,7 +87,7 @@ class ServerService(Service):
         ping = PingResponder(self._warning)
         signals = {} if shared is None else {SIGNAL: shared.signal_responder}
         dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **signals, **responders})
-        self._stats = Stats(reactor, settings, engine, self._listeners, spool)
+        self._stats = Stats(reactor, settings, engine, self._listeners, spool, cache)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
             self._stats.watch(dispatcher.respond),

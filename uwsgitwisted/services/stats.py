@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted import __version__
 from uwsgitwisted.access import Network, Peer
-from uwsgitwisted.activity import open_slots
+from uwsgitwisted.activity import CacheCounts, open_slots
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.statistics import WorkerReport, figures
 from uwsgitwisted.interfaces import IEngine, Reply, Request, StreamedAnswer, TimedAnswer
@@ -43,6 +43,7 @@ class Stats:
     :param engine: the service's engine.
     :param listeners: the service's ports.
     :param spool: where a spooler keeps its tasks; None for other services.
+    :param cache: returns the figures of a renderer's result cache in this process; None if it has none.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Stats:
         engine: IEngine,
         listeners: Sequence[Listener],
         spool: str | None = None,
+        cache: Callable[[], CacheCounts] | None = None,
     ) -> None:
+        self._cache = cache
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
@@ -116,6 +119,7 @@ class Stats:
             "sockets": [_socket(name, found) for name, found in backlogs],
             "workers": list(map(_worker, reports)),
             **({} if self._spool is None else {"spoolers": [_spooler(self._spool, reports)]}),
+            **({} if self._cache is None else {"caches": _caches(self._cache(), reports)}),
         }
         return json.dumps(stats, indent="\t").encode()
 
@@ -201,6 +205,25 @@ def _spooler(place: str, reports: Sequence[WorkerReport]) -> dict[str, object]:
         "tasks": sum(counts.requests for report in reports for counts in report.threads),
         "respawns": 0,
         "running": sum(report.in_flight for report in reports),
+    }
+
+
+def _caches(own: CacheCounts, reports: Sequence[WorkerReport]) -> list[dict[str, object]]:
+    """Return what is said of result caches: that in this process, and those of the workers together."""
+    together = CacheCounts()
+    for report in reports:
+        together = together.plus(report.cache)
+    return [_cache("objects", own), _cache("HTTP and RPC", together)]
+
+
+def _cache(name: str, counts: CacheCounts) -> dict[str, object]:
+    return {
+        "name": name,
+        "items": counts.pages,
+        "hits": counts.hits,
+        "miss": counts.misses,
+        "full": 0,
+        "bytes": counts.size,
     }
 
 

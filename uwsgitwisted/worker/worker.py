@@ -29,6 +29,7 @@ from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.exchange import Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
@@ -71,7 +72,9 @@ class Worker:
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
         self._recycling_is_due = recycling_due(spec)
-        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
+        #: Each with its deadline, and the number of the read that has completed it.
+        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float, int]] = deque()
+        self._reads = 0
         #: Whether no further connections are accepted.
         self._draining = False
         #: The streams behind requests, by the requests' ids.
@@ -128,6 +131,7 @@ class Worker:
             self._run(*self._waiting.popleft())
             self._count()
             self.flush()  # before the next begins: should that end this process, this answer is out
+        requests.read = 0
         self.flush()
 
     def _count(self) -> None:
@@ -180,9 +184,11 @@ class Worker:
 
     def _handle(self, data: bytes) -> None:
         now = monotonic()
+        self._reads += 1
         for event in self.session.receive(data):
             if isinstance(event, (RequestReceived, StreamedRequestReceived)):
-                self._waiting.append((event, math.inf if event.seconds is None else now + event.seconds))
+                deadline = math.inf if event.seconds is None else now + event.seconds
+                self._waiting.append((event, deadline, self._reads))
                 if isinstance(event, StreamedRequestReceived):
                     self._bodies[event.id] = Body()
             elif isinstance(event, DataReceived):
@@ -210,7 +216,8 @@ class Worker:
         except BlockingIOError:
             return False
 
-    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
+    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float, read: int) -> None:
+        requests.read = read
         started = monotonic()
         packet = request.packet
         sent, failed = 0, False

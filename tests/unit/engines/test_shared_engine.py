@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 
 from tests.unit.peers import peer_at
-from uwsgitwisted.activity import Counts
+from uwsgitwisted.activity import CacheCounts, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Interrupted, RemoteError, RequestTimeout, Unavailable, WorkerDied
@@ -70,6 +70,7 @@ class FakeWorker:
         self.counts: list[Counts] = []
         self.warning = (0.0, b"")
         self.signals = 0
+        self.cache = CacheCounts()
         self.place = ""
         self._capacity = capacity
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uwsgitwisted.activity import Counts
+from uwsgitwisted.activity import CacheCounts, Counts
 from uwsgitwisted.engines.statistics import History, figures
 
 
@@ -17,6 +17,7 @@ class Process:
         self.counts = counts
         self.warning = warning
         self.signals = 0
+        self.cache = CacheCounts(hits=1, misses=2, pages=3, size=4)
         self.pipe: Any = self
         self.in_flight = 1
 
@@ -38,9 +39,11 @@ def test_processes_follow_each_other() -> None:
     both, absent = history.reports([first, second])
     assert (both.pid, both.threads, both.since_start) == (12, [Counts(3, 1, 600, 11, 200)], 2)
     assert (both.in_flight, both.timeouts, both.starts) == (4, 1, 2)
+    assert both.cache == CacheCounts(hits=2, misses=4, pages=6, size=8)
     assert (absent.pid, absent.threads, absent.starts) == (0, [Counts()], 1)
     history.on_exit(first)
     assert history.reports([second])[0].threads == both.threads
+    assert history.reports([second])[0].cache == CacheCounts(hits=2, misses=4, pages=3, size=4)
     second.counts = []  # it has ended, and was not noticed yet
     assert history.reports([second])[0].threads == [ONE]
 

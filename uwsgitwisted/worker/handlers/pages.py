@@ -109,8 +109,7 @@ class Pages:
             self._renderer.stream(name, variables, answer.add)
             answer.end()
             return
-        key = key_of(name, variables)
-        answer.send(self._renderer.cached(key) or self._renderer.page(name, variables, key))
+        answer.send(self._renderer.kept_page(name, variables, key_of(name, variables)))
 
 
 class _Answer:

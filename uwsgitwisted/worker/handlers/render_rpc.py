@@ -26,8 +26,7 @@ def table(renderer: Renderer) -> dict[int, Handler]:
         renderer.begin()
         if not renderer.caches:
             return renderer.render(*asked)
-        key = key_of(*asked)
-        return (renderer.cached(key) or renderer.page(*asked, key)).body
+        return renderer.kept_page(*asked, key_of(*asked)).body
 
     def stream(exchange: AnyExchange, asked: tuple[str, dict[str, object]]) -> None:
         renderer.begin()
