@@ -31,7 +31,7 @@ class PipeStreams:
 
     def __bool__(self) -> bool:
         """Whether there is a stream."""
-        return bool(self._bodies or self.answers)
+        return bool(self._bodies or self.answers.open)
 
     @property
     def uploading(self) -> int:

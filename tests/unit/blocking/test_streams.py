@@ -217,6 +217,18 @@ def test_violation() -> None:
         list(ask(server))
 
 
+def test_second_answer() -> None:
+    """A whole answer in the middle of a streamed one is not its end."""
+
+    def script(speaker: Speaker) -> None:
+        request = begin(speaker)
+        speaker.answer(request, "whole")
+        read_to_end(speaker)
+
+    with SpeakingServer(script) as server:
+        assert isinstance(failure(ask(server)), ProtocolError)
+
+
 def test_timeout() -> None:
     """A part that doesn't come in time ends the answer."""
 
