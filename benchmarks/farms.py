@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uwsgitwisted.errors import NoAnswer
-from uwsgitwisted.planner.map import MapPlanner, Settings
+from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import Sending
+from uwsgitwisted.planner.settings import Settings
 from uwsgitwisted.wire.terms import KEEPALIVE
 
 

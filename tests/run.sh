@@ -3,7 +3,7 @@
 # tests and those of the stores run with branch coverage, subprocesses included: all of wire/ has to be covered, and 90%
 # of the whole. The integration tests mostly wait, so they run beside each other and the unit tests. Coverage would
 # double the time of the hundreds of services that they start. The attacks measure how long a caller beside them waits,
-# so they run by themselves.
+# so they run by themselves. The files of all are in memory if there is room.
 #
 #     sh tests/run.sh                         everything
 #     sh tests/run.sh tests/unit -k packet    what pytest is told, without coverage
@@ -11,6 +11,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 . .ci/venv.sh
+. .ci/scratch.sh
 
 python=${PYTHON:-python3}
 make_venv .venv-test "$python"
@@ -36,6 +37,8 @@ fi
 
 coverage erase
 logs=$(mktemp -d)
+PYTEST_DEBUG_TEMPROOT=$(make_scratch)
+export PYTEST_DEBUG_TEMPROOT
 # A shell's background command ignores SIGINT, and so does what it starts; a test that needs it sets it back.
 # In one process, with all that the stores promise.
 measured=tests/integration/postgresql/test_postgres_store.py
@@ -45,7 +48,7 @@ there=tests/integration
 python -m pytest $there/web $there/peers $there/postgresql $there/test_spool*.py --ignore "$measured" >"$logs/web" 2>&1 &
 web=$!
 # After a SIGTERM, which stops the reactor, pytest would go through the rest of the tests.
-trap 'kill -KILL "$units" "$web" 2>/dev/null || true; rm -rf "$logs"' EXIT
+trap 'kill -KILL "$units" "$web" 2>/dev/null || true; rm -rf "$logs" "$PYTEST_DEBUG_TEMPROOT"' EXIT
 trap 'exit 130' INT TERM HUP
 status=0
 echo "Integration tests; the other half of them, and the unit tests, run beside them:"
@@ -59,8 +62,7 @@ wait "$units" || status=$?
 echo
 echo "Unit tests, and those of PostgreSQL's store:"
 cat "$logs/units"
-rm -rf "$logs"
-trap - EXIT INT TERM HUP
+trap 'rm -rf "$logs" "$PYTEST_DEBUG_TEMPROOT"' EXIT
 [ "$status" -eq 0 ] || exit "$status"
 # Processes that were killed leave files that are no data.
 coverage combine --quiet 2>/dev/null || {
@@ -76,4 +78,4 @@ echo "Coverage of everything:"
 coverage report --fail-under=90
 echo
 echo "Attacks:"
-exec python -m pytest tests/attacks
+python -m pytest tests/attacks

@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 from time import monotonic
 from typing import NamedTuple
 
@@ -28,20 +29,24 @@ _WARNING = _COUNTS + _COUNTS_SIZE * MAX_THREADS
 MAX_WARNING = 80
 #: Where the worker's process id is, behind the warning.
 _PID = _WARNING + 16 + MAX_WARNING
+#: Where the number of signals is that the process has handled.
+_SIGNALS = _PID + 8
 #: Where the names of the peers are. A longer name is cut off; that of an IPv6 address fits.
-_PEERS = _PID + 8
+_PEERS = _SIGNALS + 8
 _PEER = 64
 #: Where the front notes that it has retired the worker.
 _RETIRED = _PEERS + _PEER * MAX_THREADS
-_SIZE = _RETIRED + 8
+#: Where the figures of its result cache are.
+_CACHE = _RETIRED + 8
+_SIZE = _CACHE + 32
 
-_pack_time = struct.Struct("d").pack_into
 _pack_id = struct.Struct("Q").pack_into
 _unpack_id = struct.Struct("Q").unpack_from
 _pack_peer = struct.Struct(f"{_PEER}s").pack_into
 _counts = struct.Struct("5Q")
 _pack_counts = _counts.pack_into
 _warning = struct.Struct(f"dQ{MAX_WARNING}s")
+_cache = struct.Struct("4Q")
 
 
 class Counts(NamedTuple):
@@ -73,17 +78,41 @@ class Counts(NamedTuple):
         )
 
 
+class CacheCounts(NamedTuple):
+    """The figures of a result cache.
+
+    :param hits: how many pages came from it.
+    :param misses: how many had to be rendered.
+    :param pages: how many it has now.
+    :param size: how many bytes they take.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    pages: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        """Return them as logs have them."""
+        return f"{self.hits} hits, {self.misses} misses; {self.pages} pages of {self.size} bytes"
+
+    def plus(self, other: CacheCounts) -> CacheCounts:
+        """Return those of both caches together."""
+        return CacheCounts(*map(sum, zip(self, other, strict=True)))
+
+
 class Notice:
-    """The warning that is the answer to pings.
+    """What a process notes as a whole: its warning, which is the answer to pings, its signals, and its cache.
 
     :param memory: where it is.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._lock = threading.Lock()
 
     def move(self, descriptor: int) -> None:
-        """Show the warnings from now on in the memory that this worker shares with the front."""
+        """Show all from now on in the memory that this worker shares with the front."""
         self._memory = mmap.mmap(descriptor, _SIZE)
 
     def write(self, text: bytes) -> None:
@@ -91,10 +120,29 @@ class Notice:
         kept = text[:MAX_WARNING]
         _warning.pack_into(self._memory, _WARNING, monotonic(), len(kept), kept)
 
+    def count_signal(self) -> None:
+        """Count a signal whose function has run as a request."""
+        with self._lock:
+            _pack_id(self._memory, _SIGNALS, self.signals + 1)
+
+    @property
+    def signals(self) -> int:
+        """How many signals were counted."""
+        found: int = _unpack_id(self._memory, _SIGNALS)[0]
+        return found
+
     def read(self) -> tuple[float, bytes]:
         """Return when the warning was set, by the monotonic clock, and the warning."""
         since, size, text = _warning.unpack_from(self._memory, _WARNING)
         return since, text[:size]
+
+    def write_cache(self, counts: CacheCounts) -> None:
+        """Show the figures of the result cache."""
+        _cache.pack_into(self._memory, _CACHE, *counts)
+
+    def read_cache(self) -> CacheCounts:
+        """Return the figures of the result cache."""
+        return CacheCounts._make(_cache.unpack_from(self._memory, _CACHE))
 
 
 #: That of this process.
@@ -113,7 +161,8 @@ class Slot:
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         self._memory = memory
-        self._time_at = 8 * number
+        # Setting its item takes half the time of a call of pack_into.
+        self._time = memoryview(memory)[8 * number : 8 * number + 8].cast("d")
         self._id_at = _IDS + 8 * number
         self._counts_at = _COUNTS + _COUNTS_SIZE * number
         # Plain numbers: this runs for every request, and a tuple of them would cost twice as much.
@@ -129,19 +178,19 @@ class Slot:
         if peer:
             _pack_peer(self._memory, self._peer_at, peer.encode())
         _pack_id(self._memory, self._id_at, request)
-        _pack_time(self._memory, self._time_at, monotonic())
+        self._time[0] = monotonic()
 
     def work(self) -> None:
         """Note that the thread has made progress."""
-        _pack_time(self._memory, self._time_at, monotonic())
+        self._time[0] = monotonic()
 
     def wait(self) -> None:
         """Note that the thread begins to wait for its peer."""
-        _pack_time(self._memory, self._time_at, -monotonic())
+        self._time[0] = -monotonic()
 
     def rest(self) -> None:
         """Note that the thread is idle."""
-        _pack_time(self._memory, self._time_at, 0.0)
+        self._time[0] = 0.0
 
     def count(self, took: float, failed: bool, sent: int) -> None:
         """Count a request.
@@ -153,7 +202,8 @@ class Slot:
         microseconds = int(took * 1_000_000)
         self._average = (self._average + microseconds) >> 1 if self._requests else microseconds
         self._requests += 1
-        self._failed += failed
+        if failed:
+            self._failed += 1
         self._running_time += microseconds
         self._sent += sent
         _pack_counts(
@@ -269,6 +319,15 @@ class Activity:
     def warning(self) -> tuple[float, bytes]:
         """Return when a handler has set a warning, and the warning."""
         return self._notice.read()
+
+    @property
+    def signals(self) -> int:
+        """How many of the requests that were counted are signals."""
+        return self._notice.signals
+
+    def cache(self) -> CacheCounts:
+        """Return the figures of the worker's result cache."""
+        return self._notice.read_cache()
 
     def close(self) -> None:
         """Unmap the memory."""

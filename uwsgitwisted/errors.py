@@ -206,6 +206,10 @@ class NotAllowed(UwsgiError):
     """The peer may not ask for this."""
 
 
+class SignalRefused(UwsgiError, ValueError):
+    """A node has refused a signal: its caller may raise none, it isn't registered, or too many wait."""
+
+
 class RemoteError(UwsgiError):
     """The remote handler raised an exception.
 

@@ -1,9 +1,11 @@
-"""Tunes the memory allocator of this package's own processes, services and workers.
+"""The memory of our own processes: how they keep that of large messages, and how much each takes.
 
 In a program that only uses a client, the allocator stays as it was.
 """
 
 from __future__ import annotations
+
+import resource
 
 #: Size of the block that is allocated and freed, in bytes: glibc then keeps up to twice as much.
 KEPT_BLOCK = 8 * 1024 * 1024
@@ -17,3 +19,16 @@ def keep_large_blocks() -> None:
     The block's pages are never touched.
     """
     bytes(KEPT_BLOCK)
+
+
+_PAGE = resource.getpagesize()
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Return the resident and the virtual memory of a process, in bytes; 0 where the system doesn't say."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            virtual, resident = map(int, file.read().split()[:2])
+    except (OSError, ValueError):  # a process that has ended may leave an empty file
+        return 0, 0
+    return resident * _PAGE, virtual * _PAGE

@@ -22,12 +22,10 @@ class Turns(Generic[T]):
     """The items that wait."""
 
     def __init__(self) -> None:
-        self._length = 0
+        #: How many items wait. A plain number: this is looked at several times for every request.
+        self.length = 0
         # By group, the next one first; and by item, so that removing one takes the same time however many wait.
         self._items: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return self._length
 
     def count(self, group: str) -> int:
         """Return how many items of *group* wait."""
@@ -39,17 +37,17 @@ class Turns(Generic[T]):
         if items is None:
             items = self._items[item.group] = OrderedDict()
         items[item] = None
-        self._length += 1
+        self.length += 1
 
     def pop(self) -> T:
         """Remove and return the next item."""
-        group, items = next(iter(self._items.items()))
+        items = next(iter(self._items.values()))
         item, _ = items.popitem(last=False)
         if not items:
-            del self._items[group]
+            del self._items[item.group]
         elif len(self._items) > 1:
-            self._items.move_to_end(group)
-        self._length -= 1
+            self._items.move_to_end(item.group)
+        self.length -= 1
         return item
 
     def discard(self, item: T) -> bool:
@@ -60,7 +58,7 @@ class Turns(Generic[T]):
         del items[item]
         if not items:
             del self._items[item.group]
-        self._length -= 1
+        self.length -= 1
         return True
 
     def put_back(self, items: Iterable[T]) -> None:

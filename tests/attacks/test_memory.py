@@ -95,9 +95,9 @@ def caller(service: Service, size: int = 1_000) -> Callable[[], object]:
     return lambda: blocking.send_message(service.address, MARSHAL, 17, message, 30)
 
 
-def start(launch: Launcher, processes: int) -> Service:
+def start(launch: Launcher, processes: int, *options: str) -> Service:
     return launch.start(
-        *("uwsgi-node", "--engine", f"processes:{processes}", "--max-buffered", str(BUDGET)),
+        *("uwsgi-node", "--engine", f"processes:{processes}", "--max-buffered", str(BUDGET), *options),
         handler=HANDLER,
         tcp=True,
     )
@@ -159,7 +159,8 @@ def ask_for_large_answers(hostile: list[RawSession], number: int, growth: Growth
 
 def test_answers_that_nobody_takes(launch: Launcher) -> None:
     """Large answers that are asked for and not read don't fill the memory either."""
-    node = start(launch, 2)
+    # Both workers may have an answer that nobody reads, which the good call has to wait for.
+    node = start(launch, 2, "--write-timeout", str(ATTACK_TIME + 1))
     growth = Growth(node)
     with sessions(node, 20) as hostile, watching(caller(node)) as witness:
         ask_for_large_answers(hostile, 3, growth)

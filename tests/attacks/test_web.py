@@ -76,25 +76,30 @@ def _attacked(service: Service, name: str) -> Iterator[None]:
             peer.communicate()
 
 
+@pytest.fixture(scope="module")
+def attacked(shared: Launcher) -> Service:
+    """A node to attack, in which no attack leaves anything behind."""
+    return _start(shared)
+
+
 @pytest.mark.parametrize("name", WEB)
-def test_beside(launch: Launcher, name: str) -> None:
+def test_beside(attacked: Service, name: str) -> None:
     """A good client's pages come in time, the front stays small, and nothing of the attack is left."""
-    node = _start(launch)
-    limit = _limit(node)
-    opened, memory, workers = descriptors(node), node.memory(), len(node.workers())
+    limit = _limit(attacked)
+    opened, memory, workers = descriptors(attacked), attacked.memory(), len(attacked.workers())
 
     def attack() -> float:
-        with watching(lambda: get_page(node)) as witness, _attacked(node, name):
+        with watching(lambda: get_page(attacked)) as witness, _attacked(attacked, name):
             pass
         assert witness.errors == []
         return witness.percentile(0.99)
 
-    with Usage(node) as usage:
+    with Usage(attacked) as usage:
         assert_within(limit, attack, f"a page beside {name!r}")
     assert usage.peak - memory < BUDGET + BESIDE
-    until(lambda: descriptors(node) <= opened, "as few descriptors as before", 75)
-    until(lambda: len(node.workers()) == workers, "as many workers as before")
-    get_page(node)
+    until(lambda: descriptors(attacked) <= opened, "as few descriptors as before", 75)
+    until(lambda: len(attacked.workers()) == workers, "as many workers as before")
+    get_page(attacked)
 
 
 def test_idle_connections(launch: Launcher) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 
 from uwsgitwisted.errors import Busy, RemoteError
+from uwsgitwisted.wire.bundle import encode_bundle, encode_error, encode_value
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.packet import Packet, encode_packet
 from uwsgitwisted.wire.tasks import BatchItem, encode_batch
@@ -54,7 +55,11 @@ _SEEDS: dict[str, list[bytes]] = {
     "keys": [bytes([index % 3, 8, index % 7]) + bytes(range(1, 16)) for index in range(21)],
     "vars": [b"\0" + _WEB + b"ok", b"\3" + _TASK],
     "array": [b"\0\3\0add\1\x001"],
-    "terms": [b"\0" + Terms(node="here").encode()],
+    "bundle": [
+        b"\21\0" + encode_bundle([Packet(33, 17, data) for data in _OBJECTS]).payload,
+        b"\21\0" + b"".join(map(encode_value, _OBJECTS)) + encode_error(encode_failure(Busy("later"))),
+    ],
+    "terms": [b"\0" + Terms(node="here", bundle=256).encode()],
     "failure": [
         b"\0" + encode_failure(Busy("later", address=None), node="here"),
         b"\0" + encode_failure(RemoteError(type="KeyError", message="x", traceback="t", node="n")),

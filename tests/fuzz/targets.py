@@ -36,11 +36,12 @@ from uwsgitwisted.spool.uwsgi.broken import BROKEN
 from uwsgitwisted.spool.uwsgi.directory import SpoolDirectory
 from uwsgitwisted.spool.uwsgi.files import PREFIX
 from uwsgitwisted.wire.array import decode_array
+from uwsgitwisted.wire.bundle import MAX_BUNDLE, decode_bundle, decode_outcomes, encode_bundle
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import decode_failure, encode_failure
 from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.objects import loads_plain
-from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import BUNDLE, HEADER_SIZE, MAX_PAYLOAD, RPC, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.rpc import decode_call, encode_result
 from uwsgitwisted.wire.tasks import (
     decode_batch,
@@ -149,6 +150,22 @@ def array(data: bytes) -> int:
     return 5 * len(block)
 
 
+def bundle(data: bytes) -> int:
+    """Read a bundle, and the answer to one."""
+    source = Source(data)
+    modifier2 = source.byte()
+    block = source.stretch()
+    with contextlib.suppress(ProtocolError):
+        requests = decode_bundle(Packet(BUNDLE, modifier2, block))
+        assert 0 < len(requests) <= MAX_BUNDLE
+        assert encode_bundle(requests) == Packet(BUNDLE, modifier2, block)
+    with contextlib.suppress(ProtocolError):
+        outcomes = decode_outcomes(Packet(BUNDLE, modifier2, block))
+        assert 0 < len(outcomes) <= MAX_BUNDLE
+        assert all(isinstance(error, (UwsgiError, type(None))) for _, error in outcomes)
+    return 10 * len(block)
+
+
 def terms(data: bytes) -> int:
     """Read the offer or the grant of a session."""
     block = Source(data).stretch()[:MAX_PAYLOAD]
@@ -156,6 +173,7 @@ def terms(data: bytes) -> int:
         for modifier2 in (0, 1):
             found = read(Packet(100, modifier2, block))
             assert found is None or (found.max_message >= 0 and found.max_requests >= 0)
+            assert found is None or 0 <= found.bundle_from(Terms()) <= MAX_BUNDLE
     found = Terms.decode(block)
     if found is not None:
         with contextlib.suppress(UwsgiError):  # what can't be decoded may grow beyond an item's size
@@ -352,6 +370,7 @@ TARGETS: dict[str, Target] = {
     "keys": keys,
     "vars": variables,
     "array": array,
+    "bundle": bundle,
     "terms": terms,
     "failure": failure,
     "http": http,

@@ -6,6 +6,7 @@ Nothing here sleeps for a fixed time: :func:`until` polls a condition, and gives
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -353,6 +354,15 @@ def read_to_end(connection: socket.socket) -> bytes:
         while data := connection.recv(65_536):
             received += data
     return received
+
+
+def read_stats(address: Any) -> dict[str, Any]:
+    """Return the statistics that are given at an address."""
+    with socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(address)
+        found: dict[str, Any] = json.loads(read_to_end(connection))
+        return found
 
 
 def marshal_packet(message: object, modifier2: int = 17) -> bytes:

@@ -34,7 +34,8 @@ from uwsgitwisted.wire.packet import PING, SESSION, Packet, encode_packet
 
 pytestmark = pytest.mark.integration
 
-HEADER_TIMEOUT, BODY_TIMEOUT, WRITE_TIMEOUT = 0.4, 0.6, 0.6
+#: Seconds, longer than a busy machine lets a test or the node wait for a processor in the middle of a packet.
+HEADER_TIMEOUT, BODY_TIMEOUT, WRITE_TIMEOUT = 1.0, 1.0, 1.0
 MAX_MESSAGE = 1 << 20
 #: What 200 bad requests may add to the front's memory, in bytes: far more than noise, far less than they sent.
 GROWTH = 8 << 20
@@ -238,22 +239,19 @@ def test_a_task_for_a_node(node: Service) -> None:
 # Slow peers.
 
 
-def _trickle(connection: socket.socket, data: bytes, interval: float) -> float:
-    """Send a byte at a time until the peer closes; return how long that took, in seconds."""
-    start = time.monotonic()
+def _trickle(connection: socket.socket, data: bytes, interval: float) -> None:
+    """Send a byte at a time until the peer closes, which it has to do before the last one."""
     connection.settimeout(interval)
     for byte in data:
         try:
             connection.sendall(bytes([byte]))
             if not connection.recv(1):
-                break
+                return
         except TimeoutError:
             continue
         except OSError:
-            break
-    else:
-        pytest.fail("the peer let every byte come")
-    return time.monotonic() - start
+            return
+    pytest.fail("the peer let every byte come")
 
 
 def test_a_silent_peer(node: Service) -> None:
@@ -266,7 +264,7 @@ def test_a_silent_peer(node: Service) -> None:
 def test_a_slow_header(node: Service) -> None:
     """A byte from time to time doesn't prolong the header's time."""
     with node.connect() as connection:
-        assert _trickle(connection, b"\x21\xff\xff", HEADER_TIMEOUT * 0.4) < HEADER_TIMEOUT + 5
+        _trickle(connection, b"\x21\xff\xff", HEADER_TIMEOUT * 0.9)
     node.wait_for("sent no complete header")
 
 
@@ -275,7 +273,7 @@ def test_a_slow_body(node: Service) -> None:
     with node.connect() as connection:
         connection.sendall(b"\x21\xff\xff\x11")
         assert node.ask(("echo", "meanwhile")) == "meanwhile"
-        assert _trickle(connection, bytes(1_000), 0.05) < BODY_TIMEOUT + 5
+        _trickle(connection, bytes(1_000), 0.05)
 
 
 def test_a_slow_but_timely_packet(node: Service) -> None:

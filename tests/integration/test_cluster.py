@@ -23,7 +23,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.integration.services import Launcher, Service
 from uwsgitwisted import Cluster
-from uwsgitwisted.errors import RemoteError
+from uwsgitwisted.errors import RemoteError, WorkerDied
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.wire.terms import KEEPALIVE
 
@@ -37,14 +37,17 @@ PAUSES = (0.2, 0.8)
 FROZEN = (0.2, 1.0) if SECONDS < 20 else (1.0, 15.0)
 
 HANDLER = """
-import time, uwsgi
+import os, time, uwsgi
 
 def handle(message, modifier2):
     if isinstance(message, list):
         return [2 * number for number in range(*message)]
     if message < 0:
         raise ValueError(message)
-    time.sleep(0.002)
+    if message == 1_000_000:
+        os._exit(1)
+    if modifier2 == 0:
+        time.sleep(0.002)
     return 2 * message
 
 uwsgi.message_manager_marshal = handle
@@ -96,8 +99,9 @@ async def test_kills_and_freezes(launch: Launcher) -> None:
     maps, longest = 0, 0.0
     while time.monotonic() < end:
         began = time.monotonic()
-        values = [value async for value in cluster.map(33, 0, range(1_000), idempotent=True)]
-        assert values == [2 * number for number in range(1_000)]
+        modifier2, count = (maps % 2, 1_000 if maps % 2 == 0 else 10_000)  # the others are tiny, and bundled
+        values = [value async for value in cluster.map(33, modifier2, range(count), idempotent=True)]
+        assert values == [2 * number for number in range(count)]
         longest = max(longest, time.monotonic() - began)
         maps += 1
     chaos.stopping = True
@@ -107,6 +111,19 @@ async def test_kills_and_freezes(launch: Launcher) -> None:
     # A frozen node holds up a map at most until its silence is noticed.
     assert longest < 2 * KEEPALIVE + 5
     print({"maps": maps, "killed": chaos.killed, "frozen": chaos.frozen, "longest": round(longest, 2)})
+
+
+async def check_bundles(cluster: Cluster) -> None:
+    """An item of a bundle that raises fails alone; so does one that kills, if they may run twice."""
+    items = [*range(3_000), -1, *range(3_000)]
+    values = [value async for value in cluster.map(33, 1, items, on_error="return")]
+    assert isinstance(values.pop(3_000), RemoteError)
+    assert values == [2 * number for number in range(3_000)] * 2
+    items[100] = 1_000_000
+    for idempotent, lost in ((False, 20), (True, 1)):
+        mapped = cluster.map(33, 1, items[:200], chunk=20, idempotent=idempotent, on_error="return")
+        values = [value async for value in mapped]
+        assert sum(isinstance(value, WorkerDied) for value in values) == lost
 
 
 @pytest_twisted.ensureDeferred
@@ -126,6 +143,7 @@ async def test_real_nodes(launch: Launcher) -> None:
     [error] = [result.error for result in results if result.error]
     assert isinstance(error, RemoteError)
     assert error.type == "ValueError"
+    await check_bundles(cluster)
     async for value in cluster.map(33, 0, range(1_000_000)):
         if value == 200:
             break

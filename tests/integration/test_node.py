@@ -288,12 +288,17 @@ async def test_a_frozen_node(launch: Launcher, client: Client) -> None:
 def test_how_long_the_handler_ran(node: Service) -> None:
     """An answer in a session tells how long its handler ran, without the time that the request waited."""
     session = RawSession(node)
+    began = time.monotonic()
     for request in (1, 2):
         session.session.send_request(request, encode_request(33, 17, "nap"))
     session.flush()
     answers = []
     while len(answers) < 2:
         answers += session.events()
+    took = time.monotonic() - began
     session.close()
-    assert all(isinstance(answer, AnswerReceived) for answer in answers)
-    assert all(0.2 <= answer.took < 0.4 for answer in answers), answers  # type: ignore[union-attr]
+    ran = [answer.took for answer in answers if isinstance(answer, AnswerReceived)]
+    assert len(ran) == 2
+    assert min(ran) >= 0.2
+    # The only worker runs one after the other, so with its waiting time the second would exceed that.
+    assert sum(ran) <= took

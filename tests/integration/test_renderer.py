@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 
-from tests.integration.services import Launcher, Service, script, until
+from tests.integration.services import Launcher, Service, read_stats, script, until
+from tests.integration.web_servers import ask
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import NoAnswer, RemoteError, RequestTimeout
@@ -198,13 +200,37 @@ def test_several_directories(launch: Launcher, templates: Path, tmp_path: Path) 
     (tmp_path / "names.txt").write_text("mine")
     renderer = launch.start(
         *("uwsgi-renderer", "--engine", "processes:1"),
-        *("--templates", str(tmp_path), "--templates", str(templates), "--result-cache", "1M"),
+        *("--templates", str(tmp_path), "--templates", str(templates)),
     )
     assert renderer.ask(("names.txt", {"name": 1})) == "mine"
-    for _ in range(2):
-        assert renderer.ask(("sub/inner.txt", {"n": 1})) == "inner 1"
+    assert renderer.ask(("sub/inner.txt", {"n": 1})) == "inner 1"
+
+
+def test_result_cache(launch: Launcher, tmp_path: Path) -> None:
+    """The front keeps objects' pages, workers those of web requests; SIGHUP drops them, and --stats counts."""
+    (tmp_path / "page.txt").write_text("${x}")
+    renderer = launch.start(
+        *("uwsgi-renderer", "--engine", "processes:1", "--templates", str(tmp_path)),
+        *("--no-reload", "--result-cache", "1M", "--stats", f"unix:{tmp_path}/stats"),
+    )
+    for _ in range(3):
+        assert renderer.ask(("page.txt", {"x": 1})) == "1"
+        assert ask(renderer.address, "GET", "/page.txt?x=2").body == b"2"
+
+    def figures() -> list[list[int]]:
+        caches = read_stats(f"{tmp_path}/stats")["caches"]
+        return [[cache[name] for name in ("hits", "miss", "items")] for cache in caches]
+
+    until(lambda: figures() == [[2, 1, 1], [2, 1, 1]], "the figures")
+    (tmp_path / "page.txt").write_text("new ${x}")
+    assert renderer.ask(("page.txt", {"x": 1})) == "1"
+    renderer.process.send_signal(signal.SIGHUP)
+    renderer.wait_for("every worker was replaced")
+    assert renderer.ask(("page.txt", {"x": 1})) == "new 1"
+    until(lambda: figures() == [[3, 2, 1], [2, 1, 0]], "the figures")
     renderer.terminate()
-    assert "result cache: 1 hits, 2 misses; 2 pages of " in renderer.log
+    assert "result cache: 3 hits, 2 misses; 1 pages of " in renderer.log
+    assert "result cache, HTTP and RPC: 2 hits, 1 misses; 1 pages of " in renderer.log
 
 
 #: Templates that never end by themselves, and the line in which each is when it is killed.
@@ -221,7 +247,7 @@ def bounded(shared: Launcher, templates: Path) -> Service:
         "\n{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
     )
     (templates / "hungry.html").write_text(
-        "<% eaten = [] %>\n% while True:\n<% eaten.append('x' * 10**6 + str(1)) %>\\\n% endwhile"
+        "<% eaten = [] %>\n% while True:\n<% eaten.append(bytearray(10**8)) %>\\\n% endwhile"
     )
     (templates / "endless.html").write_text("\n% while True:\ntext\n% endwhile")
     options = ("--timeout", "1", "--max-memory", "200M", "--max-output", "1M", "--result-cache", "1M")

@@ -135,13 +135,14 @@ def test_idempotency(launch: Launcher) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    until(lambda: _runs(spooler, "once"), "the run")
+    (task,) = set(ids)
+    assert script(blocking.wait, spooler.address, task, 20).done  # one that still runs would run again
     spooler.kill()
     again = launch.start(
         "uwsgi-spooler", "--spool", "sqlite:spool.db", handler=HANDLER, directory=spooler.directory
     )
     script(enqueue)
-    assert set(ids) == {1}
+    assert set(ids) == {task}
     script(blocking.spool, again.address, {"key": "last"})
     until(lambda: _runs(again, "last"), "a later task's run")
     assert len(_runs(again, "once")) == 1

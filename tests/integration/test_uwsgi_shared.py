@@ -166,6 +166,20 @@ def published_timer(number):
 def published_mulefunc(a):
     note("published mulefunc", a, who())
 
+@published.mule(5)
+def published_at_start():
+    note("published at start", who())
+
+@published.mulemsg(5)
+def published_message(message):
+    note("published message", message.decode(), who())
+    if message == b"fail":
+        raise ValueError("this message fails, too")
+
+def figures():
+    names = ("id", "pid", "requests", "signals", "status")
+    return [[worker[name] for name in names] for worker in uwsgi.workers()], uwsgi.total_requests()
+
 def wait_signal(number):
     uwsgi.cache_update("waits", b"1")
     uwsgi.signal_wait(number)
@@ -222,9 +236,9 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(shared: Launcher) -> Iterator[Node]:
-    """A node with two workers, and four mules: @muleloop, @mulefunc, a program, and @mule with @mulemsg."""
+    """Two workers, and five mules: @muleloop, @mulefunc, a program, and two with @mule and @mulemsg."""
     options = ("--engine", "processes:2", "--timeout", "2", "--cache", "name=small,items=2")
-    options += ("--mules", "2", "--mule", "my_handler:program", "--mule", "my_handler:unreached")
+    options += ("--mules", "2", "--mule", "my_handler:program", *2 * ("--mule", "my_handler:unreached"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PUBLISHED", str(distribution_file("uwsgidecorators", "uwsgidecorators.py")))
         yield Node(shared.start("uwsgi-node", *options, handler=HANDLER))
@@ -294,6 +308,25 @@ def test_signals_have_targets(node: Node) -> None:
     assert node.call("signal_registered", 99) is None
 
 
+def test_workers(node: Node) -> None:
+    """Each worker knows what both have done, also while the other one is busy; signals are no requests."""
+    seen = len(node.ran)
+    holder = node.call_later("hold", 1)
+    until(lambda: any(line.startswith("holds") for line in node.ran[seen:]), "a worker holds the lock")
+    (pid,) = [int(line.split()[1]) for line in node.ran[seen:]]
+    before, total = node.call("figures")
+    node.call("signal", 42)
+    until(lambda: "second w2" in node.ran[seen:], "the signal has run")
+    holder.join()
+    after, later = node.call("figures")
+    assert [worker[0] for worker in before] == [1, 2]
+    assert [worker[4] for worker in before if worker[1] == pid] == [b"busy"]
+    assert later == total + 3  # the first question, the signal's call, and the holder; the signal is none
+    assert sum(worker[3] for worker in after) == sum(worker[3] for worker in before) + 1
+    assert later == sum(worker[2] for worker in after)
+    assert node.call("logsize") > 0
+
+
 def test_signal_that_fails(node: Node) -> None:
     """A signal's function that raises is in the log, and so is a signal that nobody handles."""
     node.call("signal", 44)
@@ -340,8 +373,8 @@ def test_mules(node: Node) -> None:
     node.wait_for("message die m1")
     node.call("mule_msg", b"again", 1)
     node.wait_for("message again m1")
-    with pytest.raises(RemoteError, match="this service has no mule 5: it has 1 to 4"):
-        node.call("mule_msg", b"lost", 5)
+    with pytest.raises(RemoteError, match="this service has no mule 6: it has 1 to 5"):
+        node.call("mule_msg", b"lost", 6)
     with pytest.raises(RemoteError, match="only in a mule"):
         node.call("mule_get_msg")
 
@@ -372,6 +405,19 @@ def test_published_decorators(node: Node) -> None:
     node.call("signal", 60)
     node.call("published_mulefunc", 5)
     node.wait_for("published signal w1", "published signal w2", "published mulefunc 5 m2")
+
+
+def test_published_mules(node: Node) -> None:
+    """PyPI's own @mule and @mulemsg do as ours: when a function raises, the mule starts again."""
+    node.wait_for("published at start m5")
+    for message in (b"one", b"fail", b"two"):
+        node.call("mule_msg", message, 5)
+    names = ("published message one m5", "published message fail m5", "published message two m5")
+    node.wait_for(*names)
+    assert [line for line in node.ran if line.endswith("m5")] == [
+        *("published at start m5", *names[:2], "published at start m5", names[2])
+    ]
+    node.service.wait_for("ValueError: this message fails, too")
 
 
 def test_reload_replaces_what_was_registered(node: Node) -> None:
@@ -418,7 +464,7 @@ def test_spooler(shared: Launcher) -> None:
 
 def test_stop_ends_mules(node: Node) -> None:
     """The service's end leaves no worker and no mule."""
-    until(lambda: len(node.service.workers()) == 6, "the old processes have ended")
+    until(lambda: len(node.service.workers()) == 7, "the old processes have ended")
     processes = node.service.workers()
     assert node.service.terminate() == TERMINATED
     assert not any(map(is_alive, processes))

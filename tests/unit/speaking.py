@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tests.unit.servers import ScriptedServer
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import FanOutError, UwsgiError
+from uwsgitwisted.wire.bundle import decode_bundle, encode_error, encode_outcomes, encode_value
 from uwsgitwisted.wire.events import RequestReceived
 from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet, PacketDecoder
+from uwsgitwisted.wire.packet import BUNDLE, MARSHAL, Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_offer, encode_grant
 
@@ -64,7 +65,9 @@ class Speaker:
                 raise ConnectionResetError("the client has closed the session")
             for event in self.session.receive(data):
                 if isinstance(event, RequestReceived):
-                    self.asked.append(loads(event.packet.payload))
+                    bundled = event.packet.modifier1 == BUNDLE
+                    packets = decode_bundle(event.packet) if bundled else [event.packet]
+                    self.asked += [loads(packet.payload) for packet in packets]
                     self._events.append(event)
         return self._events.pop(0)
 
@@ -72,6 +75,15 @@ class Speaker:
         """Answer with an object; under another id if the test says so."""
         packet = Packet(MARSHAL, request.packet.modifier2, dumps(message))
         self.session.send_answer(request.id if request_id is None else request_id, packet)
+        self.flush()
+
+    def answer_bundle(self, request: RequestReceived, *outcomes: object) -> None:
+        """Answer a bundle; an outcome that is an error is one."""
+        encoded = (
+            encode_error(encode_failure(each)) if isinstance(each, UwsgiError) else encode_value(dumps(each))
+            for each in outcomes
+        )
+        self.session.send_answer(request.id, encode_outcomes(request.packet, encoded))
         self.flush()
 
     def fail(self, request: RequestReceived, error: UwsgiError) -> None:

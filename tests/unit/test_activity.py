@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from uwsgitwisted import activity
-from uwsgitwisted.activity import MAX_THREADS, MAX_WARNING, NOTICE, Activity, Counts, Notice, Slot, open_slots
+from uwsgitwisted.activity import (
+    MAX_THREADS,
+    MAX_WARNING,
+    NOTICE,
+    Activity,
+    CacheCounts,
+    Counts,
+    Notice,
+    Slot,
+    open_slots,
+)
 
 
 class Shared:
@@ -112,6 +122,25 @@ def test_warning(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     notice.write(b"")
     assert shared.front.warning()[1] == b""
     assert NOTICE.read()[1] == b""
+
+
+def test_signals(shared: Shared) -> None:
+    """The front sees how many signals a worker has handled."""
+    notice = Notice(shared.slots[0]._memory)
+    notice.count_signal()
+    notice.count_signal()
+    assert (notice.signals, shared.front.signals) == (2, 2)
+    assert shared.front.warning() == (0.0, b"")
+
+
+def test_cache(shared: Shared) -> None:
+    """The front sees the figures of a worker's result cache."""
+    assert shared.front.cache() == CacheCounts()
+    counts = CacheCounts(hits=1, misses=2**63, pages=3, size=2**64 - 1)
+    Notice(shared.slots[0]._memory).write_cache(counts)
+    assert shared.front.cache() == counts
+    assert shared.front.warning() == (0.0, b"")
+    assert str(counts).startswith("1 hits, ")
 
 
 def test_private_memory() -> None:

@@ -91,7 +91,10 @@ WITHOUT_TWISTED = (
     "worker",
 )
 #: The template engines, which need libraries of their own.
-_ENGINES = {"mako_engine.py": "mako", "mako_outline.py": "mako", "jinja_engine.py": "jinja2"}
+_ENGINES = {
+    **dict.fromkeys(("mako_engine.py", "mako_outline.py", "mako_runtime.py"), "mako"),
+    "jinja_engine.py": "jinja2",
+}
 
 
 def modules(library: str = "") -> list[str]:
@@ -132,12 +135,14 @@ def test_no_twisted_in_a_renderer() -> None:
 
 
 def test_what_the_front_knows_of_a_worker() -> None:
-    """Of all that runs in a worker, the front imports only what describes it, and what finds a module."""
+    """Of all that runs in a worker, the front imports only what describes it, finds modules, keeps pages."""
     front = [path for path in MODULES if path.parts[0] in ("engines", "services", "taps", "responders")]
     of_worker = {name for path in front for name in imported(path) if part(name) == "worker"}
     assert {name.rpartition(".")[0] for name in of_worker} == {
         "uwsgitwisted.worker.spec",
         "uwsgitwisted.worker.templates.engines",  # for the names of --engine-for
+        "uwsgitwisted.worker.templates.keeping",  # for the pages that the front keeps
+        "uwsgitwisted.worker.templates.results",
         "uwsgitwisted.worker.compat.install",  # for the threads that are workers
         "uwsgitwisted.worker.handlers.module",  # for the executor that --engine names
     }

@@ -26,6 +26,7 @@ from uwsgitwisted.transport.server.limits import Limits
 from uwsgitwisted.transport.server.streamed_answers import ANSWER_MEMORY
 from uwsgitwisted.wire import (
     array,
+    bundle,
     failure,
     frame,
     key_check,
@@ -50,11 +51,12 @@ from uwsgitwisted.wire.events import (
     StreamedRequestReceived,
     WindowGranted,
 )
-from uwsgitwisted.wire.packet import PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import BUNDLE, MARSHAL, PING, SESSION, SPOOL, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.tasks import MAX_BATCH, SPOOL_WITH_ID, BatchItem, TaskMessage, decode_batch, encode_batch
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, split_vars
+from uwsgitwisted.worker.handlers import bundle as bundle_handler
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 
@@ -66,8 +68,8 @@ _QUOTED = re.compile(r"`([^`]+)`")
 KINDS = ("REQUEST", "ANSWER", "ERROR", "MORE", "CANCEL", "SHUTDOWN", "IDEMPOTENT")
 KINDS += ("STREAMED_REQUEST", "STREAMED_ANSWER", "DATA", "END", "WINDOW")
 #: Terms with everything in them.
-STREAMING = Terms(window=100_000, workers=2)
-MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "PING", "ECHO", "RPC", "ANSWER")
+STREAMING = Terms(window=100_000, workers=2, bundle=256)
+MODIFIERS = ("WSGI", "SPOOL", "MARSHAL", "SESSION", "BUNDLE", "PING", "ECHO", "SIGNAL", "RPC", "ANSWER")
 #: Where the document's numbers are from, by the names that it has for them.
 NUMBERS: dict[str, float] = {
     **{name: getattr(packet, name) for name in ("HEADER_SIZE", "MAX_PAYLOAD")},
@@ -87,6 +89,11 @@ NUMBERS: dict[str, float] = {
     **{name: getattr(rpc, name) for name in ("MAX_NAME", "LONG_ANSWER", "NO_RESULT")},
     "MAX_ARGUMENTS": array.MAX_ARGUMENTS,
     "MAX_SIZE": session._MAX_SIZE,
+    "MAX_BUNDLE": bundle.MAX_BUNDLE,
+    "MAX_BUNDLE_SIZE": bundle.MAX_BUNDLE_SIZE,
+    "LEAST_FOR_BUNDLES": wire_terms._LEAST_FOR_BUNDLES,
+    "MAX_TIME": bundle_handler.MAX_TIME,
+    "ENOUGH_BYTES": bundle_handler.ENOUGH_BYTES,
     "KEEPALIVE": wire_terms.KEEPALIVE,
     "SHUTDOWN_TIME": server_session._SHUTDOWN_TIME,
     "RACE_TIME": server_session._RACE_TIME,
@@ -206,6 +213,33 @@ def a_packet_and_its_body(modifier1: int, modifier2: int, variables: dict[bytes,
         return packet, decoder.rest(), body_size(packet.payload)
 
     return Said(encode_packet(made) + body, read, (made, body, len(body)))
+
+
+def a_bundle(modifier2: int, *payloads: Said) -> Said:
+    made = [Packet(MARSHAL, modifier2, payload.data) for payload in payloads]
+
+    def read(payload: bytes) -> object:
+        return bundle.decode_bundle(Packet(BUNDLE, modifier2, payload))
+
+    return Said(bundle.encode_bundle(made).payload, read, made)
+
+
+def some_outcomes(*outcomes: Said) -> Said:
+    """The outcomes of a bundle: values, or the vars blocks of errors."""
+    data, meaning = b"", []
+    for outcome in outcomes:
+        if outcome.read is objects.loads:
+            data += bundle.encode_value(outcome.data)
+            meaning.append((outcome.meaning, None))
+        else:
+            data += bundle.encode_error(outcome.data)
+            meaning.append((None, str(failure.decode_failure(outcome.data))))
+
+    def read(payload: bytes) -> object:
+        decoded = bundle.decode_outcomes(Packet(BUNDLE, 0, payload))
+        return [(value, error and str(error)) for value, error in decoded]
+
+    return Said(data, read, meaning)
 
 
 def a_batch(*tasks: tuple[dict[bytes, bytes], bytes, dict[bytes, bytes]]) -> Said:
@@ -347,6 +381,8 @@ SAYINGS: dict[str, Callable[..., Said]] = {
     "task": a_task,
     "packet_and_body": a_packet_and_its_body,
     "batch": a_batch,
+    "bundle": a_bundle,
+    "outcomes": some_outcomes,
     "offer": an_offer,
     "grant": a_grant,
     "request": a_request,

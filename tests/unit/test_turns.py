@@ -22,15 +22,15 @@ def fill(*names: str) -> tuple[Turns[Item], list[Item]]:
 
 def drained(turns: Turns[Item]) -> str:
     """Take all items, and return their names."""
-    return " ".join(f"{item.group}{item.number}" for item in (turns.pop() for _ in range(len(turns))))
+    return " ".join(f"{item.group}{item.number}" for item in (turns.pop() for _ in range(turns.length)))
 
 
 def test_turns() -> None:
     """Each group is next with its first item, however many the others have."""
     turns, _ = fill("a1", "a2", "a3", "b1", "c1", "b2")
-    assert (len(turns), turns.count("a"), turns.count("x")) == (6, 3, 0)
+    assert (turns.length, turns.count("a"), turns.count("x")) == (6, 3, 0)
     assert drained(turns) == "a1 b1 c1 a2 b2 a3"
-    assert not turns
+    assert not turns.length
 
 
 def test_discard() -> None:

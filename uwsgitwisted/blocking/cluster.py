@@ -25,12 +25,12 @@ from uwsgitwisted.blocking.calls import refuse_in_reactor
 from uwsgitwisted.blocking.lookups import Watch
 from uwsgitwisted.blocking.run import Run
 from uwsgitwisted.blocking.sockets import Deadline, describe
-from uwsgitwisted.errors import ConnectionBroken, Unavailable, UwsgiError
-from uwsgitwisted.planner.calls import CallPlanner
-from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
-from uwsgitwisted.planner.piece import OnError, Result
+from uwsgitwisted.errors import ConnectionBroken, UwsgiError
+from uwsgitwisted.planner.calls import Attempts, CallPlanner
+from uwsgitwisted.planner.map import MapPlanner
+from uwsgitwisted.planner.piece import OnError, Result, Sending
 from uwsgitwisted.planner.progress import Progress
-from uwsgitwisted.planner.retry import may_retry
+from uwsgitwisted.planner.settings import TARGET, Settings
 from uwsgitwisted.sources.sources import Nodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.wire.message import encode_request
@@ -54,12 +54,13 @@ class Cluster:
         self._watch = Watch(nodes, _log.warning)
         self._lock = Lock()
         self._calls = CallPlanner()
+        self._addresses: list[Address] = []
         self._nodes: set[Address] = set()
 
     @property
     def nodes(self) -> list[Address]:
         """The addresses of the nodes that are known now."""
-        return self._watch.addresses
+        return list(self._watch.addresses)
 
     def send_message(
         self, modifier1: int, modifier2: int, message: object, timeout: float = 30, *, idempotent: bool = False
@@ -83,27 +84,19 @@ class Cluster:
         packet = encode_request(modifier1, modifier2, message)
         deadline = Deadline.after(check_timeout(timeout))
         self._watch.refresh()
-        tried: list[Any] = []
-        failure: UwsgiError = Unavailable("the cluster has no node")
-        while len(tried) < MAX_FAILURES and (not tried or deadline.left > 0):
-            node, outcome = self._send(packet, deadline, tried)
-            if node is None:
-                break
+        until = time.monotonic() + deadline.left
+        attempts = Attempts(self._calls, idempotent=idempotent, until=until)
+        while True:
+            with self._lock:
+                self._update_calls()
+                sending = attempts.begin(time.monotonic())
+            outcome = self._send(sending, packet, deadline)
             if not isinstance(outcome, UwsgiError):
                 return outcome
-            if not may_retry(outcome, idempotent=idempotent):
-                raise outcome
-            failure = outcome
-            tried.append(node)
-        raise failure
+            attempts.failed(sending, outcome)
 
-    def _send(self, packet: Packet, deadline: Deadline, tried: list[Any]) -> tuple[Address | None, object]:
-        """Send a request to one more node; return the node and the answer or the error; None without a node."""
-        with self._lock:
-            self._update_calls()
-            sending = self._calls.begin(time.monotonic(), tried)
-        if sending is None:
-            return None, None
+    def _send(self, sending: Sending, packet: Packet, deadline: Deadline) -> object:
+        """Send a request to a node; return the answer or the error."""
         address: Any = sending.node
         outcome: object
         ended: BaseException | None = None
@@ -120,10 +113,14 @@ class Cluster:
         finally:
             with self._lock:
                 self._calls.end(sending, time.monotonic(), error=ended)
-        return address, outcome
+        return outcome
 
     def _update_calls(self) -> None:
-        nodes = set(self._watch.addresses)
+        addresses = self._watch.addresses
+        if addresses is self._addresses:  # as nearly always
+            return
+        self._addresses = addresses
+        nodes = set(addresses)
         for address in nodes - self._nodes:
             self._calls.add_node(address)
         for address in self._nodes - nodes:
@@ -157,7 +154,9 @@ class Cluster:
         :param chunked: whether the handler gets a list of items at once; of a ``range``, the bounds
             ``[start, stop]`` of a part, or ``[start, stop, step]`` if the step isn't 1. There is one result for
             each chunk.
-        :param chunk: how many items a chunk has; None to size chunks by the time that they take.
+        :param chunk: how many items a chunk has; None to size chunks by the time that they take. Without
+            *chunked* it is how many items of modifier1 33 go in one request at most, though the handler gets
+            them one by one; with None it is many if they are tiny.
         :param target: how long a chunk should take, in seconds.
         :param idempotent: whether an item may run twice. It is then tried elsewhere also if it may have been
             started, and toward the end idle nodes get copies of the oldest pieces.
@@ -170,6 +169,7 @@ class Cluster:
         settings = Settings(
             ordered=False,
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -203,6 +203,7 @@ class Cluster:
         """
         settings = Settings(
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -228,7 +229,7 @@ class Cluster:
             return encode_request(modifier1, modifier2, message)
 
         # Checked now rather than with the first result.
-        planner = MapPlanner(items, settings, time.monotonic())
+        planner = MapPlanner(items, settings, time.monotonic(), encode)
         return self._results(planner, settings, encode, on_progress, progress)
 
     def _results(

@@ -18,7 +18,6 @@ from uwsgitwisted.planner.piece import Sending
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, ShutdownReceived
 from uwsgitwisted.wire.exchange import PlainExchange
 from uwsgitwisted.wire.failure import no_keepalive
-from uwsgitwisted.wire.message import decode_answer
 from uwsgitwisted.wire.packet import Packet
 from uwsgitwisted.wire.session import MAX_ID, Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
@@ -82,7 +81,8 @@ class SessionLink:
         :raises MessageTooLarge: if the node doesn't accept a message of this size.
         """
         request = next(self._ids) & MAX_ID
-        self._session.send_request(request, packet, self._timeout, idempotent=self._idempotent)
+        idempotent = self._idempotent and not sending.bundled
+        self._session.send_request(request, packet, self._timeout, idempotent=idempotent)
         now = time.monotonic()
         if not self._requests:
             self._heard, self._pinged = now, False
@@ -187,7 +187,7 @@ def _outcome(sending: Sending, event: AnswerReceived | ErrorReceived) -> Outcome
     if isinstance(event, ErrorReceived):
         return Outcome(sending, None, event.error, event.took)
     try:
-        return Outcome(sending, decode_answer(event.packet), None, event.took)
+        return Outcome(sending, sending.decode(event.packet), None, event.took)
     except UwsgiError as error:
         return Outcome(sending, None, error, event.took)
 

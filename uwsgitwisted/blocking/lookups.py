@@ -13,10 +13,8 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.blocking.sockets import Deadline, Steps, describe, in_thread, run
 from uwsgitwisted.errors import ConnectionFailed, MisuseError, UwsgiError
 from uwsgitwisted.sources.names import HostName, Name, ServiceName, ServiceRecord, best_records, one_family
-from uwsgitwisted.sources.sources import Nodes, Sources
+from uwsgitwisted.sources.sources import LOOK_UP_TIMEOUT, Nodes, Sources
 
-#: Seconds for a look-up.
-LOOK_UP_TIMEOUT = 5.0
 #: Seconds that a call waits for a look-up of what is known already.
 _REFRESH_TIMEOUT = 0.5
 
@@ -75,7 +73,7 @@ class Watch:
 
     @property
     def addresses(self) -> list[Address]:
-        """The addresses of all nodes."""
+        """The addresses of all nodes: the same list until they change."""
         with self._lock:
             return self._sources.addresses
 
@@ -139,4 +137,4 @@ def find_addresses(nodes: Nodes) -> list[Address]:
     watch.refresh()
     for what, reason in watch.failures.items():
         raise ConnectionFailed(f"{what}: {reason}")
-    return watch.addresses
+    return list(watch.addresses)

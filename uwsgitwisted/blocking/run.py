@@ -11,6 +11,7 @@ from uwsgitwisted.address import Address
 from uwsgitwisted.blocking.links import NodeLink, Outcome
 from uwsgitwisted.blocking.lookups import Watch
 from uwsgitwisted.blocking.loop import Loop
+from uwsgitwisted.blocking.sessions import TERMS
 from uwsgitwisted.errors import UwsgiError
 from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import Result, Sending
@@ -109,7 +110,7 @@ class Run:
         address = sending.node
         assert isinstance(address, Address)
         try:
-            packet = self._encode(sending.message)
+            packet = sending.request or self._encode(sending.message)
         except UwsgiError as error:
             self._outcomes.append(Outcome(sending, None, error, 0.0))
             return
@@ -142,7 +143,8 @@ class Run:
                 self._planner.failed(sending, error, now)
 
     def _learn(self, address: Address, terms: Terms) -> None:
-        self._planner.set_terms(address, terms.workers, terms.max_requests, time.monotonic())
+        bundle = terms.bundle_from(TERMS)
+        self._planner.set_terms(address, terms.workers, terms.max_requests, time.monotonic(), bundle)
 
     def _check_nodes(self) -> None:
         """See which nodes there are now."""

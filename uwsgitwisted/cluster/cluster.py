@@ -19,12 +19,12 @@ from uwsgitwisted.address import Address, AddressLike
 from uwsgitwisted.cluster.nodes import NodeAddress, Nodes
 from uwsgitwisted.cluster.run import Run
 from uwsgitwisted.cluster.sources import SourceWatcher, may_change
-from uwsgitwisted.errors import Unavailable, UwsgiError
-from uwsgitwisted.planner.calls import CallPlanner
-from uwsgitwisted.planner.map import MAX_FAILURES, TARGET, MapPlanner, Settings
+from uwsgitwisted.errors import UwsgiError
+from uwsgitwisted.planner.calls import Attempts, CallPlanner
+from uwsgitwisted.planner.map import MapPlanner
 from uwsgitwisted.planner.piece import OnError, Result, Sending
 from uwsgitwisted.planner.progress import Progress
-from uwsgitwisted.planner.retry import may_retry
+from uwsgitwisted.planner.settings import TARGET, Settings
 from uwsgitwisted.sources.sources import Nodes as SourceNodes
 from uwsgitwisted.timeouts import check_timeout
 from uwsgitwisted.transport.client.call import Call
@@ -128,21 +128,14 @@ class Cluster:
         if self._watcher is not None:
             await self._watcher.when_settled()
         end = self._reactor.seconds() + check_timeout(timeout)
-        tried: list[Any] = []
-        failure: UwsgiError = Unavailable("the cluster has no node")
-        while len(tried) < MAX_FAILURES:
+        attempts = Attempts(self._calls.planner, idempotent=idempotent, until=end)
+        while True:
             now = self._reactor.seconds()
-            sending = self._calls.planner.begin(now, tried)
-            if sending is None or (tried and now >= end):
-                break
+            sending = attempts.begin(now)
             try:
                 return await self._send_to(sending, packet, end - now, idempotent)
             except UwsgiError as error:
-                if not may_retry(error, idempotent=idempotent):
-                    raise
-                failure = error
-                tried.append(sending.node)
-        raise failure
+                attempts.failed(sending, error)
 
     async def _send_to(self, sending: Sending, packet: Packet, timeout: float, idempotent: bool) -> object:
         address: Any = sending.node
@@ -183,7 +176,9 @@ class Cluster:
         :param chunked: whether the handler gets a list of items at once; of a ``range``, the bounds
             ``[start, stop]`` of a part, or ``[start, stop, step]`` if the step isn't 1. There is one result for
             each chunk.
-        :param chunk: how many items a chunk has; None to size chunks by the time that they take.
+        :param chunk: how many items a chunk has; None to size chunks by the time that they take. Without
+            *chunked* it is how many items of modifier1 33 go in one request at most, though the handler gets
+            them one by one; with None it is many if they are tiny.
         :param target: how long a chunk should take, in seconds.
         :param idempotent: whether an item may run twice. It is then tried elsewhere also if it may have been
             started, and toward the end idle nodes get copies of the oldest pieces.
@@ -194,6 +189,7 @@ class Cluster:
         settings = Settings(
             ordered=False,
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -226,6 +222,7 @@ class Cluster:
         """
         settings = Settings(
             chunked=chunked,
+            bundled=modifier1 == MARSHAL,
             chunk=chunk,
             target=target,
             idempotent=idempotent,
@@ -249,21 +246,32 @@ class Cluster:
     ) -> AsyncIterator[_T]:
         encode_request(modifier1, modifier2, None if modifier1 == MARSHAL else b"")
 
-        def make_call(address: AddressLike, message: object) -> Call:
-            packet = encode_request(modifier1, modifier2, message)
-            return self._make_call(address, packet, settings.timeout, settings.idempotent)
+        def encode(message: object) -> Packet:
+            return encode_request(modifier1, modifier2, message)
 
-        planner = MapPlanner(items, settings, self._reactor.seconds())
-        return Run(self._reactor, self._nodes, planner, make_call, on_progress).results(pick)
+        def make_call(address: AddressLike, sending: Sending) -> Call:
+            packet = sending.request or encode(sending.message)
+            idempotent = settings.idempotent and not sending.bundled
+            return self._make_call(address, packet, settings.timeout, idempotent, sending.decode)
 
-    def _make_call(self, address: AddressLike, packet: Packet, timeout: float, idempotent: bool) -> Call:
+        planner = MapPlanner(items, settings, self._reactor.seconds(), encode)
+        return Run(self._reactor, self._nodes, planner, make_call, self._terms, on_progress).results(pick)
+
+    def _make_call(
+        self,
+        address: AddressLike,
+        packet: Packet,
+        timeout: float,
+        idempotent: bool,
+        decode: Callable[[Packet], object] = decode_answer,
+    ) -> Call:
         return Call(
             packet,
             self._reactor.seconds() + timeout,
             timeout,
             address=address,
             idempotent=idempotent,
-            decode=decode_answer,
+            decode=decode,
         )
 
     def _connect(self, address: Address, on_session: Callable[[Terms], None]) -> Node:

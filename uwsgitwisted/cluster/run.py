@@ -29,7 +29,8 @@ class Run:
     :param reactor: keeps the time.
     :param nodes: the nodes of the cluster.
     :param planner: decides.
-    :param make_call: makes the call that carries a message to a node; it may raise one of our errors.
+    :param make_call: makes the call that carries a request to a node; it may raise one of our errors.
+    :param ours: the terms of this side.
     :param on_progress: called with the progress, ten times a second at most, and at the end.
     """
 
@@ -38,13 +39,15 @@ class Run:
         reactor: Any,
         nodes: Nodes,
         planner: MapPlanner,
-        make_call: Callable[[NodeAddress, object], Call],
+        make_call: Callable[[NodeAddress, Sending], Call],
+        ours: Terms,
         on_progress: Callable[[Progress], object] | None,
     ) -> None:
         self._reactor = reactor
         self._nodes = nodes
         self._planner = planner
         self._make_call = make_call
+        self._ours = ours
         self._on_progress = on_progress
         self._timer = Timer(reactor, self._poll)
         self._reports = Timer(reactor, self._report)
@@ -78,7 +81,8 @@ class Run:
         if terms is None:
             self._planner.add_node(address, now)
         else:
-            self._planner.add_node(address, now, workers=terms.workers, most=terms.max_requests)
+            bundle = terms.bundle_from(self._ours)
+            self._planner.add_node(address, now, workers=terms.workers, most=terms.max_requests, bundle=bundle)
         self._poll_later()
 
     def remove_node(self, address: NodeAddress) -> None:
@@ -89,7 +93,8 @@ class Run:
     def set_terms(self, address: NodeAddress, terms: Terms) -> None:
         """Learn what a node says about itself."""
         now = self._reactor.seconds()
-        self._planner.set_terms(address, terms.workers, terms.max_requests, now)
+        bundle = terms.bundle_from(self._ours)
+        self._planner.set_terms(address, terms.workers, terms.max_requests, now, bundle)
         self._poll_later()
 
     def _start(self) -> None:
@@ -130,7 +135,7 @@ class Run:
     def _send(self, sending: Sending) -> None:
         address: Any = sending.node
         try:
-            call = self._make_call(address, sending.message)
+            call = self._make_call(address, sending)
             sending.handle = call
             call.answer.addCallbacks(
                 self._on_answer, self._on_failure, callbackArgs=(sending, call), errbackArgs=(sending,)

@@ -23,11 +23,8 @@ from uwsgitwisted.sources.names import (
     one_family,
     parse_node,
 )
-from uwsgitwisted.sources.sources import FILE_MARK, Nodes, Sources
+from uwsgitwisted.sources.sources import FILE_MARK, LOOK_UP_TIMEOUT, Nodes, Sources
 from uwsgitwisted.transport.timer import Timer
-
-#: Seconds for a look-up.
-LOOK_UP_TIMEOUT = 5.0
 
 _DNS_PORT = 53
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from uwsgitwisted.convert.endpoints import endpoint, port_of, reached_at
 from uwsgitwisted.convert.plan import Plan, RefusedValue
 
-#: Where a spooler listens, and the first port that is tried for a node that had none.
+#: The first ports that are tried for a spooler, and for a node, that had none.
 _SPOOLER_PORT, _NODE_PORT = 3034, 3031
 
 
@@ -47,6 +47,12 @@ class Command:
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         place = f"cd {shlex.quote(self.directory)} &&"
         return " ".join([place, *assignments, shlex.join([self.twistd, "-n", *identity, *self.line[2:]])])
+
+
+def _free_ports(first: int, *addresses: str) -> Iterator[int]:
+    """Yield the ports from *first* on that none of *addresses* has."""
+    used = {port_of(value) for value in addresses}
+    return (port for port in range(first, 65_536) if port not in used)
 
 
 class Builder:
@@ -92,8 +98,13 @@ class Builder:
                 return reached_at(self._plan, value)
             except RefusedValue:
                 continue
-        used = {port_of(value) for value in (*self._http, *self._plan.list("https"))}
-        return f"127.0.0.1:{next(port for port in range(_NODE_PORT, 65_536) if port not in used)}"
+        return f"127.0.0.1:{next(_free_ports(_NODE_PORT, *self._http, *self._plan.list('https')))}"
+
+    def _spooler_ports(self) -> Iterator[int]:
+        """Yield the port of a spooler that has no socket of its own, and further ones that are free."""
+        lists = ("https", "ssl", "stats addresses")
+        others = (value for name in lists for value in self._plan.list(name))
+        return _free_ports(_SPOOLER_PORT, self.node_address, *self._sockets, *self._http, *others)
 
     @property
     def statics(self) -> list[tuple[str, str]]:
@@ -148,7 +159,7 @@ class Builder:
     def _node(self) -> Command:
         plan, command = self._plan, self._command("node")
         options = command.options
-        options += self._listen()
+        options += self._listen() or ["--listen", f"tcp:{self.node_address.rpartition(':')[2]}"]
         options += self._applications()
         options += self._static_options()
         if not self._spools and self._imports:
@@ -161,17 +172,23 @@ class Builder:
         options += [word for place in plan.list("stats") for word in ("--stats", place)]
         self._add_files(options)
         if self._spools or plan.list("spooler-external"):
-            command.environment["UWSGITWISTED_SPOOLER"] = f"127.0.0.1:{_SPOOLER_PORT}"
+            address = f"127.0.0.1:{next(self._spooler_ports())}"
+            command.environment["UWSGITWISTED_SPOOLER"] = address
+            if not self._spools:
+                self.notes.append(
+                    f"UWSGITWISTED_SPOOLER={address} is a guess: write the address there at which the external "
+                    "spooler listens"
+                )
         if "--timeout" not in plan.options["node"]:
             self.notes.append("harakiri is not set: here `--timeout` is 60 seconds, unless you give another")
         return command
 
     def _listen(self) -> list[str]:
-        """Return the node's endpoints."""
+        """Return the endpoints of the configuration."""
         found = [word for value in self._sockets for word in self._try("--listen", value, endpoint)]
         for value in self._plan.list("ssl"):
             found += self._try("--listen", value, endpoint, tls=True)
-        return found or ["--listen", f"tcp:{self.node_address.rpartition(':')[2]}"]
+        return found
 
     def _applications(self) -> list[str]:
         found = ["--wsgi", self._application] if self._application else []
@@ -209,12 +226,15 @@ class Builder:
     def _spooler(self) -> Command:
         plan, command = self._plan, self._command("spooler")
         directory = plan.absolute(self._spools[0])
-        for other in self._spools[1:]:
+        ports = self._spooler_ports()
+        first = next(ports)
+        for other, port in zip(self._spools[1:], ports, strict=False):
             self.problems.append(
                 f"spooler = {other}: one spooler has any number of queues, which tasks name with `spooler=`; "
-                f"the tasks in this directory need a command of their own: `--drain dir:{plan.absolute(other)}`"
+                "the tasks in this directory need a command of their own: "
+                f"`--listen tcp:{port} --drain dir:{plan.absolute(other)}`"
             )
-        command.options = ["--listen", f"tcp:{_SPOOLER_PORT}", *self._handler()]
+        command.options = [*self._spooler_listen(first), *self._handler()]
         if self._imports:
             self.notes.append(
                 "`--handler` is the spooler's: if its module has RPC, signals or mules, give it to the node too"
@@ -226,6 +246,21 @@ class Builder:
             self.notes.append("spooler-processes is not set: `--workers 1`, which is uWSGI's default")
         command.directory = plan.absolute(plan.values.get("spooler-chdir", ""))
         return command
+
+    def _spooler_listen(self, port: int) -> list[str]:
+        """Return the spooler's endpoints: the sockets, if no node has them, or else a port of its own."""
+        if not self._runs_web and (found := self._listen()):
+            places = ", ".join(found[1::2])
+            self.notes.append(
+                f"there is no node, so the spooler listens at {places}, where uWSGI takes tasks too"
+            )
+            return found
+        told = " and UWSGITWISTED_SPOOLER" if self._runs_web else ""
+        self.notes.append(
+            f"the spooler listens on port {port} of loopback, which is free in this configuration; if another "
+            f"service on the machine has it, change `--listen`{told}"
+        )
+        return ["--listen", f"tcp:{port}"]
 
     def _router(self) -> Command:
         plan, command = self._plan, self._command("router")

@@ -59,6 +59,7 @@ def mule(plan: Plan, value: str) -> None:
 def stats(plan: Plan, value: str) -> None:
     """Have the node give its statistics at an address."""
     plan.lists.setdefault("stats", []).append(endpoint(plan, value))
+    plan.lists.setdefault("stats addresses", []).append(value)
 
 
 def subscribe(plan: Plan, value: str) -> None:

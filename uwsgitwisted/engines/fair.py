@@ -45,10 +45,9 @@ class FairQueue(Turns[Job]):
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit = limit
+        #: Below this length no peer can have so many that it is refused, whosever the jobs are.
+        self.harmless = _TIMES_FREE * limit / (1 + _TIMES_FREE)
 
     def refusal(self, peer: Peer) -> Busy | None:
         """Return why *peer* may not queue another request, or None if it may."""
-        # Below this length no peer can have so many that it is refused, whosever the jobs are.
-        if (1 + _TIMES_FREE) * self._length < _TIMES_FREE * self._limit:
-            return None
-        return refusal(peer, self.count(peer.group), self._length, self._limit)
+        return refusal(peer, self.count(peer.group), self.length, self._limit)

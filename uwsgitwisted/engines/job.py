@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -24,7 +23,9 @@ class Job:
 
     __slots__ = (
         "_answer",
+        "_on_cancel",
         "body",
+        "completed",
         "crashes",
         "deadline",
         "error",
@@ -45,13 +46,16 @@ class Job:
         self.body = request.body
         #: The peer that it belongs to; see :attr:`uwsgitwisted.access.Peer.group`.
         self.group = request.peer.group
+        #: Whether it was answered or cancelled.
+        self.completed = False
         #: How many workers have died while running it.
         self.crashes = 0
         #: When it times out, in the reactor's time.
         self.deadline = math.inf if request.seconds is None else now + request.seconds
         #: Why its worker is being killed, if it is.
         self.error: Exception | None = None
-        self._answer: Deferred[TimedAnswer | StreamedAnswer] | None = Deferred(partial(self._cancel, on_cancel))
+        self._on_cancel = on_cancel
+        self._answer: Deferred[TimedAnswer | StreamedAnswer] | None = Deferred(self._cancel)
 
     @property
     def answer(self) -> Deferred[TimedAnswer | StreamedAnswer]:
@@ -64,23 +68,19 @@ class Job:
         """Whether it has a body that is still arriving."""
         return self.body is not None and not self.body.ended
 
-    @property
-    def completed(self) -> bool:
-        """Whether it was answered or cancelled."""
-        return self._answer is None
-
     def complete(self, result: TimedAnswer | StreamedAnswer | Exception | Failure) -> None:
         """Fire the answer with *result*, unless it has fired."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
-        if isinstance(result, (TimedAnswer, StreamedAnswer)):
+        self.completed = True
+        if isinstance(result, tuple):  # as both kinds of answers are
             answer.callback(result)
         else:
             answer.errback(result)
 
-    def _cancel(self, on_cancel: Callable[[Job], None], _: Deferred[TimedAnswer | StreamedAnswer]) -> None:
-        on_cancel(self)
+    def _cancel(self, _: Deferred[TimedAnswer | StreamedAnswer]) -> None:
+        self._on_cancel(self)
         # It is never run again, and its caller no longer counts the memory that a worker's request would keep.
         self.packet = self.packet._replace(payload=b"")
         self.complete(RequestCancelled("the request was cancelled"))

@@ -47,6 +47,11 @@ from uwsgitwisted.worker.spec import NO_REQUEST
 MAX_IN_FLIGHT = 16
 #: A worker is assigned as many requests ahead as it should finish in this time, in seconds.
 PREFETCH_TIME = 0.001
+#: With requests of up to so many seconds, a worker is assigned as many as it may have.
+_QUICK = PREFETCH_TIME / MAX_IN_FLIGHT
+
+# Makes a named tuple in half the time of a call of its class.
+_new = tuple.__new__
 
 
 class PipeOwner(Protocol):
@@ -163,18 +168,21 @@ class Pipe:
         """
         request = self._last_id = self._last_id % MAX_ID + 1  # never NO_REQUEST
         seconds = job.deadline - now if job.deadline < math.inf else None
-        if job.body is not None:
+        if job.body is None:
+            self._session.send_request(request, job.packet, seconds)
+            is_large = len(job.packet.payload) > FIRST_PIECE
+        else:
             self._session.send_streamed_request(request, job.packet, seconds)
             self._streams.add_body(request, job.body)
-        else:
-            self._session.send_request(request, job.packet, seconds)
+            is_large = True
         if not self._in_flight:
             self.running_since = now
-        if job.body is not None or len(job.packet.payload) > FIRST_PIECE:
+        if is_large:
             self._large = request
         self._in_flight[request] = job
         self._new_tokens += 1
-        BATCH.at_end(self.flush)
+        if self._new_tokens == 1:
+            self._flush_later()
 
     @property
     def uploading(self) -> int:
@@ -247,7 +255,8 @@ class Pipe:
             self.running_since = self._clock.seconds()
             for event in events:
                 if isinstance(event, AnswerReceived):
-                    self._complete_job(event.id, event.packet, event.took)
+                    request, packet, took = event
+                    self._complete_job(request, _new(TimedAnswer, (packet, took)), took)
                 elif isinstance(event, ErrorReceived):
                     if event.id == NO_REQUEST:
                         self._owner.on_report(event.error, event.peer)
@@ -283,28 +292,23 @@ class Pipe:
         else:
             job.complete(StreamedAnswer(packet, stream))
 
-    def _complete_job(self, request: int, result: Packet | Exception | None, took: float) -> None:
+    def _complete_job(self, request: int, result: TimedAnswer | Exception | None, took: float) -> None:
         """Complete a job with its answer or error, or with None at the end of a stream."""
         job = self._in_flight.pop(request, None)
         if job is None:
             self._recalled.discard(request)
             return
-        if self._streams:
+        if job.body is not None or job.completed:  # otherwise it has no stream
             self._streams.end(request, result if isinstance(result, Exception) else None, took)
         if request == self._large:
             self._large = None
         if self._threads == 1:
-            self._adapt_depth(took)
+            # A longer one only shows that nothing may be assigned ahead; it may have waited for a processor.
+            bounded = took if took < PREFETCH_TIME else PREFETCH_TIME
+            self._expected_time = expected = 0.9 * self._expected_time + 0.1 * bounded
+            self._depth = MAX_IN_FLIGHT if expected <= _QUICK else max(1, int(PREFETCH_TIME / expected))
         if result is not None:
-            job.complete(TimedAnswer(result, took) if isinstance(result, Packet) else result)
-
-    def _adapt_depth(self, took: float) -> None:
-        """Set how many requests may be in flight, by how long the last one ran."""
-        self._expected_time = expected = max(took, 0.9 * self._expected_time + 0.1 * took)
-        if expected <= PREFETCH_TIME / MAX_IN_FLIGHT:
-            self._depth = MAX_IN_FLIGHT
-        else:
-            self._depth = max(1, int(PREFETCH_TIME / expected))
+            job.complete(result)
 
     def connection_lost(self) -> None:
         """Stop writing: the worker has closed the socket. Its process's exit status follows soon."""

@@ -29,10 +29,6 @@ class PipeStreams:
         #: The answers that have begun.
         self.answers = AnswerStreams(session, flush, self.cancel)
 
-    def __bool__(self) -> bool:
-        """Whether there is a stream."""
-        return bool(self._bodies or self.answers.open)
-
     @property
     def uploading(self) -> int:
         """How many bodies are still arriving from their peers."""

@@ -28,7 +28,7 @@ from uwsgitwisted.engines.statistics import History, WorkerReport
 from uwsgitwisted.engines.supervisor import Supervisor
 from uwsgitwisted.engines.transfers import Transfers
 from uwsgitwisted.engines.worker_process import WorkerProcess
-from uwsgitwisted.errors import Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
+from uwsgitwisted.errors import Busy, Interrupted, RequestTimeout, Unavailable, UwsgiError, WorkerDied
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, Request, StreamedAnswer, TimedAnswer
 from uwsgitwisted.transport.batch import BATCH
 from uwsgitwisted.transport.reports import Reports
@@ -166,7 +166,7 @@ class ProcessEngine:
     def _on_stop_timeout(self) -> None:
         numbers = range(1, self._spec.numproc + 1)
         pinned = (job for number in numbers for job in iter(partial(self._queue.pop_pinned, number), None))
-        for job in [*pinned, *iter(partial(self._queue.pop, lambda: True), None)]:
+        for job in [*iter(partial(self._queue.pop, lambda: True), None), *pinned]:
             job.complete(Unavailable("the node was stopped before the request could start"))
         for worker in self._workers:
             running = worker.pipe.running
@@ -180,7 +180,7 @@ class ProcessEngine:
         if not self._stopping or self._drained.called:
             return
         if (
-            not self._queue
+            not self._queue.length
             and not self._queue.pinned
             and not any(worker.pipe.in_flight or worker.accepted() for worker in self._workers)
         ):
@@ -253,33 +253,26 @@ class ProcessEngine:
     @property
     def waiting(self) -> int:
         """How many requests wait for a worker."""
-        return len(self._queue)
+        return self._queue.length
 
     # Requests
 
-    def submit(self, request: Request) -> Deferred[TimedAnswer | StreamedAnswer]:
+    def submit(self, request: Request, worker_id: int = 0) -> Deferred[TimedAnswer | StreamedAnswer]:
         """Queue *request* for a worker.
 
+        :param worker_id: the only worker that may run it, which may be replaced meanwhile; 0 for any. The
+            caller bounds how many such requests there are.
         :return: fires with the answer; fails with one of our errors.
-        """
-        return self.submit_to(0, request)
-
-    def submit_to(self, worker_id: int, request: Request) -> Deferred[TimedAnswer | StreamedAnswer]:
-        """Queue *request* for one worker, which may be replaced meanwhile.
-
-        The caller bounds how many such requests there are.
-
-        :param worker_id: its number; 0 for any worker.
-        :return: as :meth:`submit` does.
         """
         if self._stopping:
             return fail(Unavailable("the node is stopping"))
         job = Job(request, self._reactor.seconds(), self._cancel_job, worker_id)
-        refusal = self._queue.refusal(request.peer, upload=job.arriving)
-        if refusal is not None:
-            return fail(refusal)
         answer = job.answer
-        if self._queue.append(job):  # if others are waiting, no worker has capacity
+        try:
+            is_first = self._queue.append(job, request.peer)
+        except Busy as error:
+            return fail(error)
+        if is_first:  # if others are waiting, no worker has capacity
             self._dispatch()
         return answer
 
@@ -291,27 +284,33 @@ class ProcessEngine:
         now = self._reactor.seconds()
         if self._queue.pinned:
             self._dispatch_pinned(now)
-        while self._queue:
-            worker = self._least_loaded_worker()
-            if worker is None:
-                break
-            job = self._queue.pop(self._may_upload)
-            if job is None:
-                break
-            self._assign_waiting(worker, job, now)
+        pop, may_upload = self._queue.pop, self._may_upload
+        while (worker := self._least_loaded_worker()) is not None and (job := pop(may_upload)) is not None:
+            self._assign(worker, job, now)
+        if self._queue.pinned:  # those whose turn it wasn't, in workers that nothing else needs
+            self._dispatch_pinned(now)
         self._check_drained()
 
     def _dispatch_pinned(self, now: float) -> None:
         """Assign the requests that only one worker each may run."""
         for worker in self._workers:
             while worker.capacity > 0 and (job := self._queue.pop_pinned(worker.worker_id)) is not None:
-                self._assign_waiting(worker, job, now)
+                self._assign(worker, job, now)
 
-    def _assign_waiting(self, worker: WorkerProcess, job: Job, now: float) -> None:
+    def _assign(self, worker: WorkerProcess, job: Job, now: float) -> None:
         if job.deadline <= now:
             job.complete(RequestTimeout("the request timed out before a worker was free"))
-        elif not job.completed:  # its caller may have cancelled it while a worker had it
-            self._assign(worker, job, now)
+            return
+        if job.completed:  # its caller has cancelled it while a worker had it
+            return
+        pipe = worker.pipe
+        try:
+            pipe.assign(job, now)
+        except UwsgiError as error:  # too large
+            job.complete(error)
+            return
+        is_ahead = pipe.in_flight > self._spec.threads
+        self._check_at(now + (_CHECK_INTERVAL if is_ahead else self._timeout))
 
     def _may_upload(self) -> bool:
         return sum(worker.pipe.uploading for worker in self._workers) < self._max_uploads
@@ -319,33 +318,25 @@ class ProcessEngine:
     def _least_loaded_worker(self) -> WorkerProcess | None:
         """Return the worker with capacity that has the fewest requests in flight."""
         least_loaded = None
-        fewest = 0
+        fewest: float = math.inf
+        accepting = self._shared is not None
         for worker in self._workers:
             in_flight = worker.pipe.in_flight
-            if accepted := worker.accepted():
+            if accepting and (accepted := worker.accepted()):
                 in_flight += accepted
                 if in_flight > self._spec.threads:
                     continue
                 if in_flight == self._spec.threads:  # another one should have it, if there is one
                     in_flight = _BUSY
-            if (least_loaded is None or in_flight < fewest) and worker.capacity > 0:
+            if in_flight < fewest and worker.capacity > 0:
                 least_loaded, fewest = worker, in_flight
                 if not in_flight:
                     break
         return least_loaded
 
-    def _assign(self, worker: WorkerProcess, job: Job, now: float) -> None:
-        try:
-            worker.pipe.assign(job, now)
-        except UwsgiError as error:  # too large
-            job.complete(error)
-            return
-        is_ahead = worker.pipe.in_flight > self._spec.threads
-        self._check_at(now + (_CHECK_INTERVAL if is_ahead else self._timeout))
-
     def on_progress(self) -> None:
         """Assign waiting requests when the current batch ends."""
-        if self._queue or self._queue.pinned:
+        if self._queue.length or self._queue.pinned:
             BATCH.at_end(self._dispatch)
         else:
             self._check_drained()
@@ -362,7 +353,7 @@ class ProcessEngine:
             for worker in busy:
                 if worker.accepted():
                     self._queue.put_back(worker.pipe.recall(spared=0))
-            if self._queue:
+            if self._queue.length:
                 self._dispatch()
         self._check_drained()
         return len(busy) == len(workers)
@@ -401,7 +392,7 @@ class ProcessEngine:
             if ran > _SLOW and pipe.in_flight > 1:
                 self._queue.put_back(pipe.recall())
             self._check_at(now + (_CHECK_INTERVAL if pipe.in_flight > 1 else self._timeout - ran))
-        if self._queue:
+        if self._queue.length:
             self._dispatch()
 
     def _kill_overdue(self, worker: WorkerProcess) -> None:

@@ -6,13 +6,12 @@ once, and uploads wait in a queue of their own, which the others pass.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.fair import FairQueue
 from uwsgitwisted.engines.job import Job
-from uwsgitwisted.errors import Busy
+from uwsgitwisted.turns import Turns
 
 
 class WaitingRequests:
@@ -25,11 +24,14 @@ class WaitingRequests:
         self._arrived = FairQueue(limit)
         self._uploads = FairQueue(limit)
         self._upload_next = False
-        # Those for one worker each, by its number.
-        self._pinned: dict[int, deque[Job]] = {}
+        # Those for one worker each, by its number, and the workers that have had one of them last.
+        self._pinned: dict[int, Turns[Job]] = {}
+        self._had_pinned: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._arrived) + len(self._uploads)
+    @property
+    def length(self) -> int:
+        """How many requests wait that any worker may run."""
+        return self._arrived.length + self._uploads.length
 
     @property
     def pinned(self) -> bool:
@@ -39,47 +41,55 @@ class WaitingRequests:
     def _queue_of(self, job: Job) -> FairQueue:
         return self._uploads if job.arriving else self._arrived
 
-    def refusal(self, peer: Peer, *, upload: bool) -> Busy | None:
-        """Return why *peer* may not queue another request, or None if it may."""
-        return (self._uploads if upload else self._arrived).refusal(peer)
-
     def pop_pinned(self, worker_id: int) -> Job | None:
-        """Remove and return the next job that only this worker may run, or None if there is none."""
+        """Remove and return the next job that only this worker may run, or None if there is none.
+
+        While others wait too, it is None every second time, so that they take turns.
+        """
         jobs = self._pinned.get(worker_id)
-        if not jobs:
+        if jobs is None:
             return None
-        job = jobs.popleft()
-        if not jobs:
-            del self._pinned[worker_id]
+        if worker_id in self._had_pinned and self.length:
+            self._had_pinned.discard(worker_id)
+            return None
+        self._had_pinned.add(worker_id)
+        job = jobs.pop()
+        self._drop_empty(job)
         return job
 
-    def append(self, job: Job) -> bool:
-        """Add *job*; return whether it is the only one of its kind, so that it may be able to run."""
+    def _drop_empty(self, job: Job) -> None:
+        if not self._pinned[job.worker_id].length:
+            del self._pinned[job.worker_id]
+
+    def append(self, job: Job, peer: Peer) -> bool:
+        """Add a job of *peer*; return whether it is the only one of its kind, so that it may be able to run.
+
+        :raises Busy: if *peer* may not queue another request.
+        """
+        queue = self._arrived if job.body is None else self._queue_of(job)
+        if queue.length >= queue.harmless and (refusal := queue.refusal(peer)) is not None:
+            raise refusal
         if job.worker_id:
-            self._pinned.setdefault(job.worker_id, deque()).append(job)
+            self._pinned.setdefault(job.worker_id, Turns()).append(job)
             return True
-        queue = self._queue_of(job)
         queue.append(job)
-        return len(queue) == 1
+        return queue.length == 1
 
     def pop(self, may_upload: Callable[[], bool]) -> Job | None:
         """Remove and return the next job that may run, or None if there is none.
 
         :param may_upload: whether another upload may run.
         """
-        if self._uploads and (self._upload_next or not self._arrived) and may_upload():
+        if self._uploads.length and (self._upload_next or not self._arrived.length) and may_upload():
             self._upload_next = False
             return self._uploads.pop()
         self._upload_next = True
-        return self._arrived.pop() if self._arrived else None
+        return self._arrived.pop() if self._arrived.length else None
 
     def discard(self, job: Job) -> bool:
         """Remove *job*; return whether it was waiting."""
-        jobs = self._pinned.get(job.worker_id, ())
-        if job in jobs:
-            jobs.remove(job)  # type: ignore[union-attr]
-            if not jobs:
-                del self._pinned[job.worker_id]
+        if job.worker_id in self._pinned and self._pinned[job.worker_id].discard(job):
+            self._drop_empty(job)
             return True
         return self._arrived.discard(job) or self._uploads.discard(job)
 
@@ -87,6 +97,6 @@ class WaitingRequests:
         """Return *jobs* to the front of their queues, in their order."""
         for job in reversed(list(jobs)):
             if job.worker_id:
-                self._pinned.setdefault(job.worker_id, deque()).appendleft(job)
+                self._pinned.setdefault(job.worker_id, Turns()).put_back([job])
             else:
                 self._queue_of(job).put_back([job])

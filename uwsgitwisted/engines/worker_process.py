@@ -18,7 +18,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import Activity, Counts
+from uwsgitwisted.activity import Activity, CacheCounts, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.pipe import Pipe, Tokens
 from uwsgitwisted.interfaces import IProcessReactor
@@ -82,15 +82,19 @@ class WorkerProcess(ProcessProtocol):
         self._reactor = reactor
         self._owner = owner
         self._tokens = Tokens()
-        self._pipe: Pipe | None = None
+        #: The pipe to it, as soon as it is ready.
+        self.pipe: Pipe
+        self._is_ready = False
         self._output: dict[int, bytes] = {}
         self._kill_later = Timer(reactor, self._end_retired)
         self._memory: Activity | None = None
         # The same, if requests are to be seen there while they run.
         self._activity: Activity | None = None
-        #: What its threads have counted, and the last warning and its time, as of the end of the process.
+        #: What the process has counted, and the last warning and its time, as of its end.
         self._last_counts: list[Counts] = []
+        self._last_signals = 0
         self._last_warning: tuple[float, bytes] = (0.0, b"")
+        self._last_cache = CacheCounts()
 
     def spawn(self, spec: WorkerSpec, node: str, descriptors: Mapping[int, int] | None = None) -> None:
         """Start the process.
@@ -147,7 +151,8 @@ class WorkerProcess(ProcessProtocol):
 
     def _on_negotiated(self, pipe: Pipe | None) -> None:
         if pipe is not None:
-            self._pipe = pipe
+            self.pipe = pipe
+            self._is_ready = True
             self.ready.callback(self)
 
     def _on_pipe_lost(self) -> None:
@@ -199,32 +204,36 @@ class WorkerProcess(ProcessProtocol):
         return 0 if self._memory is None else self._memory.pid
 
     @property
+    def signals(self) -> int:
+        """How many of the requests that it has counted are signals."""
+        return self._last_signals if self._memory is None else self._memory.signals
+
+    @property
     def warning(self) -> tuple[float, bytes]:
         """When a handler there has set a warning, and the warning."""
         return self._last_warning if self._memory is None else self._memory.warning()
 
     @property
-    def pipe(self) -> Pipe:
-        """The pipe to a worker that is ready."""
-        assert self._pipe is not None, "not ready"
-        return self._pipe
+    def cache(self) -> CacheCounts:
+        """The figures of its result cache."""
+        return self._last_cache if self._memory is None else self._memory.cache()
 
     @property
     def capacity(self) -> int:
-        """How many more requests it can be assigned."""
-        return 0 if self.retired or self._pipe is None else self._pipe.capacity
+        """How many more requests it can be assigned when it is ready."""
+        return 0 if self.retired else self.pipe.capacity
 
     def retire(self) -> None:
         """Assign it nothing more, and end it when its last request is answered."""
         self.retired = True
         if self._memory is not None:
             self._memory.retire()
-        if self._pipe is None:
+        if not self._is_ready:
             self.kill()
-        elif not self._pipe.in_flight:
-            self._pipe.close()
+        elif not self.pipe.in_flight:
+            self.pipe.close()
         else:
-            self._pipe.stop_accepting()  # it may have threads that are free
+            self.pipe.stop_accepting()  # it may have threads that are free
 
     def on_progress(self) -> None:
         """Close the pipe of a retired worker that has finished, and call the owner."""
@@ -278,8 +287,8 @@ class WorkerProcess(ProcessProtocol):
             self._read_output()
         started: list[Job] = []
         unstarted: list[Job] = []
-        if self._pipe is not None:
-            started, unstarted = self._pipe.take_unfinished()
+        if self._is_ready:
+            started, unstarted = self.pipe.take_unfinished()
         else:
             self._connection.abortConnection()
         self._tokens.close()
@@ -325,7 +334,8 @@ class WorkerProcess(ProcessProtocol):
         """Fire ``ended`` with how the process ended."""
         self._kill_later.clear()
         if self._memory is not None:
-            self._last_counts, self._last_warning = self.counts, self.warning
+            self._last_counts, self._last_warning, self._last_cache = self.counts, self.warning, self.cache
+            self._last_signals = self.signals
             self._memory.close()
             self._memory = self._activity = None
         self.ended.callback(_describe_exit(reason))

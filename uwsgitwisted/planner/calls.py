@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable
 from random import Random
 
+from uwsgitwisted.errors import Unavailable, UwsgiError
 from uwsgitwisted.planner.lane import Lane
 from uwsgitwisted.planner.piece import Piece, Sending
-from uwsgitwisted.planner.retry import Node, rule_of
+from uwsgitwisted.planner.retry import MAX_FAILURES, Node, may_retry, rule_of
 from uwsgitwisted.wire.terms import MAX_REQUESTS
 
 
@@ -78,7 +79,7 @@ class CallPlanner:
                 if not lane.removed:
                     self._well.append(lane)
             if error is None:
-                lane.learn(sending, now, took)
+                lane.learn(sending, now, took, 1)
 
     def _choose(self, tried: Collection[Hashable]) -> Lane | None:
         """Choose the better one of two nodes that are well."""
@@ -101,6 +102,44 @@ class CallPlanner:
         """Return the node whose pause ends first: none is well, and a call shouldn't wait for that."""
         lanes = (lane for lane in self._lanes.values() if lane.node not in tried)
         return min(lanes, key=lambda lane: lane.health.until, default=None)
+
+
+class Attempts:
+    """A single call, on one node after another.
+
+    :param planner: chooses the nodes.
+    :param idempotent: whether the call may run twice.
+    :param until: when it times out.
+    """
+
+    def __init__(self, planner: CallPlanner, *, idempotent: bool, until: float) -> None:
+        self._planner = planner
+        self._idempotent = idempotent
+        self._until = until
+        self._tried: list[Hashable] = []
+        self._failure: UwsgiError = Unavailable("the cluster has no node")
+
+    def begin(self, now: float) -> Sending:
+        """Choose the node of the next attempt; see :meth:`CallPlanner.begin`.
+
+        :raises UwsgiError: the last error, if three nodes have failed, the call has timed out, or there is no
+            other node; ``Unavailable`` if there is none at all.
+        """
+        if not self._tried or (len(self._tried) < MAX_FAILURES and now < self._until):
+            sending = self._planner.begin(now, self._tried)
+            if sending is not None:
+                return sending
+        raise self._failure
+
+    def failed(self, sending: Sending, error: UwsgiError) -> None:
+        """Note that an attempt has failed.
+
+        :raises UwsgiError: *error*, if the call can't be tried on another node.
+        """
+        if not may_retry(error, idempotent=self._idempotent):
+            raise error
+        self._failure = error
+        self._tried.append(sending.node)
 
 
 def _expected_wait(lane: Lane) -> float:

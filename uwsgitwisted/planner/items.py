@@ -1,13 +1,15 @@
-"""The items of a map: read one by one, as nodes become free, and never further ahead."""
+"""The items of a map: read as nodes become free, and never further ahead."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from itertools import islice
 from typing import Any
 
-from uwsgitwisted.errors import MisuseError
+from uwsgitwisted.errors import MisuseError, UwsgiError
+from uwsgitwisted.wire.bundle import MAX_BUNDLE_SIZE
+from uwsgitwisted.wire.packet import Packet
 
 
 class Items:
@@ -25,6 +27,10 @@ class Items:
             self._iterator = iter(items)
         except TypeError as error:
             raise MisuseError(f"the items can't be iterated over: {error}") from error
+        # An item that was read and not given out; this object if there is none.
+        self._held: object = self
+        # How many bytes the last item of a bundle had.
+        self._size = 0
         #: How many items there are; None if that is not known yet.
         self.total: int | None = len(items) if isinstance(items, Sized) else None
         #: How many items have been given out; the index of the next one.
@@ -44,7 +50,7 @@ class Items:
         :return: how many there were, and the message for the handler. With 0, there are none left.
         """
         if not self._chunked:
-            message = next(self._iterator, self)
+            message = self._next()
             got = 0 if message is self else 1
         elif self._range is not None:
             part = self._range[self.taken : self.taken + count]
@@ -57,8 +63,44 @@ class Items:
             self.close()
         return got, message
 
+    def take_requests(self, count: int, encode: Callable[[Any], Packet]) -> list[Packet]:
+        """Take the next items for a bundle, encoded.
+
+        :param count: how many at most. It ends before an item that is too large for it.
+        :param encode: makes the request of an item.
+        :return: their requests. If there is none, the next item can't be encoded, and is left for :meth:`take`,
+            or there is no item.
+        """
+        requests: list[Packet] = []
+        room = MAX_BUNDLE_SIZE
+        while len(requests) < count and (not requests or self._size <= room):
+            item = self._next()
+            if item is self:
+                break
+            try:
+                request = encode(item)
+            except UwsgiError:
+                self._held = item
+                break
+            self._size = len(request.payload)
+            if requests and self._size > room:
+                self._held = item
+                break
+            requests.append(request)
+            room -= self._size
+        self.taken += len(requests)
+        if requests and self.taken == self.total:
+            self.close()
+        return requests
+
+    def _next(self) -> object:
+        """Return the next item; this object if there is none."""
+        held, self._held = self._held, self
+        return next(self._iterator, self) if held is self else held
+
     def close(self) -> None:
         """Give out no further items."""
+        self._held = self
         self.total = self.taken
         self.exhausted = True
 

@@ -20,8 +20,12 @@ _MOST_UNKNOWN = 64
 _WEIGHT = 0.2
 #: From so many answers on, the limit of requests in flight is set only at every few of them.
 _MANY_ANSWERS, _ADAPT_EVERY = 64, 8
-#: How many times larger than the largest answered chunk the next one may be, until its time is known well.
+#: How many times larger than the largest answered chunk or bundle the next one may be, until its time is known
+#: well.
 _GROWTH = 8
+#: How long a bundle should take, in seconds: many times what a message costs. With fewer items than so many, a
+#: bundle would save too little.
+_BUNDLE_TIME, _LEAST_BUNDLE = 0.002, 4
 
 
 class Lane:
@@ -30,6 +34,7 @@ class Lane:
     :param node: the node.
     :param workers: how many requests it runs at once; 0 if that is not known.
     :param most: how many requests it accepts.
+    :param bundle: how many items it accepts in a bundle; 0 if it accepts none.
     """
 
     __slots__ = (
@@ -38,6 +43,7 @@ class Lane:
         "_quickest",
         "_room",
         "answers",
+        "bundle",
         "chunk",
         "done",
         "doubts",
@@ -51,12 +57,14 @@ class Lane:
         "node",
         "rate",
         "removed",
+        "results",
         "service",
         "workers",
     )
 
-    def __init__(self, node: Hashable, workers: int, most: int) -> None:
+    def __init__(self, node: Hashable, workers: int, most: int, bundle: int = 0) -> None:
         self.node = node
+        self.bundle = bundle
         self.workers = workers
         self.most = most
         self.health = Health()
@@ -67,8 +75,9 @@ class Lane:
         self.service = 0.0
         #: How many items it does in a second.
         self.rate = 0.0
-        #: How many items its last piece had.
+        #: How many items its last piece had, and how many of them get results of their own.
         self.chunk = 0
+        self.results = 1
         #: How many items its largest answered piece had.
         self.largest = 0
         self.answers = 0
@@ -98,26 +107,30 @@ class Lane:
         """Whether it is well and stays."""
         return not self.health.failures and not self.removed
 
-    def learn(self, sending: Sending, now: float, took: float) -> None:
+    @property
+    def capacity(self) -> int:
+        """How many results may be on their way from it."""
+        return self.limit * self.results
+
+    def learn(self, sending: Sending, now: float, took: float, count: int) -> None:
         """Learn from an answer.
 
         :param took: how long the handler ran, in seconds; 0 if the node doesn't say.
+        :param count: how many items were handled.
         """
-        piece = sending.piece
         wall = max(now - sending.at, 0.0)
         if 0 < took <= wall:
             self._network = min(self._network, wall - took)
         else:  # what ran at the same time has shared the workers
             took = wall / max(1.0, sending.queued / self.slots)
-        each = max(took / piece.count, 1e-7)
+        each = max(took / count, 1e-7)
         self.service = each if not self.answers else self.service + _WEIGHT * (each - self.service)
         if not self.workers:
-            self._grow(sending, wall, took)
+            self._grow(sending, wall / count, took / count)
         if self._room < self.most:  # it had no room; perhaps it has by now
             self._room += 1 / self._room
         self.answers += 1
-        self.done += piece.count
-        self.largest = max(self.largest, piece.count)
+        self.largest = max(self.largest, count)
         self.late = False
         self.doubts = 0
         self.rate = self.slots / self.service
@@ -130,9 +143,8 @@ class Lane:
 
         It grows while answers come as soon as they did with few in flight, and shrinks when they wait.
         """
-        self._quickest = min(self._quickest, wall / sending.piece.count)
-        waits = wall / sending.piece.count > 2 * max(self._quickest, took / sending.piece.count)
-        if waits:
+        self._quickest = min(self._quickest, wall)
+        if wall > 2 * max(self._quickest, took):
             self._growing = max(1.0, self._growing - 0.5 / self._growing)
         elif sending.queued >= int(self._growing):
             self._growing = min(_MOST_UNKNOWN, self._growing + 1.0 / self._growing)
@@ -168,6 +180,16 @@ class Lane:
     def shrink(self) -> None:
         """Take it that one request less is all that the node has room for at present."""
         self._room = max(1.0, self.in_flight)
+
+    def bundle_size(self, share: float) -> int:
+        """Return how many items its next bundle has; 1 if it gets none.
+
+        :param share: how many items are this node's at most.
+        """
+        if not self.bundle or not self.answers:
+            return 1
+        wanted = min(_BUNDLE_TIME / self.service, self.largest * _GROWTH, share / self.slots, self.bundle)
+        return int(wanted) if wanted >= _LEAST_BUNDLE else 1
 
     def size(self, seconds: float, share: float) -> int:
         """Return how many items its next chunk has.

@@ -22,9 +22,9 @@ class Lanes:
         self._lanes: dict[Hashable, Lane] = {}
         #: How many nodes are well, and how many of those have answered.
         self.usable = self.proven = 0
-        #: How many items the nodes that are well do in a second, and how many requests they may have in flight.
+        #: How many items the nodes that are well do in a second, and how many results may be on their way.
         self.speed = 0.0
-        self.slots = 0
+        self.capacity = 0
         #: The nodes that may have room.
         self.dirty: dict[Lane, None] = {}
         #: The nodes for which there was nothing, and since when.
@@ -38,11 +38,11 @@ class Lanes:
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
-    def add(self, node: Hashable, workers: int, most: int, now: float) -> None:
+    def add(self, node: Hashable, workers: int, most: int, bundle: int, now: float) -> None:
         """Use *node* from now on."""
         lane = self._lanes.get(node)
         if lane is None:
-            lane = self._lanes[node] = Lane(node, workers, most)
+            lane = self._lanes[node] = Lane(node, workers, most, bundle)
             self._count(lane, 1, now)
         elif lane.removed:
             lane.removed = False
@@ -59,29 +59,38 @@ class Lanes:
         self.adapt(lane, now)
         self._forget_if_gone(lane)
 
-    def set_terms(self, node: Hashable, workers: int, most: int, now: float) -> None:
+    def set_terms(self, node: Hashable, workers: int, most: int, bundle: int, now: float) -> None:
         """Set what *node* says about itself."""
         lane = self._lanes.get(node)
-        if lane is not None and (workers, most) != (lane.workers, lane.most):
-            lane.workers, lane.most = workers, most
+        if lane is not None and (workers, most, bundle) != (lane.workers, lane.most, lane.bundle):
+            lane.workers, lane.most, lane.bundle = workers, most, bundle
             self.adapt(lane, now)
 
-    def adapt(self, lane: Lane, now: float) -> None:
-        """Set how many requests a node may have, and have it looked at."""
-        before = lane.limit
+    def adapt(self, lane: Lane, now: float, piece: Piece | None = None) -> None:
+        """Set how many requests a node may have, and have it looked at.
+
+        :param piece: what it gets next, if that has another size than the last one.
+        """
+        before = lane.capacity
+        if piece is not None:
+            lane.chunk, lane.results = piece.count, piece.results
         lane.adapt(now)
         if lane.usable:
-            self.slots += lane.limit - before
+            self.capacity += lane.capacity - before
         self.dirty[lane] = None
 
-    def learn(self, lane: Lane, sending: Sending, now: float, took: float) -> None:
-        """Learn from an answer, and use the node again if it was left out."""
+    def learn(self, sending: Sending, now: float, took: float, count: int) -> None:
+        """Learn from an answer, and use the node again if it was left out.
+
+        :param count: how many items were handled.
+        """
+        lane = sending.lane
         self.recover(lane, now)
-        rate, limit, first = lane.rate, lane.limit, not lane.answers
-        lane.learn(sending, now, took)
+        rate, capacity, first = lane.rate, lane.capacity, not lane.answers
+        lane.learn(sending, now, took, count)
         if lane.usable:
             self.speed += lane.rate - rate
-            self.slots += lane.limit - limit
+            self.capacity += lane.capacity - capacity
             self.proven += first
         self.dirty[lane] = None
 
@@ -150,7 +159,7 @@ class Lanes:
             return
         self.usable += sign
         self.speed += sign * lane.rate
-        self.slots += sign * lane.limit
+        self.capacity += sign * lane.capacity
         if lane.answers:
             self.proven += sign
         if not self.usable:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from uwsgitwisted.wire.bundle import decode_outcomes, encode_bundle
+from uwsgitwisted.wire.message import decode_answer
+from uwsgitwisted.wire.packet import Packet
 
 if TYPE_CHECKING:
     from uwsgitwisted.planner.lane import Lane
@@ -45,25 +49,45 @@ class Result:
 
 
 class Piece:
-    """An item, or a chunk of items, that is given to a node.
+    """What is given to a node: an item, a chunk of items, which its handler gets as one, or a bundle of items.
 
     :param index: the index of its first item.
     :param count: how many items it has.
-    :param message: what the handler gets.
+    :param message: what the handler gets; None if the requests are there.
+    :param requests: the requests of the items, if those are encoded already. Several are a bundle.
     """
 
-    __slots__ = ("count", "failed_on", "index", "message", "sent", "sent_at")
+    __slots__ = ("bundled", "count", "failed_on", "index", "message", "requests", "sent", "sent_at")
 
-    def __init__(self, index: int, count: int, message: object) -> None:
+    def __init__(self, index: int, count: int, message: object, requests: Sequence[Packet] = ()) -> None:
         self.index = index
         self.count = count
         self.message = message
+        self.requests = requests
+        #: How many items it has that get results of their own; 0 if it is no bundle.
+        self.bundled = count if len(requests) > 1 else 0
         #: The requests in flight that carry it: one, or two with a second copy.
         self.sent: list[Sending] = []
         #: When it was sent last as the only copy.
         self.sent_at = 0.0
         #: The nodes on which it has failed, once for each failure that counts.
         self.failed_on: list[Hashable] = []
+
+    @property
+    def results(self) -> int:
+        """How many results it gets."""
+        return self.bundled or 1
+
+    def part(self, place: int) -> Piece:
+        """Return an item of a bundle as a piece of its own."""
+        return Piece(self.index + place, 1, None, self.requests[place : place + 1])
+
+    def split(self) -> Iterator[Piece]:
+        """Yield each item of a bundle as a piece of its own; the failures of the bundle count for it."""
+        for place in range(self.bundled):
+            part = self.part(place)
+            part.failed_on = self.failed_on.copy()
+            yield part
 
 
 class Sending:
@@ -94,8 +118,28 @@ class Sending:
 
     @property
     def message(self) -> object:
-        """What the handler gets."""
+        """What the handler gets; None if there is a request."""
         return self.piece.message
+
+    @property
+    def request(self) -> Packet | None:
+        """What to send, if it is encoded already."""
+        requests = self.piece.requests
+        if not requests:
+            return None
+        return encode_bundle(requests) if self.bundled else requests[0]
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it carries a bundle. The node must not run it twice: each item is tried again alone."""
+        return bool(self.piece.bundled)
+
+    def decode(self, answer: Packet) -> object:
+        """Return the value of its answer, for the planner.
+
+        :raises ProtocolError: if the answer can't be decoded.
+        """
+        return decode_outcomes(answer) if self.piece.bundled else decode_answer(answer)
 
 
 class Actions(NamedTuple):

@@ -19,6 +19,9 @@ from uwsgitwisted.errors import (
     WorkerDied,
 )
 
+#: How many nodes may fail a call, or a piece of a map, before it has failed for good.
+MAX_FAILURES = 3
+
 
 class Retry(enum.Enum):
     """When a request that failed may be tried again elsewhere."""

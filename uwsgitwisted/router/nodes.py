@@ -141,7 +141,7 @@ class Nodes:
 
     def _go_on(self) -> None:
         """Give nodes to the requests that wait, as far as there is room."""
-        while self._waiting:
+        while self._waiting.length:
             node = self._balancer.choose()
             if node is None and self._balancer.any_well:
                 return

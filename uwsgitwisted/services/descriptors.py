@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from typing import NamedTuple
 
 from uwsgitwisted.transport.server.connections import EVICTED_PART
 
@@ -13,6 +14,8 @@ _RESERVE = 48
 _EACH_WORKER = 12
 #: The minimum number of connections of a service.
 _FEWEST = 8
+#: The part of scarce descriptors that shared state may take, and the minimum for each process.
+_SHARED_PART, _FEWEST_SHARED = 4, 4
 
 
 def soft_limit() -> int:
@@ -20,16 +23,32 @@ def soft_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def allowed_connections(wanted: int, workers: int) -> int:
-    """Raise this process's limit as far as needed and possible, and return how many connections fit.
+class Shares(NamedTuple):
+    """How many descriptors of this process are for what.
 
-    :param wanted: the number of connections that should fit.
-    :param workers: the number of worker processes.
+    :param connections: how many connections of peers fit.
+    :param shared: how many connections for shared state each worker process and each mule may have.
+    """
+
+    connections: int
+    shared: int
+
+
+def share_descriptors(wanted: int, processes: int, shared: int = 0) -> Shares:
+    """Raise this process's limit as far as needed and possible, and share the descriptors out.
+
+    :param wanted: the number of connections of peers that should fit.
+    :param processes: the number of worker processes and mules.
+    :param shared: how many connections for shared state each of these should have; 0 where there is none.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    reserve = _RESERVE + workers * _EACH_WORKER
-    needed = wanted + wanted // EVICTED_PART + reserve
+    reserve = _RESERVE + processes * _EACH_WORKER
+    sharing = processes + 1  # they are replaced one by one, and a successor has connections too
+    needed = wanted + wanted // EVICTED_PART + reserve + sharing * shared
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(_FEWEST, min(wanted, (soft - reserve) * EVICTED_PART // (EVICTED_PART + 1)))
+    left = max(0, soft - reserve)
+    each = min(shared, max(_FEWEST_SHARED, left // _SHARED_PART // sharing))
+    fitting = (left - sharing * each) * EVICTED_PART // (EVICTED_PART + 1)
+    return Shares(max(_FEWEST, min(wanted, fitting)), each)

@@ -17,19 +17,18 @@ from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.engines.shared_ports import SharedPorts, can_share
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
-from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.access_logs import ServiceAccessLog
 from uwsgitwisted.services.listening import opened_port, refuse_new_connections
-from uwsgitwisted.services.server import ServerService, check_handlers, make_shared
+from uwsgitwisted.services.server import ServerService, check_handlers, make_shared, object_responders
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import Shared, SharedSettings
 from uwsgitwisted.services.subscription import Announcer, RouterAddress, find_place
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.handoff import Handoff
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import MARSHAL, RPC, WSGI
+from uwsgitwisted.wire.packet import RPC, WSGI
 from uwsgitwisted.wire.rpc import RPC_HTTP
 from uwsgitwisted.wire.subscription import Subscription
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
@@ -123,7 +122,7 @@ class NodeService(ServerService):
         responders: dict[int, IResponder] = {}
         if node.handler:
             assert engine is not None
-            responders |= {MARSHAL: ForwardResponder(engine), RPC: RpcResponder(engine)}
+            responders |= {**object_responders(engine), RPC: RpcResponder(engine)}
         web = self._resources or (engine if node.has_web_workers else None)
         if web is not None:
             responders |= dict.fromkeys(WEB, WebResponder(web, self._access_log.write))
@@ -267,5 +266,5 @@ def make_node(reactor: IProcessReactor, settings: ServerSettings, node: NodeSett
         spec = replace(settings.worker_spec(*node.loaders), threads=node.threads)
         check_handlers(spec)
         engine = settings.make_engine(reactor, spec)
-        shared = make_shared(reactor, engine, spec, node.shared, settings.node)
+        shared = make_shared(reactor, engine, spec, settings, node.shared)
     return NodeService(reactor, settings, engine, node, shared)

@@ -16,7 +16,7 @@ from uwsgitwisted.router.channel import RouterFactory
 from uwsgitwisted.router.nodes import Nodes, RoutedNode, make_endpoint
 from uwsgitwisted.router.shared import RouterSettings, Shared
 from uwsgitwisted.services.access_logs import ServiceAccessLog
-from uwsgitwisted.services.descriptors import allowed_connections
+from uwsgitwisted.services.descriptors import share_descriptors
 from uwsgitwisted.services.listening import Listener, has_tls, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
 from uwsgitwisted.services.signals import Signals
@@ -85,7 +85,8 @@ class RouterService(Service):
     def _fit(self, settings: RouterSettings) -> RouterSettings:
         """Reduce the number of connections to what the file descriptors allow."""
         limits = settings.limits
-        allowed = allowed_connections(limits.max_connections * _DESCRIPTORS_EACH, 0) // _DESCRIPTORS_EACH
+        shares = share_descriptors(limits.max_connections * _DESCRIPTORS_EACH, 0)
+        allowed = shares.connections // _DESCRIPTORS_EACH
         if allowed < limits.max_connections:
             self._log.warn(
                 "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "

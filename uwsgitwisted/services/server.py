@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,16 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from uwsgitwisted.activity import NOTICE
+from uwsgitwisted.activity import NOTICE, CacheCounts
 from uwsgitwisted.engines.descriptions import known_workers, worker_count
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.interfaces import IEngine, IProcessReactor, IReloadable, IResponder
 from uwsgitwisted.responders.dispatch import Dispatcher
 from uwsgitwisted.responders.echo import EchoResponder
+from uwsgitwisted.responders.forward import ForwardResponder
 from uwsgitwisted.responders.ping import PingResponder
-from uwsgitwisted.services.descriptors import allowed_connections
+from uwsgitwisted.services.descriptors import share_descriptors
 from uwsgitwisted.services.exit import exit_with_failure
 from uwsgitwisted.services.listening import Listener, listen, stop_listening
 from uwsgitwisted.services.process import prepare_process
@@ -37,7 +38,8 @@ from uwsgitwisted.services.touched import TouchedFiles
 from uwsgitwisted.transport.server.budget import default_limit
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.wire.packet import ECHO, PING
+from uwsgitwisted.wire.bundle import MAX_BUNDLE
+from uwsgitwisted.wire.packet import BUNDLE, ECHO, MARSHAL, PING, SIGNAL
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.worker.spec import WorkerSpec
 
@@ -54,6 +56,7 @@ class ServerService(Service):
     :param ended_by_peer: the values of modifier1 whose requests end when the peer closes its sending side.
     :param shared: what the engine's processes share; None for nothing.
     :param spool: where a spooler keeps its tasks, for the stats; None for other services.
+    :param cache: returns the figures of its result cache, for the stats; None if it has none.
     """
 
     _log = Logger()
@@ -70,6 +73,7 @@ class ServerService(Service):
         ended_by_peer: Container[int] = (),
         shared: Shared | None = None,
         spool: str | None = None,
+        cache: Callable[[], CacheCounts] | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -81,13 +85,17 @@ class ServerService(Service):
         self._reloading = DeferredLock()
         self._touched = TouchedFiles(reactor, settings.touch_reload, self.reload)  # type: ignore[arg-type]
         ping = PingResponder(self._warning)
-        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **responders})
-        self._stats = Stats(reactor, settings, engine, self._listeners, spool)
+        signals = {} if shared is None else {SIGNAL: shared.signal_responder}
+        dispatcher = Dispatcher({PING: ping, ECHO: EchoResponder(), **signals, **responders})
+        self._stats = Stats(reactor, settings, engine, self._listeners, spool, cache)
         self._factory = ServerFactory(
             reactor,  # type: ignore[arg-type]
             self._stats.watch(dispatcher.respond),
             terms=Terms(
-                max_message=settings.max_message, node=settings.node, workers=known_workers(engine.description)
+                max_message=settings.max_message,
+                node=settings.node,
+                workers=known_workers(engine.description),
+                bundle=MAX_BUNDLE if BUNDLE in responders else 0,
             ),
             limits=self._fit_limits(settings.limits),
             networks=settings.networks,
@@ -105,8 +113,13 @@ class ServerService(Service):
         """
         description = self._engine.description
         processes = worker_count(description) if description.startswith("processes:") else 0
-        processes += 0 if self._shared is None else self._shared.mules
-        allowed = allowed_connections(limits.max_connections, processes)
+        shared = 0
+        if self._shared is not None:
+            processes += self._shared.mules
+            shared = self._shared.wanted_connections
+        allowed, shared = share_descriptors(limits.max_connections, processes, shared)
+        if self._shared is not None:
+            self._shared.limit_connections(shared, processes)
         if allowed < limits.max_connections:
             self._log.warn(
                 "{allowed} connections may be open, not {wanted}: raise the hard limit of file descriptors "
@@ -268,17 +281,36 @@ _LAST_REQUESTS = 0.2
 _LAST_ANSWERS = 10.0
 
 
+def object_responders(engine: IEngine, *, idempotent: bool = False) -> dict[int, IResponder]:
+    """Return the responders of objects, by modifier1.
+
+    They take bundles only if the engine says how many workers it has. Otherwise it may have far more of them
+    than there are bundles, or it is the reactor, where a handler may return a Deferred.
+
+    :param engine: runs the handlers.
+    :param idempotent: whether every request may run again if its worker dies.
+    """
+    responder = ForwardResponder(engine, idempotent=idempotent)
+    bundles = (BUNDLE,) if known_workers(engine.description) else ()
+    return dict.fromkeys((MARSHAL, *bundles), responder)
+
+
 def make_shared(
-    reactor: IProcessReactor, engine: object, spec: WorkerSpec, settings: SharedSettings, node: str
+    reactor: IProcessReactor,
+    engine: object,
+    spec: WorkerSpec,
+    settings: ServerSettings,
+    shares: SharedSettings,
 ) -> Shared | None:
     """Make what the processes of *engine* share; None if it has none.
 
     :param spec: what they load.
-    :param node: the node's name, for error texts.
+    :param settings: those of the service.
+    :param shares: what is shared.
     """
     if not isinstance(engine, ProcessEngine):
         return None
-    return Shared(reactor, engine, spec, settings, node)
+    return Shared(reactor, engine, spec, settings, shares)
 
 
 def check_handlers(spec: WorkerSpec) -> list[dict[str, Any]]:

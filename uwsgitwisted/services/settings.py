@@ -38,6 +38,7 @@ class ServerSettings:
     :param stats: endpoint descriptions of the stats server.
     :param node: this node's name, for logs and error texts.
     :param limits: the limits of connections.
+    :param log_file: where twistd writes the log; see :func:`uwsgitwisted.services.log_file.find_log_file`.
     :param options: the options that were given, for ``uwsgi.opt``, without secrets.
     """
 
@@ -58,6 +59,7 @@ class ServerSettings:
     stats: tuple[str, ...] = ()
     node: str = field(default_factory=socket.gethostname)
     limits: Limits = field(default_factory=Limits)
+    log_file: str | None = ""
     options: OptionValues = field(default_factory=dict)
 
     def worker_spec(self, *loaders: Loader) -> WorkerSpec:

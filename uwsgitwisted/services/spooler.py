@@ -48,6 +48,7 @@ class SpoolSettings:
     :param managers: the networks whose peers may manage the queue.
     :param http_vars: the variables of a web request that its task gets.
     :param text: whether the function gets text instead of bytes.
+    :param signal_networks: the networks whose peers may raise signals.
     :param return_codes: the version of uWSGI whose return codes the function uses.
     """
 
@@ -62,6 +63,7 @@ class SpoolSettings:
     managers: Sequence[Network] = LOOPBACK
     http_vars: Sequence[str] = HTTP_VARS
     text: bool = False
+    signal_networks: Sequence[Network] = ()
     return_codes: str = "2.0"
 
 
@@ -165,7 +167,8 @@ def make_spooler(
     }
     drain = None if spooling.drain is None else _make_drain(reactor, spooling.drain, spooler)
     place = str(settings.options.get("spool", ""))
-    shared = make_shared(reactor, spooler.engine, spec, SharedSettings(has_spooler=True), settings.node)
+    shares = SharedSettings(has_spooler=True, signal_networks=spooling.signal_networks)
+    shared = make_shared(reactor, spooler.engine, spec, settings, shares)
     return SpoolerService(reactor, settings, spooler, responders, periodic, renew, drain, place, shared)
 
 

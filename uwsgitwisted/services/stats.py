@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +17,11 @@ from twisted.python.failure import Failure
 
 from uwsgitwisted import __version__
 from uwsgitwisted.access import Network, Peer
-from uwsgitwisted.activity import Counts, open_slots
+from uwsgitwisted.activity import CacheCounts, open_slots
 from uwsgitwisted.engines.processes import ProcessEngine
-from uwsgitwisted.engines.statistics import WorkerReport
+from uwsgitwisted.engines.statistics import WorkerReport, figures
 from uwsgitwisted.interfaces import IEngine, Reply, Request, StreamedAnswer, TimedAnswer
+from uwsgitwisted.memory import memory_of
 from uwsgitwisted.responders.manage import LOOPBACK
 from uwsgitwisted.services.backlog import Backlog, read_backlog
 from uwsgitwisted.services.listening import Listener, listen, opened_port, place_of, stop_listening, write_place
@@ -33,7 +33,6 @@ from uwsgitwisted.wire.packet import ECHO, PING, Packet
 MAX_CONNECTIONS = 32
 #: For how many seconds the JSON is given again instead of a new one, so that many connections cost little.
 _FRESH = 0.1
-_PAGE = resource.getpagesize()
 
 
 class Stats:
@@ -44,6 +43,7 @@ class Stats:
     :param engine: the service's engine.
     :param listeners: the service's ports.
     :param spool: where a spooler keeps its tasks; None for other services.
+    :param cache: returns the figures of a renderer's result cache in this process; None if it has none.
     """
 
     def __init__(
@@ -53,7 +53,9 @@ class Stats:
         engine: IEngine,
         listeners: Sequence[Listener],
         spool: str | None = None,
+        cache: Callable[[], CacheCounts] | None = None,
     ) -> None:
+        self._cache = cache
         self._reactor = reactor
         self._settings = settings
         self._engine = engine
@@ -117,6 +119,7 @@ class Stats:
             "sockets": [_socket(name, found) for name, found in backlogs],
             "workers": list(map(_worker, reports)),
             **({} if self._spool is None else {"spoolers": [_spooler(self._spool, reports)]}),
+            **({} if self._cache is None else {"caches": _caches(self._cache(), reports)}),
         }
         return json.dumps(stats, indent="\t").encode()
 
@@ -205,29 +208,34 @@ def _spooler(place: str, reports: Sequence[WorkerReport]) -> dict[str, object]:
     }
 
 
-def _worker(report: WorkerReport) -> dict[str, object]:
-    total = Counts()
-    for counts in report.threads:
-        total = total.plus(counts)
-    resident, virtual = _memory(report.pid)
+def _caches(own: CacheCounts, reports: Sequence[WorkerReport]) -> list[dict[str, object]]:
+    """Return what is said of result caches: that in this process, and those of the workers together."""
+    together = CacheCounts()
+    for report in reports:
+        together = together.plus(report.cache)
+    return [_cache("objects", own), _cache("HTTP and RPC", together)]
+
+
+def _cache(name: str, counts: CacheCounts) -> dict[str, object]:
     return {
-        "id": report.id,
-        "pid": report.pid,
+        "name": name,
+        "items": counts.pages,
+        "hits": counts.hits,
+        "miss": counts.misses,
+        "full": 0,
+        "bytes": counts.size,
+    }
+
+
+def _worker(report: WorkerReport) -> dict[str, object]:
+    resident, virtual = memory_of(report.pid)
+    return {
+        **figures(report),
         "accepting": int(report.pid > 0),
-        "requests": total.requests,
-        "delta_requests": report.since_start,
-        "exceptions": total.failed,
         "harakiri_count": report.timeouts,
-        "signals": 0,
         "signal_queue": 0,
-        "status": "cheap" if not report.pid else "busy" if report.in_flight else "idle",
         "rss": resident,
         "vsz": virtual,
-        "running_time": total.running_time,
-        "last_spawn": report.last_start,
-        "respawn_count": report.starts,
-        "tx": total.sent,
-        "avg_rt": total.average,
         "apps": [],
         "cores": [_core(number, report) for number in range(len(report.threads))],
     }
@@ -247,16 +255,6 @@ def _core(number: int, report: WorkerReport) -> dict[str, object]:
         "vars": [],
         "req_info": {},
     }
-
-
-def _memory(pid: int) -> tuple[int, int]:
-    """Return the resident and the virtual memory of a process, in bytes; 0 where the system doesn't say."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            virtual, resident = file.read().split()[:2]
-    except OSError:
-        return 0, 0
-    return int(resident) * _PAGE, int(virtual) * _PAGE
 
 
 class StatsProtocol(Protocol):

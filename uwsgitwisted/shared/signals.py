@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from uwsgitwisted.errors import MisuseError
@@ -17,8 +18,11 @@ from uwsgitwisted.wire.calls import decode_number
 
 #: How many signals there are, from 0.
 SIGNALS = 256
-#: How many signals may wait for workers, or run there.
+#: How often each signal may wait for workers and mules, or run there. Each has a bound of its own, so that one
+#: that is raised without end crowds out no other.
 MAX_OUTSTANDING = 1_000
+#: How many signals that peers have raised may wait or run, all together and besides the service's own.
+MAX_FROM_PEERS = 1_000
 
 _TARGETS = re.compile(rb"(worker|mule)(\d{1,5})")
 #: The other targets: whether mules get the signal, and which; see :class:`Target`.
@@ -44,7 +48,8 @@ class Target(NamedTuple):
 
 
 #: Runs a signal in a worker: with the worker's number, or 0 for any, the signal's, and what to call at the end.
-Deliver = Callable[[int, int, Callable[[], None]], None]
+#: Returns whether the signal was taken.
+Deliver = Callable[[int, int, Callable[[], None]], bool]
 
 
 class Signals:
@@ -72,9 +77,11 @@ class Signals:
         self._log = log
         self._has_spooler = has_spooler
         self._targets: dict[int, Target] = {}
-        # How often each signal waits or runs, and which of them are to be raised once more after that.
+        # How often each signal of the service itself waits or runs, which of them are to be raised once more
+        # after that, and how many signals of peers wait or run.
         self._outstanding: Counter[int] = Counter()
         self._again: set[int] = set()
+        self._from_peers = 0
 
     def register(self, client: Client, number: bytes, target: bytes) -> Sequence[bytes]:
         """Set who gets a signal. What is registered last holds, as each worker registers the same."""
@@ -115,35 +122,60 @@ class Signals:
             self.fire(number)
 
     def fire(self, number: int) -> None:
-        """Raise a signal; if that isn't possible, log why."""
+        """Raise a signal of the service itself; if that isn't possible, log why."""
+        receivers = self._receivers(number)
+        if self._outstanding[number] + len(receivers) > MAX_OUTSTANDING:
+            self._log(f"signal {number} is dropped: it waits {MAX_OUTSTANDING} times already")
+            return
+        if receivers:
+            self._outstanding[number] += len(receivers)
+        for receiver in receivers:
+            self._send(receiver, number, self._deliver, partial(self._end, number))
+
+    def _end(self, number: int) -> None:
+        self._outstanding[number] -= 1
+        if not self._outstanding[number]:
+            del self._outstanding[number]
+            if number in self._again:
+                self._again.discard(number)
+                self.fire(number)
+
+    def fire_for_peer(self, number: int, deliver: Deliver) -> bool:
+        """Raise a signal for a peer; return whether it was taken. Otherwise, log why not.
+
+        :param deliver: gives the signal to a worker in the name of the peer.
+        """
+        receivers = self._receivers(number)
+        if self._from_peers + len(receivers) > MAX_FROM_PEERS:
+            self._log(f"signals of peers are dropped: {MAX_FROM_PEERS} wait already")
+            return False
+        self._from_peers += len(receivers)
+        taken = [self._send(each, number, deliver, self._end_of_peer) for each in receivers]
+        return bool(taken) and all(taken)
+
+    def _end_of_peer(self) -> None:
+        self._from_peers -= 1
+
+    def _receivers(self, number: int) -> list[Target]:
+        """Return the mules or the workers that get a signal; if there are none, log why."""
         target = self._targets.get(number)
         if target is None:
             self._log(f"signal {number} was raised, and nothing has registered it")
-            return
-        every = range(1, (self._inboxes.mules if target.mules else self._workers) + 1)
-        for receiver in every if target.number == ALL else (target.number,):
-            self._send(target.mules, receiver, number)
+            return []
+        if target.number != ALL:
+            return [target]
+        count = self._inboxes.mules if target.mules else self._workers
+        return [Target(target.mules, each) for each in range(1, count + 1)]
 
-    def _send(self, to_mule: bool, receiver: int, number: int) -> None:
-        if self._outstanding.total() >= MAX_OUTSTANDING:
-            self._log(f"signal {number} is dropped: {MAX_OUTSTANDING} signals wait already")
-            return
-        self._outstanding[number] += 1
-
-        def done() -> None:
-            self._outstanding[number] -= 1
-            if not self._outstanding[number]:
-                del self._outstanding[number]
-                if number in self._again:
-                    self._again.discard(number)
-                    self.fire(number)
-
-        if to_mule:
-            if not self._inboxes.post(receiver, signal_event(number, done)):
-                self._log(f"signal {number} is dropped: too much waits for the mules")
-                done()
-        elif not self._inboxes.offer(receiver, signal_event(number, done)):
-            self._deliver(receiver, number, done)
+    def _send(self, to: Target, number: int, deliver: Deliver, done: Callable[[], None]) -> bool:
+        """Give a signal to a mule or a worker; return whether it was taken. *done* is called at its end."""
+        if to.mules:
+            if self._inboxes.post(to.number, signal_event(number, done)):
+                return True
+            self._log(f"signal {number} is dropped: too much waits for the mules")
+            done()
+            return False
+        return self._inboxes.offer(to.number, signal_event(number, done)) or deliver(to.number, number, done)
 
 
 def check_signal(number: bytes) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from uwsgitwisted.errors import MalformedPacket, MisuseError, UwsgiError
 from uwsgitwisted.shared.cache import CacheLimits, Caches
 from uwsgitwisted.shared.client import Call, Client, Clock, Reply
+from uwsgitwisted.shared.facts import Facts
 from uwsgitwisted.shared.inboxes import Inboxes
 from uwsgitwisted.shared.locks import Locks
 from uwsgitwisted.shared.metrics import Metrics
@@ -95,6 +96,7 @@ class SharedState:
     :param limits: what it may hold.
     :param log: takes a line for the log.
     :param events: the signals; None where there are none.
+    :param facts: what the service tells of itself; None for nothing.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class SharedState:
         limits: SharedLimits | None = None,
         log: Callable[[str], None] = lambda line: None,
         events: Events | None = None,
+        facts: Facts | None = None,
     ) -> None:
         limits = limits or SharedLimits()
         self._log = log
@@ -114,6 +117,7 @@ class SharedState:
             **_cache_operations(caches),
             **_other_operations(self._locks, Ring(limits.queue), Metrics()),
             **(events.operations if events else {}),
+            **(_questions(facts) if facts else {}),
         }
 
     def _note_full(self, name: str) -> None:
@@ -192,6 +196,14 @@ def _cache_operations(caches: Caches) -> dict[bytes, _Operation]:
         b"cache_keys": _Operation(caches.keys, 1),
         b"cache_num": _Operation(caches.number, 2),
         b"cache_calculate": _Operation(caches.calculate, 5),
+    }
+
+
+def _questions(facts: Facts) -> dict[bytes, _Operation]:
+    return {
+        b"workers": _Operation(facts.workers, 0),
+        b"total_requests": _Operation(facts.total_requests, 0),
+        b"log_size": _Operation(facts.log_size, 0),
     }
 
 

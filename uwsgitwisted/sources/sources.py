@@ -16,6 +16,8 @@ from uwsgitwisted.sources.names import Name, parse_node, read_lines
 
 #: Seconds between two looks at a file, and between two look-ups of a name.
 FILE_INTERVAL, NAME_INTERVAL = 1.0, 10.0
+#: Seconds for a look-up.
+LOOK_UP_TIMEOUT = 5.0
 #: The largest file of nodes, in bytes: some ten thousand lines.
 MAX_FILE = 1024 * 1024
 #: What begins the path of a file.
@@ -95,6 +97,7 @@ class Sources:
         self._failures: dict[str, str] = {}
         self._look_ups: dict[Name, _LookUp] = {}
         self._parts: list[Address | Name | _File] = []
+        self._addresses: list[Address] | None = None
         for node in [nodes] if isinstance(nodes, str) else nodes:
             if isinstance(node, str) and node.startswith(FILE_MARK):
                 self._parts.append(self._open(node))
@@ -116,12 +119,14 @@ class Sources:
 
     @property
     def addresses(self) -> list[Address]:
-        """The addresses of all nodes, each once."""
-        found: dict[Address, None] = {}
-        for node in self._nodes():
-            addresses = [node] if isinstance(node, Address) else self._look_ups[node].addresses
-            found.update(dict.fromkeys(addresses))
-        return list(found)
+        """The addresses of all nodes, each once: the same list until they may have changed."""
+        if self._addresses is None:
+            found: dict[Address, None] = {}
+            for node in self._nodes():
+                addresses = [node] if isinstance(node, Address) else self._look_ups[node].addresses
+                found.update(dict.fromkeys(addresses))
+            self._addresses = list(found)
+        return self._addresses
 
     @property
     def settled(self) -> bool:
@@ -163,6 +168,7 @@ class Sources:
             self.failed(name, MisuseError("it has no addresses"), now)
         elif self._finish(name, now):
             self._look_ups[name].addresses = known
+            self._addresses = None
             self._recover(str(name))
 
     def failed(self, name: Name, error: UwsgiError, now: float) -> None:
@@ -212,3 +218,4 @@ class Sources:
         for name in self._look_ups.keys() - names.keys():
             self._failures.pop(str(name), None)
         self._look_ups = {name: self._look_ups.get(name) or _LookUp(now) for name in names}
+        self._addresses = None

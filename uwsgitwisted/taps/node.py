@@ -18,7 +18,8 @@ from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.shared.ring import QueueLimits
 from uwsgitwisted.shared.state import SharedLimits
 from uwsgitwisted.taps.access_logs import ACCESS_LOG
-from uwsgitwisted.taps.options import PYTHON2, ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import PYTHON2, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.signals import SignalOptions
 from uwsgitwisted.taps.static import StaticOptions
 from uwsgitwisted.wire.python2 import check_encoding
 
@@ -69,7 +70,7 @@ def parse_cache(text: str) -> tuple[bytes, CacheLimits]:
     )
 
 
-class Options(StaticOptions, ServerOptions):
+class Options(StaticOptions, SignalOptions):
     """The options of ``twistd uwsgi-node``."""
 
     synopsis = (
@@ -144,6 +145,8 @@ class Options(StaticOptions, ServerOptions):
         for path in self["mount"].keys() & self["static"].keys():
             raise usage.UsageError(f"--static {path or '/'}=...: an application is mounted at {path or '/'}")
         self._check_mules()
+        if self["signals-from"] and self["resource"] and not self["handler"]:
+            raise usage.UsageError("--signals-from: the handler module has signals, so give --handler too")
         if self["resource"]:
             self._check_resource()
         elif not self["mount"] and not self["static"]:
@@ -200,6 +203,7 @@ def makeService(options: Options) -> IService:
         shared=SharedSettings(
             SharedLimits(options["cache"], QueueLimits(options["queue"])),
             [""] * options["mules"] + options["mule"],
+            signal_networks=options["signals-from"],
         ),
     )
     return make_node(installed_reactor(), options.settings(), node)

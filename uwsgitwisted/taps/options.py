@@ -19,6 +19,7 @@ from uwsgitwisted.address import split_description
 from uwsgitwisted.engines.descriptions import parse_engine
 from uwsgitwisted.interfaces import IProcessReactor
 from uwsgitwisted.services.listening import check_endpoint, on_loopback
+from uwsgitwisted.services.log_file import find_log_file
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.transport.server.limits import Limits
@@ -286,6 +287,7 @@ class ServerOptions(ServiceOptions):
             tracebacks=not self["no-tracebacks"],
             stats=tuple(self["stats"]),
             node=self["node"],
+            log_file=find_log_file(self.parent),
             options=self.given,
             limits=replace(self.limits(), max_buffered=self["max-buffered"]),
         )

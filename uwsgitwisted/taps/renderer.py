@@ -64,7 +64,7 @@ class Options(ServerOptions):
         ["answer", None, "text", "What a page is sent as: text, or bytes, for callers in Python 2", answer],
         ["max-output", None, MAX_MESSAGE, "The largest page: bytes, or a number with K, M or G", size],
         ["module-directory", None, "", "Keep compiled templates in this directory, for workers that start later"],
-        ["result-cache", None, 0, "How many bytes of pages each worker caches: bytes, or a number with K, M or G", size],
+        ["result-cache", None, 0, "How many bytes of pages are cached, for objects and by each worker for HTTP and RPC: bytes, or a number with K, M or G", size],
         ["result-age", None, 60.0, "Seconds for which a page is cached", parse_timeout],
     )  # fmt: skip
 
@@ -101,10 +101,14 @@ class Options(ServerOptions):
         self["engine-for"][extension] = engine
 
     def postOptions(self) -> None:
-        """Check that a directory is given."""
+        """Check that a directory is given, and that --debug has an effect and shows code to nobody else."""
         super().postOptions()
         if not self["templates"]:
             raise usage.UsageError("--templates is missing; for example: --templates /srv/templates")
+        if self["debug"] and not self["engine"].startswith("processes"):
+            raise usage.UsageError(
+                f"--engine {self['engine']} answers no web requests: --debug needs processes:N"
+            )
         for description in self.endpoints() if self["debug"] else ():
             if not is_loopback(description):
                 raise usage.UsageError(

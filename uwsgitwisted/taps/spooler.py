@@ -17,7 +17,8 @@ from uwsgitwisted.spool.periodic import parse_cron
 from uwsgitwisted.spool.retry import RetryPolicy
 from uwsgitwisted.spool.stores.bounds import MAX_QUEUES, Bounds
 from uwsgitwisted.spool.stores.interface import KEEP_RESULTS
-from uwsgitwisted.taps.options import ServerOptions, convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.options import convert, converted, count, installed_reactor, size
+from uwsgitwisted.taps.signals import SignalOptions
 from uwsgitwisted.timeouts import parse_timeout
 from uwsgitwisted.wire.tasks import RETURN_CODES
 
@@ -42,7 +43,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-class Options(ServerOptions):
+class Options(SignalOptions):
     """The options of ``twistd uwsgi-spooler``."""
 
     synopsis = "[options] --spool sqlite:PATH --handler MODULE"
@@ -177,6 +178,7 @@ def makeService(options: Options) -> IService:
             managers=[*LOOPBACK, *options["manage"]],
             http_vars=options["http-vars"],
             text=bool(options["text"]),
+            signal_networks=options["signals-from"],
             return_codes=options["return-codes"],
         ),
     )

@@ -7,9 +7,16 @@ the Deferred client all use this.
 
 from __future__ import annotations
 
-from uwsgitwisted.errors import ConnectionBroken, MisuseError, NoAnswer, PacketTooLarge, ProtocolError
+from uwsgitwisted.errors import (
+    ConnectionBroken,
+    MisuseError,
+    NoAnswer,
+    PacketTooLarge,
+    ProtocolError,
+    UnknownModifier,
+)
 from uwsgitwisted.wire.message import answers_raw, decode_answer, needs_session
-from uwsgitwisted.wire.packet import ECHO, RPC, Packet, PacketDecoder, encode_packet
+from uwsgitwisted.wire.packet import BUNDLE, ECHO, RPC, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.rpc import LONG_ANSWER, long_size
 
 #: The most bytes of an answer without a size field: far more than a page or a template file has.
@@ -32,6 +39,7 @@ class PlainExchange:
     :param limit: the most bytes to accept of a raw answer, or of an RPC's long answer.
     :raises MessageTooLarge: if the request's payload is over 65535 bytes.
     :raises MisuseError: if the request is a task with a body, which a plain spooler would misread.
+    :raises UnknownModifier: if it is a bundle, which no plain server knows.
     """
 
     __slots__ = (
@@ -53,6 +61,8 @@ class PlainExchange:
                 "only a uwsgitwisted spooler accepts a task with a body; the server at this address grants no "
                 "session, or not now"
             )
+        if request.modifier1 == BUNDLE:
+            raise UnknownModifier("the server at this address grants no session", modifier1=BUNDLE)
         #: The request's bytes.
         self.outgoing = encode_packet(request)
         #: The answer; None until it is complete. A raw answer has no header, and gets the request's modifiers.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uwsgitwisted.errors import ProtocolError
+from uwsgitwisted.wire.bundle import MAX_BUNDLE
 from uwsgitwisted.wire.packet import PING, Packet, encode_packet
 from uwsgitwisted.wire.vars import decode_vars, encode_vars
 
@@ -37,6 +38,9 @@ _VERSION = b"1"
 _VERSION_KEY = b"uwsgi-session"
 _WINDOW_KEY = b"window"
 _WORKERS_KEY = b"workers"
+_BUNDLE_KEY = b"bundle"
+#: A side that accepts no larger messages gets no bundles: the answer to one may need so much room.
+_LEAST_FOR_BUNDLES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Terms:
     :param window: how many bytes of a stream may be on their way to this side; 0 if it accepts no streams. See
         :mod:`uwsgitwisted.wire.streams`.
     :param workers: how many requests really run at the same time, while the others wait; 0 if it doesn't say.
+    :param bundle: how many objects it accepts in a bundle; 0 if it accepts none. See
+        :mod:`uwsgitwisted.wire.bundle`.
     """
 
     max_message: int = MAX_MESSAGE
@@ -57,10 +63,11 @@ class Terms:
     node: str = ""
     window: int = 0
     workers: int = 0
+    bundle: int = 0
 
     def encode(self) -> bytes:
         """Return the payload of the ping that offers or grants a session on these terms."""
-        numbers = {_WINDOW_KEY: self.window, _WORKERS_KEY: self.workers}
+        numbers = {_WINDOW_KEY: self.window, _WORKERS_KEY: self.workers, _BUNDLE_KEY: self.bundle}
         return encode_vars(
             [
                 (_VERSION_KEY, _VERSION),
@@ -88,9 +95,18 @@ class Terms:
                 node=variables.get(b"node", b"")[:_MAX_NODE].decode("utf-8", "replace"),
                 window=_optional(variables.get(_WINDOW_KEY)),
                 workers=_optional(variables.get(_WORKERS_KEY)),
+                bundle=_optional(variables.get(_BUNDLE_KEY)),
             )
         except (ProtocolError, KeyError, ValueError):
             return None
+
+    def bundle_from(self, client: Terms) -> int:
+        """Return how many objects a bundle from *client* may have; 0 if it sends this side none.
+
+        This side keeps the answer within its own limit, so that of the client must not be lower.
+        """
+        fits = _LEAST_FOR_BUNDLES <= self.max_message <= client.max_message
+        return min(self.bundle, MAX_BUNDLE) if fits else 0
 
 
 def encode_offer(ours: Terms) -> bytes:

@@ -94,15 +94,7 @@ class DirectExchange:
 
         :raises ClientGone: if the peer is gone, or has read nothing for too long.
         """
-        self.begun = True
-        try:
-            sent = self._send(data)
-            while sent < len(data):
-                self._wait()
-                sent += self._send(memoryview(data)[sent:])
-            self.sent += sent
-        except OSError as error:
-            raise ClientGone(f"the client has gone: {error}") from error
+        self._send_all(data)
         self._slot.work()
 
     def send_file(self, descriptor: int, offset: int, size: int) -> None:
@@ -130,9 +122,12 @@ class DirectExchange:
             self._slot.work()
 
     def finish(self, data: bytes = b"") -> None:
-        """Send the last part of the answer, and close the connection."""
+        """Send the last part of the answer, and close the connection.
+
+        :raises ClientGone: as :meth:`send`.
+        """
         if data:
-            self.send(data)
+            self._send_all(data)
         self._connection.close()
 
     def abort(self) -> None:
@@ -140,6 +135,17 @@ class DirectExchange:
         if self._connection.fileno() != -1:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._connection.close()
+
+    def _send_all(self, data: bytes) -> None:
+        self.begun = True
+        try:
+            sent = self._send(data)
+            while sent < len(data):
+                self._wait()
+                sent += self._send(memoryview(data)[sent:])
+            self.sent += sent
+        except OSError as error:
+            raise ClientGone(f"the client has gone: {error}") from error
 
     def _send(self, data: bytes | memoryview) -> int:
         try:

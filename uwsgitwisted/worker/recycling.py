@@ -1,4 +1,4 @@
-"""Decides whether a worker is recycled because of its memory or its age."""
+"""Decides whether a worker is recycled because of its memory or its age, or because it ran out of memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,40 @@ import os
 import resource
 from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from uwsgitwisted.worker.spec import WorkerSpec
+if TYPE_CHECKING:
+    from uwsgitwisted.worker.spec import WorkerSpec
+
+
+class _Memory:
+    """What is known of this process's memory."""
+
+    def __init__(self) -> None:
+        #: Whether a request ran out of it. What holds the memory goes with the process.
+        self.exhausted = False
+
+
+_memory = _Memory()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether *error*, with which a request has failed, comes from a lack of memory; remember it if so."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            _memory.exhausted = True
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def recycling_due(spec: WorkerSpec) -> Callable[[], bool]:
-    """Return a function that says after a request whether this worker uses too much memory, or is too old.
+    """Return a function that says after a request whether this worker has too much memory, or is too old.
 
     :param spec: has the limits.
     """
+    _memory.exhausted = False
     conditions: list[Callable[[], bool]] = []
     if spec.max_lifetime is not None:
         end = monotonic() + spec.max_lifetime
@@ -22,7 +47,9 @@ def recycling_due(spec: WorkerSpec) -> Callable[[], bool]:
     if spec.reload_on_rss is not None:
         limit, resident = spec.reload_on_rss, _resident()
         conditions.append(lambda: resident() > limit)
-    return lambda: any(condition() for condition in conditions)
+    if not conditions:
+        return lambda: _memory.exhausted
+    return lambda: _memory.exhausted or any(condition() for condition in conditions)
 
 
 def _resident() -> Callable[[], int]:

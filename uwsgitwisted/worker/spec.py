@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uwsgitwisted.errors import StartupError
+from uwsgitwisted.wire.packet import BUNDLE, MARSHAL
 from uwsgitwisted.wire.terms import MAX_MESSAGE
 from uwsgitwisted.worker.compat.install import configure
 from uwsgitwisted.worker.compat.signals import forget_all
 from uwsgitwisted.worker.handlers import signals
+from uwsgitwisted.worker.handlers.bundle import BundleHandler
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 
 #: Handlers by modifier1.
@@ -173,4 +175,7 @@ class WorkerSpec:
                 if first is not loader:
                     raise StartupError(f"both {first} and {loader} answer modifier1 {modifier1}; leave one out")
                 table[modifier1] = handler
+        objects = table.get(MARSHAL)
+        if isinstance(objects, Handler):
+            table.setdefault(BUNDLE, BundleHandler.of(objects, self.max_message))
         return table

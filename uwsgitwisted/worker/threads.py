@@ -206,7 +206,7 @@ class ThreadedWorker(Worker):
             self.flush()
             self.changed.notify_all()
 
-    def _begin(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
+    def _begin(self, request: RequestReceived | StreamedRequestReceived, deadline: float, _: int) -> None:
         """Give a request to a free thread."""
         packet, now = request.packet, monotonic()
         try:

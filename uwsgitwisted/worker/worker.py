@@ -29,9 +29,10 @@ from uwsgitwisted.wire.packet import Packet, PacketDecoder
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms, decode_offer, encode_grant
 from uwsgitwisted.worker.accepting import Acceptor, MakeAcceptor
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.exchange import Body, Exchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
-from uwsgitwisted.worker.recycling import recycling_due
+from uwsgitwisted.worker.recycling import ran_out_of_memory, recycling_due
 from uwsgitwisted.worker.spec import NO_REQUEST, HandlerTable, WorkerSpec
 
 #: For how many seconds a worker goes on to accept quick requests without looking at its pipe.
@@ -71,7 +72,9 @@ class Worker:
         # How many requests are left until this worker asks to be replaced; it does so once.
         self._left = math.inf if spec.max_requests is None else spec.max_requests
         self._recycling_is_due = recycling_due(spec)
-        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float]] = deque()
+        #: Each with its deadline, and the number of the read that has completed it.
+        self._waiting: deque[tuple[RequestReceived | StreamedRequestReceived, float, int]] = deque()
+        self._reads = 0
         #: Whether no further connections are accepted.
         self._draining = False
         #: The streams behind requests, by the requests' ids.
@@ -128,6 +131,7 @@ class Worker:
             self._run(*self._waiting.popleft())
             self._count()
             self.flush()  # before the next begins: should that end this process, this answer is out
+        requests.read = 0
         self.flush()
 
     def _count(self) -> None:
@@ -144,15 +148,7 @@ class Worker:
         :param peer: whose request it was.
         """
         self.session.send_error(NO_REQUEST, encode_failure(error, peer=peer))
-        self._retire_without_memory(error)
-
-    def _retire_without_memory(self, error: UwsgiError) -> None:
-        """Have this request be the last if it ran out of memory: what holds that goes with this process."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MemoryError):
-            cause = cause.__cause__
-        if cause is not None and self._left > 0:
-            self._left = 1
+        ran_out_of_memory(error)
 
     def negotiate(self) -> bytes:
         """Wait for the front's offer, grant the session, and return the bytes that came after the offer.
@@ -188,9 +184,11 @@ class Worker:
 
     def _handle(self, data: bytes) -> None:
         now = monotonic()
+        self._reads += 1
         for event in self.session.receive(data):
             if isinstance(event, (RequestReceived, StreamedRequestReceived)):
-                self._waiting.append((event, math.inf if event.seconds is None else now + event.seconds))
+                deadline = math.inf if event.seconds is None else now + event.seconds
+                self._waiting.append((event, deadline, self._reads))
                 if isinstance(event, StreamedRequestReceived):
                     self._bodies[event.id] = Body()
             elif isinstance(event, DataReceived):
@@ -218,7 +216,8 @@ class Worker:
         except BlockingIOError:
             return False
 
-    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float) -> None:
+    def _run(self, request: RequestReceived | StreamedRequestReceived, deadline: float, read: int) -> None:
+        requests.read = read
         started = monotonic()
         packet = request.packet
         sent, failed = 0, False
@@ -227,18 +226,19 @@ class Worker:
             if isinstance(handler, StreamHandler):
                 exchange = self._open(Exchange(self, request.id, packet, self._bodies.get(request.id)))
                 handler(exchange, self._node)
-                sent = exchange.sent
+                sent, took = exchange.sent, monotonic() - started
                 if exchange.cancelled:
                     raise RequestCancelled("the client has gone")
             else:
                 answer = handler(packet, self._node)
-                sent = len(answer.payload)
-                self.session.send_answer(request.id, answer, monotonic() - started)
+                sent, took = len(answer.payload), monotonic() - started
+                self.session.send_answer(request.id, answer, took)
         except UwsgiError as error:
-            failed = True
-            self._fail(request.id, error, monotonic() - started)
-        self._slots[0].count(monotonic() - started, failed, sent)
-        self._forget(request.id)
+            failed, took = True, monotonic() - started
+            self._fail(request.id, error, took)
+        self._slots[0].count(took, failed, sent)
+        if self._exchanges or self._bodies:  # as hardly ever
+            self._forget(request.id)
 
     def _find_handler(self, packet: Packet, deadline: float, now: float) -> Handler | StreamHandler:
         """Return what answers a request.
@@ -270,7 +270,7 @@ class Worker:
     def _fail(self, request: int, error: UwsgiError, took: float) -> None:
         """Answer a request with an error."""
         self.session.send_error(request, encode_failure(error), took)
-        self._retire_without_memory(error)
+        ran_out_of_memory(error)
 
     def flush(self) -> None:
         """Write the queued frames."""

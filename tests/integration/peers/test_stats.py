@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import re
 import select
-import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from tests.integration.services import (
     Launcher,
     Service,
     free_port,
+    read_stats,
     read_to_end,
     run_to_end,
     script,
@@ -68,15 +67,6 @@ def application(environ, start_response):
     return [b"x" * 1000]
 """
 WEB = encode_vars({"REQUEST_METHOD": "GET", "PATH_INFO": "/"})
-
-
-def read_stats(address: Any) -> dict[str, Any]:
-    """Return the statistics that are given at an address."""
-    with socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE)
-        connection.connect(address)
-        found: dict[str, Any] = json.loads(read_to_end(connection))
-        return found
 
 
 class Node:

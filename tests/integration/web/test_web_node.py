@@ -119,6 +119,20 @@ def occupied(service: Service, directory: Path, number: int = 2, way: str = "wor
         assert [answer.body for answer in waiting.release()] == [b"waited"] * number
 
 
+@pytest.fixture(scope="module")
+def shared_node(shared: Launcher) -> Service:
+    """A node with two workers."""
+    return start_node(shared)
+
+
+@pytest.fixture
+def node(shared_node: Service) -> Iterator[Service]:
+    """That node, for tests that put nothing in its log; after each it has the workers that it had before."""
+    before = shared_node.workers()
+    yield shared_node
+    assert shared_node.workers() == before
+
+
 @both_ways
 def test_greeting(launch: Launcher, way: str) -> None:
     """A request is answered, on a UNIX socket and on a port of TCP."""
@@ -149,20 +163,20 @@ def test_other_requests_on_the_same_port(launch: Launcher) -> None:
     assert node.ask(2) == ("got", 2)
 
 
-def test_a_ping_beside_busy_workers(launch: Launcher, tmp_path: Path) -> None:
+def test_a_ping_beside_busy_workers(node: Service, tmp_path: Path) -> None:
     """While all workers are busy with requests that they took, a ping is answered soon."""
-    node = start_node(launch)
+    took = []
     with occupied(node, tmp_path):
         for _ in range(20):
             before = time.monotonic()
             assert exchange(node.address, PING_BYTES) == PONG
-            assert time.monotonic() - before < 1
+            took.append(time.monotonic() - before)
+    assert sorted(took)[len(took) // 2] < 1  # any single one may have waited for a processor
 
 
 @both_ways
-def test_waiting_for_a_worker(launch: Launcher, tmp_path: Path, way: str) -> None:
+def test_waiting_for_a_worker(node: Service, tmp_path: Path, way: str) -> None:
     """Requests that come while all workers are busy are answered when one is free."""
-    node = start_node(launch)
     with ThreadPoolExecutor(8) as pool:
         with occupied(node, tmp_path):
             answers = [pool.submit(WAYS[way], node.address, packet("/")) for _ in range(8)]
@@ -186,9 +200,8 @@ def test_a_full_queue(launch: Launcher, tmp_path: Path) -> None:
     assert [answer.body for answer in found if answer not in refused] == [GREETING] * 2
 
 
-def test_a_free_worker_takes_over(launch: Launcher, tmp_path: Path) -> None:
+def test_a_free_worker_takes_over(node: Service, tmp_path: Path) -> None:
     """A request that the front has given to a worker doesn't wait behind one that this has taken itself."""
-    node = start_node(launch)
     with occupied(node, tmp_path, 1):
         for _ in range(50):
             assert parse_response(by_the_front(node.address, packet("/"))).body == GREETING
@@ -261,9 +274,8 @@ def test_an_error_later(launch: Launcher, way: str) -> None:
 
 
 @both_ways
-def test_a_client_that_goes_away(launch: Launcher, tmp_path: Path, way: str) -> None:
+def test_a_client_that_goes_away(node: Service, tmp_path: Path, way: str) -> None:
     """An application whose client has gone is told at its next write, and its answer is closed."""
-    node = start_node(launch)
     closed = tmp_path / "closed"
     with connect(node.address) as connection:
         connection.sendall(by_way(way, packet(f"/closing?path={closed}")))
@@ -284,9 +296,8 @@ def test_a_body_that_breaks_off(launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("path", ["/echo", "/echo-in-pieces"])
-def test_a_large_body(launch: Launcher, path: str) -> None:
+def test_a_large_body(node: Service, path: str) -> None:
     """A body that comes as a stream arrives whole, also if the answer is sent meanwhile."""
-    node = start_node(launch)
     body = pattern(3_000_000)
     with connect(node.address) as connection, ThreadPoolExecutor(1) as pool:
         pool.submit(connection.sendall, packet(path, body, "POST"))
@@ -294,9 +305,8 @@ def test_a_large_body(launch: Launcher, path: str) -> None:
 
 
 @both_ways
-def test_an_answer_before_the_body(launch: Launcher, way: str) -> None:
+def test_an_answer_before_the_body(node: Service, way: str) -> None:
     """An answer to a body that nobody has read arrives, and no reset instead."""
-    node = start_node(launch)
     for size in (10, 100_000, 5_000_000):
         assert (
             parse_response(WAYS[way](node.address, packet("/unread", bytes(size), "POST"))).body == b"not read"
@@ -314,9 +324,8 @@ def test_too_large_a_body(launch: Launcher) -> None:
 
 
 @both_ways
-def test_malformed(launch: Launcher, way: str) -> None:
+def test_malformed(node: Service, way: str) -> None:
     """A request that is broken gets 400, and its worker goes on."""
-    node = start_node(launch)
     before = node.workers()
     no_method = request_packet({"A": "b"})[4:]
     for payload in (b"\x05", b"\x00\x00\x01\x00x", b"\x01\x00a\x05\x00x", no_method, b""):
@@ -329,9 +338,8 @@ def test_malformed(launch: Launcher, way: str) -> None:
     assert node.workers() == before
 
 
-def test_hostile_variables(launch: Launcher) -> None:
+def test_hostile_variables(node: Service) -> None:
     """Variables that load code in uWSGI don't reach the application, and none replaces what WSGI sets."""
-    node = start_node(launch)
     hostile = {"UWSGI_FILE": "/etc/passwd", "UWSGI_SETENV": "A=b", "wsgi.url_scheme": "evil", "wsgi.input": "x"}
     answer = ask(node.address, "GET", "/variables", **hostile)
     assert b"UWSGI" not in answer.body

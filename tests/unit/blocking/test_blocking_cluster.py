@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 import sys
 from collections.abc import Iterator
@@ -36,12 +37,15 @@ from uwsgitwisted.errors import (
     Unavailable,
     UnencodableMessage,
     UwsgiError,
+    WorkerDied,
 )
 from uwsgitwisted.planner.progress import NodeProgress, Progress
 from uwsgitwisted.sources import sources
+from uwsgitwisted.wire.bundle import decode_bundle
 from uwsgitwisted.wire.events import CancelReceived
 from uwsgitwisted.wire.failure import no_keepalive
 from uwsgitwisted.wire.objects import loads
+from uwsgitwisted.wire.packet import BUNDLE, MARSHAL, PING
 from uwsgitwisted.wire.terms import Terms
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("outside_the_reactor", "nothing_left_open")]
@@ -107,6 +111,60 @@ def test_map() -> None:
     assert len(one.sessions) == 1
     assert len(two.sessions) == 1
     assert sorted(one.sessions[0] + two.sessions[0]) == ITEMS
+
+
+def test_bundles() -> None:
+    """A node that takes bundles gets several items in a request; each has its own result, in order."""
+    requests = []
+
+    def answer_bundles(speaker: Speaker) -> None:
+        while True:
+            request = speaker.next()
+            requests.append(request)
+            if request.packet.modifier1 != BUNDLE:
+                speaker.answer(request, loads(request.packet.payload))
+                continue
+            items = [loads(packet.payload) for packet in decode_bundle(request.packet)]
+            if 50 in items:
+                speaker.fail(request, WorkerDied("killed"))
+            else:
+                outcomes = [RemoteError(type="KeyError") if item == 7 else item for item in items]
+                speaker.answer_bundle(request, *outcomes[:9])  # the last one was not begun
+
+    with SpeakingServer(answer_bundles, terms=Terms(node="x", workers=1, bundle=256)) as server:
+        nodes = cluster(server)
+        values = list(nodes.map(33, 17, ITEMS, chunk=10, idempotent=True, on_error="return"))
+        assert isinstance(values[7], RemoteError)
+        assert str(values[7].address) == at(server)
+        assert values[:7] + values[8:] == ITEMS[:7] + ITEMS[8:]
+        bundled = [request for request in requests if request.packet.modifier1 == BUNDLE]
+        assert len(bundled) == 10
+        assert not any(request.idempotent for request in bundled)
+        assert all(request.idempotent for request in requests if request not in bundled)
+        requests.clear()
+        assert list(nodes.map(33, 17, ITEMS, chunk=1)) == ITEMS
+        assert BUNDLE not in {request.packet.modifier1 for request in requests}
+
+
+class PlainLater(SpeakingServer):
+    """A server that grants one session, and is a plain one afterwards."""
+
+    def _speak(self, server: ScriptedServer, connection: socket.socket) -> None:
+        (echoing if self.sessions else super()._speak)(server, connection)
+
+
+def test_a_node_that_becomes_plain() -> None:
+    """No bundle reaches a server that grants no session any more; its items go there one by one."""
+
+    def leave(speaker: Speaker) -> None:
+        speaker.answer(speaker.next(), 0)
+        speaker.announce_shutdown()
+        while True:
+            speaker.fail(speaker.next(), Unavailable("draining"))
+
+    with PlainLater(leave, terms=Terms(node="x", workers=1, bundle=256)) as server:
+        assert list(cluster(server).map(33, 17, ITEMS[:20], chunk=5)) == ITEMS[:20]
+    assert {request[0] for request in server.requests} == {PING, MARSHAL}
 
 
 def test_several_in_flight() -> None:
@@ -368,7 +426,7 @@ def test_single_calls() -> None:
 def test_misuse(options: dict[str, Any]) -> None:
     """Arguments that don't fit together are refused before anything is sent."""
     with pytest.raises(MisuseError):
-        blocking.Cluster("127.0.0.1:1").map(33, 17, [1], **options)
+        blocking.Cluster("127.0.0.1:1").map(173, 0, [b"x"], **options)
     with pytest.raises(MisuseError):
         blocking.Cluster("127.0.0.1:1").map(300, 17, [1])
     with pytest.raises(MisuseError):

@@ -14,6 +14,7 @@ from tests.unit.transports import ServedEndpoint
 from uwsgitwisted.cluster import Cluster
 from uwsgitwisted.errors import (
     InvalidAddress,
+    MalformedAnswer,
     MisuseError,
     NoAnswer,
     RemoteError,
@@ -26,19 +27,26 @@ from uwsgitwisted.interfaces import Reply, Request, TimedAnswer
 from uwsgitwisted.planner.progress import Progress
 from uwsgitwisted.transport.client.node import Node
 from uwsgitwisted.transport.server.factory import ServerFactory
+from uwsgitwisted.wire.bundle import decode_bundle, encode_error, encode_value
+from uwsgitwisted.wire.failure import encode_failure
 from uwsgitwisted.wire.objects import dumps, loads
-from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.wire.packet import BUNDLE, MARSHAL, Packet
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms
 
 A, B, C = "192.0.2.1:3033", "192.0.2.2:3033", "192.0.2.3:3033"
 
 
 class Farm:
-    """A cluster, and its nodes in memory: a test answers their requests."""
+    """A cluster, and its nodes in memory: a test answers their requests.
 
-    def __init__(self, *addresses: str, workers: int = 1) -> None:
+    :param terms: what the nodes say about themselves.
+    """
+
+    def __init__(self, *addresses: str, workers: int = 1, **terms: Any) -> None:
         self.clock = Clock()
-        self.workers = workers
+        self.terms = Terms(workers=workers, **terms)
+        #: Whether the node may run the requests again.
+        self.idempotent: list[bool] = []
         self.endpoints: dict[str, ServedEndpoint] = {}
         #: The requests that are not answered, with their nodes and messages, and those that were cancelled.
         self.waiting: list[tuple[str, Any, Deferred[Any]]] = []
@@ -53,13 +61,14 @@ class Farm:
 
     def endpoint(self, address: str) -> ServedEndpoint:
         def respond(request: Request) -> Reply:
-            message = loads(request.packet.payload)
+            message = content(request.packet)
+            self.idempotent.append(request.idempotent)
             answer: Deferred[Any] = Deferred(lambda _: self.cancelled.append(message))
             answer.addErrback(lambda failure: failure)
             self.waiting.append((address, message, answer))
             return answer
 
-        factory = ServerFactory(self.clock, respond, terms=Terms(workers=self.workers))
+        factory = ServerFactory(self.clock, respond, terms=self.terms)
         self.endpoints[address] = ServedEndpoint(factory)
         return self.endpoints[address]
 
@@ -81,8 +90,16 @@ class Farm:
         if isinstance(result, Exception):
             entry[2].errback(result)
         else:
-            entry[2].callback(TimedAnswer(Packet(MARSHAL, 0, dumps(result)), 0.01))
+            packet = result if isinstance(result, Packet) else Packet(MARSHAL, 0, dumps(result))
+            entry[2].callback(TimedAnswer(packet, 0.01))
         self.flush()
+
+
+def content(packet: Packet) -> Any:
+    """Return the object of a request, or the list of those in a bundle."""
+    if packet.modifier1 == BUNDLE:
+        return [loads(each.payload) for each in decode_bundle(packet)]
+    return loads(packet.payload)
 
 
 def collect(iterator: AsyncIterator[Any], until: object = None) -> tuple[list[Any], Deferred[Any]]:
@@ -134,6 +151,40 @@ class TestMap:
         assert (second.index, second.value, second.node) == (0, None, A)
         assert second.error.type == "KeyError"
         assert end.called
+
+    def test_bundles(self) -> None:
+        """A node that takes bundles gets several items in a request, and each has its result."""
+        farm = Farm(A, bundle=256)
+        results, end = collect(farm.cluster.as_completed(33, 0, range(5), chunk=2, idempotent=True))
+        assert farm.messages() == [0]  # before the terms are known
+        farm.end(0, "zero")
+        assert farm.messages() == [[1, 2], [3, 4]]
+        failure = encode_error(encode_failure(RemoteError(type="KeyError")))
+        farm.end([1, 2], Packet(BUNDLE, 0, encode_value(dumps("one")) + failure))
+        farm.end([3, 4], WorkerDied())
+        assert farm.messages() == [3, 4]
+        farm.end(3, "three")
+        farm.end(4, "four")
+        assert end.called
+        assert [(each.index, each.value) for each in results] == [
+            (0, "zero"),
+            (1, "one"),
+            (2, None),
+            (3, "three"),
+            (4, "four"),
+        ]
+        error = results[2].error
+        assert (error.type, error.address) == ("KeyError", A)
+        # A worker that dies shows nothing about the items of a bundle, so the node must not run it twice.
+        assert farm.idempotent == [True, False, False, True, True]
+
+    def test_an_answer_that_is_no_bundle(self) -> None:
+        """A node that answers a bundle with something else has failed each of its items."""
+        farm = Farm(A, bundle=256)
+        results, _ = collect(farm.cluster.as_completed(33, 0, range(3), chunk=2))
+        farm.end(0, "zero")
+        farm.end([1, 2], "what")
+        assert [type(each.error) for each in results[1:]] == [MalformedAnswer, MalformedAnswer]
 
     def test_an_error_is_raised(self) -> None:
         """A piece's error is raised at its place, and all behind it is withdrawn."""
@@ -238,7 +289,7 @@ class TestMap:
         farm = Farm(A)
         for arguments in ({"on_error": "ignore"}, {"timeout": 0}, {"chunk": 2}):
             with pytest.raises(MisuseError):
-                farm.cluster.map(33, 0, [], **arguments)  # type: ignore[arg-type]
+                farm.cluster.map(173, 0, [], **arguments)  # type: ignore[arg-type]
         with pytest.raises(MisuseError):
             farm.cluster.as_completed(300, 0, [])
         with pytest.raises(InvalidAddress):

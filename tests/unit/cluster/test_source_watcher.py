@@ -18,10 +18,10 @@ from tests.unit.blocking.test_lookups import (
 from uwsgitwisted.address import Address, parse_address
 from uwsgitwisted.cluster import Cluster
 from uwsgitwisted.cluster import sources as watching
-from uwsgitwisted.cluster.sources import LOOK_UP_TIMEOUT, SourceWatcher, may_change, read_records
+from uwsgitwisted.cluster.sources import SourceWatcher, may_change, read_records
 from uwsgitwisted.errors import ConnectionFailed, MisuseError
 from uwsgitwisted.sources.names import HostName, Name
-from uwsgitwisted.sources.sources import FILE_INTERVAL, NAME_INTERVAL
+from uwsgitwisted.sources.sources import FILE_INTERVAL, LOOK_UP_TIMEOUT, NAME_INTERVAL
 
 A, B = (parse_address(f"10.0.0.{number}:3033") for number in range(1, 3))
 FARM = HostName("farm", 3033)

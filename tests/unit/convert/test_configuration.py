@@ -40,6 +40,13 @@ def refused(directory: Path, text: str, name: str = "app.ini") -> str:
         ("[uwsgi]\nfor = a\nif-env = HOME\n", "app.ini:3: if-env within for: uWSGI has no blocks within"),
         ("[uwsgi]\nif-plugin = x\na = b\n", "app.ini:3: if-plugin can't be answered here"),
         ("[uwsgi]\nfor-readline = none\na = b\n", "app.ini:3: for-readline = none: No such file"),
+        ("[uwsgi]\nfor-readline = .\na = b\n", "app.ini:3: for-readline = .: it is not a file"),
+        ("[uwsgi]\nfor-readline = long\na = b\n", "app.ini:3: for-readline = long: it has more than 1048576"),
+        ("[uwsgi]\nfor-readline = lines\na = b\n", "app.ini:3: for-readline = lines: it runs more than 1000"),
+        ("[uwsgi]\nfor-times = 1001\na = b\n", "app.ini:3: for-times = 1001: it runs more than 1000 times"),
+        ("[uwsgi]\nfor-times = 1" + "0" * 9_999 + "\na = b\n", "app.ini:3: for-times = 1000"),
+        ("[uwsgi]\nfor = " + "a " * 1_001 + "\na = b\n", "app.ini:3: for = a a "),
+        ("[uwsgi]\nfor-glob = many/*\na = b\n", "app.ini:3: for-glob = many/*: it runs more than 1000 times"),
         ("[uwsgi]\n" + "a = b\n" * 10_001, "there are more than 10000 options"),
         ("[x]\na = b\n", "app.ini has no option in a section 'uwsgi'"),
         ("#" * (MAX_FILE + 1), "has more than 1048576 characters"),
@@ -47,7 +54,24 @@ def refused(directory: Path, text: str, name: str = "app.ini") -> str:
 )
 def test_errors(tmp_path: Path, text: str, error: str) -> None:
     """What can't be read is an error that names the file and the line, and takes bounded time."""
+    (tmp_path / "long").write_text("a" * (MAX_FILE + 1))
+    (tmp_path / "lines").write_text("a\n" * 1_001)
+    if "many" in text:
+        (tmp_path / "many").mkdir()
+        for number in range(1_001):
+            (tmp_path / "many" / str(number)).touch()
     assert error in refused(tmp_path, text)
+
+
+def test_loops_within_bounds(tmp_path: Path) -> None:
+    """A loop may run a thousand times, and a file of lines have a mebibyte."""
+    (tmp_path / "lines").write_text(("a" * 1_047 + "\n") * 1_000)
+    (tmp_path / "app.ini").write_text(
+        "[uwsgi]\nfor-times = 1000\na = %(_)\nend-for =\nfor-readline = lines\nb = %(_)\nend-for =\n"
+    )
+    settings = read_configuration("app.ini", str(tmp_path))
+    assert [each.value for each in settings if each.key == "a"] == [str(each) for each in range(1, 1_001)]
+    assert [each.value for each in settings if each.key == "b"] == ["a" * 1_047] * 1_000
 
 
 def test_no_endless_inheritance(tmp_path: Path) -> None:

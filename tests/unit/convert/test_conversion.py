@@ -142,6 +142,58 @@ def test_options_of_the_spooler(converted: Any, line: str, expected: str) -> Non
     assert_parsed(found)
 
 
+def notes(found: Converted) -> str:
+    """Return the notes about a conversion."""
+    return "\n".join(found.document["notes"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "port"),
+    [
+        ((), 3034),
+        (("socket = :3034",), 3035),
+        (("http = :3034", "stats = 127.0.0.1:3035"), 3036),
+        (("ssl-socket = :3034,a.crt,a.key", "socket = 127.0.0.1:3036", "https = :3035,a.crt,a.key"), 3037),
+    ],
+)
+def test_the_port_of_a_spooler(converted: Any, lines: tuple[str, ...], port: int) -> None:
+    """A spooler beside a node gets a port that nothing else there has, and the output says which."""
+    found = converted(WEB, "spooler = spool", *lines)
+    assert f"--listen tcp:{port} " in found.options("spooler")
+    assert found.document["commands"][0]["environment"]["UWSGITWISTED_SPOOLER"] == f"127.0.0.1:{port}"
+    assert f"the spooler listens on port {port} of loopback" in notes(found)
+    assert "change `--listen` and UWSGITWISTED_SPOOLER" in notes(found)
+    assert_parsed(found)
+
+
+def test_a_spooler_with_a_socket(converted: Any) -> None:
+    """A spooler without a node gets the sockets of its configuration, where uWSGI takes tasks."""
+    found = converted("spooler = spool", "import = tasks", "socket = 10.0.0.5:4000", "socket = spool.sock")
+    expected = "--listen tcp:4000:interface=10.0.0.5 --listen unix:/srv/spool.sock --handler tasks "
+    assert found.options("spooler").startswith(expected)
+    assert "the spooler listens at tcp:4000:interface=10.0.0.5, unix:/srv/spool.sock" in notes(found)
+    assert_parsed(found)
+    found = converted("spooler = spool", "import = tasks")
+    assert found.options("spooler").startswith("--listen tcp:3034 --handler tasks ")
+    assert notes(found).count("UWSGITWISTED_SPOOLER") == 0
+
+
+def test_two_spoolers(converted: Any) -> None:
+    """The commands that further spool directories need have ports of their own."""
+    found = converted(WEB, "spooler = a", "spooler = b", "http = :3035", "spooler = c")
+    assert "--listen tcp:3034 " in found.options("spooler")
+    problems = "\n".join(found.document["problems"])
+    assert "`--listen tcp:3036 --drain dir:/srv/b`" in problems
+    assert "`--listen tcp:3037 --drain dir:/srv/c`" in problems
+
+
+def test_an_external_spooler(converted: Any) -> None:
+    """Where it listens isn't known, and the output says so."""
+    found = converted(WEB, "spooler-external = spool")
+    assert found.document["commands"][0]["environment"] == {"UWSGITWISTED_SPOOLER": "127.0.0.1:3034"}
+    assert "UWSGITWISTED_SPOOLER=127.0.0.1:3034 is a guess" in notes(found)
+
+
 def test_a_large_configuration(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration as projects have them, with comments behind values, becomes three commands."""
     monkeypatch.setenv("VARIANT", "lms")

@@ -61,12 +61,12 @@ def test_stopped() -> None:
 
 
 def test_stopped_with_pinned_requests() -> None:
-    """The requests for one worker that still wait when the stop times out fail too."""
+    """The requests for one worker that still wait when the stop times out fail too, as others do."""
     waiting = engine(10)
-    answers = [waiting.submit_to(1, Request(Packet(MARSHAL, 0))) for _ in range(2)]
-    found = failures(answers)
+    answers = [waiting.submit(Request(Packet(MARSHAL, 0)), 1) for _ in range(4)]
+    found = failures([*answers, *submit(waiting, 2)])
     answers[0].cancel()
     waiting.stop(0)
     waiting._on_stop_timeout()
-    assert found == [RequestCancelled, Unavailable]
-    assert failures([waiting.submit_to(1, Request(Packet(MARSHAL, 0)))]) == [Unavailable]
+    assert found == [RequestCancelled, *[Unavailable] * 5]
+    assert failures([waiting.submit(Request(Packet(MARSHAL, 0)), 1)]) == [Unavailable]

@@ -32,7 +32,7 @@ def fill(queue: FairQueue, peer: Peer) -> int:
 
 def pop_all(queue: FairQueue) -> list[Job]:
     """Take out everything."""
-    return [queue.pop() for _ in range(len(queue))]
+    return [queue.pop() for _ in range(queue.length)]
 
 
 def test_turns() -> None:
@@ -42,7 +42,7 @@ def test_turns() -> None:
     for waiting in jobs.values():
         queue.append(waiting)
     assert pop_all(queue) == [jobs[name] for name in ("e1", "a1", "b1", "e2", "e3")]
-    assert len(queue) == 0
+    assert queue.length == 0
 
 
 @pytest.mark.parametrize(("limit", "shares"), [(1_000, [750, 188, 47]), (4, [3, 1, 0]), (1, [1, 0, 0])])
@@ -89,5 +89,5 @@ def test_any_order(steps: list[tuple[Peer, int]]) -> None:
         else:
             waiting.append(job(peer))
             queue.append(waiting[-1])
-        assert len(queue) == len(waiting)
+        assert queue.length == len(waiting)
     assert set(pop_all(queue)) == set(waiting)

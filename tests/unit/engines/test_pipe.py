@@ -113,15 +113,17 @@ class Bench:
 
     def make_fast(self) -> None:
         """Have the worker answer some requests so fast that it is assigned several ahead."""
-        request = 0
         while self.pipe.capacity < MAX_IN_FLIGHT:
-            self.job()
-            (event,) = self.arrived()
-            assert isinstance(event, RequestReceived)
-            request = event.id
-            assert os.read(self.tokens.reader, 1)
-            self.worker.send_answer(request, ANSWER, FAST)
-            self.reply()
+            self.answer_after(FAST)
+
+    def answer_after(self, took: float) -> None:
+        """Have the worker answer a request, for which it has taken so many seconds."""
+        self.job()
+        (event,) = self.arrived()
+        assert isinstance(event, RequestReceived)
+        assert os.read(self.tokens.reader, 1)
+        self.worker.send_answer(event.id, ANSWER, took)
+        self.reply()
 
 
 @pytest.fixture
@@ -216,6 +218,23 @@ def test_unread_body(bench: Bench) -> None:
     bench.worker.streams.grant(1, 10)
     bench.reply()
     assert bench.arrived() == []
+
+
+def test_one_slow_answer(bench: Bench) -> None:
+    """A request that has taken long once, as when it waited for a processor, leaves room for some ahead."""
+    bench.make_fast()
+    bench.answer_after(0.05)
+    assert 4 <= bench.pipe.capacity < MAX_IN_FLIGHT
+
+
+def test_slow_answers(bench: Bench) -> None:
+    """If requests take long, the worker soon gets no more ahead, and more again when they are short."""
+    bench.make_fast()
+    for _ in range(10):
+        bench.answer_after(0.05)
+    assert bench.pipe.capacity == 1
+    bench.make_fast()
+    assert bench.pipe.capacity == MAX_IN_FLIGHT
 
 
 def test_nothing_overtakes_a_body(bench: Bench) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.peers import peer_at
+from uwsgitwisted.access import Peer
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.requests import WaitingRequests
 from uwsgitwisted.errors import Busy
@@ -23,7 +26,7 @@ def queue(*jobs: Job, limit: int = 10) -> WaitingRequests:
     """Return a queue with *jobs*."""
     made = WaitingRequests(limit)
     for each in jobs:
-        made.append(each)
+        made.append(each, PEER)
     return made
 
 
@@ -39,9 +42,9 @@ def test_turns() -> None:
     """Uploads and other requests take turns."""
     uploads, others = [job(upload=True) for _ in range(2)], [job() for _ in range(3)]
     waiting = queue(*uploads, *others)
-    assert len(waiting) == 5
+    assert waiting.length == 5
     assert pop_all(waiting, may_upload=True) == [others[0], uploads[0], others[1], uploads[1], others[2]]
-    assert not waiting
+    assert not waiting.length
 
 
 def test_uploads_wait() -> None:
@@ -55,10 +58,10 @@ def test_uploads_wait() -> None:
 def test_first_of_a_kind() -> None:
     """A request that is the only one of its kind may be able to run, whatever else waits."""
     waiting = queue()
-    assert waiting.append(job(upload=True))
-    assert waiting.append(job())
-    assert not waiting.append(job(upload=True))
-    assert not waiting.append(job())
+    assert waiting.append(job(upload=True), PEER)
+    assert waiting.append(job(), PEER)
+    assert not waiting.append(job(upload=True), PEER)
+    assert not waiting.append(job(), PEER)
 
 
 def test_an_upload_that_has_arrived() -> None:
@@ -85,16 +88,22 @@ def test_put_back() -> None:
 
 def test_refusals() -> None:
     """Uploads that fill their queue keep no other request out."""
-    waiting = queue(*(job(upload=True) for _ in range(4)), limit=4)
-    assert isinstance(waiting.refusal(PEER, upload=True), Busy)
-    assert waiting.refusal(PEER, upload=False) is None
+    waiting = queue(*(job(upload=True) for _ in range(3)), limit=4)
+    with pytest.raises(Busy):
+        waiting.append(job(upload=True), PEER)
+    assert waiting.append(job(), PEER)
+
+
+def pinned(worker_id: int, peer: Peer = PEER) -> Job:
+    """Return a request that one worker alone may run."""
+    return Job(Request(Packet(WSGI, 0), peer), 0.0, lambda _: None, worker_id)
 
 
 def test_pinned_requests() -> None:
-    """A request for one worker waits for that one alone, before all others, and goes back to its place."""
-    first, second, other = (Job(Request(Packet(WSGI, 0)), 0.0, lambda _: None, number) for number in (1, 1, 2))
-    waiting = queue(first, second, other, job())
-    assert len(waiting) == 1
+    """A request for one worker waits for that one alone, and goes back to its place."""
+    first, second, other = map(pinned, (1, 1, 2))
+    waiting = queue(first, second, other)
+    assert waiting.length == 0
     assert waiting.pop_pinned(1) is first
     assert waiting.pop_pinned(1) is second
     assert waiting.pop_pinned(1) is None
@@ -103,3 +112,16 @@ def test_pinned_requests() -> None:
     assert not waiting.discard(second)
     assert [waiting.pop_pinned(1), waiting.pop_pinned(2)] == [first, other]
     assert not waiting.pinned
+
+
+def test_pinned_requests_take_turns() -> None:
+    """A worker's own requests, of which those of each peer have their turn, take turns with all others."""
+    flood = [pinned(1) for _ in range(3)]
+    rare, common = pinned(1, peer_at("192.0.2.8")), job()
+    waiting = queue(*flood, rare, common)
+    assert waiting.pop_pinned(1) is flood[0]
+    assert waiting.pop_pinned(1) is None
+    assert waiting.pop_pinned(1) is rare
+    assert waiting.pop_pinned(1) is None
+    assert pop_all(waiting, may_upload=True) == [common]
+    assert [waiting.pop_pinned(1) for _ in range(3)] == [flood[1], flood[2], None]

@@ -10,12 +10,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 
 from tests.unit.peers import peer_at
-from uwsgitwisted.activity import Counts
+from uwsgitwisted.activity import CacheCounts, Counts
 from uwsgitwisted.engines.job import Job
 from uwsgitwisted.engines.processes import ProcessEngine
 from uwsgitwisted.errors import Interrupted, RemoteError, RequestTimeout, Unavailable, WorkerDied
 from uwsgitwisted.interfaces import Request
-from uwsgitwisted.wire.packet import WSGI, Packet
+from uwsgitwisted.wire.packet import SIGNAL, WSGI, Packet
 from uwsgitwisted.worker.spec import NO_REQUEST, Accepting, Loader, WorkerSpec
 
 TIMEOUT = 9.0
@@ -69,6 +69,8 @@ class FakeWorker:
         self.kills = 0
         self.counts: list[Counts] = []
         self.warning = (0.0, b"")
+        self.signals = 0
+        self.cache = CacheCounts()
         self.place = ""
         self._capacity = capacity
 
@@ -128,6 +130,8 @@ class Bench:
         spec = WorkerSpec((Loader("nothing:load"),))
         loop: Any = self.clock
         self.engine = ProcessEngine(loop, spec, processes=len(workers), timeout=TIMEOUT)
+        self.shared: Any = FakeShared()
+        self.engine.share(self.shared)
         self.engine._workers.extend(workers)  # type: ignore[arg-type]
         self.results: list[Any] = []
 
@@ -138,6 +142,45 @@ class Bench:
 
     def look(self) -> bool:
         return self.engine._look()
+
+
+class TestPinned:
+    """Requests that one worker alone may run, such as its signals."""
+
+    @staticmethod
+    def submit(bench: Bench, worker_id: int, count: int) -> None:
+        for _ in range(count):
+            bench.engine.submit(Request(Packet(SIGNAL, 0), peer_at("192.0.2.8")), worker_id)
+
+    @staticmethod
+    def finish(bench: Bench, worker: FakeWorker) -> int:
+        """End what a worker runs, and return the modifier1 of what it runs then."""
+        worker.pipe.jobs.clear()
+        bench.engine._dispatch()
+        return worker.pipe.jobs[0].packet.modifier1
+
+    def test_turns(self) -> None:
+        """However many of them wait, the other requests get every second turn."""
+        worker = FakeWorker(1)
+        bench = Bench(worker)
+        self.submit(bench, 1, 10)
+        for _ in range(3):
+            bench.submit()
+        assert [self.finish(bench, worker) for _ in range(6)] == [WSGI, SIGNAL] * 3
+        assert self.finish(bench, worker) == SIGNAL
+
+    def test_no_worker_is_left_idle(self) -> None:
+        """A worker whose turn it isn't has one of its own, if another worker takes the other request."""
+        busy, free = FakeWorker(1), FakeWorker(2)
+        bench = Bench(free, busy)
+        self.submit(bench, 1, 3)
+        bench.submit()
+        assert free.pipe.in_flight == 1
+        assert self.finish(bench, busy) == SIGNAL
+        bench.submit()
+        free.pipe.jobs.clear()
+        assert self.finish(bench, busy) == SIGNAL
+        assert free.pipe.jobs[0].packet.modifier1 == WSGI
 
 
 class TestLook:
@@ -295,8 +338,6 @@ class TestStop:
         """The workers leave the ports alone, and the stop waits for what they run."""
         worker = FakeWorker(1)
         bench = Bench(worker)
-        shared: Any = FakeShared()
-        bench.engine.share(shared)
         worker.work()
         stopped = bench.engine.stop(5)
         assert not worker.pipe.accepting
@@ -305,7 +346,7 @@ class TestStop:
         worker.rest()
         bench.look()
         assert stopped.called
-        assert shared.stopped
+        assert bench.shared.stopped
         refused = bench.submit()
         assert refused.called
         assert isinstance(bench.results[0], Unavailable)
@@ -313,8 +354,6 @@ class TestStop:
     def test_ready_too_late(self) -> None:
         """A worker that becomes ready only after the stop has begun leaves the ports alone, too."""
         bench = Bench(FakeWorker(1))
-        shared: Any = FakeShared()
-        bench.engine.share(shared)
         bench.submit()
         bench.engine.stop(5)
         late = FakeWorker(2)

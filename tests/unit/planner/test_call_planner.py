@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
 from uwsgitwisted.balancer import FIRST_PAUSE
-from uwsgitwisted.errors import Busy, ConnectionFailed, RemoteError
-from uwsgitwisted.planner.calls import CallPlanner
+from uwsgitwisted.errors import Busy, ConnectionFailed, RemoteError, Unavailable, WorkerDied
+from uwsgitwisted.planner.calls import Attempts, CallPlanner
 from uwsgitwisted.planner.retry import RULES, Node, Retry, may_retry, rule_of
 
 
@@ -82,3 +84,43 @@ def test_what_follows_from_errors() -> None:
     assert rule_of(Busy()) == (Retry.ALWAYS, Node.FULL)
     assert may_retry(ConnectionFailed(), idempotent=False)
     assert not may_retry(RemoteError(), idempotent=True)
+
+
+class TestAttempts:
+    def test_other_nodes(self) -> None:
+        """A call is tried on three nodes; then the last error is the caller's."""
+        planner = make("abcd")
+        attempts = Attempts(planner, idempotent=True, until=10.0)
+        places = []
+        for number in range(3):
+            sending = attempts.begin(1.0)
+            places.append(sending.node)
+            attempts.failed(sending, WorkerDied(str(number)))
+        assert len(set(places)) == 3
+        with pytest.raises(WorkerDied, match="2"):
+            attempts.begin(1.0)
+
+    def test_not_safe(self) -> None:
+        """What may have run is not tried again, unless it may run twice."""
+        attempts = Attempts(make("ab"), idempotent=False, until=10.0)
+        sending = attempts.begin(0.0)
+        with pytest.raises(WorkerDied):
+            attempts.failed(sending, WorkerDied())
+        attempts.failed(sending, ConnectionFailed())
+        assert attempts.begin(0.0).node != sending.node
+
+    def test_no_time(self) -> None:
+        """A call that has timed out is not tried again, and no node counts it."""
+        planner = make("ab")
+        attempts = Attempts(planner, idempotent=False, until=10.0)
+        sending = attempts.begin(0.0)
+        planner.end(sending, 11.0, error=ConnectionFailed("refused"))
+        attempts.failed(sending, ConnectionFailed("refused"))
+        with pytest.raises(ConnectionFailed, match="refused"):
+            attempts.begin(11.0)
+        assert [lane.in_flight for lane in planner._lanes.values()] == [0, 0]
+
+    def test_no_node(self) -> None:
+        """Without nodes there is no attempt."""
+        with pytest.raises(Unavailable, match="the cluster has no node"):
+            Attempts(make(""), idempotent=True, until=1.0).begin(0.0)

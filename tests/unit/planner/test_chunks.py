@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from uwsgitwisted.planner.map import MapPlanner, Settings
+from uwsgitwisted.planner.map import MapPlanner
+from uwsgitwisted.planner.settings import Settings
 
 
 def test_chunks_ahead() -> None:

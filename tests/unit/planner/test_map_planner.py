@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.planner.farm import Farm
 from uwsgitwisted.balancer import FIRST_PAUSE
 from uwsgitwisted.errors import (
     Busy,
@@ -21,76 +22,14 @@ from uwsgitwisted.errors import (
     RequestTimeout,
     Unavailable,
     UnencodableMessage,
+    UnknownModifier,
     UnsafeObject,
     WorkerDied,
 )
-from uwsgitwisted.planner.map import MapPlanner, Settings
-from uwsgitwisted.planner.piece import Result, Sending
-
-
-class Farm:
-    """A shell without nodes: the test says what becomes of each request."""
-
-    def __init__(self, items: Iterable[Any], nodes: str = "ab", **settings: Any) -> None:
-        self.now = 0.0
-        self.planner = MapPlanner(items, Settings(**settings), self.now)
-        self.flying: list[Sending] = []
-        self.cancelled: list[Sending] = []
-        self.results: list[Result] = []
-        self.wake: float | None = None
-        for node in nodes:
-            self.planner.add_node(node, self.now, workers=1)
-        self.poll()
-
-    def poll(self) -> None:
-        """Do what the planner says, until nothing is ready."""
-        while True:
-            actions = self.planner.poll(self.now)
-            self.wake = actions.wake
-            for sending in actions.cancel:
-                self.flying.remove(sending)
-                self.cancelled.append(sending)
-            self.flying += actions.send
-            result = self.planner.take()
-            if result is None:
-                return
-            self.results.append(result)
-
-    def sent(self, node: str = "") -> list[Any]:
-        """Return what is in flight, at *node* or anywhere."""
-        return [sending.message for sending in self.flying if node in ("", sending.node)]
-
-    def sent_to(self, node: Any) -> list[Sending]:
-        """Return what is in flight at *node*."""
-        return [sending for sending in self.flying if sending.node == node]
-
-    def find(self, message: Any) -> Sending:
-        """Return the first request in flight that carries *message*."""
-        return next(sending for sending in self.flying if sending.message == message)
-
-    def answer(self, message: Any, took: float = 0.0, *, later: float = 0.0) -> None:
-        """Let *later* seconds pass, and answer the request that carries *message*."""
-        sending = self.find(message)
-        self.now += later
-        self.flying.remove(sending)
-        self.planner.answered(sending, ("answer", message), self.now, took)
-        self.poll()
-
-    def fail(self, message: Any, error: BaseException, *, later: float = 0.0) -> None:
-        """Let *later* seconds pass, and fail the request that carries *message*."""
-        sending = self.find(message)
-        self.now += later
-        self.flying.remove(sending)
-        self.planner.failed(sending, error, self.now)
-        self.poll()
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        self.poll()
-
-    @property
-    def values(self) -> list[Any]:
-        return [result.error or result.value for result in self.results]
+from uwsgitwisted.planner.map import MapPlanner
+from uwsgitwisted.planner.piece import Sending
+from uwsgitwisted.planner.settings import Settings
+from uwsgitwisted.wire.bundle import Outcome
 
 
 def test_values_in_order() -> None:
@@ -272,6 +211,19 @@ class TestCopies:
         farm.answer(0)
         assert farm.values == [("answer", 0), ("answer", 1)]
 
+    def test_a_copy_of_a_piece_that_has_failed_thrice(self) -> None:
+        """While a copy is in flight, the piece has not failed."""
+        farm = Farm(range(4), "abcd", idempotent=True)
+        for item in (1, 2, 3):
+            farm.answer(item, 1.0, later=1)
+        first, copy = farm.flying
+        first.piece.failed_on = ["x", "y"]
+        farm.fail(0, NoAnswer())
+        assert farm.flying == [copy]
+        assert farm.values == []
+        farm.answer(0)
+        assert farm.values == [("answer", number) for number in range(4)]
+
 
 class TestSizes:
     def test_chunks_by_time(self) -> None:
@@ -435,14 +387,20 @@ class Chaos(Farm):
         "refused": ConnectionFailed,
         "lost": NoAnswer,
         "raised": RemoteError,
+        "unknown": UnknownModifier,
     }
 
-    def __init__(self, count: int, workers: list[int], *, idempotent: bool, **values: Any) -> None:
-        super().__init__(list(range(count)), "", idempotent=idempotent, timeout=1e9, **values)
+    def __init__(
+        self, count: int, workers: list[int], *, idempotent: bool, chunk: int | None, **values: Any
+    ) -> None:
+        bundle = 0 if chunk is None else 256
+        values |= {"idempotent": idempotent, "chunk": chunk}
+        super().__init__(list(range(count)), "", bundle=bundle, timeout=1e9, **values)
         self.copies = 2 if idempotent else 1
         self.most: dict[Any, int] = {node: 2 + node for node in range(len(workers))}
         for node, number in enumerate(workers):
-            self.planner.add_node(node, 0.0, workers=number, most=self.most[node])
+            accepted = bundle * (node % 3 != 2)  # every third node is an older one
+            self.planner.add_node(node, 0.0, workers=number, most=self.most[node], bundle=accepted)
         self.poll()
 
     def step(self, place: int, what: str, seconds: float) -> None:
@@ -459,8 +417,15 @@ class Chaos(Farm):
         self.check()
 
     def end(self, sending: Sending, what: str) -> None:
+        bundled = sending.piece.bundled
         if what == "answer":
-            self.planner.answered(sending, sending.message, self.now, 0.05)
+            value = [Outcome(None, None)] * bundled if bundled else sending.message
+            self.planner.answered(sending, value, self.now, 0.05)
+        elif what == "mixed" and bundled:  # some raise, some are not begun
+            outcomes = [Outcome(None, RemoteError() if place % 3 == 1 else None) for place in range(bundled)]
+            self.planner.answered(sending, outcomes[: max(1, bundled - 2)], self.now, 0.05)
+        elif what == "mixed":
+            self.planner.failed(sending, RemoteError(), self.now)
         else:
             self.planner.failed(sending, self.ERRORS[what](), self.now)
 
@@ -491,7 +456,10 @@ class Chaos(Farm):
     steps=st.lists(
         st.tuples(
             st.integers(0, 30),
-            st.sampled_from(["answer"] * 6 + ["busy", "refused", "lost", "raised", "join", "leave", "wait"]),
+            st.sampled_from(
+                ["answer"] * 6
+                + ["mixed", "busy", "refused", "lost", "raised", "unknown", "join", "leave", "wait"]
+            ),
             st.floats(0, 2),
         ),
         max_size=60,
@@ -499,12 +467,16 @@ class Chaos(Farm):
     idempotent=st.booleans(),
     ordered=st.booleans(),
     chunked=st.booleans(),
+    chunk=st.sampled_from([None, 1, 2, 7]),
 )
 @settings(max_examples=150, deadline=None)
 def test_any_order(
-    count: int, workers: list[int], steps: list[tuple[int, str, float]], *, ordered: bool, **values: bool
+    count: int, workers: list[int], steps: list[tuple[int, str, float]], *, ordered: bool, **values: Any
 ) -> None:
-    """Whatever happens, in any order, every item has exactly one result, and no rule is broken."""
+    """Whatever happens, in any order, every item has exactly one result, and no rule is broken.
+
+    Of chunks and bundles there are some of a fixed size; each third node accepts no bundles.
+    """
     farm = Chaos(count, workers, ordered=ordered, **values)
     for step in steps:
         farm.step(*step)
@@ -514,6 +486,10 @@ def test_any_order(
     indices = [index for result in farm.results for index in range(result.index, result.index + result.count)]
     assert sorted(indices) == list(range(count))
     assert not ordered or indices == list(range(count))
+    # Second copies are no more than 5% of the items, or one piece.
+    assert sum(farm.copied) <= max([*farm.copied[:1], 0.05 * count])
+    assert farm.planner.progress(farm.now).nodes or not count
+    assert sum(farm.planner.progress(farm.now)[:2]) == count
 
 
 def test_doubtful_failures() -> None:

@@ -11,6 +11,7 @@ from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.router.shared import RouterSettings
 from uwsgitwisted.services import router
+from uwsgitwisted.services.descriptors import Shares
 from uwsgitwisted.services.router import RouterOptions, RouterService
 from uwsgitwisted.transport.server.limits import Limits
 
@@ -86,11 +87,11 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection may need three."""
     wanted: list[int] = []
 
-    def allow(number: int, workers: int) -> int:
+    def share(number: int, processes: int) -> Shares:
         wanted.append(number)
-        return 1_000
+        return Shares(1_000, 0)
 
-    monkeypatch.setattr(router, "allowed_connections", allow)
+    monkeypatch.setattr(router, "share_descriptors", share)
     service = make(MemoryReactorClock(), requests=RouterSettings(limits=Limits(max_connections=500)))
     assert wanted == [1_500]
     assert service._shared.limits.max_connections == 333

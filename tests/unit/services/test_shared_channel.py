@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import MisuseError
-from uwsgitwisted.services.shared import channel
 from uwsgitwisted.services.shared.channel import Channel, SharedProtocol
 from uwsgitwisted.services.shared.files import FileWatches
+from uwsgitwisted.shared.facts import Facts
 from uwsgitwisted.shared.state import SharedState
 from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder, encode_frame
 
@@ -56,6 +57,42 @@ def test_calls(state: SharedState) -> None:
     assert two.send(9, b"lock", b"0") == []
     one.protocol.connectionLost(Failure(ConnectionDone()))
     assert two.answers() == [Frame(9, OK, ())]
+
+
+def test_questions() -> None:
+    """A thread learns what all workers have done, and how large the log is."""
+    workers = [{"id": 1, "requests": 3}, {"id": 2, "requests": 4}]
+    thread = Thread(SharedState(float, facts=Facts(lambda: workers, lambda: 99, float)))
+    (answer,) = thread.send(1, b"workers")
+    assert json.loads(answer.items[0]) == workers
+    assert thread.send(2, b"total_requests") == [Frame(2, OK, (b"7",))]
+    assert thread.send(3, b"log_size") == [Frame(3, OK, (b"99",))]
+    assert thread.send(4, b"log_size", b"surplus")[0].status == FAILED
+
+
+@pytest.mark.parametrize(("takes", "lasts"), [(2**-10, 20 * 2**-10), (1.0, 0.1)])
+def test_questions_without_end(takes: float, lasts: float) -> None:
+    """Who asks again and again takes a twentieth of the front's time: an answer is told again for a while."""
+    clock = Clock()
+    found = 0
+
+    def find() -> list[dict[str, int]]:
+        nonlocal found
+        found += 1
+        clock.advance(takes)
+        return [{"requests": found}]
+
+    thread = Thread(SharedState(float, facts=Facts(find, int, clock.seconds)))
+
+    def total() -> int:
+        return int(thread.send(1, b"total_requests")[0].items[0])
+
+    assert (total(), total()) == (1, 1)
+    assert json.loads(thread.send(2, b"workers")[0].items[0]) == [{"requests": 1}]
+    clock.advance(lasts * 0.99)
+    assert total() == 1
+    clock.advance(lasts * 0.02)
+    assert (total(), total()) == (2, 2)
 
 
 def test_a_call_that_is_cut_off(state: SharedState) -> None:
@@ -111,21 +148,21 @@ class Handover:
     def __init__(self, state: SharedState) -> None:
         self.reactor = Readers()
         self.log: list[str] = []
-        self._channel = Channel(self.reactor, state, self.log.append)  # type: ignore[arg-type]
-        self._worker = socket.socket(fileno=os.dup(self._channel.start()))
+        self.channel = Channel(self.reactor, state, self.log.append)  # type: ignore[arg-type]
+        self._worker = socket.socket(fileno=os.dup(self.channel.start()))
 
     def connect(self, hello: bytes) -> socket.socket:
         """Return a thread's end of a new connection."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._worker, [hello], [theirs.fileno()])
-        self._channel.doRead()
+        self.channel.doRead()
         ours.setblocking(False)
         return ours
 
     def stop(self) -> None:
         """Close everything."""
-        self._channel.stop()
+        self.channel.stop()
         self._worker.close()
         self.reactor.advance(0)
 
@@ -138,21 +175,37 @@ def handover(state: SharedState) -> Iterator[Handover]:
     assert not made.reactor.readers
 
 
-def test_there_are_only_so_many_connections(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One connection too many is closed with a line in the log; when another one ends, there is room again."""
-    monkeypatch.setattr(channel, "MAX_CONNECTIONS", 2)
-    with handover.connect(b"1 0") as _, handover.connect(b"2 0"):
-        with handover.connect(b"1 0") as refused:
+def test_each_process_has_only_so_many_connections(handover: Handover) -> None:
+    """A process that leaks threads is refused one more; others are served, and so is its successor."""
+    handover.channel.max_each, handover.channel.max_connections = 2, 10
+    with handover.connect(b"1 0 71") as _, handover.connect(b"1 0 71"):
+        with handover.connect(b"1 0 71") as refused:
             assert refused.recv(1) == b""
         (line,) = handover.log
-        assert line.startswith("2 threads of handlers use")
+        assert "worker 1 gets no further connection" in line
+        assert "its threads have 2, and those of all 2" in line
+        for other in (b"1 0 72", b"2 0 73", b"0 1 74"):
+            with handover.connect(other) as served, pytest.raises(BlockingIOError):
+                served.recv(1)
         lost: Any = handover.reactor.readers[1]
         lost.connectionLost(Failure(ConnectionDone()))
-        with handover.connect(b"1 0") as third, pytest.raises(BlockingIOError):
+        with handover.connect(b"1 0 71") as third, pytest.raises(BlockingIOError):
             third.recv(1)
 
 
-@pytest.mark.parametrize("hello", [b"", b"1", b"1 2 3", b"-1 0", b"a b"])
+def test_all_have_only_so_many_connections(handover: Handover) -> None:
+    """All processes together never take more descriptors than are reserved for them."""
+    handover.channel.max_each, handover.channel.max_connections = 2, 2
+    with (
+        handover.connect(b"1 0 71") as _,
+        handover.connect(b"0 2 72"),
+        handover.connect(b"0 3 73") as refused,
+    ):
+        assert refused.recv(1) == b""
+        assert "mule 3 gets no further connection" in handover.log[0]
+
+
+@pytest.mark.parametrize("hello", [b"", b"1", b"1 2", b"1 2 3 4", b"-1 0 5", b"a b c"])
 def test_a_connection_says_whose_it_is(handover: Handover, hello: bytes) -> None:
     """A connection that doesn't give the numbers of its worker and its mule is closed."""
     with handover.connect(hello) as refused:

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from uwsgitwisted.errors import MalformedPacket, MisuseError
 from uwsgitwisted.shared.client import Client
 from uwsgitwisted.shared.inboxes import MAX_EVENTS
-from uwsgitwisted.shared.signals import MAX_OUTSTANDING
+from uwsgitwisted.shared.signals import MAX_FROM_PEERS, MAX_OUTSTANDING
 from uwsgitwisted.shared.state import Events, SharedState
 from uwsgitwisted.shared.timers import CronFields
 
@@ -27,12 +27,18 @@ class Service:
         self.watched: dict[str, Callable[[], None]] = {}
         events = Events(self.clock, self._deliver, self._watch, self.log.append, workers=2, mules=2)
         self.sources = events.sources
+        self.signals = events.signals
         self.state = SharedState(self.clock.seconds, log=self.log.append, events=events)
         self.worker = self.state.connect(1)
 
-    def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> None:
+    def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> bool:
         self.delivered.append((worker, number))
         self.ends.append(on_end)
+        return True
+
+    def raise_for_peer(self, number: int) -> bool:
+        """Raise a signal for a peer; return whether it was taken."""
+        return self.signals.fire_for_peer(number, self._deliver)
 
     def _watch(self, path: str, on_change: Callable[[], None]) -> Callable[[], object]:
         if path == "/none":
@@ -94,7 +100,7 @@ def test_a_spooler_is_a_target_in_a_spooler() -> None:
     delivered: list[int] = []
     events = Events(
         Clock(),
-        lambda worker, *_: delivered.append(worker),
+        lambda worker, *_: not delivered.append(worker),
         lambda *_: list,
         print,
         workers=1,
@@ -114,10 +120,51 @@ def test_signals_that_nobody_handles(service: Service) -> None:
     for _ in range(MAX_OUTSTANDING + 1):
         service.call(b"signal", b"1")
     assert len(service.delivered) == MAX_OUTSTANDING
-    assert service.log[-1] == f"signal 1 is dropped: {MAX_OUTSTANDING} signals wait already"
+    assert service.log[-1] == f"signal 1 is dropped: it waits {MAX_OUTSTANDING} times already"
     service.take()
     service.call(b"signal", b"1")
     assert service.take() == [(0, 1)]
+
+
+def test_each_signal_has_a_bound_of_its_own(service: Service) -> None:
+    """A signal that is raised without end crowds out no other, neither a call's nor a timer's."""
+    service.call(b"signal_register", b"2", b"workers")
+    service.call(b"signal_register", b"3", b"")
+    service.call(b"timer", b"3", b"1000", b"0")
+    for _ in range(MAX_OUTSTANDING + 1):
+        service.call(b"signal", b"1")
+    service.call(b"signal", b"2")
+    service.clock.advance(1)
+    assert service.take()[MAX_OUTSTANDING:] == [(1, 2), (2, 2), (0, 3)]
+
+
+def test_signals_of_peers(service: Service) -> None:
+    """A peer's signal is taken if it is registered, and there is room for all who get it."""
+    service.call(b"signal_register", b"2", b"workers")
+    service.call(b"signal_register", b"3", b"mules")
+    assert service.raise_for_peer(9) is False
+    assert service.raise_for_peer(2) is True
+    assert service.take() == [(1, 2), (2, 2)]
+    assert service.raise_for_peer(3) is True
+    assert service.call(b"wait", b"-1", b"signal", client=service.state.connect(0, 2)) == [(b"signal", b"3")]
+    refused: list[int] = []
+    assert service.signals.fire_for_peer(1, lambda *_: bool(refused)) is False
+
+
+def test_signals_of_peers_crowd_out_no_others(service: Service) -> None:
+    """Peers have a bound for their signals together, which leaves the service's own, and its timers, alone."""
+    service.call(b"signal_register", b"2", b"workers")
+    service.call(b"timer", b"1", b"1000", b"0")
+    taken = [service.raise_for_peer(1) for _ in range(MAX_FROM_PEERS - 1)]
+    assert all(taken)
+    assert service.raise_for_peer(2) is False  # there is room for one worker's, and not for the other's
+    assert service.log[-1] == f"signals of peers are dropped: {MAX_FROM_PEERS} wait already"
+    assert service.raise_for_peer(1) is True
+    assert service.raise_for_peer(1) is False
+    service.call(b"signal", b"2")
+    service.clock.advance(1)
+    assert service.take()[MAX_FROM_PEERS:] == [(1, 2), (2, 2), (0, 1)]
+    assert service.raise_for_peer(2) is True
 
 
 def test_a_worker_waits_for_a_signal(service: Service) -> None:

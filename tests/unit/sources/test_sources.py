@@ -48,6 +48,7 @@ def test_addresses() -> None:
     assert world.sources.next_check is None
     assert world.sources.settled
     assert World("10.0.0.1:3033").sources.addresses == [A]
+    assert world.sources.addresses is world.sources.addresses
 
 
 def test_no_nodes() -> None:

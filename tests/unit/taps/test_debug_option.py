@@ -30,6 +30,14 @@ def test_loopback(listen: tuple[str, ...]) -> None:
     assert parse(*listen)["debug"]
 
 
+def test_without_effect() -> None:
+    """It is refused with an engine that answers no web requests."""
+    for engine in ("threads:2", "reactor"):
+        with pytest.raises(UsageError, match=f"--engine {engine} answers no web requests"):
+            parse(more=("--engine", engine))
+    assert parse(more=("--engine", "processes:2"))["debug"]
+
+
 @pytest.mark.parametrize(
     ("listen", "more"),
     [

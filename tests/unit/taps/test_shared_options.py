@@ -7,6 +7,7 @@ from twisted.python.usage import UsageError
 
 from uwsgitwisted.shared.cache import CacheLimits
 from uwsgitwisted.taps.node import Options, parse_cache
+from uwsgitwisted.taps.spooler import Options as SpoolerOptions
 
 _HANDLER = ("--handler", "my_server")
 
@@ -42,6 +43,8 @@ def test_caches(text: str, name: bytes, limits: CacheLimits) -> None:
         (("--mules", "300"), "--mules 300: 256 is the most"),
         (("--mules", "256", "--mule", "a"), "--mule: there may be 256 mules"),
         (("--mules", "1", "--engine", "threads:2"), "mules need --engine processes:N"),
+        (("--signals-from", "10.0.0.0/33"), "--signals-from 10.0.0.0/33: "),
+        (("--signals-from", "::1", "--engine", "reactor"), "signals need --engine processes:N"),
     ],
 )
 def test_mistakes(line: tuple[str, ...], told: str) -> None:
@@ -51,10 +54,22 @@ def test_mistakes(line: tuple[str, ...], told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_mules_without_a_handler() -> None:
-    """Mules load the handler module, so they need one."""
+def test_without_a_handler() -> None:
+    """Mules and signals need the handler module."""
     with pytest.raises(UsageError, match="mules load the handler module, so give --handler too"):
         Options().parseOptions(["--resource", "a.B", "--mule", "c"])
+    with pytest.raises(UsageError, match="the handler module has signals, so give --handler too"):
+        Options().parseOptions(["--resource", "a.B", "--signals-from", "::1"])
+
+
+def test_signals() -> None:
+    """The networks whose peers may raise signals are none, or those that were given."""
+    assert parse()["signals-from"] == []
+    given = ("--signals-from", "10.0.0.0/8", "--signals-from", "::1")
+    spooler = SpoolerOptions()
+    spooler.parseOptions([*_HANDLER, "--spool", "sqlite:spool.sqlite", *given])
+    for options in (parse(*given), spooler):
+        assert list(map(str, options["signals-from"])) == ["10.0.0.0/8", "::1/128"]
 
 
 def test_mules() -> None:

@@ -184,9 +184,10 @@ def test_the_machine() -> None:
     assert 1_000_000 < resident < virtual
     assert abs(uwsgi.micros() - time.time() * 1e6) < 5e6
     assert (uwsgi.cores, uwsgi.numproc, uwsgi.logsize(), uwsgi.ready()) == (4, 3, 0, True)
-    workers = uwsgi.workers()
-    assert [worker["id"] for worker in workers] == [1, 2, 3]
-    assert workers[1]["pid"] == os.getpid()
+    (worker,) = uwsgi.workers()
+    assert (worker["id"], worker["pid"], worker["status"]) == (2, os.getpid(), b"busy")
+    assert 1_000_000 < worker["rss"] < worker["vsz"]
+    assert (uwsgi.suspend(), uwsgi.green_schedule()) == (True, True)
     assert uwsgi.version_info > (2, 0)
     assert service.decorators.spool is decorators.spool
 

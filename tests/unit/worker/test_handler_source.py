@@ -70,3 +70,10 @@ def test_no_bytecode_is_written(application: Path) -> None:
     _run(application, _LOAD)
     assert sorted(application.rglob("*.pyc")) == cached
     assert [path.read_bytes() for path in cached] == before
+
+
+def test_twisted_finds_its_plugins_afterwards(application: Path) -> None:
+    """A front that has loaded handlers still knows where its modules are, which Twisted warns of otherwise."""
+    before = "import warnings, twisted.plugins\nfrom twisted.python.modules import getModule\n"
+    after = "warnings.simplefilter('error')\ngetModule('twisted.plugins')\n"
+    assert _run(application, f"{before}{_LOAD}{after}") == "1 1 True"

@@ -124,6 +124,15 @@ def test_etag(renderer: Renderer) -> None:
     assert ask(renderer, "/page.html?name=b", HTTP_IF_NONE_MATCH=etag).status == 200
 
 
+def test_post_is_never_unchanged(renderer: Renderer) -> None:
+    """POST gets the page, whatever its caller has; so does nobody else who hasn't it."""
+    etag = ask(renderer, "/page.html?name=a", "HEAD").headers["ETag"]
+    assert ask(renderer, "/page.html?name=a", "HEAD", HTTP_IF_NONE_MATCH=etag).status == 304
+    for known in (etag, "*"):
+        answer = ask(renderer, "/page.html", "POST", b'{"name": "a"}', HTTP_IF_NONE_MATCH=known)
+        assert (answer.status, answer.body) == (200, b"Hello a")
+
+
 def test_head(renderer: Renderer) -> None:
     """HEAD gets the head of the page, of a short and of a long one."""
     (head,) = run(renderer, "/page.html?name=a", "HEAD").parts
@@ -297,6 +306,15 @@ class TestRpc:
             stream("raises.html")
         with pytest.raises(UnknownFunction):
             render_rpc.table(renderer)[RPC].streams[RPC_RAW](FakeExchange(Packet(RPC, 1, encode_array(("f",)))))
+
+    def test_result_cache(self, directory: Path) -> None:
+        """A page that was rendered for anybody who sends JSON is there for all of them."""
+        renderer = Renderer(RenderSettings([str(directory)], result_cache=1_000_000))
+        for _ in range(2):
+            assert self.call(renderer, "render", "page.html", '{"name": "Ann"}') == b"Hello Ann"
+        assert ask(renderer, "/page.html?name=Ann").body == b"Hello Ann"
+        assert self.call(renderer, "render", "page.html", '{"name": "Bob"}') == b"Hello Bob"
+        assert (renderer.statistics.hits, renderer.statistics.misses) == (2, 2)
 
     def test_over_http(self, renderer: Renderer) -> None:
         """In a path, the name may have slashes."""

@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 
 from tests.template_files import write_templates
+from uwsgitwisted.activity import CacheCounts
 from uwsgitwisted.errors import MisuseError, StartupError
 from uwsgitwisted.wire.objects import dumps, loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.handlers import render
 from uwsgitwisted.worker.handlers.render import load
 from uwsgitwisted.worker.templates import code_store, results
-from uwsgitwisted.worker.templates.errors import TemplateFailed, TemplateMissing, TemplateRefused
+from uwsgitwisted.worker.templates.errors import (
+    TemplateFailed,
+    TemplateMissing,
+    TemplateRefused,
+)
 from uwsgitwisted.worker.templates.interface import Outline
 from uwsgitwisted.worker.templates.mako_engine import MakoTemplates
 from uwsgitwisted.worker.templates.output import PART
@@ -319,6 +325,38 @@ def test_jinja_parts(site: Path) -> None:
     assert renderer.render("macros.j2#bold", {"text": "x"}) == b"<b>x</b>"
 
 
+_LOOP = "{% for i in items %}0123456789{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("part", "line"), [("plain", 1), ("setting", 2), ("filtered", 3), ("calling", 4), ("around", 5)]
+)
+def test_jinja_parts_are_bounded(site: Path, part: str, line: int) -> None:
+    """A macro that writes without end fails as soon as it has written too much; so does the page around it."""
+    (site / "a.j2").write_text(
+        f"{{% macro plain(items) %}}{_LOOP}{{% endmacro %}}\n"
+        f"{{% macro setting(items) %}}{{% set x %}}{_LOOP}{{% endset %}}{{% endmacro %}}\n"
+        f"{{% macro filtered(items) %}}{{% filter upper %}}{_LOOP}{{% endfilter %}}{{% endmacro %}}\n"
+        f"{{% macro calling(items) %}}{{% call caller_of() %}}{_LOOP}{{% endcall %}}{{% endmacro %}}\n"
+        f"{{% macro around() %}}{{% endmacro %}}{{% if whole %}}{_LOOP}{{% endif %}}\n"
+        "{% macro caller_of() %}{{ caller() }}{% endmacro %}"
+    )
+    items = iter(range(100_000))
+    with pytest.raises(TemplateFailed, match=rf"line {line}: OutputTooLarge: the output exceeds 1000 bytes"):
+        make(site, max_output=1_000).render(f"a.j2#{part}", {"items": items, "whole": part == "around"})
+    assert next(items) <= 101
+
+
+def test_jinja_parts_within_bounds(site: Path) -> None:
+    """A macro may write as much as a page, also after another one has failed; a page may discard more."""
+    (site / "a.j2").write_text("{% macro m(n) %}{{ 'x' * n }}{% endmacro %}{{ m(600)|length + m(600)|length }}")
+    renderer = make(site, max_output=1_000)
+    with pytest.raises(TemplateFailed, match="OutputTooLarge"):
+        renderer.render("a.j2#m", {"n": 1_001})
+    assert renderer.render("a.j2#m", {"n": 1_000}) == b"x" * 1_000
+    assert renderer.render("a.j2", {}) == b"1200"
+
+
 def test_jinja_variables(site: Path) -> None:
     """Attributes has all variables, and none takes the place of Jinja2's own names."""
     (site / "a.j2").write_text("{{ attributes['range'] }} {{ range(2)|list }} {{ attributes['a-b'] }}")
@@ -436,24 +474,17 @@ def test_nothing_after_a_failure(site: Path) -> None:
     assert parts == []
 
 
-def test_result_cache(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page is kept for its variables, for some time, and in so many bytes; hits and misses are counted."""
-    now = [0.0]
-    monkeypatch.setattr(results, "monotonic", lambda: now[0])
-    handler = load([str(site)], result_cache=8_000, result_age=10.0)[MARSHAL]
-    (site / "clock.html").write_text("<%! times = [] %><% times.append(1) %>${len(times)} ${x}")
-
-    def page(x: object) -> object:
-        return loads(handler(Packet(MARSHAL, 0, dumps(("clock.html", {"x": x})))).payload)
-
-    assert [page(1), page(1), page(2), page(1)] == ["1 1", "1 1", "2 2", "1 1"]
-    now[0] = 10.0
-    assert page(1) == "3 1"
-    for x in range(20):
-        page(x)
-    assert page(1) != "3 1"
-    with pytest.raises(MisuseError):
-        handler(Packet(MARSHAL, 0, dumps("clock.html")))
+def test_files_are_looked_at_once_for_requests_that_arrive_together(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that arrives after a change sees it, whatever came before; one that is alone always looks."""
+    handler = load([str(site)])[MARSHAL]
+    seen = []
+    for read, text in [(1, "a"), (1, "b"), (2, "c"), (0, "d"), (0, "e"), (2, "f"), (3, "g")]:
+        (site / "part.j2").write_text(text)
+        monkeypatch.setattr(requests, "read", read)
+        seen.append(loads(handler(Packet(MARSHAL, 0, dumps(("part.j2", {})))).payload))
+    assert seen == ["a", "a", "c", "d", "e", "f", "g"]
 
 
 def test_size_of_results(site: Path) -> None:
@@ -490,4 +521,4 @@ def test_statistics(site: Path) -> None:
     assert renderer.cached(b"large") is None
     assert make(site).cached(b"k") is None
     assert make(site).page("part.j2", {}, b"k").body == b"x" * 5_000
-    assert make(site).statistics == results.Statistics()
+    assert make(site).statistics == CacheCounts()

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from uwsgitwisted.errors import MisuseError, Unavailable, UnencodableMessage, UnknownFunction
+from uwsgitwisted import blocking
+from uwsgitwisted.errors import (
+    ConnectionFailed,
+    MisuseError,
+    RequestTimeout,
+    SignalRefused,
+    Unavailable,
+    UnencodableMessage,
+    UnknownFunction,
+    UnknownModifier,
+)
 from uwsgitwisted.wire.calls import FAILED, OK, FrameDecoder, encode_frame
 from uwsgitwisted.worker.compat import calls, shared, signal_decorators, signals, stores, uwsgi
 
@@ -117,9 +128,39 @@ def test_late_answers_are_dropped(front: Front) -> None:
     with pytest.raises(MisuseError, match="no such cache"):
         stores.cache_get("key", "none")
     thread.join()
-    assert served == [b"3 0", (b"cache_get", b"key", b"")]
+    assert served == [b"3 0 %d" % os.getpid(), (b"cache_get", b"key", b"")]
     with pytest.raises(Unavailable, match="the service's front can't be reached"):
         stores.cache_get("key")
+
+
+def test_what_the_front_tells(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front's figures of all workers become what uWSGI has: bytes, memory, applications, and respawns."""
+    told = [
+        {"id": 1, "pid": os.getpid(), "requests": 7, "status": "busy", "respawn_count": 3},
+        {"id": 2, "pid": 0, "requests": 0, "status": "cheap", "respawn_count": 0},
+    ]
+    answers = iter([[json.dumps(told).encode()], [b"7"], [b"4711"]])
+    names: list[bytes] = []
+
+    def serve() -> None:
+        _, connection = front.accept()
+        with connection:
+            for answer in answers:
+                (frame,) = FrameDecoder().receive(connection.recv(1_000))
+                names.extend(frame.items)
+                connection.sendall(encode_frame(frame.sequence, OK, answer))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    monkeypatch.setattr(calls.process, "applications", [("", "/srv"), ("/api", "/srv")])
+    busy, cheap = uwsgi.workers()
+    assert (uwsgi.total_requests(), uwsgi.logsize()) == (7, 4711)
+    thread.join()
+    assert names == [b"workers", b"total_requests", b"log_size"]
+    assert (busy["status"], busy["respawn_count"], busy["requests"]) == (b"busy", 2, 7)
+    assert 1_000_000 < busy["rss"] < busy["vsz"]
+    assert [(app["id"], app["mountpoint"]) for app in busy["apps"]] == [(0, b""), (1, b"/api")]
+    assert (cheap["status"], cheap["rss"], cheap["apps"], cheap["respawn_count"]) == (b"cheap", 0, (), 0)
 
 
 def test_no_descriptor_is_left(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +296,41 @@ def test_timers_that_make_no_sense() -> None:
             add(1, 0)
     with pytest.raises(MisuseError, match=r"@mstimer\(-5\): it takes a time above 0"):
         signal_decorators.mstimer(-5)
-    with pytest.raises(MisuseError, match="call a function there instead"):
-        signals.signal(1, "10.0.0.1:3031")
     with pytest.raises(MisuseError, match="there are no farms"):
         signals.mule_msg(b"x", "farm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (True, None),
+        (False, SignalRefused),
+        (b"", SignalRefused),
+        (UnknownModifier("it answers no 110"), ConnectionFailed),
+        (ConnectionFailed("refused"), ConnectionFailed),
+        (RequestTimeout("30 s"), TimeoutError),
+    ],
+)
+def test_signals_for_nodes(monkeypatch: pytest.MonkeyPatch, answer: Any, error: type[Exception] | None) -> None:
+    """A signal for a node is a packet there; a no is a ValueError and all else an OSError, as in uWSGI."""
+    sent: list[tuple[object, ...]] = []
+
+    def send(*arguments: object) -> object:
+        sent.append(arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(blocking, "send_message", send)
+    if error is None:
+        signals.signal(17, b"10.0.0.1:3031")
+    else:
+        assert issubclass(error, (OSError, ValueError))
+        with pytest.raises(error):
+            signals.signal(17, "10.0.0.1:3031")
+    assert sent == [("10.0.0.1:3031", 110, 17, b"", calls.DEFAULT_TIMEOUT)]
+    with pytest.raises(MisuseError, match="there is no signal 256"):
+        signals.signal(256, "10.0.0.1:3031")
 
 
 def test_queue_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from uwsgitwisted.wire.packet import PING, Packet, PacketDecoder, encode_packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import Terms, decode_grant, encode_offer
 from uwsgitwisted.worker.accepting import MakeAcceptor
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.main import main
 from uwsgitwisted.worker.spec import HandlerTable, Loader, WorkerSpec
@@ -211,6 +212,23 @@ def test_a_token_that_comes_late(front: Front) -> None:
     assert front.ran == [b"first", b"second"]
 
 
+def test_requests_that_arrive_together() -> None:
+    """A handler can tell the requests that one read has brought from later ones."""
+    reads: list[int] = []
+    front = Front({33: Handler(lambda _: reads.append(requests.read) or b"", _answer)})
+    try:
+        front.negotiate()
+        for start in (1, 3):
+            front.put(2)
+            front.ask(b"a", b"b", start=start)
+            front.events(2)
+    finally:
+        front.close()
+    assert reads[0] == reads[1] != reads[2] == reads[3]
+    assert 0 not in reads
+    assert requests.read == 0
+
+
 def test_a_deadline_that_is_over(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose caller has given up while others ran is not begun."""
     front.negotiate()
@@ -374,7 +392,7 @@ def test_several_loaders() -> None:
             Loader(f"{__name__}:load_two", {"first": 173, "second": 0}),
         )
     )
-    assert sorted(spec.load()) == [0, 33, 34, 110, 173]
+    assert sorted(spec.load()) == [0, 33, 34, 35, 110, 173]
 
 
 def test_loaders_that_collide() -> None:

@@ -17,6 +17,7 @@ from uwsgitwisted.errors import Busy, MalformedPacket, RemoteError, StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.wire.vars import body_size, decode_vars, encode_vars, may_announce_body
+from uwsgitwisted.worker.compat.calls import process
 from uwsgitwisted.worker.exchange import ClientGone
 from uwsgitwisted.worker.handlers.wsgi import load, read_env_file
 from uwsgitwisted.worker.web.environ import complete, read_request
@@ -423,3 +424,9 @@ class TestStreamedBody:
         """A body that ends early is no complete one: the application is told."""
         with pytest.raises(ClientGone, match="2 bytes of the body are missing"):
             read(self.opened([b"abc"], 5))
+
+
+def test_applications_that_handlers_know(module: str, tmp_path: Path) -> None:
+    """``uwsgi.workers()`` gets the paths of the applications, and where they run, but not those of files."""
+    load({"": module, "/api": f"{module}:other"}, static={"/files": str(tmp_path)}, chdir=str(tmp_path))
+    assert process.applications == (("", str(tmp_path)), ("/api", str(tmp_path)))

@@ -23,12 +23,12 @@ from uwsgitwisted.shared.client import Client
 from uwsgitwisted.shared.state import SharedState
 from uwsgitwisted.wire.calls import FAILED, MAX_ANSWER, OK, Frame, FrameDecoder, encode_frame
 
-#: How many connections there may be: one for each thread that has called, of all workers and mules. Each has a
-#: descriptor here, and may have a call's bytes.
-MAX_CONNECTIONS = 1_024
+#: How many connections a process may have besides one for each thread that runs requests: for its other
+#: threads, and for the processes that it forks. Each has a descriptor here, and may have a call's bytes.
+SPARE_CONNECTIONS = 64
 #: How many connections are accepted in one iteration of the reactor.
 _AT_ONCE = 64
-#: The most bytes of a hello, which has the numbers of the worker and of the mule.
+#: The most bytes of a hello, which has the numbers of the worker and of the mule, and its process id.
 _MAX_HELLO = 64
 #: The most calls that a thread may have sent at once: one, and another after that was interrupted.
 _MAX_FRAMES = 2
@@ -103,7 +103,10 @@ class Channel:
         self._reactor: Any = reactor
         self._state = state
         self._log = log
-        self._connections: set[Connection] = set()
+        # By the process id of the worker or mule.
+        self._connections: dict[int, set[Connection]] = {}
+        #: How many connections each of these may have, and how many all have together.
+        self.max_each, self.max_connections = SPARE_CONNECTIONS, SPARE_CONNECTIONS
 
     def start(self) -> int:
         """Accept connections; return the descriptor to pass to the other processes."""
@@ -117,8 +120,9 @@ class Channel:
         self._reactor.removeReader(self)
         self._ours.close()
         self._theirs.close()
-        for connection in list(self._connections):
-            connection.abortConnection()
+        for connections in list(self._connections.values()):
+            for connection in list(connections):
+                connection.abortConnection()
 
     def fileno(self) -> int:
         """Return the descriptor of the socket."""
@@ -144,36 +148,54 @@ class Channel:
     def _adopt(self, connection: socket.socket, hello: bytes) -> None:
         """Serve a connection; or close it, if there are too many, or it doesn't say whose it is."""
         numbers = hello.split()
-        if len(numbers) != 2 or not hello.replace(b" ", b"").isdigit():
+        if len(numbers) != 3 or not hello.replace(b" ", b"").isdigit():
             connection.close()
             return
-        if len(self._connections) >= MAX_CONNECTIONS:
+        worker_id, mule_id, process = map(int, numbers)
+        own = self._connections.get(process, set())
+        total = sum(map(len, self._connections.values()))
+        if len(own) >= self.max_each or total >= self.max_connections:
             connection.close()
+            name = f"mule {mule_id}" if mule_id else f"worker {worker_id}"
             self._log(
-                f"{MAX_CONNECTIONS} threads of handlers use uwsgi.cache_get, uwsgi.lock and the like, which "
-                "is the most: a call of one more raises Unavailable until others end"
+                f"{name} gets no further connection for uwsgi.cache_get, uwsgi.lock and the like: its threads "
+                f"have {len(own)}, and those of all {total}; one more raises Unavailable until others end"
             )
             return
         connection.setblocking(False)
-        protocol = SharedProtocol(self._state, self._state.connect(*map(int, numbers)))
-        transport = _Transport(connection, protocol, self._reactor, self._connections)
+        protocol = SharedProtocol(self._state, self._state.connect(worker_id, mule_id))
+        transport = _Transport(connection, protocol, self._reactor, partial(self._remove, process))
+        self._connections.setdefault(process, set()).add(transport)
         protocol.makeConnection(transport)  # type: ignore[no-untyped-call]
         transport.startReading()  # type: ignore[no-untyped-call]
 
+    def _remove(self, process: int, connection: Connection) -> None:
+        """Remove a closed connection."""
+        own = self._connections.get(process, set())
+        own.discard(connection)
+        if not own:
+            self._connections.pop(process, None)
+
 
 class _Transport(Connection):
-    """A connection's transport, which is one of *connections* while it is open."""
+    """A connection's transport.
+
+    :param on_close: called with it when it is closed.
+    """
 
     def __init__(
-        self, connection: socket.socket, protocol: SharedProtocol, reactor: Any, connections: set[Connection]
+        self,
+        connection: socket.socket,
+        protocol: SharedProtocol,
+        reactor: Any,
+        on_close: Callable[[Connection], None],
     ) -> None:
         super().__init__(connection, protocol, reactor)
         self.connected = 1
-        self._connections = connections
-        connections.add(self)
+        self._on_close = on_close
 
     def connectionLost(self, reason: Failure) -> None:
         """Close the connection."""
-        self._connections.discard(self)
+        self._on_close(self)
         with contextlib.suppress(AttributeError):
             super().connectionLost(reason)

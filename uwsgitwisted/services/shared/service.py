@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from uwsgitwisted.access import Network, Peer, named_peer
 from uwsgitwisted.engines.processes import ProcessEngine
+from uwsgitwisted.engines.statistics import figures
 from uwsgitwisted.interfaces import IProcessReactor, Request
-from uwsgitwisted.services.shared.channel import Channel
+from uwsgitwisted.responders.signals import SignalResponder
+from uwsgitwisted.services.log_file import log_size
+from uwsgitwisted.services.settings import ServerSettings
+from uwsgitwisted.services.shared.channel import SPARE_CONNECTIONS, Channel
 from uwsgitwisted.services.shared.files import FileWatches
 from uwsgitwisted.services.shared.mules import Mules
+from uwsgitwisted.shared.facts import Facts
 from uwsgitwisted.shared.state import Events, SharedLimits, SharedState
 from uwsgitwisted.transport.reports import Reports
 from uwsgitwisted.wire.packet import SIGNAL, Packet
@@ -28,11 +35,13 @@ class SharedSettings:
     :param limits: what may be kept.
     :param mules: the programs of the mules; empty texts for those that only get messages and signals.
     :param has_spooler: whether the workers are those of a spooler.
+    :param signal_networks: the networks whose peers may raise signals.
     """
 
     limits: SharedLimits = field(default_factory=SharedLimits)
     mules: Sequence[str] = ()
     has_spooler: bool = False
+    signal_networks: Sequence[Network] = ()
 
 
 class Shared:
@@ -41,8 +50,8 @@ class Shared:
     :param reactor: keeps the time, and reads the sockets.
     :param engine: runs the signals.
     :param spec: what the workers load, and so the mules.
-    :param settings: what is shared.
-    :param node: the node's name, for error texts.
+    :param settings: those of the service.
+    :param shares: what is shared.
     """
 
     _log = Logger()
@@ -52,26 +61,42 @@ class Shared:
         reactor: IProcessReactor,
         engine: ProcessEngine,
         spec: WorkerSpec,
-        settings: SharedSettings,
-        node: str,
+        settings: ServerSettings,
+        shares: SharedSettings,
     ) -> None:
         self._engine = engine
         self._reports = Reports(self._log)
         self._files = FileWatches(reactor)
-        self._mules = Mules(reactor, spec, settings.mules, node)
+        self._mules = Mules(reactor, spec, shares.mules, settings.node)
         #: How many mules there are.
-        self.mules = len(settings.mules)
-        events = Events(
+        self.mules = len(shares.mules)
+        #: How many connections for shared state each process should be able to have.
+        self.wanted_connections = spec.threads + SPARE_CONNECTIONS
+        self._events = events = Events(
             reactor,
-            self._deliver,
+            self._deliver_own,
             self._files.watch,
             self._report,
             workers=spec.numproc,
-            mules=len(settings.mules),
-            has_spooler=settings.has_spooler,
+            mules=len(shares.mules),
+            has_spooler=shares.has_spooler,
         )
-        self._state = SharedState(reactor.seconds, settings.limits, self._report, events)
+        facts = Facts(
+            lambda: list(map(figures, engine.reports())), lambda: log_size(settings.log_file), monotonic
+        )
+        self._state = SharedState(reactor.seconds, shares.limits, self._report, events, facts)
         self._channel = Channel(reactor, self._state, self._report)
+        #: Answers peers that raise signals.
+        self.signal_responder = SignalResponder(shares.signal_networks, self._fire_for_peer)
+
+    def limit_connections(self, each: int, processes: int) -> None:
+        """Bound the connections for shared state.
+
+        :param each: how many each process may have.
+        :param processes: how many workers and mules there are.
+        """
+        self._channel.max_each = each
+        self._channel.max_connections = each * (processes + 1)  # one of them may be about to be replaced
 
     def start(self) -> None:
         """Accept calls, and start the mules; call this before the engine starts."""
@@ -109,10 +134,19 @@ class Shared:
         await self._mules.stop()
         self._channel.stop()
 
-    def _deliver(self, worker: int, number: int, on_end: Callable[[], None]) -> None:
-        request = Request(Packet(SIGNAL, number))
-        answer = self._engine.submit_to(worker, request)
+    def _fire_for_peer(self, number: int, peer: Peer) -> bool:
+        return self._events.signals.fire_for_peer(number, partial(self._deliver, peer))
+
+    def _deliver_own(self, worker: int, number: int, on_end: Callable[[], None]) -> bool:
+        # Each signal takes its turn as a peer does, so that one that is raised without end holds up no other.
+        return self._deliver(named_peer(f"signal {number}"), worker, number, on_end)
+
+    def _deliver(self, peer: Peer, worker: int, number: int, on_end: Callable[[], None]) -> bool:
+        """Queue a signal as a request of *peer*; return whether there was room for it."""
+        answer = self._engine.submit(Request(Packet(SIGNAL, number), peer), worker)
+        taken = not (answer.called and isinstance(answer.result, Failure))
         answer.addErrback(partial(self._note_failure, number)).addBoth(lambda _: on_end())
+        return taken
 
     def _note_failure(self, number: int, failure: Failure) -> None:
         self._reports.report(

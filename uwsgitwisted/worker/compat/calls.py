@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class Process:
     :param spooler: the address of the spooler that gets its tasks, if nothing else says; empty for none.
     :param serves_strangers: whether what its handlers put in a task may be a stranger's.
     :param is_spooler: whether it runs tasks, periodic ones too.
+    :param applications: the paths at which it answers web requests with applications, and their directories.
     """
 
     masterpid: int = 0
@@ -53,6 +54,7 @@ class Process:
     spooler: str = ""
     serves_strangers: bool = False
     is_spooler: bool = False
+    applications: Sequence[tuple[str, str]] = ()
 
 
 #: This one.

@@ -61,6 +61,7 @@ def configure(
     calls.process.spooler = spooler or ""
     calls.process.worker_id = worker_id
     calls.process.masterpid = masterpid
+    calls.process.applications = ()
     _ours.numproc = numproc
     calls.opt.clear()
     calls.opt.update((name, _to_bytes(value)) for name, value in (options or {}).items())

@@ -25,6 +25,8 @@ class _Requests:
         self.begun = 0
         #: Whether an alarm is set, which ends the process.
         self.alarm = False
+        #: Which read from the front's pipe has completed the request that runs; 0 if that isn't known.
+        self.read = 0
 
     def begin(self) -> None:
         """Count a request."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
 import socket
 import sys
 import time
+from typing import Any
 
-from uwsgitwisted.worker.compat import uwsgi, uwsgidecorators
+from uwsgitwisted.memory import memory_of
+from uwsgitwisted.wire.calls import decode_number
+from uwsgitwisted.worker.compat import uwsgidecorators
 from uwsgitwisted.worker.compat.calls import process, worker_id
 from uwsgitwisted.worker.compat.requests import requests
+from uwsgitwisted.worker.compat.shared import call, has_front
 
 #: The machine's name.
 hostname = socket.gethostname().encode()
@@ -41,43 +46,54 @@ def _signal_service(number: signal.Signals) -> bool | None:
     return True
 
 
-def workers() -> tuple[dict[bytes | str, object], ...]:
-    """Return a dict for each worker; only the caller's own has more than its number."""
+def suspend() -> bool:
+    """Return True. No engine here interrupts a function, as an asynchronous one of uWSGI does."""
+    return True
+
+
+def workers() -> tuple[dict[str, Any], ...]:
+    """Return a dict for each worker.
+
+    In a process without a front there is one, of the process itself, which has less.
+    """
+    if not has_front():
+        return (
+            _with_memory({"id": worker_id(), "pid": os.getpid(), "requests": requests.begun, "status": "busy"}),
+        )
+    return tuple(_with_memory(worker) for worker in json.loads(call("workers")[0]))
+
+
+def _with_memory(worker: dict[str, Any]) -> dict[str, Any]:
+    """Complete what the front, or this process, has told of a worker as uWSGI gives it to handlers."""
+    worker["status"] = worker["status"].encode()
+    worker["rss"], worker["vsz"] = memory_of(worker["pid"])
+    worker["apps"] = _applications() if worker["pid"] else ()
+    if "respawn_count" in worker:  # uWSGI doesn't count the first process here, other than in its statistics
+        worker["respawn_count"] = max(0, worker["respawn_count"] - 1)
+    return worker
+
+
+def _applications() -> tuple[dict[str, Any], ...]:
     return tuple(
-        {"id": number, **(_myself() if number == worker_id() else {})} for number in range(1, uwsgi.numproc + 1)
+        {"id": number, "modifier1": 0, "mountpoint": path.encode(), "chdir": directory.encode()}
+        for number, (path, directory) in enumerate(process.applications)
     )
 
 
-def _myself() -> dict[bytes | str, object]:
-    rss, vsz = mem()
-    return {
-        "pid": os.getpid(),
-        "requests": requests.begun,
-        "status": b"busy",
-        "rss": rss,
-        "vsz": vsz,
-        "last_spawn": uwsgi.started_on,
-    }
-
-
 def total_requests() -> int:
-    """Return how many requests this worker has begun."""
-    return requests.begun
+    """Return how many requests all workers have answered; without a front, how many this process has begun."""
+    return decode_number(call("total_requests")[0]) if has_front() else requests.begun
 
 
 def mem() -> tuple[int, int]:
     """Return the memory of this process in bytes: resident, and virtual, which is 0 where nothing says it."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            virtual, resident = map(int, file.read().split()[:2])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 0
-    return resident * resource.getpagesize(), virtual * resource.getpagesize()
+    resident, virtual = memory_of(os.getpid())
+    return resident or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, virtual
 
 
 def logsize() -> int:
-    """Return 0: twistd writes the log, and rotates it."""
-    return 0
+    """Return how many bytes the service's log has; 0 if that is no file, or this process has no front."""
+    return decode_number(call("log_size")[0]) if has_front() else 0
 
 
 def micros() -> int:

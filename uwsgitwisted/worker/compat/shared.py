@@ -128,7 +128,7 @@ def connect_front(descriptor: int, worker_id: int, mule_id: int = 0) -> None:
     :param mule_id: this mule's number; 0 in a worker.
     """
     global _front
-    _front = _Front(descriptor, b"%d %d" % (worker_id, mule_id))
+    _front = _Front(descriptor, b"%d %d %d" % (worker_id, mule_id, os.getpid()))
 
 
 def has_front() -> bool:

@@ -9,12 +9,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from uwsgitwisted.errors import MisuseError, UnknownFunction, UwsgiError
+from uwsgitwisted import blocking
+from uwsgitwisted.errors import ConnectionFailed, MisuseError, SignalRefused, UnknownFunction, UwsgiError
 from uwsgitwisted.shared.inboxes import MESSAGE, SIGNAL
 from uwsgitwisted.shared.signals import SIGNALS
 from uwsgitwisted.wire.calls import decode_number
 from uwsgitwisted.wire.objects import dumps, loads
+from uwsgitwisted.wire.packet import SIGNAL as SIGNAL_MODIFIER
 from uwsgitwisted.worker.compat import uwsgi
+from uwsgitwisted.worker.compat.calls import DEFAULT_TIMEOUT
 from uwsgitwisted.worker.compat.shared import call, has_front
 
 #: A function that handles a signal: it gets the signal's number.
@@ -88,14 +91,26 @@ def get_free_signal() -> int:
     raise MisuseError(f"all {SIGNALS} signals are registered")
 
 
-def signal(signum: int, remote: str | None = None) -> None:
+def signal(signum: int, remote: str | bytes | None = None) -> None:
     """Raise a signal: whoever is registered for it handles it soon.
 
-    :raises MisuseError: if there is no such signal, or *remote* is given: a signal stays in its service.
+    :param remote: the address of a node that is to raise it, such as ``10.0.0.5:3031``; None for this service.
+    :raises MisuseError: if there is no such signal, or the address is none.
+    :raises SignalRefused: if the node says no. It is a ``ValueError``, which uWSGI raises.
+    :raises OSError: if the node can't be asked, or doesn't answer.
     """
-    if remote is not None:
-        raise MisuseError("uwsgi.signal with a node: call a function there instead, with uwsgi.rpc")
-    call("signal", _check(signum))
+    if remote is None:
+        call("signal", _check(signum))
+        return
+    node = remote.decode(errors="surrogateescape") if isinstance(remote, bytes) else remote
+    try:
+        taken = blocking.send_message(node, SIGNAL_MODIFIER, _check(signum), b"", DEFAULT_TIMEOUT)
+    except (MisuseError, OSError):
+        raise
+    except UwsgiError as error:
+        raise ConnectionFailed(f"signal {signum} can't be delivered: {error.text}", address=node) from error
+    if taken is not True:
+        raise SignalRefused(f"the node has refused signal {signum}; its log says why", address=node)
 
 
 def signal_wait(signum: int | None = None) -> None:

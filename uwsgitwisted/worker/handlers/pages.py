@@ -7,7 +7,6 @@ ETag. A longer one is sent as it is rendered, so that it starts at once and neve
 
 from __future__ import annotations
 
-import json
 import traceback
 from http import HTTPStatus
 from urllib.parse import parse_qsl
@@ -24,7 +23,7 @@ from uwsgitwisted.worker.templates.errors import (
     TemplateRefused,
     place,
 )
-from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.json_variables import key_of, variables_of
 from uwsgitwisted.worker.templates.output import PART
 from uwsgitwisted.worker.templates.renderer import Renderer, split
 from uwsgitwisted.worker.templates.results import Page
@@ -36,8 +35,6 @@ _METHODS = ("GET", "HEAD", "POST")
 _ALLOW = ", ".join(_METHODS)
 #: The most variables of a query string.
 _MAX_FIELDS = 1_000
-#: What a result cache's keys begin with here; no object does.
-_KEY = b"\0"
 
 
 class PageFailed(UwsgiError):
@@ -112,8 +109,7 @@ class Pages:
             self._renderer.stream(name, variables, answer.add)
             answer.end()
             return
-        key = _KEY + json.dumps([name, variables]).encode()
-        answer.send(self._renderer.cached(key) or self._renderer.page(name, variables, key))
+        answer.send(self._renderer.kept_page(name, variables, key_of(name, variables)))
 
 
 class _Answer:
@@ -124,7 +120,9 @@ class _Answer:
 
     def __init__(self, response: Response, environ: Environ) -> None:
         self._response = response
-        self._known = environ.get("HTTP_IF_NONE_MATCH", "")
+        # The answer to POST is none that a cache keeps, so its caller can't have it.
+        may_have = environ["REQUEST_METHOD"] != "POST"
+        self._known = environ.get("HTTP_IF_NONE_MATCH", "") if may_have else ""
         self._held = b""
         #: The page's Content-Type.
         self.kind = ""

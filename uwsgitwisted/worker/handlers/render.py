@@ -15,18 +15,19 @@ from __future__ import annotations
 import atexit
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from uwsgitwisted.errors import MisuseError, UwsgiError
 from uwsgitwisted.wire.objects import loads
 from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.wire.python2 import to_text
+from uwsgitwisted.worker.compat.requests import requests
 from uwsgitwisted.worker.handlers import pages, render_rpc
 from uwsgitwisted.worker.handlers.handler import Handler
 from uwsgitwisted.worker.spec import HandlerTable
 from uwsgitwisted.worker.templates.directories import name_from
+from uwsgitwisted.worker.templates.keeping import MAY_KEEP, encode
 from uwsgitwisted.worker.templates.renderer import Renderer, RenderSettings
-from uwsgitwisted.worker.templates.results import Page
 
 #: What callers get a page as, by the values of ``--answer``, and the type codes of marshal for them.
 ANSWERS: Mapping[str, bytes] = {"text": b"u", "bytes": b"s"}
@@ -46,6 +47,7 @@ def load(
     python2: str = "",
     web: bool = False,
     debug: bool = False,
+    max_kept: int = 0,
     **settings: Any,
 ) -> HandlerTable:
     """Return the handlers that render templates, by modifier1: for objects, and for RPC.
@@ -55,29 +57,33 @@ def load(
     :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
     :param web: whether to answer web requests too; that needs a worker process.
     :param debug: whether those get a page about a template that failed.
+    :param max_kept: how many bytes a page may have that the front may keep, with what it was made from; 0 if
+        the front keeps none.
     :param settings: the other fields of :class:`RenderSettings`.
     :raises StartupError: if a renderer can't be made of them.
     """
     renderer = Renderer(RenderSettings(directories, **settings))
     if renderer.caches:
         atexit.register(_report, renderer)
-    handlers: HandlerTable = {**table(renderer, answer, python2), **render_rpc.table(renderer)}
+    handlers: HandlerTable = {**table(renderer, answer, python2, max_kept), **render_rpc.table(renderer)}
     return {**handlers, **pages.table(renderer, debug=debug)} if web else handlers
 
 
-def table(renderer: Renderer, answer: str = "text", python2: str = "") -> dict[int, Handler]:
+def table(renderer: Renderer, answer: str = "text", python2: str = "", max_kept: int = 0) -> dict[int, Handler]:
     """Return the handler of a renderer, by modifier1."""
-    objects = Objects(renderer, ANSWERS[answer], python2)
-    if renderer.caches:
-        return {MARSHAL: Handler(objects.run_cached, objects.answer, objects.read_cached)}
-    return {MARSHAL: Handler(objects.run, objects.answer, objects.read)}
+    objects = Objects(renderer, ANSWERS[answer], python2, max_kept)
+    return {MARSHAL: Handler(objects.trace if max_kept else objects.run, objects.answer, objects.read)}
 
 
 def _report(renderer: Renderer) -> None:
-    """Log the figures of the result cache, when the worker ends."""
-    figures = renderer.statistics
-    held = f"{figures.pages} pages of {figures.size} bytes"
-    print(f"result cache: {figures.hits} hits, {figures.misses} misses; {held}", file=sys.stderr, flush=True)
+    """Log the figures of the result cache of HTTP and RPC when the worker ends."""
+    print(f"result cache, HTTP and RPC: {renderer.statistics}", file=sys.stderr, flush=True)
+
+
+class Kept(NamedTuple):
+    """An answer that the front may keep; see :mod:`~uwsgitwisted.worker.templates.keeping`."""
+
+    payload: bytes
 
 
 class Objects:
@@ -86,12 +92,15 @@ class Objects:
     :param renderer: renders.
     :param code: the type code of marshal for a page.
     :param python2: the encoding of the text of Python 2 callers; empty to leave values bytes.
+    :param max_kept: how many bytes an answer may have that the front may keep.
     """
 
-    def __init__(self, renderer: Renderer, code: bytes, python2: str = "") -> None:
+    def __init__(self, renderer: Renderer, code: bytes, python2: str = "", max_kept: int = 0) -> None:
         self._python2 = python2
+        self._max_kept = max_kept
         self._renderer = renderer
         self._code = code
+        self._read = 0
 
     def read(self, request: Packet) -> Asked | list[object]:
         """Decode *request*; return the template's name and the variables, or a list of pages.
@@ -104,31 +113,37 @@ class Objects:
 
     def run(self, asked: Asked | list[object]) -> bytes:
         """Render what is asked for; return the marshalled answer."""
-        self._renderer.begin()
+        self._begin()
         if isinstance(asked, list):
             return self._many(asked)
         return self._marshalled(self._renderer.render(*asked))
 
-    def read_cached(self, request: Packet) -> Page | tuple[bytes, Asked | list[object]]:
-        """Find the page of *request* in the result cache, or else decode the request.
+    def trace(self, asked: Asked | list[object]) -> bytes | Kept:
+        """Render what is asked for; return the marshalled answer, and what a page was made from."""
+        self._begin()
+        if isinstance(asked, list):
+            return self._many(asked)
+        text, files = self._renderer.trace(*asked)
+        answer = self._marshalled(text)
+        if files is None or (self._renderer.reload and not all(file.settled for file in files.values())):
+            return answer
+        kept = encode(files.values(), answer)
+        return Kept(kept) if len(kept) <= self._max_kept else answer
 
-        The bytes of a request that is in the cache were checked when it came for the first time.
+    def _begin(self) -> None:
+        """Have the files looked at again, once for all requests that have arrived together.
+
+        A caller who has changed a file before asking has asked after the others were there.
         """
-        self._renderer.begin()
-        page = self._renderer.cached(request.payload)
-        return (request.payload, self.read(request)) if page is None else page
-
-    def run_cached(self, asked: Page | tuple[bytes, Asked | list[object]]) -> bytes:
-        """Render what is asked for, unless it was found; return the marshalled answer."""
-        if isinstance(asked, Page):
-            return self._marshalled(asked.body)
-        key, request = asked
-        if isinstance(request, list):
-            return self._many(request)
-        return self._marshalled(self._renderer.page(*request, key).body)
+        read = requests.read
+        if not read or read != self._read:
+            self._read = read
+            self._renderer.begin()
 
     def answer(self, request: Packet, result: object) -> Packet:
         """Return the answer to *request*."""
+        if isinstance(result, Kept):
+            return Packet(MAY_KEEP, request.modifier2, result.payload)
         assert isinstance(result, bytes)
         return Packet(MARSHAL, request.modifier2, result)
 
@@ -166,12 +181,15 @@ def read_request(message: object) -> Asked | list[object]:
         that page.
     :raises TemplateRefused: if the name of a single page is not text.
     """
+    if type(message) is tuple and len(message) == 2 and type(message[0]) is str:  # nearly all requests
+        return read_page(message)
     if isinstance(message, list) and not message:
         return []
-    is_list = isinstance(message, (tuple, list)) and all(isinstance(part, (tuple, list)) for part in message)
-    if not is_list or not message:
+    if not isinstance(message, (tuple, list)) or not message or not isinstance(message[0], (tuple, list)):
         return read_page(message)
-    pages: list[object] = list(message)  # type: ignore[call-overload]
+    if not all(isinstance(part, (tuple, list)) for part in message):
+        return read_page(message)
+    pages: list[object] = list(message)
     if len(pages) > MAX_PAGES:
         raise MisuseError(f"a request for {len(pages)} pages; one may have at most {MAX_PAGES}")
     return pages

@@ -12,7 +12,7 @@ from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_call, encode_result
 from uwsgitwisted.worker.exchange import AnyExchange
 from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 from uwsgitwisted.worker.templates.directories import name_from
-from uwsgitwisted.worker.templates.json_variables import variables_of
+from uwsgitwisted.worker.templates.json_variables import key_of, variables_of
 from uwsgitwisted.worker.templates.renderer import Renderer
 
 #: The function's name.
@@ -24,7 +24,9 @@ def table(renderer: Renderer) -> dict[int, Handler]:
 
     def run(asked: tuple[str, dict[str, object]]) -> bytes:
         renderer.begin()
-        return renderer.render(*asked)
+        if not renderer.caches:
+            return renderer.render(*asked)
+        return renderer.kept_page(*asked, key_of(*asked)).body
 
     def stream(exchange: AnyExchange, asked: tuple[str, dict[str, object]]) -> None:
         renderer.begin()

@@ -1,10 +1,11 @@
 """Signals (modifier1 110): calls the function that the handler module has registered for a number.
 
-They come from the front, whoever raised them, and never from a peer.
+They come from the front, which decides who may raise one.
 """
 
 from __future__ import annotations
 
+from uwsgitwisted.activity import NOTICE
 from uwsgitwisted.wire.packet import SIGNAL, Packet
 from uwsgitwisted.worker.compat.signals import SignalFunction, find_function
 from uwsgitwisted.worker.handlers.handler import Handler
@@ -21,7 +22,10 @@ def _read(request: Packet) -> tuple[SignalFunction, int]:
 
 def _run(message: tuple[SignalFunction, int]) -> object:
     function, number = message
-    return function(number)
+    try:
+        return function(number)
+    finally:
+        NOTICE.count_signal()  # at the end, as the worker counts what it has run
 
 
 def _answer(request: Packet, result: object) -> Packet:

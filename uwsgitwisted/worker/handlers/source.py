@@ -8,6 +8,7 @@ keep their bytecode, so a worker still starts quickly.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import site
 import sys
@@ -56,7 +57,13 @@ def _find_in(path: str) -> PathEntryFinder:
 
 
 def import_from_source() -> None:
-    """Make this process import modules outside the library directories from their source from now on."""
-    if _find_in not in sys.path_hooks:
-        sys.path_hooks.insert(0, _find_in)
-        sys.path_importer_cache.clear()
+    """Make this process import modules outside the library directories from their source from now on.
+
+    The cache of finders keeps all its paths: Twisted's plugins warn of a loaded module whose path it lacks.
+    """
+    if _find_in in sys.path_hooks:
+        return
+    sys.path_hooks.insert(0, _find_in)
+    for path in list(sys.path_importer_cache):
+        with contextlib.suppress(ImportError):
+            sys.path_importer_cache[path] = _find_in(path)

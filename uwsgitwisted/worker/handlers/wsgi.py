@@ -18,7 +18,7 @@ from uwsgitwisted.errors import StartupError
 from uwsgitwisted.wire.message import WSGI_STRIPPED
 from uwsgitwisted.wire.packet import WSGI, Packet
 from uwsgitwisted.wire.vars import text_variables
-from uwsgitwisted.worker.compat.calls import worker_id
+from uwsgitwisted.worker.compat.calls import process, worker_id
 from uwsgitwisted.worker.compat.install import install
 from uwsgitwisted.worker.compat.requests import web_request
 from uwsgitwisted.worker.exchange import AnyExchange
@@ -63,6 +63,7 @@ def load(
         except OSError as error:
             raise StartupError(f"--chdir {chdir}: {error.strerror}") from error
     mounted = {path: _application(target) for path, target in applications.items()}
+    process.applications = tuple((path, chdir) for path in applications)
     mounted |= {path: StaticFiles(directory) for path, directory in static.items()}
     shared: Environ = {
         "wsgi.version": (1, 0),

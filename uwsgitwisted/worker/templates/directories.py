@@ -91,29 +91,23 @@ class Stamp(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A file, as it was read.
+class File:
+    """One state of the file that a name stands for.
 
-    :param source: its content.
     :param path: where it is.
     :param earlier: the paths in the directories before, where there is none.
     :param stamp: its state.
-    :param settled: whether its status shows any later change of it.
     """
 
-    source: bytes
     path: str
     earlier: tuple[str, ...]
     stamp: Stamp
-    settled: bool
 
-    def is_current(self) -> bool:
-        """Whether the file is still the same and unchanged, as far as one look at its status shows that.
+    def is_unchanged(self) -> bool:
+        """Whether the name still stands for this file, and its status is what it was.
 
         The name was checked when the file was read. A link that has been turned since leads to another inode.
         """
-        if not self.settled:
-            return False
         try:
             for path in self.earlier:
                 if _exists(path):
@@ -130,6 +124,22 @@ class Found:
             and status.st_mtime_ns == modified
             and status.st_dev == device
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Found(File):
+    """A file, as it was read.
+
+    :param source: its content.
+    :param settled: whether its status shows any later change of it.
+    """
+
+    source: bytes
+    settled: bool
+
+    def is_current(self) -> bool:
+        """Whether the file is still the same and unchanged, as far as one look at its status shows that."""
+        return self.settled and self.is_unchanged()
 
 
 def _exists(path: str) -> bool:
@@ -166,7 +176,7 @@ class Directories:
         finally:
             os.close(descriptor)
         paths = [f"{path}/{name}" for path in self._directories[: directory + 1]]
-        return Found(source, paths[-1], tuple(paths[:-1]), Stamp.of(status), settled)
+        return Found(paths[-1], tuple(paths[:-1]), Stamp.of(status), source, settled)
 
     def _open(self, name: str) -> tuple[int, int]:
         """Open the first file with that name; return the number of its directory, and its descriptor."""

@@ -8,9 +8,11 @@ are the same for all engines, and none of an engine's business.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, Protocol, TextIO
+
+from uwsgitwisted.wire.terms import MAX_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class EngineSettings:
     :param strict: whether each use of an unknown name raises, even a test of it.
     :param imports: the modules whose public names every template has.
     :param encoding: the encoding of the files.
+    :param max_output: how many bytes a page may have; compiled code is the same for all values.
     """
 
     filters: Sequence[str] = ()
@@ -29,6 +32,7 @@ class EngineSettings:
     strict: bool = False
     imports: Sequence[str] = ()
     encoding: str = "utf-8"
+    max_output: int = field(default=MAX_MESSAGE, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from threading import get_ident
 from types import CodeType, GeneratorType
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from jinja2 import (
     meta,
     nodes,
 )
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Macro
 
 from uwsgitwisted.worker.templates.engines import extension
@@ -25,6 +27,7 @@ from uwsgitwisted.worker.templates.errors import NoTemplate, OutputTooLarge, Tem
 from uwsgitwisted.worker.templates.imports import public_names
 from uwsgitwisted.worker.templates.interface import EngineSettings, IFinder, Outline
 from uwsgitwisted.worker.templates.lines import compile_lines
+from uwsgitwisted.worker.templates.output import too_large
 from uwsgitwisted.worker.templates.variables import VariableNames
 
 #: Where the code that Jinja2 generates says which lines of the template became which of its own.
@@ -50,6 +53,61 @@ class _Loader(BaseLoader):
         return template
 
 
+class _Buffer(list[str]):
+    """The text that a macro collects before it returns it, which is bounded.
+
+    :param limit: how many characters it may have.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = self._left = limit
+
+    def measure(self, text: str) -> None:
+        """Count a text without keeping it."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise too_large(self._limit)
+
+    def append(self, text: str) -> None:
+        """Add a text."""
+        self.measure(text)
+        super().append(text)
+
+    def extend(self, texts: Iterable[str]) -> None:
+        """Add several."""
+        for text in texts:
+            self.append(text)
+
+
+class _BufferedCode(CodeGenerator):
+    """Generates code whose macros and blocks of ``{% set %}`` ask the environment where to collect text."""
+
+    def buffer(self, frame: Frame) -> None:
+        """Begin to collect text."""
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.open_buffer() if environment.bounded else []")
+
+
+class _Environment(Environment):
+    """Jinja2's environment, which bounds what a macro collects that was asked for as a part of its template.
+
+    :param limit: how many characters that may be.
+    """
+
+    code_generator_class = _BufferedCode
+
+    def __init__(self, limit: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._limit = limit
+        #: The threads that run such a macro; usually none, so that other macros pay next to nothing.
+        self.bounded: set[int] = set()
+
+    def open_buffer(self) -> list[str]:
+        """Return where to collect text, while a thread runs such a macro."""
+        return _Buffer(self._limit) if get_ident() in self.bounded else []
+
+
 class JinjaTemplates:
     """Jinja2, as :class:`~.interface.ITemplates` has it. The parts of a template are its blocks and macros.
 
@@ -61,10 +119,12 @@ class JinjaTemplates:
     def __init__(self, settings: EngineSettings, finder: IFinder) -> None:
         self._encoding = settings.encoding
         self._autoescape = settings.autoescape
-        self._environment = Environment(
+        self._max_output = settings.max_output
+        self._environment = _Environment(
+            settings.max_output,
             loader=_Loader(finder),
             undefined=StrictUndefined if settings.strict else Undefined,
-            autoescape=self._is_escaped,  # noqa: S701 - the operator decides
+            autoescape=self._is_escaped,
             cache_size=0,
             auto_reload=False,
         )
@@ -102,37 +162,34 @@ class JinjaTemplates:
     def render(self, template: Any, variables: Mapping[Any, object], output: TextIO, part: str = "") -> None:
         """Render a template, or a block or a macro of it."""
         context = template.new_context(self._names.select(variables))
-        write = output.write
         try:
-            pieces = self._pieces(template, context, part)
-            for text in pieces:
-                try:
-                    write(text)
-                except OutputTooLarge as error:
-                    if isinstance(pieces, GeneratorType):
-                        pieces.throw(error)  # so that its traceback has the template's line
-                    raise
+            if not part:
+                _write(template.root_render_func(context), output.write)
+            elif part in template.blocks:
+                _write(template.blocks[part](context), output.write)
+            else:
+                output.write(self._call_macro(template, context.get_all(), part))
         except TemplateNotFound as error:
             if isinstance(error.__cause__, NoTemplate):
                 raise error.__cause__.with_traceback(error.__traceback__) from None
             raise
 
-    def _pieces(self, template: Any, context: Any, part: str) -> Iterable[str]:
-        pieces: Iterable[str]
-        if not part:
-            pieces = template.root_render_func(context)
-        elif part in template.blocks:
-            pieces = template.blocks[part](context)
-        else:
-            pieces = [self._call_macro(template, context.get_all(), part)]
-        return pieces
-
     def _call_macro(self, template: Any, known: Mapping[str, object], part: str) -> str:
-        macro = getattr(template.make_module(known), part, None)
-        if not isinstance(macro, Macro):
-            text = f"the template {quote(template.name)} has no block or macro {quote(part)}"
-            raise TemplateMissing(text, name=template.name)
-        return str(macro(**{name: known[name] for name in macro.arguments if name in known}))
+        """Run a template for its macros, and return what one of them returns; each is bounded as a page is."""
+        thread, bounded = get_ident(), self._environment.bounded
+        is_outermost = thread not in bounded  # a template may have another one rendered
+        bounded.add(thread)
+        try:
+            context = template.new_context(known)
+            _write(template.root_render_func(context), _Buffer(self._max_output).measure)
+            macro = context.get_exported().get(part)
+            if not isinstance(macro, Macro):
+                text = f"the template {quote(template.name)} has no block or macro {quote(part)}"
+                raise TemplateMissing(text, name=template.name)
+            return str(macro(**{name: known[name] for name in macro.arguments if name in known}))
+        finally:
+            if is_outermost:
+                bounded.discard(thread)
 
     def outline(self, name: str, source: bytes) -> Outline:
         """Return what the template consists of."""
@@ -148,6 +205,17 @@ class JinjaTemplates:
             parts=tuple(sorted({*blocks, *macros})),
             variables=tuple(sorted(unknown.difference(macros, _imported(tree)))),
         )
+
+
+def _write(pieces: Iterable[str], write: Callable[[str], object]) -> None:
+    """Write the text of a template, and raise what that raises where the template is."""
+    for text in pieces:
+        try:
+            write(text)
+        except OutputTooLarge as error:
+            if isinstance(pieces, GeneratorType):
+                pieces.throw(error)  # so that its traceback has the template's line
+            raise
 
 
 def _imported(tree: nodes.Template) -> Iterator[str]:

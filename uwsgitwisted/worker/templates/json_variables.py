@@ -6,6 +6,17 @@ import json
 
 from uwsgitwisted.errors import MisuseError
 
+#: What a result cache's keys for these variables begin with; no object does.
+_KEY = b"\0"
+
+
+def key_of(name: str, variables: dict[str, object]) -> bytes:
+    """Return the key of a page in the result cache, the same for all who ask with JSON.
+
+    :param name: the template's name.
+    """
+    return _KEY + json.dumps([name, variables]).encode()
+
 
 def variables_of(text: bytes) -> dict[str, object]:
     """Return the variables in *text*.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import io
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType, TracebackType
 
 from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateFailed, failed, place
@@ -24,12 +24,18 @@ def split_lines(source: str) -> list[str]:
     return io.StringIO(source, newline=None).readlines()
 
 
-def compile_lines(source: str, name: str, lines: Mapping[int, int]) -> CodeType:
+def compile_lines(
+    source: str,
+    name: str,
+    lines: Mapping[int, int],
+    improve: Callable[[ast.Module], object] = lambda module: None,
+) -> CodeType:
     """Compile the Python code that an engine has made of a template.
 
     :param source: the Python code.
     :param name: the template's name.
     :param lines: the template's lines by the lines of the code at which they begin.
+    :param improve: may change the syntax tree; each node keeps, or gets, a line of the code.
     :raises TemplateFailed: if the code is not valid.
     """
     starts = sorted(lines)
@@ -40,6 +46,7 @@ def compile_lines(source: str, name: str, lines: Mapping[int, int]) -> CodeType:
 
     try:
         tree = ast.parse(source, file_of(name))
+        improve(tree)
         for node in ast.walk(tree):
             if isinstance(getattr(node, "lineno", None), int):
                 line: int = line_of(node.lineno)  # type: ignore[attr-defined]

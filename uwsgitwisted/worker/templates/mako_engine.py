@@ -11,7 +11,6 @@ from mako import codegen
 from mako.exceptions import CompileException, SyntaxException
 from mako.lexer import Lexer
 from mako.lookup import TemplateCollection
-from mako.runtime import Context
 from mako.template import ModuleInfo, ModuleTemplate, Template
 
 from uwsgitwisted.worker.templates.engines import extension
@@ -19,7 +18,9 @@ from uwsgitwisted.worker.templates.errors import NoTemplate, TemplateMissing, fa
 from uwsgitwisted.worker.templates.imports import public_names
 from uwsgitwisted.worker.templates.interface import EngineSettings, IFinder, Outline
 from uwsgitwisted.worker.templates.lines import compile_lines
+from uwsgitwisted.worker.templates.mako_code import improve
 from uwsgitwisted.worker.templates.mako_outline import outline_of
+from uwsgitwisted.worker.templates.mako_runtime import prepare, run
 from uwsgitwisted.worker.templates.variables import VariableNames
 
 #: Names with a meaning of their own in a template. A variable with such a name is in ``attributes`` only.
@@ -43,7 +44,6 @@ RESERVED = frozenset(codegen.RESERVED_NAMES) | {
     "str",
 }
 _ESCAPE = "h"
-_VARIABLE_KEYWORDS = 0x08  # inspect.CO_VARKEYWORDS, without the time to import inspect
 
 
 class _Lookup(TemplateCollection):  # type: ignore[misc]  # Mako has no types
@@ -89,7 +89,7 @@ class MakoTemplates:
     def translate(self, name: str, source: bytes) -> CodeType:
         """Compile a template."""
         code, _ = self._generate(name, source)
-        return compile_lines(code, name, ModuleInfo.get_module_source_metadata(code)["line_map"])
+        return compile_lines(code, name, ModuleInfo.get_module_source_metadata(code)["line_map"], improve)
 
     def _generate(self, name: str, source: bytes) -> tuple[str, Any]:
         """Return the Python code of a template, and its syntax tree."""
@@ -124,6 +124,7 @@ class MakoTemplates:
         """Run the module that a template is, and return the template."""
         module = ModuleType(re.sub(r"\W", "_", name))
         exec(code, vars(module))  # noqa: S102 - the templates are the operator's own code
+        prepare(module)
         return ModuleTemplate(module, module_source="", template_source="", lookup=self._lookup)
 
     def render(self, template: Any, variables: Mapping[Any, object], output: TextIO, part: str = "") -> None:
@@ -133,18 +134,9 @@ class MakoTemplates:
                 whole = quote(template.uri)
                 raise TemplateMissing(f"the template {whole} has no def {quote(part)}", name=template.uri)
             template = template.get_def(part)
-        names = self._names.select(variables)
-        template.render_context(Context(output, **names), **_arguments(template.callable_.__code__, names))
+        run(template, self._names.select(variables), output)
 
     def outline(self, name: str, source: bytes) -> Outline:
         """Return what the template consists of."""
         code, tree = self._generate(name, source)
         return outline_of(code, tree, self._names.reserved)
-
-
-def _arguments(code: CodeType, names: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the variables that a page or a def takes as arguments: all, if it doesn't say which."""
-    if code.co_flags & _VARIABLE_KEYWORDS:
-        return names
-    wanted = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    return {name: names[name] for name in wanted if name in names}

@@ -12,6 +12,11 @@ from uwsgitwisted.worker.templates.errors import OutputTooLarge
 PART = 32 * 1024
 
 
+def too_large(limit: int) -> OutputTooLarge:
+    """Make the error of a page with more than *limit* bytes."""
+    return OutputTooLarge(f"the output exceeds {limit} bytes (--max-output)")
+
+
 class _Sink:
     """The bytes of a page, as :class:`io.TextIOWrapper` writes them.
 
@@ -29,7 +34,7 @@ class _Sink:
     def write(self, data: bytes) -> int:
         self.size += len(data)
         if self.size > self._limit:
-            raise OutputTooLarge(f"the output exceeds {self._limit} bytes (--max-output)")
+            raise too_large(self._limit)
         self.send(data)
         return len(data)
 

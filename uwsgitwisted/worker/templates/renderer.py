@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from uwsgitwisted.activity import NOTICE, CacheCounts
 from uwsgitwisted.errors import StartupError, UwsgiError
 from uwsgitwisted.wire.python2 import explain
 from uwsgitwisted.wire.terms import MAX_MESSAGE
@@ -14,11 +15,14 @@ from uwsgitwisted.worker.templates.directories import Found
 from uwsgitwisted.worker.templates.interface import EngineSettings, Outline
 from uwsgitwisted.worker.templates.lines import failure
 from uwsgitwisted.worker.templates.output import Output
-from uwsgitwisted.worker.templates.results import Page, Results, Statistics
+from uwsgitwisted.worker.templates.results import PER_FILE, Page, Results
 from uwsgitwisted.worker.templates.templates import CACHE_SIZE, Templates
 
 #: What parts a template's name from the name of a def in it.
 PART = "#"
+
+#: The files that a page was made from, by the names of the templates.
+Files = Mapping[str, Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Renderer:
                 strict=settings.strict,
                 imports=tuple(settings.imports),
                 encoding=settings.encoding,
+                max_output=settings.max_output,
             ),
             engines=settings.engines,
             reload=settings.reload,
@@ -89,10 +94,12 @@ class Renderer:
         )
         #: How many bytes a page may have.
         self.max_output = settings.max_output
+        #: Whether it looks for changed files.
+        self.reload = settings.reload
         self._outputs: list[Output] = []
-        self._results: Results | None = None
+        self._results: Results[Files] | None = None
         if settings.result_cache:
-            self._results = Results(settings.result_cache, settings.result_age, self._is_current)
+            self._results = Results(settings.result_cache, settings.result_age, self._are_current)
         if settings.preload and (broken := self.templates.compile_all()):
             raise StartupError(
                 "\n".join([f"--preload: {len(broken)} templates are broken:", *map(str, broken)])
@@ -149,17 +156,33 @@ class Renderer:
 
         :param key: as for :meth:`cached`.
         """
-        if self._results is None:
-            return Page(self.render(name, variables))
+        body, files = self.trace(name, variables)
+        page = Page(body)
+        if self._results is not None and files is not None:
+            self._results.put(key, page, files, PER_FILE * len(files))
+        return page
+
+    def kept_page(self, name: str, variables: Mapping[Any, object], key: bytes) -> Page:
+        """Return a page from the result cache, or render it and keep it there; show the front the figures.
+
+        :param key: as for :meth:`cached`.
+        """
+        page = self.cached(key) or self.page(name, variables, key)
+        NOTICE.write_cache(self.statistics)
+        return page
+
+    def trace(self, name: str, variables: Mapping[Any, object]) -> tuple[bytes, Files | None]:
+        """Render a page; return it, and the files that it was made from.
+
+        There are None if the page can't be kept, since one was missing, or has changed meanwhile.
+        """
         uses = self.templates.uses
-        uses.files, uses.missing = {}, False
+        files: dict[str, Found] = {}
+        uses.files, uses.incomplete = files, False
         try:
-            page = Page(self.render(name, variables))
-            if not uses.missing:
-                self._results.put(key, page, uses.files)
+            return self.render(name, variables), None if uses.incomplete else files
         finally:
             uses.files = None
-        return page
 
     @property
     def caches(self) -> bool:
@@ -167,9 +190,9 @@ class Renderer:
         return self._results is not None
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> CacheCounts:
         """The figures of the result cache; all 0 if there is none."""
-        return Statistics() if self._results is None else self._results.statistics
+        return CacheCounts() if self._results is None else self._results.statistics
 
     def names(self) -> list[str]:
         """Return the names of all templates, sorted."""
@@ -192,13 +215,16 @@ class Renderer:
         """Return the Content-Type of a page by its template's name."""
         return engines.content_type(split(name)[0])
 
-    def _is_current(self, name: str, file: Found) -> bool:
-        """Whether a template is still what it was."""
-        try:
-            found = self.templates.find(name).file
-        except UwsgiError:
-            return False
-        return found is file or found.source == file.source
+    def _are_current(self, files: Files) -> bool:
+        """Whether the templates are still what they were."""
+        for name, file in files.items():
+            try:
+                found = self.templates.find(name).file
+            except UwsgiError:
+                return False
+            if found is not file and found.source != file.source:
+                return False
+        return True
 
     def _render(self, name: str, variables: Mapping[Any, object], output: TextIO) -> None:
         whole, part = split(name)

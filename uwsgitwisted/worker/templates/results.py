@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
+from typing import Generic, TypeVar
 
-from uwsgitwisted.worker.templates.directories import Found
+from uwsgitwisted.activity import CacheCounts
+
+_F = TypeVar("_F")
 
 #: Bytes that an entry takes besides its key and its page, and for each file of it.
-_OVERHEAD, _PER_FILE = 1_000, 60
+_OVERHEAD, PER_FILE = 1_000, 60
 
 
 @dataclass(slots=True)
@@ -32,43 +35,27 @@ class Page:
         return self._etag
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The figures of a result cache.
-
-    :param hits: how many pages came from it.
-    :param misses: how many had to be rendered.
-    :param pages: how many it has now.
-    :param size: how many bytes they take.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    pages: int = 0
-    size: int = 0
-
-
 @dataclass(slots=True)
-class _Entry:
+class _Entry(Generic[_F]):
     page: Page
-    files: Mapping[str, Found]
+    files: _F
     until: float
     size: int
 
 
-class Results:
+class Results(Generic[_F]):
     """A cache of pages, by what they were made from.
 
     :param limit: how many bytes they may take together; those that were used last are kept.
     :param age: for how many seconds a page is kept.
-    :param is_current: whether the template of a name still has the file that a page was made from.
+    :param are_current: whether the files that a page was made from are still what they were.
     """
 
-    def __init__(self, limit: int, age: float, is_current: Callable[[str, Found], bool]) -> None:
+    def __init__(self, limit: int, age: float, are_current: Callable[[_F], bool]) -> None:
         self._limit = limit
         self._age = age
-        self._is_current = is_current
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._are_current = are_current
+        self._entries: OrderedDict[bytes, _Entry[_F]] = OrderedDict()
         self._size = 0
         self._hits = self._misses = 0
 
@@ -84,15 +71,13 @@ class Results:
         self._misses += 1
         return None
 
-    def _are_current(self, files: Mapping[str, Found]) -> bool:
-        return all(self._is_current(name, file) for name, file in files.items())
-
-    def put(self, key: bytes, page: Page, files: Mapping[str, Found]) -> None:
+    def put(self, key: bytes, page: Page, files: _F, files_size: int) -> None:
         """Keep a page, unless it is large.
 
-        :param files: the files from which it was made, by the names of the templates.
+        :param files: the files from which it was made.
+        :param files_size: how many bytes these take.
         """
-        size = len(key) + len(page.body) + _OVERHEAD + _PER_FILE * len(files)
+        size = len(key) + len(page.body) + _OVERHEAD + files_size
         self._remove(key)
         if size > self._limit // 4:
             return
@@ -101,12 +86,17 @@ class Results:
         while self._size > self._limit:
             self._remove(next(iter(self._entries)))
 
+    def clear(self) -> None:
+        """Drop all pages."""
+        self._entries.clear()
+        self._size = 0
+
     def _remove(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._size -= entry.size
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> CacheCounts:
         """The figures."""
-        return Statistics(self._hits, self._misses, len(self._entries), self._size)
+        return CacheCounts(self._hits, self._misses, len(self._entries), self._size)

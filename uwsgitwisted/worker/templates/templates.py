@@ -50,8 +50,8 @@ class Uses(threading.local):
 
     #: Their files by their names; None if nobody asks.
     files: dict[str, Found] | None = None
-    #: Whether a template was asked for that isn't there: it may come.
-    missing: bool = False
+    #: Whether a template was asked for that isn't there, and may come, or that has changed meanwhile.
+    incomplete: bool = False
 
 
 class _Finder:
@@ -167,8 +167,8 @@ class Templates:
                 compiled = self._find_again(name, request)
             compiled.used = request
         used = self.uses.files
-        if used is not None:
-            used[name] = compiled.file
+        if used is not None and used.setdefault(name, compiled.file) is not compiled.file:
+            self.uses.incomplete = True
         return compiled
 
     def _find_again(self, name: str, request: int) -> Compiled:
@@ -178,7 +178,7 @@ class Templates:
             try:
                 file = self._directories.read(check_name(name))
             except NoTemplate:
-                self.uses.missing = True
+                self.uses.incomplete = True
                 self._forget(name)
                 raise
             if previous is not None and previous.file.source == file.source:
