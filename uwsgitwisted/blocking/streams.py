@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from uwsgitwisted.address import Address, AddressLike
 from uwsgitwisted.blocking.sessions import CachedSession, negotiate, remember_ours
 from uwsgitwisted.blocking.sockets import NO_ANSWER, Deadline, Steps, converse, drive, explained, send
-from uwsgitwisted.errors import ConnectionBroken, NoAnswer, RequestCancelled, Unavailable, UwsgiError
+from uwsgitwisted.errors import (
+    ConnectionBroken,
+    MalformedPacket,
+    NoAnswer,
+    RequestCancelled,
+    Unavailable,
+    UwsgiError,
+)
 from uwsgitwisted.wire.events import (
     AnswerReceived,
     DataReceived,
@@ -60,12 +67,13 @@ class _StreamingSession(CachedSession):
                 self.ended = True
             elif isinstance(event, (AnswerReceived, ErrorReceived)) and event.id == request and not self.ended:
                 self.ended = True
-                if isinstance(event, AnswerReceived):
-                    result = event.packet
-                elif self._begun:
-                    self._error = event.error
+                outcome = event.packet if isinstance(event, AnswerReceived) else event.error
+                if not self._begun:
+                    result = outcome
+                elif isinstance(outcome, UwsgiError):
+                    self._error = outcome
                 else:
-                    result = event.error
+                    self._error = MalformedPacket("a second answer to a request")
         return result
 
     def read_part(self, deadline: Deadline) -> Steps[bytes]:

@@ -32,21 +32,18 @@ class AnswerStreams:
         self._session = session
         self._flush = flush
         self._on_cancel = on_cancel
-        self._answers: dict[int, Stream] = {}
-
-    def __bool__(self) -> bool:
-        """Whether there is one."""
-        return bool(self._answers)
+        #: Those that have begun, and not ended.
+        self.open: dict[int, Stream] = {}
 
     @property
     def waiting(self) -> bool:
         """Whether bytes have arrived that nobody has taken yet."""
-        return any(answer.size for answer in self._answers.values())
+        return any(answer.size for answer in self.open.values())
 
     def begin(self, request: int) -> Stream:
         """Return the stream of an answer that has begun. The peer may send more when some of it is taken."""
         answer = Stream(partial(self._on_taken, request), partial(self._on_cancel, request))
-        self._answers[request] = answer
+        self.open[request] = answer
         return answer
 
     def _on_taken(self, request: int, size: int) -> None:
@@ -55,7 +52,7 @@ class AnswerStreams:
 
     def receive(self, request: int, data: bytes) -> None:
         """Pass on bytes of an answer."""
-        answer = self._answers.get(request)
+        answer = self.open.get(request)
         if answer is not None:
             answer.write(data)
 
@@ -65,7 +62,7 @@ class AnswerStreams:
         :param error: why it isn't complete, if it isn't.
         :param took: how long the handler ran, in seconds.
         """
-        answer = self._answers.pop(request, None)
+        answer = self.open.pop(request, None)
         if answer is None:
             return False
         self._session.streams.forget(request)
@@ -74,7 +71,7 @@ class AnswerStreams:
 
     def end_all(self, error: Exception) -> None:
         """End all answers with *error*."""
-        for request in list(self._answers):
+        for request in list(self.open):
             self.end(request, error)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.unit.blocking.test_calls_tls import KEY, NODE
 from tests.unit.servers import (
     ScriptedServer,
     answering,
@@ -69,6 +71,13 @@ def end(speaker: Speaker) -> None:
     speaker.flush()
 
 
+def read_to_end(speaker: Speaker) -> None:
+    """Read until the client closes."""
+    with contextlib.suppress(OSError):
+        while speaker.connection.recv(65_536):
+            pass
+
+
 def ask(server: ScriptedServer, timeout: float = 10) -> AnswerStream:
     return blocking.stream(server.address, MARSHAL, 0, "page", timeout)
 
@@ -108,8 +117,12 @@ def test_as_it_comes() -> None:
         blocking.close()
 
 
-def test_window() -> None:
+@pytest.mark.parametrize("secured", [False, True], ids=["tcp", "tls"])
+def test_window(secured: bool) -> None:
     """The server sends no more ahead than a window; what is read lets it go on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if secured else None
+    if context is not None:
+        context.load_cert_chain(NODE, KEY)
     content = bytes(range(256)) * 8_000
     ahead: list[int] = []
 
@@ -125,9 +138,11 @@ def test_window() -> None:
                 events = speaker.session.receive(speaker.connection.recv(65_536))
                 assert set(events) <= {WindowGranted(1)}
         end(speaker)
+        read_to_end(speaker)  # closing before that would reset the connection
 
-    with SpeakingServer(script) as server:
-        assert b"".join(ask(server)) == content
+    with SpeakingServer(script, context=context) as server:
+        address = f"tls:localhost:{server.port}:trustRoots={NODE.parent}" if secured else server.address
+        assert b"".join(blocking.stream(address, MARSHAL, 0, "page", 10)) == content
     assert max(ahead) == STREAM_WINDOW
 
 
@@ -202,6 +217,18 @@ def test_violation() -> None:
         list(ask(server))
 
 
+def test_second_answer() -> None:
+    """A whole answer in the middle of a streamed one is not its end."""
+
+    def script(speaker: Speaker) -> None:
+        request = begin(speaker)
+        speaker.answer(request, "whole")
+        read_to_end(speaker)
+
+    with SpeakingServer(script) as server:
+        assert isinstance(failure(ask(server)), ProtocolError)
+
+
 def test_timeout() -> None:
     """A part that doesn't come in time ends the answer."""
 
@@ -236,9 +263,7 @@ def test_left_early(way: str) -> None:
     def script(speaker: Speaker) -> None:
         begin(speaker)
         write(speaker, bytes(STREAM_WINDOW))
-        with contextlib.suppress(ConnectionResetError):
-            while speaker.connection.recv(65_536):
-                pass
+        read_to_end(speaker)
         speaker.note_done()
 
     with SpeakingServer(script) as server:

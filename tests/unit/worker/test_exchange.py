@@ -22,11 +22,11 @@ from uwsgitwisted.wire.events import (
     WindowGranted,
 )
 from uwsgitwisted.wire.frame import FIRST_PIECE
-from uwsgitwisted.wire.packet import WSGI, Packet
+from uwsgitwisted.wire.packet import RPC, WSGI, Packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
 from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
-from uwsgitwisted.worker.handlers.handler import StreamHandler
+from uwsgitwisted.worker.handlers.handler import Handler, StreamHandler
 
 ASKED = Packet(WSGI, 0, b"vars")
 FRONT_WINDOW = 100_000
@@ -34,12 +34,19 @@ FRONT_WINDOW = 100_000
 LONG = bytes(range(256)) * 2_000
 
 
+def _answer(request: Packet, result: object) -> Packet:
+    assert isinstance(result, bytes)
+    return request._replace(payload=result)
+
+
 class WebFront(Front):
     """A worker that answers web requests with a function, and the front's end of its pipe."""
 
     def __init__(self, serve: Callable[[AnyExchange], None]) -> None:
         terms = Terms(max_message=1 << 20, window=FRONT_WINDOW)
-        super().__init__({WSGI: StreamHandler(lambda exchange, _: serve(exchange))}, terms=terms)
+        streams = StreamHandler(lambda exchange, _: serve(exchange))
+        calls = Handler(lambda _: b"whole", _answer, streams={1: streams})
+        super().__init__({WSGI: streams, RPC: calls}, terms=terms)
         self.granted = self.negotiate()
         self.session = Session(Role.CLIENT, terms, self.granted)
         self._pending: list[Event] = []
@@ -131,6 +138,26 @@ def test_small_answer(front: Make) -> None:
     assert isinstance(event, AnswerReceived)
     assert event.packet == Packet(WSGI, 0, b"body")
     assert 0 <= event.took < PATIENCE
+
+
+def test_streams_of_one_modifier2(front: Make) -> None:
+    """A handler may answer the requests of one modifier2 as streams, and all others whole."""
+
+    def serve(exchange: AnyExchange) -> None:
+        exchange.send(b"part")
+        exchange.finish()
+
+    made = front(serve)
+    for modifier2, answer in ((0, b"whole"), (1, b"part"), (2, b"whole")):
+        made.put(1)
+        made.session.send_request(modifier2 + 1, Packet(RPC, modifier2, b""))
+        made.flush()
+        event = made.next()
+        kind = StreamedAnswerReceived if modifier2 == 1 else AnswerReceived
+        assert isinstance(event, kind)
+        assert event.packet == Packet(RPC, modifier2, answer)
+        if modifier2 == 1:
+            assert isinstance(made.next(), EndReceived)
 
 
 def test_request_without_a_stream(front: Make) -> None:

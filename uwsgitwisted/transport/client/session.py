@@ -13,7 +13,14 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime, ITransport
 
-from uwsgitwisted.errors import NoAnswer, ProtocolError, RequestCancelled, Unavailable, UwsgiError
+from uwsgitwisted.errors import (
+    MalformedPacket,
+    NoAnswer,
+    ProtocolError,
+    RequestCancelled,
+    Unavailable,
+    UwsgiError,
+)
 from uwsgitwisted.interfaces import StreamedAnswer
 from uwsgitwisted.transport.answers import AnswerStreams, collect
 from uwsgitwisted.transport.batch import BATCH, SLICE_SIZE, Slices
@@ -155,7 +162,7 @@ class ClientSession:
                     self._handle_other(event)
             if self._held:
                 self._send_held()
-            if (self._session.unfinished > 0 or bool(self._answers)) != self._reading_more:
+            if (self._session.unfinished > 0 or bool(self._answers.open)) != self._reading_more:
                 self._reading_more = not self._reading_more
                 read_more_at_once(self._transport, self._reading_more)
             if self.draining and not self._pending:
@@ -178,7 +185,9 @@ class ClientSession:
 
     def _begin_answer(self, request: int, packet: Packet) -> None:
         """Give a streamed answer to its caller, or collect it for a caller that wants it whole."""
-        call = self._pending[request]
+        call = self._pending.get(request)
+        if call is None:  # cancelled while the events before this one were handled
+            return
         stream = self._answers.begin(request)
         if isinstance(call, StreamCall):
             call.begin(packet, stream)
@@ -199,7 +208,8 @@ class ClientSession:
         """Tell the peer that nobody wants the rest of an answer."""
         self._session.send_cancel(request)
         self._answers.end(request)
-        if self._pending[request].streams:  # the other calls fail with the reason
+        call = self._pending.get(request)
+        if call is not None and call.streams:  # the other calls fail with the reason
             del self._pending[request]
             self._send_held()
         self._flush_later()
@@ -277,7 +287,9 @@ class ClientSession:
         self._keepalive.set((1 + (silent >= KEEPALIVE)) * KEEPALIVE - silent)
 
     def _complete_call(self, request: int, result: Packet | UwsgiError, took: float) -> None:
-        if isinstance(result, UwsgiError) and self._answers.end(request, result):
+        if self._answers.open and request in self._answers.open:
+            error = MalformedPacket("a second answer to a request") if isinstance(result, Packet) else result
+            self._answers.end(request, error)
             self._pending.pop(request, None)  # if its caller has read it
             return
         call = self._pending.pop(request, None)

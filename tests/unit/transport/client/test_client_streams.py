@@ -12,6 +12,7 @@ from tests.unit.transport.client.test_client_session import Bench as SessionBenc
 from uwsgitwisted.errors import (
     Busy,
     ConnectionBroken,
+    MalformedPacket,
     MessageTooLarge,
     MisuseError,
     RequestCancelled,
@@ -219,6 +220,32 @@ class TestEnds:
         while isinstance(part := outcome(answer.read())[0], bytes):
             assert part
         assert bench.server.lost
+
+    def test_second_answer(self) -> None:
+        """A whole answer in the middle of a streamed one ends that with an error, for either kind of caller."""
+        bench = Bench()
+        answer = bench.begin(Packet(0, 0, b""))
+        bench.tell(1)
+        assert outcome(answer.read())[0].check(MalformedPacket)
+        results = bench.ask(PAGE)
+        bench.server.session.send_streamed_answer(2, HEAD)
+        bench.tell(2)
+        assert results[0].check(MalformedPacket)
+        assert bench.session.pending == 0
+
+    def test_cancelled_by_the_event_before(self) -> None:
+        """An answer that begins in the same chunk as one whose callback cancels it is dropped."""
+        bench = Bench()
+        first, second = bench.request(), bench.request(PAGE)
+        results = outcome(second)
+        first.addCallback(lambda _: second.cancel())
+        bench.link.flush()
+        bench.server.session.send_answer(1, TOLD)
+        bench.server.session.send_streamed_answer(2, HEAD)
+        bench.write(b"part", 2)
+        assert results[0].check(RequestCancelled)
+        assert bench.cancelled == [2]
+        assert not bench.server.lost
 
     def test_frozen_server(self) -> None:
         """A server that answers no ping has hung, however long the parts may take."""
