@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -15,6 +15,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: A host with one IPv6 address usually controls the whole /64, so the limits per peer count by /64.
 _IPV6_GROUP = 64
+#: The addresses of so many hosts are kept as they were parsed, which takes longer than all else here.
+_MOST_KEPT = 1_000
 
 
 def parse_network(text: str) -> Network:
@@ -23,6 +25,20 @@ def parse_network(text: str) -> Network:
     :raises ValueError: if *text* is neither.
     """
     return ipaddress.ip_network(text, strict=False)
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@lru_cache(_MOST_KEPT)
+def _parse_host(host: str) -> tuple[_Address, str]:
+    """Return a host's IP address and its group; an IPv4-mapped IPv6 address becomes IPv4."""
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip, str(ip)
+    if ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped, str(ip.ipv4_mapped)
+    return ip, str(ipaddress.ip_network((ip, _IPV6_GROUP), strict=False))
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class Peer:
 
     address: IAddress
 
-    @cached_property
+    @property
     def host(self) -> str:
         """The address without the port, which changes from one connection to the next."""
         if isinstance(self.address, (IPv4Address, IPv6Address)):
@@ -51,26 +67,20 @@ class Peer:
     @cached_property
     def group(self) -> str:
         """The key that the limits per peer count by: the IPv4 address, the IPv6 /64, or else the host."""
-        ip = self._ip
-        if isinstance(ip, ipaddress.IPv6Address):
-            return str(ipaddress.ip_network((ip, _IPV6_GROUP), strict=False))
-        return self.host if ip is None else str(ip)
+        return _parse_host(self.host)[1] if self._is_ip else self.host
 
-    @cached_property
-    def _ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """The IP address; an IPv4-mapped IPv6 address becomes IPv4."""
-        if not isinstance(self.address, (IPv4Address, IPv6Address)):
-            return None
-        ip = ipaddress.ip_address(self.host.partition("%")[0])
-        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-        return mapped or ip
+    @property
+    def _is_ip(self) -> bool:
+        return isinstance(self.address, (IPv4Address, IPv6Address))
 
     def is_allowed(self, networks: Iterable[Network]) -> bool:
         """Whether *networks* contain the peer, or it uses a UNIX socket, whose file has permissions."""
         if isinstance(self.address, UNIXAddress):
             return True
-        ip = self._ip
-        return ip is not None and any(ip in network for network in networks)
+        if not self._is_ip:
+            return False
+        ip, _ = _parse_host(self.host)
+        return any(ip in network for network in networks)
 
     def __str__(self) -> str:
         return self.name

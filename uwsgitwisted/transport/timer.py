@@ -72,8 +72,16 @@ class Deadlines(Generic[K]):
             self._timer.set(self._seconds)
 
     def discard(self, thing: K) -> None:
-        """Stop the time of *thing*, if it runs."""
-        if self._due.pop(thing, None) is not None and not self._due:
+        """Stop the time of *thing*, if it runs.
+
+        The timer goes on, even if nothing is left: to stop and set it for each of many short-lived things would
+        cost more than that it expires for nothing once in a while.
+        """
+        self._due.pop(thing, None)
+
+    def rest(self) -> None:
+        """Stop the timer if no time runs."""
+        if not self._due:
             self._timer.clear()
 
     def _expire_due(self) -> None:

@@ -69,6 +69,11 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return iter([*self._open, *self._evicted])
 
+    @property
+    def any(self) -> bool:
+        """Whether a connection is open."""
+        return bool(self._open or self._evicted)
+
     def refusal(self, peer: Peer) -> str | None:
         """Return why *peer* can't open a connection, or None if it can; evict others for it if necessary."""
         own = self._by_group.get(peer.group, {})
@@ -101,13 +106,13 @@ class Connections:
             self._discard(connection)
         else:
             self._evicted.pop(connection, None)
-        if self._emptied is not None and not self._open and not self._evicted:
+        if self._emptied is not None and not self.any:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
 
     def emptied(self) -> Deferred[None]:
         """Return a Deferred that fires when all connections are closed."""
-        if not self._open and not self._evicted:
+        if not self.any:
             return succeed(None)
         self._emptied = Deferred()
         return self._emptied

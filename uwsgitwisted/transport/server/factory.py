@@ -89,6 +89,13 @@ class ServerFactory(Factory):
         self.reports.report(reason, "a connection of {peer} was refused: {reason}", peer=peer, reason=reason)
         return None
 
+    def remove(self, connection: ServerProtocol) -> None:
+        """Remove a closed connection."""
+        self.connections.remove(connection)
+        if not self.connections.any:
+            for deadlines in (self.headers, self.bodies, self.answers):
+                deadlines.rest()
+
     @property
     def expects_requests(self) -> bool:
         """Whether a connection has none, or only a part, of its request yet."""

@@ -64,6 +64,9 @@ class _State(enum.Enum):
     SESSION = enum.auto()
     CLOSED = enum.auto()
 
+    # That of Enum is a function in Python, and every event looks its state up.
+    __hash__ = object.__hash__
+
 
 #: The states before a request is complete, or its responder has it.
 _ARRIVING = (_State.HEADER, _State.PACKET, _State.BODY)
@@ -176,7 +179,7 @@ class ServerProtocol(Protocol):
         if self._answer is not None:
             self._answer.cancel()
         self._account.close()
-        self._factory.connections.remove(self)
+        self._factory.remove(self)
 
     # Making room
 
