@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.attacks.callers import limit_beside
 from tests.attacks.test_objects import OBJECTS
-from tests.attacks.witness import Witness, assert_within, limit_beside, pinging, watching
+from tests.attacks.witness import Witness, assert_within, pinging, watching
 from tests.integration.postgresql.postgres import postgres_server
 from tests.integration.services import Launcher, RawSession, Service, script, until
 from uwsgitwisted import blocking

@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tests.integration.services import until
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import UwsgiError
 
 #: How often a measurement is repeated before its limit counts as exceeded.
 TRIES = 3
-#: How many calls without an attack are measured, and how much longer one may take beside it.
-QUIET, TIMES = 50, 3.0
 #: Seconds between two calls of a witness.
 _PAUSE = 0.005
 
@@ -89,16 +86,6 @@ def watching(call: Callable[[], object]) -> Iterator[Witness]:
 def pinging(address: object, timeout: float = 30.0) -> Callable[[], object]:
     """Return a call that pings *address* on a connection of its own."""
     return lambda: blocking.ping(address, timeout)  # type: ignore[arg-type]
-
-
-def limit_beside(floor: float, call: Callable[[], object]) -> float:
-    """Return how long *call* may take beside an attack, measured without it, but at least *floor* seconds.
-
-    What else the machine does makes it longer in the same way.
-    """
-    with watching(call) as witness:
-        until(lambda: len(witness.durations) >= QUIET, "calls without an attack")
-    return max(floor, TIMES * witness.slowest)
 
 
 def assert_within(limit: float, measure: Callable[[], float], what: str, tries: int = TRIES) -> None:
