@@ -20,8 +20,8 @@ from typing import Any
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tests.attacks.witness import Witness, pinging
-from tests.integration.services import Service, read_to_end
+from tests.attacks.witness import Witness, pinging, watching
+from tests.integration.services import Service, read_to_end, until
 from tests.integration.web_apps import GREETING
 from tests.integration.web_servers import parse_response, request_packet, request_variables
 from uwsgitwisted import blocking
@@ -37,6 +37,9 @@ PATIENCE = 20.0
 OTHER = "127.0.0.100"
 #: Seconds between two calls of the client.
 _PAUSE = 0.01
+#: How many calls without an attack are measured, how many processes are busy meanwhile, and how much longer a
+#: call may take beside the attack.
+_QUIET, _HOSTILE, _TIMES = 50, 2, 3.0
 #: What is asked of a node and of a renderer, and the answer.
 _QUESTIONS: dict[str, tuple[object, object]] = {
     "node": (("echo", "good"), "good"),
@@ -205,6 +208,16 @@ def busy_processes(number: int) -> Iterator[None]:
         for process in started:
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+def limit_beside(floor: float, call: Callable[[], object]) -> float:
+    """Return how long *call* may take beside an attack, measured without it, but at least *floor* seconds.
+
+    The processors are as busy meanwhile, and what else the machine does makes it longer in the same way.
+    """
+    with busy_processes(_HOSTILE), watching(call) as witness:
+        until(lambda: len(witness.durations) >= _QUIET, "calls without an attack")
+    return max(floor, _TIMES * witness.slowest)
 
 
 class Usage:
