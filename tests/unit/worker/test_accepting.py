@@ -494,6 +494,9 @@ class SharingFront(Front):
 
     def __init__(self, serve: Serve = hello, **limits: Any) -> None:
         self.bench = Bench(serve)
+        # As the service does: otherwise the worker may accept a connection before its request is there, and
+        # hand it over.
+        self.bench.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
 
         def make(report: Callable[[UwsgiError, str], None], _: Slot) -> Acceptor:
             self.bench.acceptor._report = report
