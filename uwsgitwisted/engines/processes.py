@@ -384,6 +384,9 @@ class ProcessEngine:
             if pipe.waits_for_peer or worker.accepted():
                 pipe.running_since = now
             ran = now - pipe.running_since
+            if ran >= self._timeout and worker.has_data:  # it has answered in time
+                self._check_at(now + _CHECK_INTERVAL)
+                continue
             if ran >= self._timeout:
                 running[0].error = self._timed_out("the request")
                 self._history.on_timeout(worker)

@@ -281,7 +281,7 @@ class WorkerProcess(ProcessProtocol):
 
         :return: the requests that it had started, and those that it had not.
         """
-        while self._has_data() and self._connection.doRead() is None:
+        while self.has_data and self._connection.doRead() is None:
             pass
         if self.killed and self._traces:
             self._read_output()
@@ -294,7 +294,9 @@ class WorkerProcess(ProcessProtocol):
         self._tokens.close()
         return started, unstarted
 
-    def _has_data(self) -> bool:
+    @property
+    def has_data(self) -> bool:
+        """Whether bytes of it wait to be read: an answer, for which the reactor had no time yet, or no room."""
         try:
             return bool(self._connection.connected and self._connection.socket.recv(1, socket.MSG_PEEK))
         except OSError:  # there is no data; or the connection is broken, and none will come

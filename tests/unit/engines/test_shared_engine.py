@@ -72,6 +72,7 @@ class FakeWorker:
         self.signals = 0
         self.cache = CacheCounts()
         self.place = ""
+        self.has_data = False
         self._capacity = capacity
 
     @property
@@ -312,6 +313,19 @@ class TestTimeLimit:
         worker.pipe.begun = 1
         bench.engine._on_exit(worker, "killed")  # type: ignore[arg-type]
         assert isinstance(bench.results[0], RequestTimeout)
+
+    def test_answer_that_was_not_read(self) -> None:
+        """A worker that has answered in time lives, although the front was held up until the time was over."""
+        worker = FakeWorker(1)
+        bench = Bench(worker)
+        bench.submit()
+        worker.has_data = True
+        bench.clock.advance(TIMEOUT + 1)
+        bench.clock.advance(1)
+        assert not worker.kills
+        worker.has_data = False
+        bench.clock.advance(1)
+        assert worker.kills == 1
 
 
 class TestExit:
