@@ -150,4 +150,5 @@ class StreamedAnswers:
         self.number -= 1
         self._turns.pop(request, None)
         self._stalled.discard(request)
+        self._stalled.rest()  # nothing of a session stays when it has ended
         return flow
