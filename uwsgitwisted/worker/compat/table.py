@@ -77,7 +77,7 @@ _SNMP = refused("count in the application, with a library such as prometheus-cli
 _LEGION = refused("elect a leader with a lock of the database or of ZooKeeper, etcd or Consul")
 _WEBSOCKET = refused("serve WebSockets with an ASGI server or with autobahn on Twisted, behind the same nginx")
 _CHUNKED = refused("read environ['wsgi.input'], whatever the body's encoding is")
-_ASYNC = refused("use --engine reactor, whose handlers are coroutines, or --threads")
+_ASYNC = refused("use --engine reactor, whose handlers are coroutines, or --engine threads:N")
 _SOCKETS = refused("use the socket module of Python, or uwsgitwisted.blocking to call a node")
 _IMPORTER = refused("import Python modules from a directory or a zip file on sys.path")
 
