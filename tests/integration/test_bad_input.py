@@ -227,7 +227,7 @@ async def test_an_unknown_modifier_in_a_session(node: Service, client: Client) -
     """In a session the error names the known modifiers."""
     with pytest.raises(UnknownModifier) as caught:
         await client.send_message(node.address, 79, 0, b"")
-    assert "the known ones are 33, 100, 101" in str(caught.value)
+    assert "the known ones are 33, 35, 100, 101, 110" in str(caught.value)
 
 
 def test_a_task_for_a_node(node: Service) -> None:
