@@ -30,7 +30,7 @@ from uwsgitwisted.worker.web.response import Response, StartResponse, run
 def _no_request() -> Iterator[None]:
     """Leave no request and no process behind."""
     yield
-    web_request.environ = web_request.response = web_request.log_variables = None
+    web_request.response = None
     configure()
 
 
@@ -44,9 +44,10 @@ def test_without_a_web_request(call: str) -> None:
 
 def test_variables() -> None:
     """A request's variables can be set, and variables for the log; the log's are bounded."""
-    web_request.environ = {"CONTENT_LENGTH": "17"}
+    environ: Environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.0", "CONTENT_LENGTH": "17"}
+    web_request.response = Response(Sink(), environ)  # type: ignore[arg-type]
     assert uwsgi.add_var(b"REMOTE_USER", "ann") is True
-    assert (web_request.environ["REMOTE_USER"], uwsgi.cl()) == ("ann", 17)
+    assert (environ["REMOTE_USER"], uwsgi.cl()) == ("ann", 17)
     uwsgi.set_logvar("user", b"ann")
     assert (uwsgi.get_logvar(b"user"), uwsgi.get_logvar("other")) == (b"ann", None)
     for number in range(requests.MAX_LOG_VARIABLES - 1):
@@ -101,7 +102,7 @@ def test_sendfile(tmp_path: Path, kind: str, returns_true: bool) -> None:
     environ: Environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.0"}
     sink = Sink()
     response = Response(sink, environ)  # type: ignore[arg-type]
-    web_request.environ, web_request.response = environ, response
+    web_request.response = response
     run(application, environ, response)
     assert sink.sent == b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n23456"
     assert response.size == 5

@@ -259,7 +259,7 @@ class TestEnviron:
         """What PEP 3333 requires is there, whatever the web server sends."""
         exchange = FakeExchange()
         environ, body = read_request(encode_vars({"REQUEST_METHOD": "GET"}), streamed=False)
-        complete(environ, exchange, body, {"wsgi.version": (1, 0)})
+        environ = complete(environ, exchange, body, {"wsgi.version": (1, 0)})
         assert environ.pop("wsgi.errors") is sys.stderr
         assert environ.pop("wsgi.input").read() == b""
         assert environ == {
@@ -291,14 +291,14 @@ class TestEnviron:
         """The scheme is what the web server says, not what a client does."""
         exchange = FakeExchange()
         environ, body = read_request(encode_vars({"REQUEST_METHOD": "GET", name: value}), streamed=False)
-        complete(environ, exchange, body, {})
+        environ = complete(environ, exchange, body, {})
         assert environ["wsgi.url_scheme"] == scheme
 
     def test_names_of_the_server(self) -> None:
         """A peer can't say what only the server may, and what would be a command to uWSGI is dropped."""
         sent = {"REQUEST_METHOD": "GET", "wsgi.input": "x", "wsgi.version": "y", "UWSGI_FILE": "/evil.py"}
         environ, body = read_request(encode_vars(sent), streamed=False)
-        complete(environ, FakeExchange(), body, {"wsgi.version": (1, 0)})
+        environ = complete(environ, FakeExchange(), body, {"wsgi.version": (1, 0)})
         assert isinstance(environ["wsgi.input"], io.BytesIO)
         assert environ["wsgi.version"] == (1, 0)
         assert not [name for name in environ if name.startswith("UWSGI_")]
@@ -403,7 +403,7 @@ class TestStreamedBody:
     def opened(self, parts: list[bytes], size: int) -> Any:
         exchange = FakeExchange(list(parts))
         environ, body = read_request(vars_of(CONTENT_LENGTH=str(size)), streamed=True)
-        complete(environ, exchange, body, {})
+        environ = complete(environ, exchange, body, {})
         return environ["wsgi.input"]
 
     def test_read(self) -> None:

@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uwsgitwisted.errors import MisuseError
 from uwsgitwisted.wire.vars import to_bytes
 from uwsgitwisted.worker.compat.calls import process, worker_id
+
+if TYPE_CHECKING:
+    from uwsgitwisted.worker.web.response import Response
 
 #: The most variables that a request may add to its line in the access log.
 MAX_LOG_VARIABLES = 100
@@ -41,9 +44,7 @@ class _Requests:
 class _WebRequest(threading.local):
     """The web request that this thread answers."""
 
-    environ: dict[str, Any] | None = None
-    response: Any = None
-    log_variables: dict[str, str] | None = None
+    response: Response | None = None
 
 
 requests = _Requests()
@@ -68,11 +69,11 @@ def set_user_harakiri(seconds: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _environ(function: str) -> dict[str, Any]:
-    environ = web_request.environ
-    if environ is None:
+def _response(function: str) -> Response:
+    response = web_request.response
+    if response is None:
         raise MisuseError(f"uwsgi.{function} is for a web request, and none is being answered in this thread")
-    return environ
+    return response
 
 
 def set_logvar(key: str | bytes, val: str | bytes) -> None:
@@ -80,8 +81,7 @@ def set_logvar(key: str | bytes, val: str | bytes) -> None:
 
     :raises MisuseError: if no web request is being answered, or it has 100 variables.
     """
-    _environ("set_logvar")
-    variables = web_request.log_variables = web_request.log_variables or {}
+    variables = _response("set_logvar").log_variables
     name = to_bytes(key).decode(errors="replace")
     if name not in variables and len(variables) >= MAX_LOG_VARIABLES:
         raise MisuseError(f"a request has at most {MAX_LOG_VARIABLES} variables for the log")
@@ -90,7 +90,9 @@ def set_logvar(key: str | bytes, val: str | bytes) -> None:
 
 def get_logvar(key: str | bytes) -> bytes | None:
     """Return a variable that :func:`set_logvar` has set; None if there is none."""
-    value = (web_request.log_variables or {}).get(to_bytes(key).decode(errors="replace"))
+    if web_request.response is None:
+        return None
+    value = web_request.response.log_variables.get(to_bytes(key).decode(errors="replace"))
     return None if value is None else value.encode()
 
 
@@ -99,13 +101,13 @@ def add_var(key: str | bytes, val: str | bytes) -> bool:
 
     :raises MisuseError: if no web request is being answered.
     """
-    _environ("add_var")[to_bytes(key).decode("latin-1")] = to_bytes(val).decode("latin-1")
+    _response("add_var").environ[to_bytes(key).decode("latin-1")] = to_bytes(val).decode("latin-1")
     return True
 
 
 def cl() -> int:
     """Return the CONTENT_LENGTH of the web request; 0 if it has none."""
-    text = str(_environ("cl").get("CONTENT_LENGTH", ""))
+    text = str(_response("cl").environ.get("CONTENT_LENGTH", ""))
     return int(text) if text.isdecimal() else 0
 
 
@@ -119,11 +121,11 @@ def sendfile(filename_or_fd: Any, chunk: int = 0, pos: int = 0, filesize: int = 
     :raises MisuseError: if no web request is being answered.
     :raises OSError: if the file can't be read.
     """
-    _environ("sendfile")
+    response = _response("sendfile")
     if not isinstance(filename_or_fd, (str, bytes)):
         descriptor = filename_or_fd if isinstance(filename_or_fd, int) else filename_or_fd.fileno()
-        web_request.response.send_file(descriptor, pos, filesize)
+        response.send_file(descriptor, pos, filesize)
         return True
     with open(filename_or_fd, "rb") as file:
-        web_request.response.send_file(file.fileno(), pos, filesize)
+        response.send_file(file.fileno(), pos, filesize)
     return True

@@ -77,23 +77,22 @@ def load(
     find = _only(mounted[""]) if mounted.keys() == {""} else _by_path(mounted)
 
     def read(exchange: AnyExchange) -> Environ:
-        environ, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
-        complete(environ, exchange, body, shared)
+        variables, body = read_request(exchange.packet.payload, streamed=exchange.streamed)
+        environ = complete(variables, exchange, body, shared)
         if exchange.packet.modifier1 == WSGI_STRIPPED:
             _strip_script(environ)
         return environ
 
     def serve(exchange: AnyExchange, environ: Environ) -> None:
         response, started = Response(exchange, environ), monotonic()
-        web_request.environ, web_request.response = environ, response
+        web_request.response = response
         try:
             run(find(environ) or _not_found, environ, response)
         finally:
-            web_request.environ = web_request.response = None
-            further, web_request.log_variables = web_request.log_variables, None
+            web_request.response = None
             if log is not None:
-                took = monotonic() - started
-                entry = Entry(environ, response.status, response.size, took, worker_id(), time(), further or {})
+                took, further = monotonic() - started, response.log_variables
+                entry = Entry(environ, response.status, response.size, took, worker_id(), time(), further)
                 log.write(entry)
 
     def refused(request: Packet, status: HTTPStatus, size: int) -> None:

@@ -13,6 +13,15 @@ from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 #: How the names of variables begin that are commands to uWSGI.
 _UWSGI = "UWSGI_"
 _TRUE = frozenset({"on", "1", "https"})
+#: The variables that WSGI requires, where the web server sends none.
+_DEFAULTS = {
+    "SCRIPT_NAME": "",
+    "PATH_INFO": "",
+    "QUERY_STRING": "",
+    "SERVER_NAME": "",
+    "SERVER_PORT": "",
+    "SERVER_PROTOCOL": "HTTP/1.0",
+}
 
 #: A WSGI environment.
 Environ = dict[str, Any]
@@ -51,9 +60,14 @@ def _decode(block: bytes) -> Environ:
     try:
         while position < available:
             key_at = position + 2
-            value_at = key_at + (block[position] | block[position + 1] << 8) + 2
-            position = value_at + (block[value_at - 2] | block[value_at - 1] << 8)
-            environ[text[key_at : value_at - 2]] = text[value_at:position]
+            key_end = key_at + block[position]
+            if block[position + 1]:  # as hardly ever
+                key_end += block[position + 1] << 8
+            value_at = key_end + 2
+            position = value_at + block[key_end]
+            if block[key_end + 1]:
+                position += block[key_end + 1] << 8
+            environ[text[key_at:key_end]] = text[value_at:position]
     except IndexError:
         position = -1
     if position != available or "" in environ:
@@ -63,19 +77,20 @@ def _decode(block: bytes) -> Environ:
     return environ
 
 
-def complete(environ: Environ, exchange: AnyExchange, body: bytes, shared: Environ) -> None:
-    """Add what WSGI requires to the variables of a request.
+def complete(variables: Environ, exchange: AnyExchange, body: bytes, shared: Environ) -> Environ:
+    """Return the environment of a request: its variables, and what WSGI requires.
 
     :param shared: what all requests of this worker have in common.
     """
-    for name in ("SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "SERVER_NAME", "SERVER_PORT"):
-        environ.setdefault(name, "")
-    environ.setdefault("SERVER_PROTOCOL", "HTTP/1.0")
-    secure = (environ.get("HTTPS") or environ.get("REQUEST_SCHEME", "")).lower() in _TRUE
-    environ["wsgi.url_scheme"] = "https" if secure else "http"
-    environ["wsgi.input"] = _input(environ, exchange) if exchange.streamed else io.BytesIO(body)
-    environ["wsgi.errors"] = sys.stderr
-    environ.update(shared)
+    secure = (variables.get("HTTPS") or variables.get("REQUEST_SCHEME", "")).lower() in _TRUE
+    return {
+        **_DEFAULTS,
+        **variables,
+        **shared,
+        "wsgi.url_scheme": "https" if secure else "http",
+        "wsgi.input": _input(variables, exchange) if exchange.streamed else io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+    }
 
 
 def _input(environ: Environ, exchange: AnyExchange) -> io.BufferedReader:

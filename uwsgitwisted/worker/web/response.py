@@ -98,12 +98,27 @@ class Response:
     :param environ: the request's environment.
     """
 
-    __slots__ = ("_exchange", "_headers", "_left", "_method", "_protocol", "_sent", "_status", "size")
+    __slots__ = (
+        "_exchange",
+        "_headers",
+        "_left",
+        "_method",
+        "_protocol",
+        "_sent",
+        "_status",
+        "environ",
+        "log_variables",
+        "size",
+    )
 
     def __init__(self, exchange: AnyExchange, environ: Environ) -> None:
         self._exchange = exchange
         self._method = environ["REQUEST_METHOD"]
         self._protocol = environ["SERVER_PROTOCOL"]
+        #: The request's environment, which the application may change.
+        self.environ = environ
+        #: What the application adds to the request's line in the access log.
+        self.log_variables: dict[str, str] = {}
         self._status = ""
         self._headers: Headers = []
         #: Whether the head was sent.
