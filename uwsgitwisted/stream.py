@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-def unacknowledged_by(connection: socket.socket) -> int:
+def unacknowledged_by(connection: socket.SocketType) -> int:
     """Return how many bytes the system still keeps for the peer of *connection*; 0 if it is closed.
 
     On a UNIX socket, the number includes the memory that they take.

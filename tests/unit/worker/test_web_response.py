@@ -80,8 +80,8 @@ def environ_of(exchange: FakeExchange, *more: tuple[str, str], body: bytes = b""
     """Return the environment of a request, as a worker makes it."""
     given = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "here", "SERVER_PORT": "80"} | dict(more)
     environ, read = read_request(encode_vars(given) + body, streamed=exchange.streamed)
-    complete(environ, exchange, read, {"wsgi.version": (1, 0), "wsgi.file_wrapper": FileWrapper, **FLAGS})
-    return environ
+    shared = {"wsgi.version": (1, 0), "wsgi.file_wrapper": FileWrapper, **FLAGS}
+    return complete(environ, exchange, read, shared)
 
 
 FLAGS = {"wsgi.multithread": False, "wsgi.multiprocess": True, "wsgi.run_once": False}
