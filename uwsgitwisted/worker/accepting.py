@@ -40,6 +40,10 @@ _FIRST_BYTES = 0.001
 _PAUSE = 0.01
 #: How often to look in the write timeout whether the peer has read anything.
 _LOOKS = 4
+#: How the end of an answer is sent if it has up to so many bytes: TCP puts it into one segment with the end of
+#: the connection. This saves two segments of ten. A longer one is acknowledged at once: TCP takes so many bytes
+#: for a full segment at first.
+_WITH_END, _SMALL = getattr(socket, "MSG_MORE", 0), 536
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -135,7 +139,12 @@ class DirectExchange:
         :raises ClientGone: as :meth:`send`.
         """
         if data:
-            self._send_all(data)
+            self._send_all(data, _WITH_END if len(data) <= _SMALL else 0)
+        try:  # noqa: SIM105
+            # A close alone isn't enough: a process that the application has forked has the connection too.
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer has gone; it may have read all
+            pass
         self._connection.close()
 
     def abort(self) -> None:
@@ -144,20 +153,20 @@ class DirectExchange:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._connection.close()
 
-    def _send_all(self, data: bytes) -> None:
+    def _send_all(self, data: bytes, flags: int = 0) -> None:
         self.begun = True
         try:
-            sent = self._send(data)
+            sent = self._send(data, flags)
             while sent < len(data):
                 self._wait()
-                sent += self._send(memoryview(data)[sent:])
+                sent += self._send(memoryview(data)[sent:], flags)
             self.sent += sent
         except OSError as error:
             raise ClientGone(f"the client has gone: {error}") from error
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _send(self, data: bytes | memoryview, flags: int) -> int:
         try:
-            return self._connection.send(data, socket.MSG_DONTWAIT)
+            return self._connection.send(data, socket.MSG_DONTWAIT | flags)
         except BlockingIOError:
             return 0
 

@@ -28,7 +28,7 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.packet import MARSHAL, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
-from uwsgitwisted.worker.accepting import Acceptor, ListeningSocket
+from uwsgitwisted.worker.accepting import Acceptor, DirectExchange, ListeningSocket
 from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
 from uwsgitwisted.worker.spec import NO_REQUEST, Accepting
@@ -168,6 +168,23 @@ def test_request(bench: Make) -> None:
     assert made.reports == []
     requests, failed, *_, sent, _ = made.slot.counts
     assert (requests, failed, sent) == (1, 0, 5)
+
+
+@pytest.mark.parametrize("size", [5, 5_000])
+def test_connection_of_another_process(bench: Make, size: int) -> None:
+    """An answer ends, although a process that the application has forked keeps the connection open."""
+    forked: list[int] = []
+
+    def serve(exchange: AnyExchange) -> None:
+        assert isinstance(exchange, DirectExchange)
+        forked.append(os.dup(exchange._connection.fileno()))  # as a fork does it
+        exchange.finish(bytes(size))
+
+    made = bench(serve)
+    client = made.connect(GET)
+    assert made.accept()
+    assert everything(client) == bytes(size)
+    os.close(forked.pop())
 
 
 def test_body(bench: Make) -> None:
