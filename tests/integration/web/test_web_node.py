@@ -370,7 +370,7 @@ def test_max_requests(launch: Launcher) -> None:
         seen.add(answer.body)
         return len(seen) >= 6
 
-    until(are_several, "six processes")
+    until(are_several, "six processes", 3 * PATIENCE)
 
 
 def test_reload_under_load(launch: Launcher, tmp_path: Path) -> None:

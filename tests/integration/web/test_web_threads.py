@@ -371,7 +371,7 @@ def test_max_requests_under_load(launch: Launcher) -> None:
         return len(seen) >= 6
 
     with under_load(node):
-        until(are_several, "six processes")
+        until(are_several, "six processes", 3 * PATIENCE)
 
 
 @both_ways
