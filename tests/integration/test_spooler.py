@@ -23,6 +23,7 @@ from tests.integration.services import (
     TERMINATED,
     TWISTD,
     Launcher,
+    RawSession,
     Service,
     eventually,
     is_alive,
@@ -33,6 +34,7 @@ from tests.integration.services import (
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import SpoolRefused, UwsgiError
+from uwsgitwisted.wire.events import ShutdownReceived
 from uwsgitwisted.wire.packet import SPOOL, Packet, encode_packet
 
 pytestmark = pytest.mark.integration
@@ -234,9 +236,11 @@ def test_sigterm_loses_nothing(launch: Launcher, spooler: Service) -> None:
     until(lambda: len(_runs(spooler)) == 2, "both tasks' runs")
     for number in range(3):
         script(blocking.spool, spooler.address, {"key": f"waiting {number}"})
-    spooler.process.send_signal(signal.SIGTERM)
-    spooler.wait_for("Received SIGTERM")
-    go.touch()
+    with closing(RawSession(spooler)) as session:
+        spooler.process.send_signal(signal.SIGTERM)
+        # Its notice comes when the spooler begins no further tasks.
+        assert any(isinstance(event, ShutdownReceived) for event in session.events())
+        go.touch()
     assert spooler.process.wait(20) == TERMINATED
     assert _waiting(spooler) == 3
     again = _start(launch, directory=spooler.directory)
