@@ -118,9 +118,18 @@ def hang(request: Any) -> int:
     return NOT_DONE_YET
 
 
-def slow(request: Any) -> int:
+def wait(request: Any) -> int:
+    """Answer as soon as the file is gone that says that the request has begun."""
+
+    def look() -> None:
+        if not os.path.exists(argument(request, "path")):
+            calls.stop()
+            request.write(b"waited")
+            request.finish()
+
     note(request, "began")
-    deferLater(reactor, 0.5).addCallback(lambda _: (request.write(b"slow"), request.finish()))
+    calls = LoopingCall(look)
+    calls.start(0.01)
     return NOT_DONE_YET
 
 
@@ -167,7 +176,7 @@ class Root(Resource):
 
     def __init__(self) -> None:
         super().__init__()
-        for function in (facts, echo, digest, push, hang, slow, events, session, etag, broken):
+        for function in (facts, echo, digest, push, hang, wait, events, session, etag, broken):
             self.putChild(function.__name__.encode(), Page(function))
         self.putChild(b"files", File("files"))
         self.putChild(b"", Page(lambda _: b"the root"))

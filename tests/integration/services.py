@@ -95,15 +95,37 @@ def script(function: Callable[..., Any], *arguments: object) -> Any:
     return result
 
 
-def free_port() -> int:
-    """Return a TCP port on which nothing listens on loopback.
+def _blocks() -> Iterator[range]:
+    """Give blocks of ports that no other process of the tests uses until this one ends.
 
-    It is none of those that the system gives to outgoing connections, so none of them takes it before a service
-    that was stopped starts again, or before a first start.
+    A socket's name, which the system frees when its process ends, says that a block is taken. None of the ports
+    is one that the system gives to outgoing connections.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(100):
-        port = random.randrange(10_000, max(first, 11_000))
+    blocks = [range(start, start + _BLOCK) for start in range(10_000, max(first, 11_000) - _BLOCK, _BLOCK)]
+    for block in random.sample(blocks, len(blocks)):
+        mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            mark.bind(f"\0uwsgitwisted-tests-{block.start}")
+        except OSError:
+            mark.close()
+            continue
+        _marks.append(mark)
+        yield block
+
+
+#: How many ports a process takes at once.
+_BLOCK = 100
+_marks: list[socket.socket] = []
+_ports = (port for block in _blocks() for port in block)
+
+
+def free_port() -> int:
+    """Return a TCP port on which nothing listens on loopback, and which nobody else is given.
+
+    So nobody takes it before a service that was stopped starts again, or before a first start.
+    """
+    for port in _ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.integration.killing_twistd import POINTS
-from tests.integration.services import Launcher, Service, kill_if_alive, until
+from tests.integration.services import Launcher, Service, is_alive, kill_if_alive, until
 from uwsgitwisted import blocking
 from uwsgitwisted.errors import UwsgiError
 
@@ -42,6 +42,8 @@ def run(task):
     key = task[b"key"].decode()
     note(key=key, begins=True)
     time.sleep(float(task.get(b"sleep", b"0")))
+    while b"until" in task and not os.path.exists(task[b"until"]):
+        time.sleep(0.01)
     note(key=key, ends=True)
     return uwsgi.SPOOL_OK
 
@@ -132,9 +134,11 @@ def test_killed_at(launch: Launcher, point: str) -> None:
     script = str(Path(__file__).with_name("killing_twistd.py"))
     killing = [sys.executable, script, point, "5"]
     spooler = launch.start(*OPTIONS, handler=HANDLER, twistd=killing)
+    workers = spooler.workers()
     sender = Sender(spooler.address, "task")
     sender.start()
     assert spooler.process.wait(20) == -signal.SIGKILL, spooler.log
+    until(lambda: not any(map(is_alive, workers)), "the end of the workers")
     killed = {spooler.pid: time.monotonic()}
     sender.stopping = True
     sender.join()
@@ -184,13 +188,14 @@ def _kill_a_worker(spooler: Service, chance: random.Random) -> int | None:
         return None
     worker = chance.choice(workers)
     kill_if_alive(worker)
+    until(lambda: not is_alive(worker), "its end")
     return worker
 
 
 def test_poison(launch: Launcher) -> None:
     """Beside a task that kills its worker whenever it runs, a thousand good ones are done."""
     handler = HANDLER.replace(
-        "    time.sleep", "    if key == 'poison':\n        os.kill(os.getpid(), 9)\n    time.sleep"
+        "    time.sleep(float", "    if key == 'poison':\n        os.kill(os.getpid(), 9)\n    time.sleep(float"
     )
     spooler = launch.start(*OPTIONS, "--max-crashes", "3", handler=handler)
     keys = [*(f"good {n}" for n in range(500)), "poison", *(f"good {n}" for n in range(500, 1000))]

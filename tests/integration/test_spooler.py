@@ -23,6 +23,7 @@ from tests.integration.services import (
     TERMINATED,
     TWISTD,
     Launcher,
+    RawSession,
     Service,
     eventually,
     is_alive,
@@ -33,6 +34,7 @@ from tests.integration.services import (
 from uwsgitwisted import blocking
 from uwsgitwisted.client import Client
 from uwsgitwisted.errors import SpoolRefused, UwsgiError
+from uwsgitwisted.wire.events import ShutdownReceived
 from uwsgitwisted.wire.packet import SPOOL, Packet, encode_packet
 
 pytestmark = pytest.mark.integration
@@ -157,13 +159,14 @@ def test_on_the_disk_when_accepted(spooler: Service) -> None:
 
 
 def test_at(spooler: Service) -> None:
-    """A task with a time runs then, not before."""
+    """A task with a time runs then, not before, and no other one waits for it."""
     at = time.time() + 1
+    script(blocking.spool, spooler.address, {"key": "far", "at": str(FAR_AHEAD)})
     script(blocking.spool, spooler.address, {"key": "timed", "at": f"{at:.3f}"})
     script(blocking.spool, spooler.address, {"key": "now"})
-    until(lambda: _ran(spooler, "timed"), "the task's run")
+    until(lambda: _ran(spooler, "now") and _ran(spooler, "timed"), "the tasks' runs")
     assert _ran(spooler, "timed")[0]["time"] >= at - 0.01
-    assert _ran(spooler, "now")[0]["time"] < at
+    assert _ran(spooler, "far") == []
 
 
 # Whatever is killed in between.
@@ -171,11 +174,13 @@ def test_at(spooler: Service) -> None:
 
 def test_sigkill_between_acceptance_and_execution(launch: Launcher, spooler: Service) -> None:
     """A spooler that is killed before a task's time runs it after its next start."""
-    at = time.time() + 2
-    assert script(blocking.spool, spooler.address, {"key": "survivor", "at": f"{at:.3f}"}) is True
+    assert script(blocking.spool, spooler.address, {"key": "survivor", "at": str(FAR_AHEAD)}) is True
     spooler.kill()
     assert _runs(spooler) == []
     assert _waiting(spooler) == 1
+    with closing(sqlite3.connect(spooler.directory / "spool.db")) as database:  # its time comes
+        database.execute("UPDATE tasks SET at = 1")
+        database.commit()
     again = _start(launch, directory=spooler.directory)
     until(lambda: _ran(again, "survivor"), "the task's run")
     (run,) = _ran(again, "survivor")
@@ -231,9 +236,11 @@ def test_sigterm_loses_nothing(launch: Launcher, spooler: Service) -> None:
     until(lambda: len(_runs(spooler)) == 2, "both tasks' runs")
     for number in range(3):
         script(blocking.spool, spooler.address, {"key": f"waiting {number}"})
-    spooler.process.send_signal(signal.SIGTERM)
-    spooler.wait_for("Received SIGTERM")
-    go.touch()
+    with closing(RawSession(spooler)) as session:
+        spooler.process.send_signal(signal.SIGTERM)
+        # Its notice comes when the spooler begins no further tasks.
+        assert any(isinstance(event, ShutdownReceived) for event in session.events())
+        go.touch()
     assert spooler.process.wait(20) == TERMINATED
     assert _waiting(spooler) == 3
     again = _start(launch, directory=spooler.directory)
@@ -278,17 +285,18 @@ def test_other_ways_to_fail(shared_spooler: Service, do: str) -> None:
 @pytest.mark.parametrize("do", ["kill", "loop"])
 def test_a_task_that_ends_its_worker(launch: Launcher, do: str) -> None:
     """A task that crashes its worker, or runs over --timeout, is a dead letter after --max-crashes of them."""
-    spooler = _start(launch, "--max-crashes", "2", "--timeout", "0.5")
+    spooler = _start(launch, "--max-crashes", "2", "--timeout", "1.5")
     script(blocking.spool, spooler.address, {"key": "deadly", "do": do})
     script(blocking.spool, spooler.address, {"key": "harmless"})
     until(lambda: _letters(spooler), "the dead letter")
     ((attempts, crashes, error),) = _letters(spooler)
     assert (attempts, crashes) == (2, 2)
-    assert {"kill": "SIGKILL", "loop": "0.5 s"}[do] in error
+    assert {"kill": "SIGKILL", "loop": "1.5 s"}[do] in error
     workers = {run["pid"] for run in _ran(spooler, "deadly")}
     assert len(workers) == 2
     until(lambda: not any(map(is_alive, workers)), "the end of the dead workers")
     until(lambda: len(spooler.workers()) == 2, "as many workers as before")
+    until(lambda: _ran(spooler, "harmless"), "the other task's run")
     assert len(_ran(spooler, "harmless")) == 1
 
 

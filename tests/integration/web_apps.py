@@ -28,7 +28,9 @@ GREETING = b"Hello, world!\n"
 PIECE = 65_536
 #: A length that divides no buffer's size, so that bytes in the wrong place are seen.
 _CYCLE = bytes(range(251))
-_WAITING_TIME, _POLL = 20.0, 0.005
+#: For how many seconds a request waits for its file: a test may await several things meanwhile.
+WAITING_TIME = 60.0
+_POLL = 0.005
 
 
 def pattern(size: int) -> bytes:
@@ -42,7 +44,7 @@ def _query(environ: Environ) -> dict[str, str]:
 
 def _wait_for(path: str) -> None:
     """Wait until there is a file, for a while."""
-    ends = time.monotonic() + _WAITING_TIME
+    ends = time.monotonic() + WAITING_TIME
     while not os.path.exists(path):
         if time.monotonic() > ends:
             raise TimeoutError(path)

@@ -123,11 +123,14 @@ def parse_response(data: bytes, method: str = "GET") -> Response:
     return Response(answer.status, answer.headers, answer.read())
 
 
-def connect(address: Any) -> socket.socket:
-    """Return a connection to a server, by the path of its socket or by host and port."""
+def connect(address: Any, seconds: float = PATIENCE) -> socket.socket:
+    """Return a connection to a server, by the path of its socket or by host and port.
+
+    :param seconds: how long it may be silent.
+    """
     path = isinstance(address, str)
     connection = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(seconds)
     try:
         connection.connect(address.removeprefix("unix:") if path else address)
     except BaseException:
@@ -136,9 +139,12 @@ def connect(address: Any) -> socket.socket:
     return connection
 
 
-def exchange(address: Any, data: bytes) -> bytes:
-    """Send bytes on a connection of their own, and return what comes back until it is closed."""
-    with connect(address) as connection:
+def exchange(address: Any, data: bytes, seconds: float = PATIENCE) -> bytes:
+    """Send bytes on a connection of their own, and return what comes back until it is closed.
+
+    :param seconds: how long the connection may be silent.
+    """
+    with connect(address, seconds) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may refuse before the end
             connection.sendall(data)
         return read_to_end(connection)

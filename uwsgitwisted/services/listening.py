@@ -308,6 +308,20 @@ def refuse_new_connections(listener: socket.socket) -> None:
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
+def hold_no_connections(listener: socket.socket) -> bool:
+    """Have a TCP port give away connections at once, on which nothing has arrived yet.
+
+    Linux resets the connections that it holds back when the port is closed. Those that it holds back already,
+    it gives away when something arrives on them.
+
+    :return: whether there may be such connections.
+    """
+    if listener.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
+        return False
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    return True
+
+
 def _accept_waiting(ports: list[Any]) -> None:
     for port in ports:
         refuse_new_connections(port.socket)

@@ -20,7 +20,7 @@ from uwsgitwisted.interfaces import IEngine, IProcessReactor, IResponder
 from uwsgitwisted.responders.rpc import BODIES, RpcResponder
 from uwsgitwisted.responders.web import WebResponder
 from uwsgitwisted.services.access_logs import ServiceAccessLog
-from uwsgitwisted.services.listening import opened_port, refuse_new_connections
+from uwsgitwisted.services.listening import hold_no_connections, opened_port, refuse_new_connections
 from uwsgitwisted.services.server import ServerService, check_handlers, make_shared, object_responders
 from uwsgitwisted.services.settings import ServerSettings
 from uwsgitwisted.services.shared.service import Shared, SharedSettings
@@ -33,7 +33,10 @@ from uwsgitwisted.wire.rpc import RPC_HTTP
 from uwsgitwisted.wire.subscription import Subscription
 from uwsgitwisted.worker.spec import ACCESS_LOG_FD, Accepting, Loader
 
-#: Seconds for something to arrive on connections that have begun before the ports are closed.
+#: Seconds for something to arrive on connections that the system holds back until then. It follows at once,
+#: unless the peer's machine is busy.
+_HELD_CONNECTIONS = 0.25
+#: Seconds for connections to be made that have begun before the ports are closed.
 _LAST_CONNECTIONS = 0.05
 #: The modifiers of web requests.
 WEB = (WSGI, WSGI_STRIPPED)
@@ -234,8 +237,12 @@ class NodeService(ServerService):
         if self._announcer is not None:
             await self._announcer.leave()
         if isinstance(self._engine, ProcessEngine) and self._node.has_web_workers:
-            for port in filter(None, map(opened_port, self._listeners)):
-                refuse_new_connections(port.socket)
+            sockets = [port.socket for port in filter(None, map(opened_port, self._listeners))]
+            may_be_held = [hold_no_connections(each) for each in sockets]
+            if any(may_be_held):
+                await deferLater(self._reactor, _HELD_CONNECTIONS)  # type: ignore[arg-type]
+            for each in sockets:
+                refuse_new_connections(each)
             await deferLater(self._reactor, _LAST_CONNECTIONS)  # type: ignore[arg-type]
             self._engine.stop_accepting()
         await super()._stop_listening()

@@ -8,6 +8,7 @@ buffer never holds more than that one piece.
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import socket
 import termios
@@ -101,6 +102,15 @@ def has_unread(transport: object) -> bool:
     unread = array.array("i", [0])
     fcntl.ioctl(connection, termios.FIONREAD, unread)
     return unread[0] > 0
+
+
+def read_unread(transport: object) -> bytes:
+    """Return bytes that a socket has received and that have not been read yet; no bytes if there are none."""
+    connection = getattr(transport, "getHandle", lambda: None)()
+    if isinstance(connection, socket.socket):
+        with contextlib.suppress(OSError):
+            return connection.recv(LARGE_READ_SIZE, socket.MSG_DONTWAIT)
+    return b""
 
 
 def unacknowledged(transport: object) -> int:

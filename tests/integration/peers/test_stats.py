@@ -69,7 +69,33 @@ def application(environ, start_response):
 WEB = encode_vars({"REQUEST_METHOD": "GET", "PATH_INFO": "/"})
 
 
-class Node:
+class Stats:
+    """The statistics of a server.
+
+    :param address: where they are.
+    """
+
+    def __init__(self, address: Any) -> None:
+        self._address = address
+
+    def read(self) -> dict[str, Any]:
+        """Return them."""
+        return read_stats(self._address)
+
+    def until(self, condition: Any, what: str) -> dict[str, Any]:
+        """Wait until they satisfy a condition, and return them."""
+        found: dict[str, Any] = {}
+
+        def holds() -> bool:
+            found.clear()
+            found.update(self.read())
+            return bool(condition(found))
+
+        until(holds, what)
+        return found
+
+
+class Node(Stats):
     """A node with statistics."""
 
     def __init__(self, launch: Launcher, *options: str, **arguments: Any) -> None:
@@ -77,26 +103,11 @@ class Node:
         self.service: Service = launch.start(
             "uwsgi-node", "--stats", f"tcp:{self.stats_port}", *options, tcp=True, **arguments
         )
+        super().__init__(("127.0.0.1", self.stats_port))
 
     def call(self, name: str, *arguments: str) -> Any:
         """Call a function there."""
         return script(blocking.rpc, self.service.address, name, *arguments)
-
-    def stats(self) -> dict[str, Any]:
-        """Return its statistics."""
-        return read_stats(("127.0.0.1", self.stats_port))
-
-    def until(self, condition: Any, what: str) -> dict[str, Any]:
-        """Wait until its statistics satisfy a condition, and return them."""
-        found: dict[str, Any] = {}
-
-        def holds() -> bool:
-            found.clear()
-            found.update(self.stats())
-            return bool(condition(found))
-
-        until(holds, what)
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +125,11 @@ def keys(found: Any) -> Any:
     return type(found).__name__
 
 
+def has_five(stats: Any) -> bool:
+    """Whether five requests were counted, which may be after their answers."""
+    return bool(sum(worker["requests"] for worker in stats["workers"]) == 5)
+
+
 @pytest.mark.needs("uwsgi")
 def test_the_keys_of_uwsgi(launch: Launcher, tmp_path: Path) -> None:
     """A node gives everything that a real uWSGI gives, and the same figures for the same requests."""
@@ -121,13 +137,13 @@ def test_the_keys_of_uwsgi(launch: Launcher, tmp_path: Path) -> None:
     with real_web_server(tmp_path, "app:application", "--stats", f"{tmp_path}/stats"):
         for _ in range(5):
             script(blocking.send_message, f"{tmp_path}/socket", 0, 0, WEB)
-        theirs = read_stats(f"{tmp_path}/stats")
+        theirs = Stats(f"{tmp_path}/stats").until(has_five, "5 requests")
     directory = launch.new_directory()
     (directory / "app.py").write_text(APPLICATION)
     node = Node(launch, "--engine", "processes:2", "--wsgi", "app:application", directory=directory)
     for _ in range(5):  # on connections that the workers accept themselves
         assert node.service.exchange(encode_packet(Packet(WSGI, 0, WEB))).endswith(b"x" * 1000)
-    ours = node.until(lambda found: sum(each["requests"] for each in found["workers"]) == 5, "5 requests")
+    ours = node.until(has_five, "5 requests")
     for found in (theirs, ours):
         for worker in found["workers"]:
             worker["apps"] = []  # ours has no numbers for each
@@ -144,7 +160,7 @@ def test_the_keys_of_uwsgi(launch: Launcher, tmp_path: Path) -> None:
 
 def test_figures(node: Node) -> None:
     """Requests, failures, processes and memory are counted, across the processes of a worker."""
-    before = node.stats()["workers"][0]
+    before = node.read()["workers"][0]
     pid = int(node.call("pid"))
     with pytest.raises(RemoteError):
         node.call("fail")
@@ -180,7 +196,7 @@ def test_queue(node: Node, tmp_path: Path) -> None:
         for caller in callers:
             assert read_to_end(caller).endswith(b"waited")
     node.until(lambda found: found["listen_queue"] == 0 and found["workers"][0]["status"] == "idle", "rest")
-    assert node.stats()["sockets"][0]["max_queue"] == 1024
+    assert node.read()["sockets"][0]["max_queue"] == 1024
 
 
 _ESCAPE = re.compile(rb"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>])")
@@ -206,7 +222,7 @@ def terminal(*command: str) -> Iterator[int]:
 
 def test_uwsgitop(node: Node) -> None:
     """PyPI's uwsgitop shows a node and its workers."""
-    before = node.stats()["workers"][0]["requests"]
+    before = node.read()["workers"][0]["requests"]
     node.call("work")
     (worker,) = node.until(lambda found: found["workers"][0]["requests"] > before, "the request")["workers"]
     shown = b""
@@ -260,9 +276,12 @@ def test_other_services(launch: Launcher, tmp_path: Path) -> None:
     options = ("--spool", f"sqlite:{tmp_path}/q.sqlite", "--stats", f"unix:{tmp_path}/stats")
     spooler = launch.start("uwsgi-spooler", "--engine", "processes:1", *options, handler=source)
     assert script(blocking.spool, spooler.address, {"a": "b"})
-    until(lambda: read_stats(f"{tmp_path}/stats")["spoolers"][0]["tasks"] == 1, "the task")
-    (found,) = read_stats(f"{tmp_path}/stats")["spoolers"]
-    assert (found["dir"], found["pid"], found["running"]) == (f"sqlite:{tmp_path}/q.sqlite", spooler.pid, 0)
+
+    def has_run(stats: Any) -> bool:
+        return bool(stats["spoolers"][0]["tasks"] == 1 and not stats["spoolers"][0]["running"])
+
+    (found,) = Stats(f"{tmp_path}/stats").until(has_run, "the task")["spoolers"]
+    assert (found["dir"], found["pid"]) == (f"sqlite:{tmp_path}/q.sqlite", spooler.pid)
 
     node = Node(launch, "--engine", "threads:2", handler=HANDLER)
     assert node.call("warn", "in a thread") == b"True"

@@ -58,7 +58,8 @@ def test_routers_find_the_node(routers: RealRouters, launch: Launcher) -> None:
     assert answer.endswith(b"\r\n\r\n/fast")
 
     assert node.terminate() == TERMINATED
-    assert routers.process.log.count(f"{WEB} => marking 127.0.0.1:{node.address[1]} as failed") == 2
+    gone = f"{WEB} => marking 127.0.0.1:{node.address[1]} as failed"
+    until(lambda: routers.process.log.count(gone) == 2, "both routers know")
     with pytest.raises(http.client.HTTPException):
         routers.get(WEB, "/after")
     assert "unable to connect" not in routers.process.log

@@ -27,9 +27,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.needs("postgresql")]
 
 @pytest.fixture
 def hasty(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each cycle be one with a heartbeat, and leases expire soon; the server ran for longer than one."""
+    """Have each cycle be one with a heartbeat; the server ran for longer than a lease.
+
+    That is shorter than usual, and longer than a spooler or this process may stand still.
+    """
     monkeypatch.setattr(postgres_lease, "HEARTBEAT", 0.0)
-    monkeypatch.setattr(postgres_lease, "LEASE", 0.5)
+    monkeypatch.setattr(postgres_lease, "LEASE", 5.0)
     until(lambda: spool.server_age() > postgres_lease.LEASE, "a lease since the server's start is over")
 
 
@@ -57,6 +60,7 @@ def test_killed_spooler(spool: Spool) -> None:
     assert not [orphan for bench in benches for orphan in bench.cycle(0).orphans]
     holder.kill()
     holder.communicate()
+    spool.silence_others(*benches)
     orphans: list[Task] = []
 
     def taken_over() -> bool:
@@ -79,7 +83,8 @@ def test_a_task_that_somebody_holds(spool: Spool, monkeypatch: pytest.MonkeyPatc
     identifier, _ = holder.run("held", "runs on")
     with spool.transaction() as left_open:
         left_open.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (identifier,))
-        for _ in range(10):  # for longer than a lease
+        for _ in range(3):  # for longer than a lease
+            spool.silence(holder, 0.9 * postgres_lease.LEASE)
             with pytest.raises(StoreUnavailable, match="look for a transaction that was left open"):
                 holder.cycle(1, settle(identifier, Action.FINISH, 1))
             assert other.cycle(0).orphans == []
@@ -133,7 +138,7 @@ def test_lost_lease(spool: Spool) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_whoever_was_away_itself_takes_nothing_over(spool: Spool) -> None:
+def test_whoever_was_away_itself_takes_nothing_over(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spooler that could not show that it lives doesn't hold that against others."""
     holder, other = spool.open(), spool.open()
     (identifier,) = holder.run("a")
@@ -143,6 +148,7 @@ def test_whoever_was_away_itself_takes_nothing_over(spool: Spool) -> None:
     assert lease._last_beat is not None
     lease._last_beat -= 1000
     assert other.cycle(0).orphans == []
+    monkeypatch.setattr(postgres_lease, "LEASE", 0.5)
     until(lambda: other.cycle(0).orphans, "the task is taken over")
     assert other.record(identifier).state is State.RUNNING
 

@@ -42,10 +42,14 @@ def test_race(spool: Spool) -> None:
     benches = [spool.open(), spool.open()]
     ids = benches[0].add(*(str(number) for number in range(1000)))
     claimed: list[int] = []
+    barrier = threading.Barrier(2)
 
     def work(bench: Bench) -> int:
-        mine = 0
+        mine = cycles = 0
         while len(claimed) < len(ids):
+            cycles += 1
+            if cycles <= 10:  # at first they are in step, so that each gets some
+                barrier.wait(PATIENCE)
             tasks = bench.cycle(4, prefetch=3).claimed
             claimed.extend(task.id for task in tasks)
             mine += len(tasks)

@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.integration.web.test_web_node import (
     occupied,
     packet,
     refuses,
+    reload_twice,
 )
 from tests.integration.web_apps import GREETING, PIECE, pattern
 from tests.integration.web_servers import (
@@ -94,8 +95,9 @@ def sent(service: Service, data: bytes, way: str) -> Iterator[Future[bytes]]:
         yield pool.submit(send)
 
 
-def under_load(service: Service, pool: ThreadPoolExecutor) -> Callable[[], tuple[int, list[str]]]:
-    """Send requests all the time; return what ends that, and says how many there were, and which failed."""
+@contextlib.contextmanager
+def under_load(service: Service) -> Iterator[None]:
+    """Send requests all the time, none of which may fail."""
     stop = threading.Event()
     failures: list[str] = []
 
@@ -111,13 +113,15 @@ def under_load(service: Service, pool: ThreadPoolExecutor) -> Callable[[], tuple
                 failures.append(repr(error))
         return number
 
-    loads = [pool.submit(load, way) for way in ("worker", "worker", "worker", "front")]
-
-    def end() -> tuple[int, list[str]]:
-        stop.set()
-        return min(each.result(PATIENCE) for each in loads), failures
-
-    return end
+    with ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(load, way) for way in ("worker", "worker", "worker", "front")]
+        try:
+            yield
+        finally:
+            stop.set()
+        number = min(each.result(PATIENCE) for each in loads)
+    assert failures == []
+    assert number > 10
 
 
 @both_ways
@@ -332,19 +336,16 @@ def test_reload_under_load(launch: Launcher, tmp_path: Path) -> None:
     before = node.workers()
     for each in ("worker", "front"):
         (tmp_path / each).mkdir()
-    with ThreadPoolExecutor(4) as pool:
-        end = under_load(node, pool)
-        with occupied(node, tmp_path / "worker", 1, "worker"), occupied(node, tmp_path / "front", 1, "front"):
-            for _ in range(2):
-                node.process.send_signal(signal.SIGHUP)
-                node.wait_for("every worker was replaced")
-            seen = {int(ask(node.address, "GET", "/process").body) for _ in range(100)}
-            assert not seen & set(before)
-            time.sleep(2.5)  # longer than an idle worker gets to end
-            assert set(before) & set(node.workers())
-        number, failures = end()
-    assert failures == []
-    assert number > 10
+    with (
+        under_load(node),
+        occupied(node, tmp_path / "worker", 1, "worker"),
+        occupied(node, tmp_path / "front", 1, "front"),
+    ):
+        reload_twice(node)
+        seen = {int(ask(node.address, "GET", "/process").body) for _ in range(100)}
+        assert not seen & set(before)
+        time.sleep(2.5)  # longer than an idle worker gets to end
+        assert set(before) & set(node.workers())
     until(lambda: len(node.workers()) == 2 and not any(map(is_alive, before)), "new workers")
 
 
@@ -369,13 +370,8 @@ def test_max_requests_under_load(launch: Launcher) -> None:
         seen.add(ask(node.address, "GET", "/process").body)
         return len(seen) >= 6
 
-    with ThreadPoolExecutor(4) as pool:
-        end = under_load(node, pool)
-        try:
-            until(are_several, "six processes")
-        finally:
-            _, failures = end()
-    assert failures == []
+    with under_load(node):
+        until(are_several, "six processes", 3 * PATIENCE)
 
 
 @both_ways

@@ -23,6 +23,7 @@ from uwsgitwisted.address import parse_address
 from uwsgitwisted.errors import StartupError
 from uwsgitwisted.services.listening import (
     check_endpoint,
+    hold_no_connections,
     listen,
     on_loopback,
     opened_port,
@@ -290,6 +291,23 @@ def test_refused_connections() -> None:
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+@pytest.mark.integration
+def test_connections_that_were_held_back() -> None:
+    """A port gives them away when something arrives on them, and later ones at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as early, socket.socket() as late:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+        listener.settimeout(20)
+        early.connect(listener.getsockname())
+        hold_no_connections(listener)
+        late.connect(listener.getsockname())
+        accepted = [listener.accept()]  # usually the late one; the other one is given away after a second too
+        early.sendall(b"early")
+        accepted.append(listener.accept())
+        assert {address for _, address in accepted} == {early.getsockname(), late.getsockname()}
+        for connection, _ in accepted:
+            connection.close()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from uwsgitwisted.errors import ConnectionFailed, MalformedAnswer, NoAnswer, RequestTimeout, UwsgiError
 from uwsgitwisted.transport.timer import Timer
-from uwsgitwisted.transport.writer import bound_buffer, set_keepalive, set_nodelay
+from uwsgitwisted.transport.writer import bound_buffer, read_unread, set_keepalive, set_nodelay
 from uwsgitwisted.wire.http import AnswerHead, HeadDecoder
 
 #: Seconds that a server gets to close the connection after its answer. If we closed it first, our system would
@@ -173,6 +173,15 @@ class WebProtocol(TwistedProtocol):
 
     # The end
 
+    def read_rest(self) -> None:
+        """Handle what has arrived on a connection that is about to be closed.
+
+        A server may answer without having read the whole body, and close the connection. Whoever sends the
+        body then may learn of that before the answer is read.
+        """
+        while self._state in (_State.HEAD, _State.BODY) and (data := read_unread(self.transport)):
+            self.dataReceived(data)
+
     def abort(self) -> None:
         """Close the connection now; the receiver gets nothing more."""
         assert self.transport is not None
@@ -219,7 +228,7 @@ class WebProtocol(TwistedProtocol):
 
 @implementer(IPushProducer)
 class _BodyProducer:
-    """Tells a connection whether its transport takes more of the body."""
+    """Tells a connection whether its transport takes more of the body, and when it is about to close."""
 
     def __init__(self, protocol: WebProtocol) -> None:
         self._protocol = protocol
@@ -233,4 +242,5 @@ class _BodyProducer:
         self._protocol.want_body(True)
 
     def stopProducing(self) -> None:
-        """Do nothing: the protocol's ``connectionLost`` is called too."""
+        """Handle what has arrived, while the socket is still open."""
+        self._protocol.read_rest()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+from contextlib import closing
+
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, MalformedAnswer, NoAnswer, RequestTimeout, UwsgiError
@@ -213,3 +218,30 @@ def test_a_receiver_that_leaves() -> None:
     assert request.events == []
     assert request.receiver.data == b""
     assert request.timers == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "events", "data"),
+    [
+        (HEAD + b"answ", ["began 200", "ended"], b"answ"),
+        (HEAD + b"an", ["began 200", "failed"], b"an"),
+        (UNSIZED + b"answ", ["began 200", "failed"], b"answ"),
+        (b"", ["failed"], b""),
+    ],
+)
+def test_an_answer_before_a_reset(answer: bytes, events: list[str], data: bytes) -> None:
+    """An answer that has arrived is read, although the rest of the body can't be sent any more."""
+    receiver = Receiver()
+    protocol = WebProtocol(Clock(), b"packet", b"POST", receiver, TIMEOUT)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transport = Connection(socket.create_connection(listener.getsockname()), protocol, MemoryReactor())
+        transport.connected = 1
+        protocol.makeConnection(transport)  # type: ignore[no-untyped-call]
+        with closing(listener.accept()[0]) as server:
+            server.sendall(answer)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    error = transport.doWrite()
+    assert isinstance(error, ConnectionLost)
+    transport.connectionLost(Failure(error))
+    assert receiver.events == events
+    assert receiver.data == data
