@@ -95,18 +95,29 @@ def script(function: Callable[..., Any], *arguments: object) -> Any:
     return result
 
 
+#: Keeps the ports that were given, until this process ends.
+_given_ports: list[socket.socket] = []
+
+
 def free_port() -> int:
     """Return a TCP port on which nothing listens on loopback.
 
     It is none of those that the system gives to outgoing connections, so none of them takes it before a service
-    that was stopped starts again, or before a first start.
+    that was stopped starts again, or before a first start. Nor do tests in another process get it: a socket
+    stays bound to it that does not listen, and services listen beside such a socket.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(100):
         port = random.randrange(10_000, max(first, 11_000))
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        keeper = socket.socket()
+        try:
+            keeper.bind(("127.0.0.1", port))
+        except OSError:
+            keeper.close()
+            continue
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _given_ports.append(keeper)
+        return port
     raise AssertionError("no port is free")
 
 
@@ -382,10 +393,11 @@ class RawSession:
         self.connection = service.connect(receive_buffer)
         ours = Terms(max_message=1 << 30, window=window)
         self.connection.sendall(encode_packet(Packet(PING, 0, ours.encode())))
-        self.granted = self._read_terms()
+        self.granted, behind = self._read_terms()
         self.session = Session(Role.CLIENT, ours, Terms(max_message=1 << 30))
+        self._early = self.session.receive(behind)
 
-    def _read_terms(self) -> Terms:
+    def _read_terms(self) -> tuple[Terms, bytes]:
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
@@ -394,7 +406,7 @@ class RawSession:
             packets = decoder.receive(data)
         terms = Terms.decode(packets[0].payload)
         assert terms is not None, "no session was granted"
-        return terms
+        return terms, decoder.rest()
 
     def ask(self, request: int, message: object) -> None:
         """Send an object under an id of the caller's choice."""
@@ -408,6 +420,9 @@ class RawSession:
 
     def events(self) -> list[Event]:
         """Return the events of the next bytes; none if the connection is closed."""
+        if self._early:
+            early, self._early = self._early, []
+            return early
         while data := self.connection.recv(65_536):
             if events := self.session.receive(data):
                 return events
