@@ -263,7 +263,7 @@ def test_networks(bench: Make) -> None:
     assert allowed.accept()
 
 
-@pytest.mark.parametrize("bound", [None, "peer", "\0abstract-peer-of-a-test"])
+@pytest.mark.parametrize("bound", [None, "peer", f"\0peer-of-a-test-{os.getpid()}"])
 def test_unix_socket(bench: Make, tmp_path: Path, bound: str | None) -> None:
     """The peers of a UNIX socket may connect, whatever address they have bound."""
     made = bench(path=tmp_path / "socket", networks=["10.0.0.0/8"])
