@@ -404,10 +404,11 @@ class RawSession:
         self.connection = service.connect(receive_buffer)
         ours = Terms(max_message=1 << 30, window=window)
         self.connection.sendall(encode_packet(Packet(PING, 0, ours.encode())))
-        self.granted = self._read_terms()
+        self.granted, behind = self._read_terms()
         self.session = Session(Role.CLIENT, ours, Terms(max_message=1 << 30))
+        self._early = self.session.receive(behind)
 
-    def _read_terms(self) -> Terms:
+    def _read_terms(self) -> tuple[Terms, bytes]:
         decoder = PacketDecoder(count=1)
         packets: list[Packet] = []
         while not packets:
@@ -416,7 +417,7 @@ class RawSession:
             packets = decoder.receive(data)
         terms = Terms.decode(packets[0].payload)
         assert terms is not None, "no session was granted"
-        return terms
+        return terms, decoder.rest()
 
     def ask(self, request: int, message: object) -> None:
         """Send an object under an id of the caller's choice."""
@@ -430,6 +431,9 @@ class RawSession:
 
     def events(self) -> list[Event]:
         """Return the events of the next bytes; none if the connection is closed."""
+        if self._early:
+            early, self._early = self._early, []
+            return early
         while data := self.connection.recv(65_536):
             if events := self.session.receive(data):
                 return events

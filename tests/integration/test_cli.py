@@ -219,10 +219,10 @@ def test_a_terminal(spooler: Service, answer: str, left: int) -> None:
     asked = Terminal([*line, "cancel", spooler.address, "--all"])
     asked.wait_for("(1 scheduled)? [y/N] ")
     asked.type(f"{answer}\n")
-    assert asked.end() == (1 if answer == "n" else 0)
+    assert asked.end() == (1 if answer == "n" else 0), asked.shown
     assert len(rows("queue", "list", spooler.address, "--json", "--state", "scheduled")) == left
     table = Terminal([*line, "list", spooler.address])
-    assert table.end() == 0
+    assert table.end() == 0, table.shown
     assert "\x1b[" in table.shown  # in colour
     assert identifier in table.shown
     plain = command("queue", "list", spooler.address)

@@ -200,9 +200,11 @@ async def test_a_handler_that_loops(node: Service, client: Client) -> None:
     """Its worker is killed after --timeout and replaced; the other worker answers meanwhile."""
     before = node.workers()
     looping = client.send_message(node.address, 33, 17, ("loop",))
+    meanwhile = 0
     for number in range(20):
         assert await client.send_message(node.address, 33, 17, ("echo", number)) == number
-    assert not looping.called
+        meanwhile += not looping.called
+    assert meanwhile
     with pytest.raises(RequestTimeout) as caught:
         await looping
     assert f"{TIMEOUT:g} s" in str(caught.value)
@@ -347,6 +349,12 @@ def test_sigterm_during_a_request(launch: Launcher, tmp_path: Path) -> None:
     assert not any(map(is_alive, workers))
 
 
+async def _echo_until_refused(node: Service, client: Client) -> None:
+    """Call a node that was told to end: until its end begins, a moment after the signal, it answers."""
+    for _ in range(1_000):
+        await client.send_message(node.address, 33, 17, ("echo", "too late"))
+
+
 @pytest_twisted.ensureDeferred
 async def test_sigterm_during_a_session(launch: Launcher, client: Client, tmp_path: Path) -> None:
     """The same in a session: running requests are answered, new ones fail since the node stops."""
@@ -355,9 +363,8 @@ async def test_sigterm_during_a_session(launch: Launcher, client: Client, tmp_pa
     running = client.send_message(node.address, 33, 17, ("wait_for", str(started), str(go)))
     await eventually(started.exists, "the start of the request")
     node.process.send_signal(signal.SIGTERM)
-    await eventually(lambda: "Received SIGTERM" in node.log, "the node's end to begin")
     with pytest.raises(UwsgiError):
-        await client.send_message(node.address, 33, 17, ("echo", "too late"))
+        await _echo_until_refused(node, client)
     go.touch()
     assert isinstance(await running, int)
     await eventually(lambda: node.process.poll() is not None, "the node's end")

@@ -104,7 +104,7 @@ def _notes(directory: Path) -> list[str]:
 async def test_a_process_pool(launch: Launcher, client: Client) -> None:
     """Requests run in the pool's processes; exceptions and time limits are told; it ends with the service."""
     node = launch.start(
-        "uwsgi-node", "--engine", "executor:my_handler:make", "--timeout", "5", handler=ACTIONS + PROCESSES
+        "uwsgi-node", "--engine", "executor:my_handler:make", "--timeout", "30", handler=ACTIONS + PROCESSES
     )
     asked = [client.send_message(node.address, 33, 17, [f"r{number}", "echo"]) for number in range(50)]
     answers = await gatherResults(asked)
@@ -116,7 +116,7 @@ async def test_a_process_pool(launch: Launcher, client: Client) -> None:
         await client.send_message(node.address, 33, 17, ["fails", "raise"])
     assert (caught.value.type, caught.value.message) == ("ValueError", "fails")
     with pytest.raises(RequestTimeout):
-        await client.send_message(node.address, 33, 17, ["slow", "sleep", 0.5], timeout=0.1)
+        await client.send_message(node.address, 33, 17, ["slow", "sleep", 2], timeout=0.1)
     assert (await client.send_message(node.address, 33, 17, ["next", "echo"]))[0] == "next"
     await client.close()
     assert node.terminate() == TERMINATED

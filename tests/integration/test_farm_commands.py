@@ -124,12 +124,12 @@ def test_interrupted_map(shared: Launcher) -> None:
         assert mapping.stdin is not None
         mapping.stdin.write('1\n"wait"\n2\n')
         mapping.stdin.close()
-        until((node.directory / "started").exists, "the item that waits")
-        mapping.send_signal(signal.SIGINT)
-        assert mapping.wait(PATIENCE) == 1
         assert mapping.stdout is not None
         assert mapping.stderr is not None
         assert json.loads(mapping.stdout.readline())["result"] == [1, 17]
+        until((node.directory / "started").exists, "the item that waits")
+        mapping.send_signal(signal.SIGINT)
+        assert mapping.wait(PATIENCE) == 1
         shown = mapping.stderr.read()
     assert "1 answered, in" in shown
     assert shown.endswith("uwsgitwisted: interrupted\n")

@@ -47,6 +47,10 @@ def compute(message, modifier2):
         raise ValueError("this node fails")
     if message == "slow":
         time.sleep(60)
+    if message == "wait":
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return None
     if message == "nap":
         time.sleep(0.2)
         return None
@@ -145,7 +149,7 @@ async def test_client_fan_out_with_failures(nodes: list[Service], client: Client
 
 def test_a_slow_nodes_worker_is_replaced(launch: Launcher) -> None:
     """After a request over --timeout the node has a new worker; the caller gets the error at once."""
-    node = launch.start("uwsgi-node", "--engine", "processes:1", "--timeout", "0.5", handler=HANDLER)
+    node = launch.start("uwsgi-node", "--engine", "processes:1", "--timeout", "1.5", handler=HANDLER)
     (before,) = node.workers()
     with pytest.raises(NoAnswer):
         node.ask("slow")
@@ -184,11 +188,12 @@ async def test_many_requests_in_flight(node: Service, client: Client) -> None:
 @pytest_twisted.ensureDeferred
 async def test_cancelling(node: Service, client: Client) -> None:
     """A cancelled request fails with RequestCancelled at once; the session stays open."""
-    running = client.send_message(node.address, 33, 17, [0, 3_000])
+    running = client.send_message(node.address, 33, 17, "wait")
     await client.ping(node.address)
     running.cancel()
     with pytest.raises(RequestCancelled):
         await running
+    (node.directory / "go").touch()
     assert (await client.send_message(node.address, 33, 17, "who"))["front"] == node.pid
 
 

@@ -156,13 +156,26 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         assert not any(map(is_alive, pids))
 
 
+class Log(list[str]):
+    """The lines that were logged, and when, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[float] = []
+
+    def moments_of(self, text: str) -> list[float]:
+        """Return when lines with that text were logged."""
+        return [moment for line, moment in zip(self, self.moments, strict=True) if text in line]
+
+
 @pytest.fixture
-def logged() -> Iterator[list[str]]:
+def logged() -> Iterator[Log]:
     """Give what is logged while the test runs."""
-    lines: list[str] = []
+    lines = Log()
 
     def observe(event: Any) -> None:
         lines.append(formatEvent(event))
+        lines.moments.append(time.monotonic())
 
     globalLogPublisher.addObserver(observe)
     yield lines
@@ -186,7 +199,7 @@ async def test_no_fast_request_waits_for_a_slow_one(start: Start) -> None:
     begun = node.notes("begin")
     (slow_worker,) = [pid for key, pid in begun if key == "slow"]
     behind = begun[begun.index(("slow", slow_worker)) + 1 :]
-    assert {pid for _, pid in behind} == set(node.pids) - {slow_worker}
+    assert slow_worker not in {pid for _, pid in behind}
     assert sorted(key for key, _ in begun if key != "slow") == list(range(200))
 
 
@@ -264,6 +277,8 @@ async def test_cancelling_what_waits(start: Start, at_once: bool) -> None:
     for number in range(0, 40, 2):
         waiting[number].cancel()
     await eventually(lambda: node.begun() == ["running"], "the first request to run")
+    (worker,) = node.engine.workers
+    await eventually(lambda: worker.pipe.in_flight == 1, "the recall of those that the worker has ahead")
     Path("go").touch()
     results = await DeferredList(waiting, consumeErrors=True)
     assert await running == ["running", "waited"]
@@ -395,22 +410,21 @@ async def test_max_memory(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_worker_that_can_not_come_up(start: Start, logged: list[str]) -> None:
+async def test_a_worker_that_can_not_come_up(start: Start, logged: Log) -> None:
     """It is tried again, with pauses; requests wait, and are answered when it is up."""
     Path("my_handler.py").write_text("raise ValueError('not yet')")
     node = await start(1, wait=False)
     started = node.engine.start()
     waiting = node.ask("early", "echo", 1)
 
-    def attempts() -> int:
-        return sum("it failed to start: it ended with status 1" in line for line in logged)
+    def attempts() -> list[float]:
+        return logged.moments_of("it failed to start: it ended with status 1")
 
-    await eventually(lambda: attempts() == 2, "the second attempt")
-    start_of_pause = time.monotonic()
+    await eventually(lambda: len(attempts()) == 2, "the second attempt")
     assert any("ValueError: not yet" in line for line in logged)
     Path("my_handler.py").write_text(HANDLER)
     await started
-    assert time.monotonic() - start_of_pause > 0.4
+    assert time.monotonic() - attempts()[1] > 0.4
     assert await waiting == ["early", 1]
 
 
@@ -653,14 +667,15 @@ async def test_reload_with_threads(start: Start) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stop_with_threads(start: Start) -> None:
-    """A stop waits for the requests in all threads; those that take too long fail."""
+    """A stop waits for the requests in all threads; those that take too long for it fail."""
     node = await start(1, threads=2)
     asked = [node.ask(number, "wait_for", f"go {number}") for number in range(2)]
     await eventually(lambda: len(node.begun()) == 2, "both requests")
-    stopped = node.engine.stop(0.5)
+    stopped = node.engine.stop(PATIENCE)
     Path("go 0").touch()
     assert await asked[0] == [0, "waited"]
     assert not stopped.called
+    node.engine.stop(0)
     with pytest.raises(Interrupted):
         await asked[1]
     await stopped

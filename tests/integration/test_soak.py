@@ -185,6 +185,6 @@ async def test_soak(launch: Launcher, client: Client) -> None:
     lines = (Path(node.directory) / "notes").read_text().splitlines()
     _check(record, [line.split() for line in lines])
     assert len(killed) >= SECONDS / KILLS[1] / 2
-    assert len(record.answers) > 100 * len(record.errors), "nearly every request is answered"
+    assert len(record.errors) <= len(killed), "a worker's death is the error of the request that it ran"
     await eventually(lambda: len(node.workers()) == WORKERS, "as many workers as before")
     print(json.dumps({"answers": len(record.answers), "errors": len(record.errors), "kills": len(killed)}))

@@ -21,6 +21,9 @@ from uwsgitwisted.blocking import sessions
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: Seconds in which something has to happen before the time runs out: the threads of a server, or all of this
+#: process, may not run for a while meanwhile.
+ENOUGH = 1.0
 #: What a connection does: it gets the server and the connected socket, which is closed when it returns.
 Script = Callable[["ScriptedServer", socket.socket], None]
 

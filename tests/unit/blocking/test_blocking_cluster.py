@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.servers import (
+    ENOUGH,
     ScriptedServer,
     closed_port,
     echoing,
@@ -307,7 +308,7 @@ def test_what_can_not_be_sent() -> None:
 def test_requests_that_take_too_long() -> None:
     """A request that times out is an error, and is cancelled on its node."""
     with SpeakingServer(note_cancels) as server:
-        values = list(cluster(server).map(33, 17, [0, 1], 0.3, on_error="return"))
+        values = list(cluster(server).map(33, 17, [0, 1], ENOUGH, on_error="return"))
         assert server.done.wait(5)
     assert values[0] == 0
     assert isinstance(values[1], RequestTimeout)

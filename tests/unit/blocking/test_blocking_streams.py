@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.blocking.test_calls_tls import KEY, NODE
 from tests.unit.servers import (
+    ENOUGH,
     ScriptedServer,
     answering,
     frame,
@@ -39,9 +40,6 @@ from uwsgitwisted.wire.events import RequestReceived, WindowGranted
 from uwsgitwisted.wire.objects import dumps
 from uwsgitwisted.wire.packet import ECHO, MARSHAL, Packet
 from uwsgitwisted.wire.terms import STREAM_WINDOW, Terms
-
-#: Short, for tests in which the time does run out.
-SHORT = 0.2
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("outside_the_reactor", "nothing_left_open")]
 
@@ -238,13 +236,13 @@ def test_timeout() -> None:
         speaker.note_done()
 
     with SpeakingServer(script) as server:
-        assert isinstance(failure(ask(server, SHORT)), RequestTimeout)
+        assert isinstance(failure(ask(server, ENOUGH)), RequestTimeout)
         assert server.done.wait(10)
 
 
 def test_frozen_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers no ping has hung, however long a part may take."""
-    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+    monkeypatch.setattr(sessions, "KEEPALIVE", ENOUGH)
 
     def script(speaker: Speaker) -> None:
         begin(speaker)

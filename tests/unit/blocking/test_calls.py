@@ -14,6 +14,7 @@ import pytest
 from twisted.internet import reactor
 
 from tests.unit.servers import (
+    ENOUGH,
     ScriptedServer,
     answering,
     closed_port,
@@ -43,10 +44,6 @@ from uwsgitwisted.errors import (
 
 MESSAGE = ("mytemplate.txt", {"fib_sequence": [1, 1, 2], "whattimeisit": 1.5})
 ANSWER = frame(33, 17, marshal.dumps("page", 2))
-
-#: Short, for tests in which the time does run out.
-SHORT = 0.2
-
 
 pytestmark = [
     pytest.mark.integration,
@@ -284,7 +281,7 @@ def test_fan_out_keeps_every_result() -> None:
             ("127.0.0.1", good.port, MESSAGE),
         ]
         with pytest.raises(FanOutError, match=r"2 of 4 nodes failed: .*Connection refused") as caught:
-            blocking.send_multi_uwsgi_message(cluster, 33, 17, SHORT)
+            blocking.send_multi_uwsgi_message(cluster, 33, 17, ENOUGH)
     results = caught.value.results
     assert (results[0], results[3]) == ("page", "page")
     assert isinstance(results[1], ConnectionFailed)

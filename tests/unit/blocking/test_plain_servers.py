@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.servers import (
+    ENOUGH,
     Script,
     ScriptedServer,
     answering,
@@ -113,20 +114,21 @@ def test_a_plain_peer(
     remembered: float,
 ) -> None:
     """A peer that grants no session gets each request once, on its own connection, and only one offer."""
-    monkeypatch.setattr(sessions, "OFFER_TIMEOUT", SHORT)
+    if to_offer is _silent:
+        monkeypatch.setattr(sessions, "OFFER_TIMEOUT", SHORT)
     with ScriptedServer(_plain_server(to_offer)) as server:
         start = time.monotonic()
         for number in range(3):
             assert call(server.address, number) == number
         end = time.monotonic()
-        assert server.requests == [OFFER, *map(_request, range(3))]
         (until,) = known.values()
         assert start + remembered <= until <= end + remembered
         # After that time, it is found out again.
         known[parse_address(server.address)] = time.monotonic() - 1
         assert call(server.address, 3) == 3
         assert call(server.address, 4) == 4
-        assert server.requests[4:] == [OFFER, _request(3), _request(4)]
+    # Sorted: the silent one may read the offer after the request, for which it has another thread.
+    assert sorted(server.requests) == sorted([OFFER, OFFER, *map(_request, range(5))])
 
 
 def test_a_plain_peer_that_was_replaced(call: Caller, known: dict[object, float]) -> None:
@@ -138,14 +140,15 @@ def test_a_plain_peer_that_was_replaced(call: Caller, known: dict[object, float]
         assert server.sessions == [[0, 1, 2]]
 
 
-def test_one_timeout_for_both(call: Caller) -> None:
+def test_one_timeout_for_both(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of an unanswered offer counts against the request's timeout; after it nothing is sent."""
+    monkeypatch.setattr(sessions, "OFFER_TIMEOUT", 60.0)
     with ScriptedServer(_plain_server(_silent)) as server:
         start = time.monotonic()
-        with pytest.raises(RequestTimeout, match=f"within {SHORT:g} seconds"):
-            call(server.address, "late", SHORT)
-        assert SHORT <= time.monotonic() - start < sessions.OFFER_TIMEOUT
-        assert server.requests == [OFFER]
+        with pytest.raises(RequestTimeout, match=f"within {ENOUGH:g} seconds"):
+            call(server.address, "late", ENOUGH)
+        assert ENOUGH <= time.monotonic() - start < PATIENCE
+    assert server.requests == [OFFER]
 
 
 def test_nobody_there(call: Caller, known: dict[object, float]) -> None:
@@ -257,4 +260,4 @@ def test_a_late_answer_over_tls(tls: ssl.SSLContext) -> None:
         with pytest.raises(RequestTimeout):
             caller(_tls_address(server), "slow", SHORT)
         assert caller(_tls_address(server), "next") == "next"
-        assert server.sessions == [["first", "slow"], ["next"]]
+    assert server.sessions == [["first", "slow"], ["next"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_unix_sockets(tmp_path: Path) -> None:
     [
         (socket.AF_INET, ("127.0.0.1", 0), r"127\.0\.0\.1:[0-9]+"),
         (socket.AF_INET6, ("::1", 0), r"\[::1\]:[0-9]+"),
-        (socket.AF_UNIX, "\0uwsgitwisted-test", "@uwsgitwisted-test"),
+        (socket.AF_UNIX, f"\0uwsgitwisted-test-{os.getpid()}", f"@uwsgitwisted-test-{os.getpid()}"),
     ],
 )
 def test_places(family: int, name: Any, written: str) -> None:

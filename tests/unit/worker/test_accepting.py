@@ -28,6 +28,7 @@ from uwsgitwisted.wire.events import (
 from uwsgitwisted.wire.packet import MARSHAL, WSGI, Packet, encode_packet
 from uwsgitwisted.wire.terms import Terms
 from uwsgitwisted.wire.vars import encode_vars
+from uwsgitwisted.worker import accepting
 from uwsgitwisted.worker.accepting import Acceptor, DirectExchange, ListeningSocket
 from uwsgitwisted.worker.exchange import AnyExchange, ClientGone
 from uwsgitwisted.worker.handlers.handler import StreamHandler
@@ -47,6 +48,14 @@ def post(body: bytes, size: int | None = None) -> bytes:
 def hello(exchange: AnyExchange) -> None:
     """Answer with a short page."""
     exchange.finish(b"hello")
+
+
+def defer_accept(listener: socket.socket) -> None:
+    """Have no connection accepted before its request is there: the worker would hand it over.
+
+    A service does so for a second, in which a test's client may not run.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10 * PATIENCE)
 
 
 class Bench:
@@ -271,7 +280,7 @@ def test_networks(bench: Make) -> None:
     assert allowed.accept()
 
 
-@pytest.mark.parametrize("bound", [None, "peer", "\0abstract-peer-of-a-test"])
+@pytest.mark.parametrize("bound", [None, "peer", f"\0peer-of-a-test-{os.getpid()}"])
 def test_unix_socket(bench: Make, tmp_path: Path, bound: str | None) -> None:
     """The peers of a UNIX socket may connect, whatever address they have bound."""
     made = bench(path=tmp_path / "socket", networks=["10.0.0.0/8"])
@@ -307,9 +316,11 @@ def test_handler_fails(bench: Make) -> None:
     assert made.blamed == [f"127.0.0.1:{port}"]
 
 
-def test_client_that_reads_slowly(bench: Make) -> None:
+def test_client_that_reads_slowly(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that goes on reading is not taken for one that has gone, however slow it is."""
     size = 20_000_000
+    now = [0.0]  # it goes on only as the client reads, so that nobody is late who isn't run for a while
+    monkeypatch.setattr(accepting, "monotonic", lambda: now[0])
     made = bench(lambda exchange: exchange.finish(bytes(size)), write_timeout=0.5)
     client = made.connect(GET)
     received: list[int] = []
@@ -318,6 +329,7 @@ def test_client_that_reads_slowly(bench: Make) -> None:
         for _ in range(140):  # longer than the limit, and too little for the system to say that there is room
             received.append(len(client.recv(5_000)))
             time.sleep(0.005)
+            now[0] += 0.005
         while data := client.recv(1 << 20):
             received.append(len(data))
 
@@ -511,9 +523,7 @@ class SharingFront(Front):
 
     def __init__(self, serve: Serve = hello, **limits: Any) -> None:
         self.bench = Bench(serve)
-        # As the service does: otherwise the worker may accept a connection before its request is there, and
-        # hand it over.
-        self.bench.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        defer_accept(self.bench.listener)
 
         def make(report: Callable[[UwsgiError, str], None], _: Slot) -> Acceptor:
             self.bench.acceptor._report = report

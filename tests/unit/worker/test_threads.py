@@ -6,14 +6,17 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.unit.worker.test_accepting import defer_accept
 from tests.unit.worker.test_exchange import ASKED, FRONT_WINDOW, LONG, echo, read_all
 from tests.unit.worker.test_worker_main import LIMIT, PATIENCE, Front
+from uwsgitwisted import activity
 from uwsgitwisted.activity import Activity, open_slots
 from uwsgitwisted.errors import (
     MessageTooLarge,
@@ -199,8 +202,10 @@ def test_activity(make: Make, gates: Gates) -> None:
     assert front.activity.working_for == 0
 
 
-def test_progress(make: Make, gates: Gates) -> None:
+def test_progress(make: Make, gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a request reads and sends is progress, also if it never waits for its peer."""
+    now = [1.0]
+    monkeypatch.setattr(activity, "monotonic", lambda: now[0])
 
     def serve(exchange: AnyExchange) -> None:
         for number, step in enumerate((lambda: exchange.send(b"x"), lambda: exchange.read(1), exchange.finish)):
@@ -215,7 +220,8 @@ def test_progress(make: Make, gates: Gates) -> None:
     for step in (b"0", b"1", b"2"):
         gates.wait_for(step)
         assert front.activity.overdue(0.5) == []
-        front.until(lambda: front.activity.overdue(0.5) == [1])
+        now[0] += 1
+        assert front.activity.overdue(0.5) == [1]
         gates.open(step)
     gates.wait_for(b"3")
     assert front.activity.overdue(0.5) == []
@@ -247,8 +253,12 @@ def test_a_deadline_that_is_over(make: Make, gates: Gates) -> None:
     front.ask(b"gate 1", b"gate 2")
     gates.wait_for(b"gate 1", b"gate 2")
     front.session.send_request(3, Packet(33, 0, b"gate 3"), 0.001)
+    front.session.send_ping()
     front.flush()
-    threading.Timer(0.05, gates.open, (b"gate 1", b"gate 2")).start()
+    front.events(1)  # the worker has read the request, and its time runs
+    over = time.monotonic() + 0.001
+    front.until(lambda: time.monotonic() > over)
+    gates.open(b"gate 1", b"gate 2")
     failed = [event for event in front.events(3) if isinstance(event, ErrorReceived)]
     assert isinstance(failed[0].error, RequestTimeout)
     assert not gates.has_begun(b"gate 3")
@@ -391,6 +401,7 @@ class Ports:
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
+        defer_accept(self.listener)
         self.listener.setblocking(False)
         self.front, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.front.settimeout(PATIENCE)
@@ -515,6 +526,7 @@ def test_draining(make: Make, ports: Ports, gates: Gates) -> None:
             front.put(1)
             front.ask(b"x")
             assert answered(front.events(1)) == [1]
+            ports.listener.settimeout(PATIENCE)
             accepted, _ = ports.listener.accept()  # it is still there
             accepted.close()
 

@@ -233,9 +233,10 @@ def test_a_deadline_that_is_over(front: Front, monkeypatch: pytest.MonkeyPatch) 
     """A request whose caller has given up while others ran is not begun."""
     front.negotiate()
     front.put(2)
-    gate = threading.Event()
+    began, gate = threading.Event(), threading.Event()
 
     def wait() -> bytes:
+        began.set()
         gate.wait(PATIENCE)
         return b"waited"
 
@@ -243,6 +244,7 @@ def test_a_deadline_that_is_over(front: Front, monkeypatch: pytest.MonkeyPatch) 
     front.session.send_request(1, Packet(33, 5, b"wait"))
     front.session.send_request(2, Packet(33, 5, b"late"), 0.001)
     front.flush()
+    assert began.wait(PATIENCE)  # it has read both, and the time of the second one runs
     threading.Timer(0.05, gate.set).start()
     first, second = front.events(2)
     assert isinstance(first, AnswerReceived)
