@@ -233,7 +233,7 @@ def test_a_worker_that_dies(launch: Launcher, tmp_path: Path, way: str) -> None:
 @both_ways
 def test_slow_peers(launch: Launcher, tmp_path: Path, way: str) -> None:
     """The time for which a thread waits for its peer doesn't count, and another thread goes on meanwhile."""
-    node = start_threads(launch, "--timeout", "1", tcp=True)
+    node = start_threads(launch, "--timeout", "2", tcp=True)
     workers = node.workers()
     closed = tmp_path / "closed"
     data = packet(f"/closing?path={closed}&size=100000")
@@ -241,7 +241,7 @@ def test_slow_peers(launch: Launcher, tmp_path: Path, way: str) -> None:
     with connect(node.address) as upload, connect(node.address) as download:
         upload.sendall(packet("/digest", body, "POST")[:-PIECE])
         download.sendall(by_way(way, data))
-        for _ in range(15):
+        for _ in range(25):
             time.sleep(0.1)
             assert download.recv(100_000)
         assert node.workers() == workers
