@@ -79,7 +79,7 @@ def test_waits_of_a_peer_that_is_gone(launch: Launcher) -> None:
                 with contextlib.suppress(OSError):  # the server may have refused it, and reset it
                     connection.shutdown(socket.SHUT_WR)
         with watching(pinging(spooler.address)) as witness:
-            until(lambda: ping(spooler, ELSEWHERE) == PONG, "room for the peer's own connections", seconds=2)
+            until(lambda: ping(spooler, ELSEWHERE) == PONG, "room for the peer's own connections", seconds=10)
             assert script(blocking.ping, spooler.address) < 20
         assert witness.errors == []
 
@@ -93,7 +93,7 @@ def test_idle_sessions_of_one_peer(launch: Launcher) -> None:
 
     with watching(call) as witness, many(node, 100, OFFER) as hostile:
         assert script(blocking.ping, node.address) < 20
-        until(lambda: ping(node, ELSEWHERE) == PONG, "room for the peer's own connections", seconds=2)
+        until(lambda: ping(node, ELSEWHERE) == PONG, "room for the peer's own connections", seconds=10)
         with many(node, 20, OFFER):
             until(lambda: closed(hostile) >= 25, "the end of as many as are too many")
     assert witness.errors == []

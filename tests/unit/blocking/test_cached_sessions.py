@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.servers import (
-    ENOUGH,
     nothing_left_open,  # noqa: F401 - a fixture
     outside_the_reactor,  # noqa: F401 - a fixture
     reset,
@@ -191,13 +190,22 @@ def test_a_server_that_hangs(call: Caller, message: object, monkeypatch: pytest.
 
 def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call waits for a server that answers pings while it works on the request."""
-    monkeypatch.setattr(sessions, "KEEPALIVE", ENOUGH)
+    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
+    send_ping = Session.send_ping
+
+    def ping(session: Session) -> None:
+        """Ping after a short silence, but give the server's thread time for its answer."""
+        monkeypatch.setattr(sessions, "KEEPALIVE", PATIENCE)
+        send_ping(session)
+
+    monkeypatch.setattr(Session, "send_ping", ping)
 
     def work(speaker: Speaker) -> None:
         request = speaker.next()
-        for _ in range(2):
+        for _ in range(4):
             (event,) = speaker.session.receive(speaker.connection.recv(65_536))
             assert isinstance(event, PingReceived)
+            monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
             speaker.flush()
         speaker.answer(request, "done")
 
