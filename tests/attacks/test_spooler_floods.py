@@ -17,7 +17,7 @@ from tests.attacks.callers import limit_beside
 from tests.attacks.test_objects import OBJECTS
 from tests.attacks.witness import Witness, assert_within, pinging, watching
 from tests.integration.postgresql.postgres import postgres_server
-from tests.integration.services import Launcher, RawSession, Service, script, until
+from tests.integration.services import PATIENCE, Launcher, RawSession, Service, script, until
 from uwsgitwisted import blocking
 from uwsgitwisted.blocking.tasks import manage
 from uwsgitwisted.responders.spool import SPOOL_OVER_HTTP
@@ -109,18 +109,23 @@ def sessions(service: Service, number: int) -> Iterator[list[RawSession]]:
 
 
 def flood(
-    session: RawSession, questions: Sequence[object], first: int = 1, answers: int | None = None
+    session: RawSession,
+    questions: Sequence[object],
+    first: int = 1,
+    answers: int | None = None,
+    seconds: float = FLOOD_TIME,
 ) -> tuple[int, int]:
     """Send all at once, as far as possible in a while; return how many were answered, and refused.
 
     :param first: the id of the first question.
     :param answers: after how many answers to end; None for as many as there are questions.
+    :param seconds: for how long it goes on at most.
     """
     for identifier, question in enumerate(questions, first):
         session.session.send_request(identifier, Packet(MARSHAL, 17, dumps(question)))
     session.connection.settimeout(0.01)
     answered = refused = 0
-    deadline = time.monotonic() + FLOOD_TIME
+    deadline = time.monotonic() + seconds
     data = b""
     while time.monotonic() < deadline and answered + refused < len(questions) and answered != answers:
         data = data or session.session.data_to_send()
@@ -137,8 +142,9 @@ def flood(
 def wait_for(session: RawSession, tasks: Sequence[int]) -> int:
     """Wait for *tasks*, each in a request of its own; return how many are refused."""
     # A session runs more requests at once when it has seen that answers are small.
-    assert flood(session, [b""] * 400) == (400, 0)
-    return flood(session, [*(("wait", {"id": task}) for task in tasks), b""], 401, answers=1)[1]
+    assert flood(session, [b""] * 400, seconds=PATIENCE) == (400, 0)
+    waits = [*(("wait", {"id": task}) for task in tasks), b""]
+    return flood(session, waits, 401, answers=1, seconds=PATIENCE)[1]
 
 
 def enqueuing(service: Service) -> Callable[[], object]:
@@ -254,7 +260,7 @@ def test_many_waiters(kind: str, launch: Launcher) -> None:
             def attack() -> float:
                 nonlocal first
                 with watching(enqueuing(spooler)) as witness:
-                    answered, refused = flood(hostile, [b""] * 900, first)
+                    answered, refused = flood(hostile, [b""] * 900, first, seconds=PATIENCE)
                     first += 900
                     assert (answered, refused) == (900, 0)
                     task = script(blocking.enqueue, spooler.address, {"at": FAR_AHEAD})
