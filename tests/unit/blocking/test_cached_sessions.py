@@ -215,12 +215,20 @@ def test_a_server_that_is_busy(call: Caller, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call also waits for a server that stops reading for a while but sends keep-alives."""
-    monkeypatch.setattr(sessions, "KEEPALIVE", 1.0)
+    monkeypatch.setattr(sessions, "KEEPALIVE", SHORT)
     pause = threading.Event()
+    read_pending = sessions.CachedSession._read_pending
+
+    def wait_and_read(session: sessions.CachedSession) -> bytes:
+        """Look for a keep-alive after a short while, but give the server's thread time for it."""
+        select.select([session._sock], [], [], PATIENCE)
+        return read_pending(session)
+
+    monkeypatch.setattr(sessions.CachedSession, "_read_pending", wait_and_read)
 
     def work(speaker: Speaker) -> None:
-        for _ in range(6):
-            pause.wait(0.5)
+        for _ in range(3):
+            pause.wait(3 * SHORT)  # so that the call has to see each
             speaker.session.send_pong()
             speaker.flush()
         echo_all(speaker)
