@@ -231,6 +231,7 @@ def test_a_server_without_room(call: Caller, monkeypatch: pytest.MonkeyPatch) ->
             pause.wait(3 * SHORT)  # so that the call has to see each
             speaker.session.send_pong()
             speaker.flush()
+        monkeypatch.setattr(sessions, "KEEPALIVE", PATIENCE)
         echo_all(speaker)
 
     with SpeakingServer(work) as server:
