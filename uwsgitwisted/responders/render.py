@@ -46,7 +46,7 @@ class RenderResponder:
         if page is not None:
             return Packet(MARSHAL, request.packet.modifier2, page.body)
         keep = partial(self._keep, key, self._clears)
-        answer: Reply = self._engine.submit(request._replace(idempotent=True))
+        answer: Reply = self._engine.submit(request.as_idempotent())
         return answer.addCallback(keep) if isinstance(answer, Deferred) else keep(answer)
 
     def _keep(self, key: bytes, clears: int, answer: Any) -> Any:
