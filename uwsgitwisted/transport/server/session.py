@@ -326,18 +326,11 @@ class ServerSession:
     ) -> Deferred[None]:
         """Pass on a streamed answer, or collect it for a peer that takes only whole ones."""
         if self._session.theirs.window:
-            return self._pass_on(result, request).addCallbacks(
-                self._on_streamed,
-                self._fail,
-                callbackArgs=(answer, request),
-                errbackArgs=(answer, request),
-            )
-        return collect(result, self._backlog_limit, self._hold).addCallbacks(
-            self._on_answer,
-            self._fail,
-            callbackArgs=(answer, request, asked),
-            errbackArgs=(answer, request),
-        )
+            done = self._pass_on(result, request).addCallback(self._on_streamed, answer, request)
+        else:
+            whole = collect(result, self._backlog_limit, self._hold)
+            done = whole.addCallback(self._on_answer, answer, request, asked)
+        return done.addErrback(self._fail, answer, request)
 
     def _pass_on(self, answer: StreamedAnswer, request: int) -> Deferred[None]:
         """Pass on a streamed answer, unless there is no room for it."""
