@@ -6,6 +6,9 @@ import sys
 
 from uwsgitwisted.errors import MisuseError
 
+#: An int may be larger than any float.
+_LONGEST = sys.float_info.max
+
 
 def check_timeout(timeout: float) -> float:
     """Return *timeout* if it is a positive, finite number of seconds.
@@ -13,7 +16,7 @@ def check_timeout(timeout: float) -> float:
     :raises MisuseError: if it isn't.
     """
     is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not is_number or not 0 < timeout <= sys.float_info.max:
+    if not is_number or not 0 < timeout <= _LONGEST:
         raise MisuseError(f"the timeout is {timeout!r}; it is a number of seconds above 0")
     return timeout
 

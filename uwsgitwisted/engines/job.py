@@ -38,20 +38,21 @@ class Job:
     def __init__(
         self, request: Request, now: float, on_cancel: Callable[[Job], None], worker_id: int = 0
     ) -> None:
-        self.packet = request.packet
-        self.idempotent = request.idempotent
+        packet, peer, seconds, idempotent, _, body = request
+        self.packet = packet
+        self.idempotent = idempotent
         #: The only worker that may run it; 0 for any.
         self.worker_id = worker_id
         #: The bytes that follow the packet, if they come as a stream.
-        self.body = request.body
+        self.body = body
         #: The peer that it belongs to; see :attr:`uwsgitwisted.access.Peer.group`.
-        self.group = request.peer.group
+        self.group = peer.group
         #: Whether it was answered or cancelled.
         self.completed = False
         #: How many workers have died while running it.
         self.crashes = 0
         #: When it times out, in the reactor's time.
-        self.deadline = math.inf if request.seconds is None else now + request.seconds
+        self.deadline = math.inf if seconds is None else now + seconds
         #: Why its worker is being killed, if it is.
         self.error: Exception | None = None
         self._on_cancel = on_cancel

@@ -321,6 +321,8 @@ class ProcessEngine:
         fewest: float = math.inf
         accepting = self._shared is not None
         for worker in self._workers:
+            if worker.capacity <= 0:
+                continue
             in_flight = worker.pipe.in_flight
             if accepting and (accepted := worker.accepted()):
                 in_flight += accepted
@@ -328,7 +330,7 @@ class ProcessEngine:
                     continue
                 if in_flight == self._spec.threads:  # another one should have it, if there is one
                     in_flight = _BUSY
-            if in_flight < fewest and worker.capacity > 0:
+            if in_flight < fewest:
                 least_loaded, fewest = worker, in_flight
                 if not in_flight:
                     break

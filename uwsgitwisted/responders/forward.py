@@ -21,5 +21,5 @@ class ForwardResponder:
 
     def respond(self, request: Request) -> Reply:
         """Return the handler's answer, or a Deferred that fires with it."""
-        answer: Reply = self._engine.submit(request._replace(idempotent=True) if self._idempotent else request)
+        answer: Reply = self._engine.submit(request.as_idempotent() if self._idempotent else request)
         return answer

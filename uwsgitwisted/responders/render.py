@@ -19,6 +19,9 @@ from uwsgitwisted.wire.packet import MARSHAL, Packet
 from uwsgitwisted.worker.templates.keeping import MAY_KEEP, Decoder, Sources
 from uwsgitwisted.worker.templates.results import Page, Results
 
+# Makes a named tuple in half the time of a call of its class.
+_new = tuple.__new__
+
 
 @implementer(IResponder)
 class RenderResponder:
@@ -44,9 +47,9 @@ class RenderResponder:
         key = request.packet.payload
         page = self._results.get(key)
         if page is not None:
-            return Packet(MARSHAL, request.packet.modifier2, page.body)
+            return _new(Packet, (MARSHAL, request.packet.modifier2, page.body))
         keep = partial(self._keep, key, self._clears)
-        answer: Reply = self._engine.submit(request._replace(idempotent=True))
+        answer: Reply = self._engine.submit(request.as_idempotent())
         return answer.addCallback(keep) if isinstance(answer, Deferred) else keep(answer)
 
     def _keep(self, key: bytes, clears: int, answer: Any) -> Any:

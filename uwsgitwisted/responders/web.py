@@ -54,7 +54,7 @@ class WebResponder:
         if request.refused is not None:
             return self._refuse(request, request.refused)
         if self._idempotent and request.body is None:
-            request = request._replace(idempotent=True)
+            request = request.as_idempotent()
         answer: Reply = self._engine.submit(request)
         return answer.addErrback(self._answer_failure, request) if isinstance(answer, Deferred) else answer
 

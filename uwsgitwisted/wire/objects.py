@@ -113,13 +113,15 @@ def _is_shallow_and_plain(value: object, depth: int = _SHALLOW) -> bool:
         if not _ATOMS.issuperset(map(type, value)):  # type: ignore[call-overload]
             return False
         members = value.values()  # type: ignore[attr-defined]
-    elif kind in _CONTAINERS:
+    elif kind is list or kind is tuple:
         members = value
+    elif kind in _SETS:
+        return depth > 0 and _ATOMS.issuperset(map(type, value))  # type: ignore[call-overload]
     else:
         return kind in _ATOMS
-    if (len(members) > _FEW or kind in _SETS) and _ATOMS.issuperset(map(type, members)):
+    if len(members) > _FEW and _ATOMS.issuperset(map(type, members)):
         return depth > 0
-    if depth <= 0 or kind in _SETS:
+    if depth <= 0:
         return False
     depth -= 1
     for member in members:

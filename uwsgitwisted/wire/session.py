@@ -462,7 +462,12 @@ class Session:
 
 def _milliseconds(seconds: float | None) -> int:
     """Return the time until a deadline as a request has it."""
-    return 0 if seconds is None else int(max(1.0, min(seconds * 1000, _MAX_TIME)))
+    if seconds is None:
+        return 0
+    milliseconds = seconds * 1000
+    if 1 <= milliseconds <= _MAX_TIME:
+        return int(milliseconds)
+    return _MAX_TIME if milliseconds > 1 else 1
 
 
 def _id_of(payload: bytes) -> int:

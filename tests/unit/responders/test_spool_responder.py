@@ -256,7 +256,7 @@ class TestWithId:
         assert bench.spooler.enqueued == []
 
     def test_refused(self, bench: Bench, logged: list[dict[str, Any]]) -> None:
-        """A refusal is passed on unchanged; the dispatcher logs it."""
+        """A refusal is passed on unchanged; the server logs it."""
         bench.spooler.stored = fail(StoreUnavailable("the disk is full"))
         assert isinstance(result_of(bench.ask(TASK, SPOOL_WITH_ID)).value, StoreUnavailable)
         assert logged == []

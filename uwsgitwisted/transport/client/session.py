@@ -115,18 +115,21 @@ class ClientSession:
 
         :raises MessageTooLarge: if the peer doesn't accept a message of this size.
         """
-        request = self._next_id()
+        pending, deadline = self._pending, call.deadline
+        request = next(self._ids) & MAX_ID
+        while request in pending:
+            request = next(self._ids) & MAX_ID
         now = self._clock.seconds()
-        if len(self._pending) < self._session.theirs.max_requests:
+        if len(pending) < self._session.theirs.max_requests:
             self._send(request, call, now)
         else:  # it would only wait there, and stop the peer from reading later frames
             self._session.check_size(len(call.packet.payload))
             self._held[request] = None
         call.attach(request, self._cancel_call)
-        self._pending[request] = call
-        if call.deadline < self._timer_at:
-            self._timer_at = call.deadline
-            self._timer.set(max(0.0, call.deadline - now))
+        pending[request] = call
+        if deadline < self._timer_at:
+            self._timer_at = deadline
+            self._timer.set(max(0.0, deadline - now))
         if not self._keepalive.running:
             self._heard = now
             self._keepalive.set(KEEPALIVE)
@@ -328,12 +331,6 @@ class ClientSession:
         self._timer_at = min((call.deadline for call in self._pending.values()), default=math.inf)
         if self._timer_at < math.inf:
             self._timer.set(max(_EXPIRY_STEP, self._timer_at - now))
-
-    def _next_id(self) -> int:
-        request = next(self._ids) & MAX_ID
-        while request in self._pending:
-            request = next(self._ids) & MAX_ID
-        return request
 
 
 def negotiate(

@@ -65,7 +65,8 @@ class ServerFactory(Factory):
         self._networks = networks
         self.body_rules = BodyRules(bodies, streamed_bodies, max_message, max_body)
         self.ended_by_peer = ended_by_peer
-        self.reports = Reports(self._log)
+        #: Log the mistakes of peers, and the requests that fail.
+        self.reports, self.failures = Reports(self._log), Reports(self._log)
         self.budget = Budget(default_limit() if limits.max_buffered is None else limits.max_buffered)
         self.connections = Connections(limits.max_connections, limits.peer_connections)
         #: Where sessions put work that is too much for one turn of the reactor.

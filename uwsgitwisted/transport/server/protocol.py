@@ -287,17 +287,22 @@ class ServerProtocol(Protocol):
         self._enter(_State.ANSWERING if body is None or body.ended else _State.UPLOADING)
         self._encode = answer_encoder(packet.modifier1, packet.modifier2)
         self._ended_by_peer = packet.modifier1 in self._factory.ended_by_peer
+        request = Request(packet, self.peer, refused=refused, body=body)
         try:
-            answer = self._factory.respond(Request(packet, self.peer, refused=refused, body=body))
+            answer = self._factory.respond(request)
         except Exception:
-            # The responders have logged it. In plain uwsgi, the only error is a closed connection.
-            self._write_and_close(b"")
+            self._on_failure(Failure(), request)
             return
         if isinstance(answer, Deferred):
             self._answer = answer
-            answer.addCallbacks(self._send_answer, lambda _: self._write_and_close(b""))
+            answer.addCallbacks(self._send_answer, self._on_failure, errbackArgs=(request,))
         else:
             self._send_answer(answer)
+
+    def _on_failure(self, failure: Failure, request: Request) -> None:
+        """Log that a request failed, and close the connection, which is the only error in plain uwsgi."""
+        self._factory.failures.failed(failure, request)
+        self._write_and_close(b"")
 
     def _begin_session(self, ours: Terms, theirs: Terms) -> None:
         assert self.transport is not None
@@ -313,6 +318,7 @@ class ServerProtocol(Protocol):
             peer=self.peer,
             account=self._account,
             reports=self._factory.reports,
+            failures=self._factory.failures,
             body_timeout=self._limits.body_timeout,
             write_timeout=self._limits.write_timeout,
             idle_timeout=self._limits.idle_timeout,

@@ -25,66 +25,54 @@ class Requests:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # Each with its size in bytes.
-        self._running: dict[int, tuple[Deferred[Answer], int]] = {}
-        self._running_size = 0
+        #: Those that run, each with its size in bytes.
+        self.running: dict[int, tuple[Deferred[Answer], int]] = {}
         # Those whose answers have begun.
         self._begun: set[int] = set()
         #: How many bytes those take whose answers have begun.
         self.begun_size = 0
-        # Each with its time of arrival.
-        self._held: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
-        #: How many bytes the held requests take.
-        self.held_size = 0
-
-    @property
-    def running(self) -> int:
-        """How many requests run."""
-        return len(self._running)
-
-    @property
-    def held(self) -> int:
-        """How many requests are held."""
-        return len(self._held)
-
-    @property
-    def size(self) -> int:
-        """How many bytes all requests take."""
-        return self._running_size + self.held_size
-
-    def __contains__(self, request: int) -> bool:
-        return request in self._running or request in self._held
+        #: Those that are held, each with its time of arrival.
+        self.held: OrderedDict[int, tuple[RequestReceived, float]] = OrderedDict()
+        #: How many bytes the held requests take, and how many all of them.
+        self.held_size = self.size = 0
 
     def __bool__(self) -> bool:
-        return bool(self._running or self._held)
+        return bool(self.running or self.held)
 
     def hold(self, event: RequestReceived) -> None:
         """Hold a request until there is room to start it."""
-        self._held[event.id] = (event, self._clock.seconds())
-        self.held_size += cost(event)
+        size = cost(event)
+        self.held[event.id] = (event, self._clock.seconds())
+        self.held_size += size
+        self.size += size
 
     def release(self) -> RequestReceived:
         """Remove and return the first held request, with the time left until its deadline."""
-        event, arrived = self._held.popitem(last=False)[1]
-        self.held_size -= cost(event)
+        event, arrived = self.held.popitem(last=False)[1]
+        self._forget_held(event)
         if event.seconds is None:
             return event
         return event._replace(seconds=event.seconds - (self._clock.seconds() - arrived))
 
+    def _forget_held(self, event: RequestReceived) -> None:
+        size = cost(event)
+        self.held_size -= size
+        self.size -= size
+
     def begin(self, event: RequestReceived, answer: Deferred[Answer]) -> None:
         """Add a running request."""
         size = cost(event)
-        self._running[event.id] = answer, size
-        self._running_size += size
+        self.running[event.id] = answer, size
+        self.size += size
 
     def begin_answer(self, request: int) -> None:
         """Note that the answer of a running request has begun."""
         self._begun.add(request)
-        self.begun_size += self._running[request][1]
+        self.begun_size += self.running[request][1]
 
     def _remove(self, request: int) -> Deferred[Answer]:
-        running, size = self._running.pop(request)
-        self._running_size -= size
+        running, size = self.running.pop(request)
+        self.size -= size
         if request in self._begun:
             self._begun.discard(request)
             self.begun_size -= size
@@ -95,21 +83,23 @@ class Requests:
 
         The Deferred of a cancelled request may fire after all, when another request already has its id.
         """
-        if self._running.get(request, (None,))[0] is not answer:
+        running = self.running.get(request)
+        if running is None or running[0] is not answer:
             return False
         self._remove(request)
         return True
 
     def cancel(self, request: int) -> None:
         """Remove a cancelled request, and cancel its answer."""
-        if request in self._running:
+        if request in self.running:
             self._remove(request).cancel()
-        elif request in self._held:
-            self.held_size -= cost(self._held.pop(request)[0])
+        elif request in self.held:
+            self._forget_held(self.held.pop(request)[0])
 
     def cancel_all(self) -> None:
         """Remove and cancel all requests."""
-        self._held.clear()
+        self.held.clear()
+        self.size -= self.held_size
         self.held_size = 0
-        for request in list(self._running):
+        for request in list(self.running):
             self.cancel(request)

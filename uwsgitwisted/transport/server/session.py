@@ -30,6 +30,7 @@ from uwsgitwisted.wire.events import (
     WindowGranted,
 )
 from uwsgitwisted.wire.failure import encode_failure
+from uwsgitwisted.wire.outgoing import OVERHEAD
 from uwsgitwisted.wire.packet import MAX_PAYLOAD, Packet
 from uwsgitwisted.wire.session import Role, Session
 from uwsgitwisted.wire.terms import KEEPALIVE, Terms, encode_grant
@@ -41,6 +42,10 @@ _SHUTDOWN_TIME, _RACE_TIME = 5.0, 0.5
 _FIRST_REQUESTS = 64
 #: Seconds between two keep-alives while reading is paused; the peer waits longer than this for one.
 _KEEPALIVE = KEEPALIVE / 2
+
+# Makes a named tuple in half the time of a call of its class.
+_new = tuple.__new__
+
 #: How many pieces of answers to write before other connections get their turn: about a megabyte.
 _PIECES = 16
 
@@ -74,6 +79,7 @@ class ServerSession:
     :param peer: the other end.
     :param account: its share of the service's budget.
     :param reports: logs the peer's mistakes.
+    :param failures: logs the requests that fail.
     :param body_timeout: seconds for each further piece of a large message.
     :param write_timeout: seconds for which the peer may read nothing while data waits for it.
     :param idle_timeout: seconds of silence after which the session is closed.
@@ -94,6 +100,7 @@ class ServerSession:
         peer: Peer,
         account: Account,
         reports: Reports,
+        failures: Reports,
         body_timeout: float,
         write_timeout: float,
         idle_timeout: float,
@@ -108,6 +115,7 @@ class ServerSession:
         self._peer = peer
         self._account = account
         self._reports = reports
+        self._failures = failures
         self._write_timeout = write_timeout
         self._idle_timeout = idle_timeout
         self._tracebacks = tracebacks
@@ -126,6 +134,8 @@ class ServerSession:
         self._pause_timer = Timer(clock, self._send_keepalive)
         self._state = _State.OPEN
         self._backlog_limit = min(ours.max_message, theirs.max_message)
+        # With so few bytes held, the session can't be over its limit.
+        self._little = min(self._backlog_limit, ours.max_message, ours.max_requests * OVERHEAD, MAX_PAYLOAD)
         # The expected size of an answer, judging by earlier ones. There are none at first, so a session starts
         # with few requests at once and may have more as its answers turn out to be small.
         self._expected_size = self._backlog_limit // _FIRST_REQUESTS
@@ -158,15 +168,15 @@ class ServerSession:
 
     def _handle_event(self, event: Event, roomy: bool) -> None:
         if isinstance(event, RequestReceived):
-            request = event.id
-            if request in self._requests or self._session.is_sending(request):
+            request, requests = event.id, self._requests
+            if request in requests.running or request in requests.held or self._session.is_sending(request):
                 self._on_violation(f"request {request} was sent twice")
             elif self._state is not _State.OPEN:  # it raced with the shutdown notice: refuse it, don't lose it
                 self._send_error(request, _stopping())
             elif not roomy and not self._has_room(cost(event)):
                 self._send_error(request, _busy("a request", cost(event)))
-            elif self._requests.held or self._at_capacity:
-                self._requests.hold(event)
+            elif requests.held or self._at_capacity:
+                requests.hold(event)
             else:
                 self._start(event)
         elif isinstance(event, CancelReceived):
@@ -254,7 +264,7 @@ class ServerSession:
     @property
     def _at_capacity(self) -> bool:
         """Whether no further request may start: enough of them run, or enough bytes wait for the peer."""
-        running = self._requests.running
+        running = len(self._requests.running)
         unanswered = running - self._streams.number
         return (
             running >= self._session.ours.max_requests
@@ -271,51 +281,56 @@ class ServerSession:
         ours = self._session.ours
         return (
             self._session.backlog > self._backlog_limit
-            or self._requests.held > ours.max_requests
+            or len(self._requests.held) > ours.max_requests
             or self._requests.held_size > ours.max_message
             or (self._account.crowded and self._held_size - self._requests.begun_size > MAX_PAYLOAD)
         )
 
     def _start(self, event: RequestReceived) -> None:
         request, packet, seconds, idempotent = event
+        asked = _new(Request, (packet, self._peer, seconds, idempotent, None, None))
         try:
-            answer = self._respond(Request(packet, self._peer, seconds, idempotent))
+            answer = self._respond(asked)
         except Exception as error:
+            self._failures.failed(Failure(), asked)
             self._send_error(request, error)
             return
         if isinstance(answer, (Packet, bytes)):
             self._send_answer(answer, request, packet)
             return
         self._requests.begin(event, answer)
+        # The only pair of callbacks: each further one would cost as much as all else that is done here.
         answer.addCallbacks(
             self._on_answer,
             self._on_failure,
             callbackArgs=(answer, request, packet),
-            errbackArgs=(answer, request),
-        ).addErrback(self._on_bug)
+            errbackArgs=(answer, request, packet),
+        )
 
     def _on_answer(
         self, result: Answer, answer: Deferred[Answer], request: int, asked: Packet
     ) -> Deferred[None] | None:
-        if isinstance(result, StreamedAnswer):
-            # *answer* waits for the Deferred that is returned, so that cancelling it cancels the stream.
-            if self._session.theirs.window:
-                return self._pass_on(result, request).addCallbacks(
-                    self._on_streamed,
-                    self._on_failure,
-                    callbackArgs=(answer, request),
-                    errbackArgs=(answer, request),
-                )
-            return collect(result, self._backlog_limit, self._hold).addCallbacks(
-                self._on_answer,
-                self._on_failure,
-                callbackArgs=(answer, request, asked),
-                errbackArgs=(answer, request),
-            )
-        if self._requests.end(request, answer):
-            self._send_answer(result, request, asked)
-            BATCH.at_end(self._flush)
+        try:
+            if isinstance(result, StreamedAnswer):
+                # *answer* waits for the Deferred that is returned, so that cancelling it cancels the stream.
+                return self._send_stream(result, answer, request, asked).addErrback(self._on_bug)
+            if self._requests.end(request, answer):
+                self._send_answer(result, request, asked)
+                BATCH.at_end(self._flush)
+        except Exception:
+            self._on_bug(Failure())
         return None
+
+    def _send_stream(
+        self, result: StreamedAnswer, answer: Deferred[Answer], request: int, asked: Packet
+    ) -> Deferred[None]:
+        """Pass on a streamed answer, or collect it for a peer that takes only whole ones."""
+        if self._session.theirs.window:
+            done = self._pass_on(result, request).addCallback(self._on_streamed, answer, request)
+        else:
+            whole = collect(result, self._backlog_limit, self._hold)
+            done = whole.addCallback(self._on_answer, answer, request, asked)
+        return done.addErrback(self._fail, answer, request)
 
     def _pass_on(self, answer: StreamedAnswer, request: int) -> Deferred[None]:
         """Pass on a streamed answer, unless there is no room for it."""
@@ -337,7 +352,8 @@ class ServerSession:
             assert not isinstance(answer, StreamedAnswer)
             packet = answer if isinstance(answer, Packet) else Packet(asked.modifier1, asked.modifier2, answer)
         size = len(packet.payload)
-        self._expected_size = max(size, self._expected_size - self._expected_size // 64)
+        expected = self._expected_size - self._expected_size // 64
+        self._expected_size = size if size > expected else expected
         # For a small answer, the size held at the start of this turn is good enough, and cheaper to check.
         if not (size <= MAX_PAYLOAD and self._account.admits(size)) and not self._has_room(size):
             self._send_error(request, _busy("an answer", size))
@@ -347,7 +363,15 @@ class ServerSession:
         except MessageTooLarge as error:
             self._session.send_error(request, encode_failure(error))
 
-    def _on_failure(self, failure: Failure, answer: Deferred[Answer], request: int) -> None:
+    def _on_failure(self, failure: Failure, answer: Deferred[Answer], request: int, asked: Packet) -> None:
+        try:
+            self._failures.failed(failure, Request(asked, self._peer))
+            self._fail(failure, answer, request)
+        except Exception:
+            self._on_bug(Failure())
+
+    def _fail(self, failure: Failure, answer: Deferred[Answer], request: int) -> None:
+        """Send the error of a request, if that is still wanted."""
         if self._requests.end(request, answer):
             assert failure.value is not None
             self._send_error(request, failure.value)
@@ -367,10 +391,10 @@ class ServerSession:
         if self._state is _State.LOST:
             return
         requests, session, writer = self._requests, self._session, self._writer
-        self._write()
+        more = self._write()
         if requests.held and not self._at_capacity:
             self._start_held()
-            self._write()  # the answers of those that were answered at once
+            more = self._write()  # the answers of those that were answered at once
         if writer.waiting:
             if not self._write_timer.running:
                 self._write_timer.set(self._write_timeout)
@@ -378,30 +402,31 @@ class ServerSession:
             writer.close()
             return
         self._update_account()
-        if requests or self._pause_timer.running or writer.waiting or session.more or session.sending:
-            self._plan_rest()
+        self._plan_rest(more)
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Write some of the queued frames; return whether more can be written."""
+        session, writer, streams = self._session, self._writer, self._streams
         for _ in range(_PIECES):
-            if self._writer.waiting:
-                break
-            if self._streams.number:  # they take turns with the pieces of large messages
-                self._streams.add_piece()
-            if not (data := self._session.data_to_send()):
-                break
-            self._writer.write(data)
+            if writer.waiting:
+                return False
+            if streams.number:  # they take turns with the pieces of large messages
+                streams.add_piece()
+            if not (data := session.data_to_send()):
+                return False
+            writer.write(data)
+        return not writer.waiting
 
-    def _plan_rest(self) -> None:
-        """Schedule the work that can go on, and pause reading while too much work is left."""
-        session = self._session
-        full = self._over_limit
-        if (
-            (session.more and not full)
-            or (self._requests.held and not self._at_capacity)
-            or ((session.sending or self._streams.ready) and not self._writer.waiting)
-        ):
+    def _plan_rest(self, can_write: bool) -> None:
+        """Schedule the work that can go on, and pause reading while too much work is left.
+
+        The account is up to date.
+        """
+        unread = self._session.more
+        full = self._account.held > self._little and self._over_limit
+        if can_write or (unread and not full) or (self._requests.held and not self._at_capacity):
             self._slices.schedule(self._go_on)
-        pause = full or session.more
+        pause = full or unread
         if pause and not self._pause_timer.running:
             self._pause_timer.set(_KEEPALIVE)
             self._transport.pauseProducing()  # type: ignore[attr-defined]
