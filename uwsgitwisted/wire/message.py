@@ -22,6 +22,7 @@ from uwsgitwisted.wire.packet import (
     WSGI,
     Packet,
     encode_packet,
+    new_tuple,
 )
 from uwsgitwisted.wire.python2 import check_encoding, to_text
 from uwsgitwisted.wire.rpc import RPC_HTTP, RPC_RAW, decode_result, encode_call, encode_plain
@@ -101,9 +102,6 @@ _ENCODERS: dict[int, Callable[[object], bytes]] = {
 
 _MAX_BYTE = 0xFF
 
-# Makes a named tuple in half the time of a call of its class.
-_new = tuple.__new__
-
 
 def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
     """Return the request that carries *message*.
@@ -125,7 +123,7 @@ def encode_request(modifier1: int, modifier2: int, message: object) -> Packet:
         or not 0 <= modifier2 <= _MAX_BYTE
     ):
         raise MisuseError(f"the modifiers are {modifier1!r} and {modifier2!r}; each is one byte, 0 to 255")
-    return _new(Packet, (modifier1, modifier2, _ENCODERS.get(modifier1, _by_type)(message)))
+    return new_tuple(Packet, (modifier1, modifier2, _ENCODERS.get(modifier1, _by_type)(message)))
 
 
 def _yes_or_no(packet: Packet) -> object:

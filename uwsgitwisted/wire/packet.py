@@ -40,6 +40,10 @@ _MAX_CHUNKS = 64
 _NEVER = sys.maxsize
 
 
+#: Makes a named tuple of its values in half the time of a call of its class. It is for what each message needs.
+new_tuple = tuple.__new__
+
+
 class Packet(NamedTuple):
     """One request or one answer.
 

@@ -23,7 +23,7 @@ from uwsgitwisted.activity import Slot
 from uwsgitwisted.errors import MalformedPacket, RemoteError, UwsgiError
 from uwsgitwisted.stream import unacknowledged_by
 from uwsgitwisted.wire.message import WSGI_STRIPPED
-from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, unpack_header
+from uwsgitwisted.wire.packet import HEADER_SIZE, MAX_PAYLOAD, WSGI, Packet, new_tuple, unpack_header
 from uwsgitwisted.wire.vars import body_size, may_announce_body
 from uwsgitwisted.wire.web_status import status_answer, status_of
 from uwsgitwisted.worker.exchange import ClientGone
@@ -47,9 +47,6 @@ _WITH_END, _SMALL = getattr(socket, "MSG_MORE", 0), 536
 #: Make the close of a connection a reset.
 _RESET = struct.pack("ii", 1, 0)
 
-
-# Makes a named tuple in half the time of a call of its class.
-_new = tuple.__new__
 
 #: The sockets below those of Python: ``_socket.socket``, whose public name this is.
 Connection = socket.SocketType
@@ -249,7 +246,7 @@ class Acceptor:
         # pipe. Its successor gets the connection: this worker may have the code from before a reload.
         ours = not self._slot.retired and self._is_allowed(address[0] if isinstance(address, tuple) else "")
         if ours and packet is not None:
-            return _new(Accepted, (connection, packet, _name(address)))
+            return new_tuple(Accepted, (connection, packet, _name(address)))
         try:
             # A message without a byte would look like the end of the connection to the front.
             socket.send_fds(self._front, [b"\0", data], [connection.fileno()])
@@ -337,7 +334,7 @@ def _web_request(data: bytes, max_body: int) -> Packet | None:
         size += body
     if len(data) != HEADER_SIZE + size:
         return None
-    return _new(Packet, (modifier1, modifier2, data[HEADER_SIZE:]))
+    return new_tuple(Packet, (modifier1, modifier2, data[HEADER_SIZE:]))
 
 
 def _name(address: object) -> str:
