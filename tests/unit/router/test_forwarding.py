@@ -315,7 +315,7 @@ def test_the_log() -> None:
             client.get("/" + "x" * 1_000)
     finally:
         globalLogPublisher.removeObserver(observer)
-    assert len(lines) == 1
+    assert 1 <= len(lines) < 10  # one a second at most
     assert lines[0].startswith("192.0.2.7:40001: GET /xxx")
     assert lines[0].endswith("xxx: node node0: its head has the line b'junk'")
     assert len(lines[0]) < 300

@@ -705,7 +705,7 @@ class TestEnds:
         with capturedLogs() as logs:
             for _ in range(100):
                 bench.ask()
-        assert len(logs) == 1
+        assert 1 <= len(logs) < 10  # one a second at most
 
     def test_heads_are_not_logged(self) -> None:
         """twisted.web's remarks about HEAD don't reach the log, since any peer can cause them."""
