@@ -1,7 +1,7 @@
 """Forwards bundles (35) to the engine of a node or a renderer, and sees to the failures of their objects.
 
-The failure of a single object is an error of its request, which is logged by the dispatcher and sent by the
-session. That of an object in a bundle is a part of an answer.
+The failure of a single object is an error of its request, which the session logs and sends. That of an object
+in a bundle is a part of an answer.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from uwsgitwisted.stream import Stream
 from uwsgitwisted.transport.batch import SLICE_SIZE
 from uwsgitwisted.transport.server.factory import ServerFactory
 from uwsgitwisted.transport.server.limits import Limits
-from uwsgitwisted.transport.server.session import _FIRST_REQUESTS
+from uwsgitwisted.transport.server.session import _FIRST_REQUESTS, ServerSession
 from uwsgitwisted.wire.events import AnswerReceived, ErrorReceived, Event, PongReceived, ShutdownReceived
 from uwsgitwisted.wire.frame import FIRST_PIECE
 from uwsgitwisted.wire.outgoing import OVERHEAD
@@ -926,6 +926,16 @@ class TestStreamedAnswers:
         stream.end(Unavailable("no more"))
         bench.settle()
         assert [type(error) for error in bench.errors()] == [Unavailable]
+
+    def test_a_bug_of_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A mistake at the end of such an answer is logged, and the connection is closed."""
+        bench, stream, _ = self.begin()
+        monkeypatch.setattr(ServerSession, "_send_error", lambda *_: 1 / 0)
+        with capturedLogs() as logs:
+            stream.end(Unavailable("no more"))
+            bench.settle()
+        assert bench.client.lost is not None
+        assert [event["log_format"] for event in logs] == ["while answering {peer}"]
 
     def test_too_large(self) -> None:
         """An answer that is larger than the peer accepts fails, and its worker is told to stop."""
