@@ -1,8 +1,9 @@
 """A peer in Python 2: the bytes that its marshal writes, through a node, a renderer and both clients.
 
-They are written out here after the format of Python 2.7's marshal.c, version 2: there is no such Python to ask.
-Its ``str`` is an ``s``; one that is interned, as constants like names are, is a ``t``, and from its second time
-on an ``R`` with its number. ``u`` is its ``unicode``; ``i`` and ``I`` are its ``int``; ``l`` is its ``long``.
+They are written out here in the format of Python 2.7's marshal, version 2, so that the tests need no such
+Python. Python 2.7.18 reads them as the objects that the comments show. Its ``str`` is an ``s``; one that is
+interned, as constants like names are, is a ``t``, and from its second time on an ``R`` with its number. ``u``
+is its ``unicode``; ``i`` and ``I`` are its ``int``; ``l`` is its ``long``.
 """
 
 from __future__ import annotations
