@@ -309,10 +309,10 @@ def refuse_new_connections(listener: socket.socket) -> None:
 
 
 def hold_no_connections(listener: socket.socket) -> bool:
-    """Have a TCP port give away connections at once, on which nothing has arrived yet.
+    """Let new connections to a TCP port be accepted at once, before anything has arrived on them.
 
-    Linux resets the connections that it holds back when the port is closed. Those that it holds back already,
-    it gives away when something arrives on them.
+    Linux holds back connections until something arrives, and resets those that it still holds when the port is
+    closed. This changes nothing for those that it holds already.
 
     :return: whether there may be such connections.
     """

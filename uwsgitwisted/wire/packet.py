@@ -40,7 +40,8 @@ _MAX_CHUNKS = 64
 _NEVER = sys.maxsize
 
 
-#: Makes a named tuple of its values in half the time of a call of its class. It is for what each message needs.
+#: Makes a named tuple from a tuple of its values, in half the time of a call of its class. It is for the tuples
+#: that are made for each message.
 new_tuple = tuple.__new__
 
 
