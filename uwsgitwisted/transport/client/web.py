@@ -21,6 +21,9 @@ from uwsgitwisted.transport.timer import Timer
 from uwsgitwisted.transport.writer import bound_buffer, read_unread, set_keepalive, set_nodelay
 from uwsgitwisted.wire.http import AnswerHead, HeadDecoder
 
+#: How many reads there are at most when a connection is lost, which is more than a system keeps for one. A
+#: server that goes on sending, as it may when this process ends, must not be read for ever.
+_LAST_READS = 100
 #: Seconds that a server gets to close the connection after its answer. If we closed it first, our system would
 #: keep the port for a minute.
 _CLOSE_TIMEOUT = 1.0
@@ -179,7 +182,9 @@ class WebProtocol(TwistedProtocol):
         A server may answer without having read the whole body, and close the connection. Whoever sends the
         body then may learn of that before the answer is read.
         """
-        while self._state in (_State.HEAD, _State.BODY) and (data := read_unread(self.transport)):
+        for _ in range(_LAST_READS):
+            if self._state not in (_State.HEAD, _State.BODY) or not (data := read_unread(self.transport)):
+                break
             self.dataReceived(data)
 
     def abort(self) -> None:

@@ -14,6 +14,7 @@ from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.python.failure import Failure
 
 from uwsgitwisted.errors import ConnectionFailed, MalformedAnswer, NoAnswer, RequestTimeout, UwsgiError
+from uwsgitwisted.transport.client import web
 from uwsgitwisted.transport.client.web import WebProtocol
 from uwsgitwisted.wire.http import AnswerHead
 
@@ -245,3 +246,12 @@ def test_an_answer_before_a_reset(answer: bytes, events: list[str], data: bytes)
     transport.connectionLost(Failure(error))
     assert receiver.events == events
     assert receiver.data == data
+
+
+def test_a_server_that_sends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is not read for ever when it is lost, as when this process ends."""
+    monkeypatch.setattr(web, "read_unread", lambda _: b"more")
+    request = Request()
+    request.protocol.dataReceived(UNSIZED)
+    request.protocol.read_rest()
+    assert 100 <= len(request.receiver.data) < 10_000
